@@ -1,0 +1,145 @@
+"""The threshold and the heatmaps' global scale, set from held-out images; with intervals that say how far to trust them.
+
+Nothing here ever sees a test set: the rule of every method's specification.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from scipy.stats import beta
+
+from ad_jobs.errors import UsageError
+
+CONFIDENCE = 0.95
+SMALL = 100  # below this many held-out normals an empirical 99th percentile is the maximum: use mean + 3 s.d. there
+# The scale's top: so many times above the typical value as the hottest 0.1 % of normal pixels are. Normal images stay in
+# the lowest fifth of the scale, and a defect five times as hot still has a colour of its own.
+HEADROOM = 5.0
+
+
+class Calibration(BaseModel):
+    """calibration.json: a threshold, the rule and images it came from, and the global scale of heatmaps.
+
+    `rate` is the share of the calibration images on the wrong side of the threshold (normals flagged for `max_fpr`,
+    anomalous ones missed for `max_fnr`), with its Clopper-Pearson interval of 95 %: what one may expect of new images of
+    the same kind. For `max_fpr` below 100 normals the threshold is their mean + 3 s.d., as `method` says.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_id: str
+    threshold: float
+    rule: Literal["max_fpr", "max_fnr"]
+    target: float
+    method: Literal["quantile", "mean_plus_3_sd", "lowest_anomalous"]
+    n_normal: int
+    n_anomalous: int
+    rate: float
+    rate_low: float
+    rate_high: float
+    heatmap_low: float
+    heatmap_high: float
+    source: str
+    set_at: str
+
+    def unit(self, heatmap: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A raw heatmap on the global scale, [0, 1]."""
+        scaled = (heatmap.astype(np.float64) - self.heatmap_low) / (self.heatmap_high - self.heatmap_low)
+        return np.clip(scaled, 0.0, 1.0).astype(np.float32)
+
+
+def clopper_pearson(hits: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The exact binomial interval of a rate of `hits` in `n` trials; (0, 1) where there is no trial."""
+    if n == 0:
+        return 0.0, 1.0
+    tail = (1 - confidence) / 2
+    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, n - hits + 1))
+    high = 1.0 if hits == n else float(beta.ppf(1 - tail, hits + 1, n - hits))
+    return low, high
+
+
+class Threshold(BaseModel):
+    """A threshold with the rule that set it and the rate it shows on the images it was set from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    threshold: float
+    rule: Literal["max_fpr", "max_fnr"]
+    target: float
+    method: Literal["quantile", "mean_plus_3_sd", "lowest_anomalous"]
+    rate: float
+    rate_low: float
+    rate_high: float
+
+
+def threshold_for_fpr(normal: NDArray[np.float32], max_fpr: float) -> Threshold:
+    """The lowest threshold that flags at most a share `max_fpr` of these held-out normals. Flagged is score > threshold.
+
+    With fewer than 100 of them it is mean + 3 standard deviations where that is higher: a quantile that lies beyond
+    the sample's last image is no estimate.
+    """
+    if len(normal) == 0:
+        raise UsageError("A threshold for a false-positive rate needs normal images.", "none that decode", "Name some with --normal.")
+    ordered = np.sort(normal.astype(np.float64))
+    allowed = int(np.floor(max_fpr * len(ordered) + 1e-9))
+    threshold = float(ordered[len(ordered) - 1 - allowed]) if allowed < len(ordered) else float(np.nextafter(ordered[0], -np.inf))
+    method: Literal["quantile", "mean_plus_3_sd"] = "quantile"
+    spread = float(ordered.mean() + 3 * ordered.std(ddof=1)) if len(ordered) > 1 else threshold
+    if len(ordered) < SMALL and allowed == 0 and spread > threshold:
+        threshold, method = spread, "mean_plus_3_sd"
+    threshold = _float32(threshold)
+    hits = int((normal.astype(np.float32) > np.float32(threshold)).sum())
+    low, high = clopper_pearson(hits, len(normal))
+    return Threshold(
+        threshold=threshold, rule="max_fpr", target=max_fpr, method=method, rate=hits / len(normal), rate_low=low, rate_high=high
+    )
+
+
+def threshold_for_fnr(anomalous: NDArray[np.float32], max_fnr: float, margin: float = 0.0) -> Threshold:
+    """The highest threshold that misses at most a share `max_fnr` of these anomalous images.
+
+    `margin` lowers it by that share of its height: none missed of a sample still allows some beyond it, as the
+    interval says.
+    """
+    if len(anomalous) == 0:
+        raise UsageError("A threshold for a false-negative rate needs anomalous images.", "none that decode", "Name some with --anomalous.")
+    ordered = np.sort(anomalous.astype(np.float32))
+    allowed = min(int(np.floor(max_fnr * len(ordered) + 1e-9)), len(ordered) - 1)
+    # Flagged is strictly above: the threshold lies just below the lowest score that must be flagged.
+    threshold = float(np.nextafter(ordered[allowed] - np.float32(margin) * abs(ordered[allowed]), np.float32(-np.inf)))
+    misses = int((ordered <= np.float32(threshold)).sum())
+    low, high = clopper_pearson(misses, len(ordered))
+    return Threshold(
+        threshold=threshold, rule="max_fnr", target=max_fnr, method="lowest_anomalous", rate=misses / len(ordered), rate_low=low, rate_high=high
+    )
+
+
+def _float32(value: float) -> float:
+    """The float32 at or above `value`: the table stores thresholds and scores in float32."""
+    rounded = np.float32(value)
+    return float(rounded if float(rounded) >= value else np.nextafter(rounded, np.float32(np.inf)))
+
+
+class HeatmapRange:
+    """Bounded-memory estimate of where the pixels of normal heatmaps lie: each map gives its quantiles, not its pixels."""
+
+    def __init__(self) -> None:
+        self._low: list[float] = []
+        self._high: list[float] = []
+
+    def add(self, heatmap: NDArray[np.float32]) -> None:
+        low, high = np.quantile(heatmap, [0.01, 0.999])
+        self._low.append(float(low))
+        self._high.append(float(high))
+
+    def scale(self) -> tuple[float, float]:
+        """(low, high) of the global scale: normals lie in its lowest fifth, all but their hottest images."""
+        low = float(np.median(self._low))
+        normal_top = float(np.quantile(self._high, 0.99))
+        if not normal_top > low:  # a detector whose maps of normals are flat
+            normal_top = low + max(abs(low), 1e-6)
+        return low, low + HEADROOM * (normal_top - low)

@@ -1,0 +1,101 @@
+"""The errors a user meets, and the codes of bad images.
+
+    RetroscanError
+    ├── UsageError       exit 2: refused before any work
+    ├── JobError         exit 1: a verb could not do what it was asked
+    └── TooManyFailed    exit 3: finished, but more images failed than --max-failed allows
+    ImageError           one bad object: becomes a row of the table, never ends a run
+
+Every class hands all of its arguments to ``Exception.__init__`` and formats in ``__str__``, so that it survives
+pickling on its way back from a Ray worker.
+"""
+
+from enum import StrEnum
+
+
+class RetroscanError(Exception):
+    """Base of what a verb raises on purpose; ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class UsageError(RetroscanError):
+    """A request that cannot be carried out as written: the rule it breaks, the value given, and the remedy."""
+
+    exit_code = 2
+
+    def __init__(self, rule: str, value: object, remedy: str) -> None:
+        super().__init__(rule, value, remedy)
+        self.rule = rule
+        self.value = value
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.rule} Got: {self.value}. {self.remedy}"
+
+
+class JobError(RetroscanError):
+    """A verb that started and could not finish: what went wrong, and what to do about it."""
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.remedy}".strip()
+
+
+class TooManyFailed(RetroscanError):
+    """The run is complete and closed, but its share of failed objects is above ``--max-failed``."""
+
+    exit_code = 3
+
+    def __init__(self, failed: int, objects: int, allowed: float) -> None:
+        super().__init__(failed, objects, allowed)
+        self.failed = failed
+        self.objects = objects
+        self.allowed = allowed
+
+    def __str__(self) -> str:
+        return (
+            f"{self.failed} of {self.objects} objects failed ({self.failed / self.objects:.2%}), more than "
+            f"--max-failed {self.allowed:g} allows. The table is complete; column error_code says why each failed."
+        )
+
+
+class ErrorCode(StrEnum):
+    """Why an object has no score. The codes are part of the table's contract: never renamed, only added to."""
+
+    NOT_FOUND = "not_found"  # listed in the manifest, gone now
+    ACCESS_DENIED = "access_denied"  # the store refused this object
+    FETCH_FAILED = "fetch_failed"  # the store did not deliver it after all retries
+    EMPTY = "empty"  # zero bytes
+    TOO_MANY_BYTES = "too_many_bytes"  # over the limit before decode
+    TOO_MANY_PIXELS = "too_many_pixels"  # its header announces more pixels than the limit
+    TOO_MANY_FRAMES = "too_many_frames"  # its header announces more frames than the limit
+    UNKNOWN_FORMAT = "unknown_format"  # neither DICOM, PNG, JPEG nor TIFF by content
+    TRUNCATED = "truncated"  # ends before its pixels do
+    CORRUPT = "corrupt"  # the decoder rejects it
+    UNSUPPORTED_SYNTAX = "unsupported_syntax"  # a DICOM transfer syntax without a decoder here
+    UNSUPPORTED_IMAGE = "unsupported_image"  # decodes, but to something no detector can take
+    NON_FINITE_PIXELS = "non_finite_pixels"  # NaN or infinity after rescale
+    DECODE_TIMEOUT = "decode_timeout"  # took longer than the limit
+    DECODER_CRASHED = "decoder_crashed"  # the decoder's process died on it
+    NON_FINITE_SCORE = "non_finite_score"  # the detector returned NaN or infinity
+    NOT_AN_IMAGE = "not_an_image"  # a DICOM object without an image (SR, PR, KO, SEG...): skipped, not failed
+
+
+SKIP_CODES = frozenset({ErrorCode.NOT_AN_IMAGE})
+
+
+class ImageError(Exception):
+    """One object that cannot be scored: its code, and a detail free of header text (no names, no ids)."""
+
+    def __init__(self, code: ErrorCode, detail: str) -> None:
+        super().__init__(code, detail)
+        self.code = code
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}"

@@ -1,0 +1,144 @@
+"""From objects in storage to frames at a detector's input size; what is wrong with one is data, never raised.
+
+Nothing here knows a detector: the processes that fetch and decode must not pay for importing torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+from ad_jobs.errors import SKIP_CODES, ErrorCode, ImageError
+from ad_jobs.images.decode import Decoded, Frame
+from ad_jobs.images.policy import Limits, PixelPolicy
+from cluster import storage
+
+SCORED = "scored"
+FAILED = "failed"
+SKIPPED = "skipped"
+
+FETCH_THREADS = 8  # GETs under way in one worker: a store's latency is many decodes long
+FETCH_AHEAD_BYTES = 64 << 20  # of objects fetched and not yet decoded in one worker
+# What error_detail says of a row that was scored all the same.
+CONSTANT_FRAME = "constant_frame"  # the frame holds one value only: some decoders give up that way
+ETAG_CHANGED = "etag_changed"  # the object is not the one that was indexed
+
+
+class Source(NamedTuple):
+    """One object to fetch; `bytes` and `etag` are what the manifest knows of it."""
+
+    object_id: int
+    uri: str
+    bytes: int | None = None
+    etag: str | None = None
+
+
+class FetchedObject(NamedTuple):
+    """An object's bytes, or why there are none; the time is that of the GET alone."""
+
+    source: Source
+    data: bytes | None
+    changed: bool  # its etag is not the manifest's
+    error: ImageError | None
+    fetch_ms: float
+
+
+class Prepared(NamedTuple):
+    """One object ready to be scored: its frames, or why it has none; `header` by schema.HEADER's names."""
+
+    source: Source
+    changed: bool
+    error: ImageError | None
+    content_sha256: str | None
+    bytes: int | None
+    header: dict[str, object]
+    frames: list[Frame]
+    fetch_ms: float
+    decode_ms: float | None
+
+
+class Decoder(Protocol):
+    """What turns bytes into frames: a GuardedDecoder, or `decode` itself in a test."""
+
+    def decode(self, data: bytes, policy: PixelPolicy, limits: Limits) -> Decoded: ...
+
+
+def status_of(code: str | None) -> str:
+    """The status of a row with this error code, None being a row that was scored."""
+    if code is None:
+        return SCORED
+    return SKIPPED if code in SKIP_CODES else FAILED
+
+
+def fetch_all(sources: Sequence[Source], max_bytes: int) -> Iterator[FetchedObject]:
+    """Every source in order, fetched by one GET each, a bounded number of bytes ahead of the caller."""
+    waiting = deque(sources)
+    under_way: deque[tuple[Source, Future[FetchedObject]]] = deque()
+    ahead = 0
+    with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
+        while waiting or under_way:
+            while waiting and (
+                not under_way
+                or (len(under_way) < 2 * FETCH_THREADS and ahead + _size(waiting[0]) <= FETCH_AHEAD_BYTES)
+            ):
+                source = waiting.popleft()
+                ahead += _size(source)
+                under_way.append((source, pool.submit(fetch_one, source, max_bytes)))
+            source, future = under_way.popleft()
+            yield future.result()
+            ahead -= _size(source)
+
+
+def _size(source: Source) -> int:
+    return source.bytes or 0
+
+
+def fetch_one(source: Source, max_bytes: int) -> FetchedObject:
+    """One object's bytes, or the reason why the store did not deliver them as an ImageError."""
+    start = time.perf_counter()
+    data: bytes | None = None
+    changed = False
+    error: ImageError | None = None
+    try:
+        data, etag = storage.fetch(source.uri, max_bytes)
+        changed = None not in (etag, source.etag) and etag != source.etag
+    except storage.NotFound as refused:
+        error = ImageError(ErrorCode.NOT_FOUND, _detail(refused))
+    except storage.AccessDenied as refused:
+        error = ImageError(ErrorCode.ACCESS_DENIED, _detail(refused))
+    except storage.TooLarge as refused:
+        error = ImageError(ErrorCode.TOO_MANY_BYTES, _detail(refused))
+    except storage.StorageError as refused:
+        error = ImageError(ErrorCode.FETCH_FAILED, _detail(refused))
+    return FetchedObject(source, data, changed, error, 1e3 * (time.perf_counter() - start))
+
+
+def _detail(error: storage.StorageError) -> str:
+    # The row has a column for the URI, which --identifiers may hide; its detail must not give it away.
+    return error.detail.replace(error.uri, "the object")
+
+
+def prepare(fetched: FetchedObject, policy: PixelPolicy, limits: Limits, decoder: Decoder) -> Prepared:
+    """The object's frames at the detector's input size; what is wrong with it is in `error`, never raised."""
+    data = fetched.data
+    if data is None:
+        return Prepared(fetched.source, False, fetched.error, None, None, {}, [], fetched.fetch_ms, None)
+    start = time.perf_counter()
+    header: dict[str, object] = {}
+    frames: list[Frame] = []
+    error: ImageError | None = None
+    try:
+        frames, header = decoder.decode(data, policy, limits)
+        if not frames:
+            raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, "it holds no frame")
+    except ImageError as bad:
+        error = bad
+    decode_ms = 1e3 * (time.perf_counter() - start)
+    digest = hashlib.sha256(data).hexdigest()
+    return Prepared(
+        fetched.source, fetched.changed, error, digest, len(data), header, frames, fetched.fetch_ms, decode_ms
+    )

@@ -1,0 +1,1 @@
+"""From bytes to tensors: DICOM, ordinary pictures, and the geometry between them."""

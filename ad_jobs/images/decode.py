@@ -1,0 +1,160 @@
+"""Bytes to frames: sniff, check the limits, decode, window, resize; and the one way from stored frames to floats."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ad_jobs.errors import ErrorCode, ImageError
+from ad_jobs.images import dicom, raster, tiff
+from ad_jobs.images.geometry import Geometry, resize
+from ad_jobs.images.picture import LUMA, Picture, check_frames, quiet
+from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.results.schema import MANIFEST, MANIFEST_HEADERS
+
+FULL_SCALE = 65535  # of Frame.pixels: 1.0
+
+Format = Literal["dicom", "png", "jpeg", "tiff"]
+
+
+class Frame(NamedTuple):
+    """One frame at a detector's input size, ready to be stored and stacked."""
+
+    index: int
+    pixels: npt.NDArray[np.uint16]  # [c, height_px, width_px], 65535 = 1.0; c = 1 for grey, 3 for colour
+    geometry: Geometry
+    constant: bool  # every pixel of the source alike: a decoder's silent zeros look like this
+
+
+class Decoded(NamedTuple):
+    """All frames of one object, and what its header may tell: the keys of schema.HEADER, null where unknown."""
+
+    frames: list[Frame]
+    header: dict[str, object]
+
+
+def sniff(head: bytes) -> Format | None:
+    """The format that the first bytes of an object (256 or more) show, whatever its name; None if none is known."""
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    # Before TIFF: PS3.10 7.1 lets a TIFF header stand in the preamble of a DICOM file.
+    if dicom.has_preamble(head):
+        return "dicom"
+    if head[:4] in (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"):
+        return "tiff"
+    return "dicom" if dicom.is_headless(head) else None
+
+
+def decode(data: bytes, policy: PixelPolicy, limits: Limits) -> Decoded:
+    """Every frame of the object `data` under `policy`, and its header.
+
+    Frames are decoded and resized one by one, so memory holds one frame at its stored size. The pixels of a grey
+    source have one channel; those of a colour source have `policy.channels` (one channel is its luma).
+
+    Raises:
+        ImageError: the object cannot be scored; the code says why, the detail holds no header text.
+    """
+    with quiet():
+        picture = _open(data, limits)
+        frames = [_frame(index, pixels, policy) for index, pixels in picture.read(policy)]
+    return Decoded(frames, picture.header)
+
+
+def preview(
+    data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_side: int = 512
+) -> npt.NDArray[np.uint8]:
+    """A frame as a display picture [h, w, 3] in its own aspect, at most `max_side` long, under the policy's window.
+
+    Raises:
+        ImageError: as `decode`; also when the object has no such frame.
+    """
+    with quiet():
+        picture = _open(data, limits)
+        if not 0 <= frame < picture.frames:
+            raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"no frame {frame}: the object has {picture.frames}")
+        _, pixels = next(iter(picture.read(policy, only=frame)))
+    rows, columns = pixels.shape[:2]
+    scale = min(1.0, max_side / max(rows, columns))
+    small = resize(pixels, max(1, round(rows * scale)), max(1, round(columns * scale)))
+    shown = np.rint(np.clip(small, 0.0, 1.0) * 255).astype(np.uint8)
+    return shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, axis=2)
+
+
+def read_header(data: bytes, size: int | None = None) -> dict[str, Any]:
+    """What schema.MANIFEST_HEADERS tells of an object's header; never raises on bad bytes.
+
+    `data` may be the object's first bytes, `size` then is its full length. Where they do not suffice or the header
+    cannot be read, `header_error` holds the code (`truncated`, `unknown_format`, ...) and the rest what was found.
+    """
+    known: dict[str, Any] = dict.fromkeys(name for name in MANIFEST_HEADERS.names if name not in MANIFEST.names)
+    readers = {
+        "dicom": dicom.read_header,
+        "png": raster.read_header,
+        "jpeg": raster.read_header,
+        "tiff": tiff.read_header,
+    }
+    try:
+        if not data:
+            raise ImageError(ErrorCode.EMPTY, "zero bytes")
+        kind = sniff(data[:4096])
+        if kind is None:
+            raise ImageError(ErrorCode.UNKNOWN_FORMAT, "no known format")
+        with quiet():
+            known.update(readers[kind](data, len(data) if size is None else size))
+    except ImageError as error:
+        known["header_error"] = str(error.code)
+    return known
+
+
+def to_input(pixels: npt.NDArray[np.uint16], channels: int) -> npt.NDArray[np.float32]:
+    """Stored pixels [..., c, h, w] as a detector takes them: float32 [..., channels, h, w] in [0, 1].
+
+    Grey is repeated to `channels`.
+
+    Raises:
+        ValueError: colour pixels for a grey detector: they were decoded under another model's policy.
+    """
+    stored = pixels.shape[-3]
+    if stored not in (1, channels):
+        raise ValueError(
+            f"Pixels must have 1 or {channels} channels. Got: {stored}. Decode them with this model's own pixel policy."
+        )
+    scaled = np.divide(pixels, FULL_SCALE, dtype=np.float32)
+    return scaled if stored == channels else np.repeat(scaled, channels, axis=-3)
+
+
+def _open(data: bytes, limits: Limits) -> Picture:
+    if not data:
+        raise ImageError(ErrorCode.EMPTY, "zero bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageError(ErrorCode.TOO_MANY_BYTES, f"{len(data)} bytes, over max_bytes {limits.max_bytes}")
+    picture: Picture
+    match sniff(data[:4096]):
+        case "dicom":
+            picture = dicom.open_dicom(data, limits)
+        case "png":
+            picture = raster.open_png(data, limits)
+        case "jpeg":
+            picture = raster.open_jpeg(data, limits)
+        case "tiff":
+            picture = tiff.open_tiff(data, limits)
+        case None:
+            raise ImageError(ErrorCode.UNKNOWN_FORMAT, "neither DICOM, PNG, JPEG nor TIFF by its first bytes")
+    check_frames(picture.frames, limits)
+    return picture
+
+
+def _frame(index: int, pixels: npt.NDArray[np.floating[Any]], policy: PixelPolicy) -> Frame:
+    rows, columns = pixels.shape[:2]
+    constant = bool((pixels == pixels[:1, :1]).all())
+    if pixels.ndim == 3 and policy.channels == 1:
+        pixels = pixels @ LUMA
+    geometry = Geometry.of(policy, rows, columns)
+    resized = geometry.to_input(pixels, policy.interpolation)
+    stored = np.rint(np.clip(resized, 0.0, 1.0) * np.float32(FULL_SCALE)).astype(np.uint16)
+    channels_first = stored[None] if stored.ndim == 2 else np.ascontiguousarray(stored.transpose(2, 0, 1))
+    return Frame(index, channels_first, geometry, constant)

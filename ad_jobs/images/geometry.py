@@ -1,0 +1,142 @@
+"""Where a source pixel lands in a detector's input, and exactly back.
+
+Coordinates are of pixel centres, (0, 0) being the centre of the top-left pixel, y down and x right: a picture of
+`rows` rows spans -0.5 to rows - 0.5. Rows come before columns everywhere. The source is the picture as displayed,
+that is after an EXIF or TIFF orientation was applied.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ad_jobs.images.policy import PixelPolicy
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+class Geometry(NamedTuple):
+    """The box of the input that the source fills. All in pixels; `_asdict()` is JSON, `Geometry(**d)` reads it back."""
+
+    rows: int  # of the source
+    columns: int
+    height_px: int  # of the detector's input
+    width_px: int
+    top: int  # of the box: its first row and column in the input
+    left: int
+    height: int  # of the box: the whole input when stretched
+    width: int
+
+    @classmethod
+    def of(cls, policy: PixelPolicy, rows: int, columns: int) -> Self:
+        """The geometry of a source of `rows` x `columns` under `policy`; padding is split evenly, the odd pixel last."""
+        height, width = policy.height_px, policy.width_px
+        if policy.resize == "pad":
+            scale = min(height / rows, width / columns)
+            # A very long source would round to nothing: it keeps one pixel.
+            height = min(height, max(1, round(rows * scale)))
+            width = min(width, max(1, round(columns * scale)))
+        top, left = (policy.height_px - height) // 2, (policy.width_px - width) // 2
+        return cls(rows, columns, policy.height_px, policy.width_px, top, left, height, width)
+
+    def source_to_input(self, y: float, x: float) -> tuple[float, float]:
+        """Input coordinates of a source position."""
+        # Lengths scale, centres do not: half a pixel is added before and taken off after.
+        return (
+            (y + 0.5) * self.height / self.rows - 0.5 + self.top,
+            (x + 0.5) * self.width / self.columns - 0.5 + self.left,
+        )
+
+    def input_to_source(self, y: float, x: float) -> tuple[float, float]:
+        """Source coordinates of an input position, the inverse of `source_to_input`; padding maps outside the source."""
+        return (
+            (y - self.top + 0.5) * self.rows / self.height - 0.5,
+            (x - self.left + 0.5) * self.columns / self.width - 0.5,
+        )
+
+    def to_input(
+        self, pixels: FloatArray, interpolation: Literal["area", "bilinear"] = "area"
+    ) -> npt.NDArray[np.float32]:
+        """A source [rows, columns] or [rows, columns, C] at the input's size, float32, padding 0.
+
+        Raises:
+            ValueError: `pixels` is not of this geometry's source size.
+        """
+        self._require(pixels, (self.rows, self.columns), "source")
+        box = resize(pixels, self.height, self.width, interpolation)
+        if (self.height, self.width) == (self.height_px, self.width_px):
+            return box
+        canvas = np.zeros((self.height_px, self.width_px, *box.shape[2:]), np.float32)
+        canvas[self.top : self.top + self.height, self.left : self.left + self.width] = box
+        return canvas
+
+    def mask_to_input(self, mask: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """The share of each input pixel that a source mask (non-zero = marked) covers, in [0, 1]; padding 0."""
+        return np.clip(self.to_input((np.asarray(mask) != 0).astype(np.float32), "area"), 0.0, 1.0)
+
+    def heatmap_to_source(self, heatmap: FloatArray) -> npt.NDArray[np.float32]:
+        """A heatmap [height_px, width_px] laid over the source: [rows, columns], same units, padding cut off.
+
+        Raises:
+            ValueError: `heatmap` is not of this geometry's input size.
+        """
+        self._require(heatmap, (self.height_px, self.width_px), "input")
+        box = heatmap[self.top : self.top + self.height, self.left : self.left + self.width]
+        return resize(box, self.rows, self.columns, "area")
+
+    @staticmethod
+    def _require(array: npt.NDArray[Any], size: tuple[int, int], what: str) -> None:
+        if array.shape[:2] != size:
+            raise ValueError(
+                f"The {what} of this geometry has {size[0]} rows and {size[1]} columns. Got: {array.shape}. "
+                "Use the geometry that came with these pixels."
+            )
+
+
+def resize(
+    pixels: FloatArray, height: int, width: int, interpolation: Literal["area", "bilinear"] = "area"
+) -> npt.NDArray[np.float32]:
+    """Pixels [H, W] or [H, W, C] at [height, width], float32, antialiased, the same on every machine.
+
+    An axis that shrinks is averaged: `area` weighs each source pixel by the part of it that an output pixel covers
+    (so sums are kept), `bilinear` by a triangle as wide as two output pixels. An axis that grows is interpolated
+    linearly between pixel centres under both.
+    """
+    return _along_columns(_along_rows(pixels, height, interpolation), width, interpolation)
+
+
+def _along_rows(pixels: FloatArray, height: int, interpolation: str) -> npt.NDArray[np.float32]:
+    rows = pixels.shape[0]
+    if height == rows:
+        return np.asarray(pixels, np.float32)
+    flat = np.ascontiguousarray(pixels, np.float32).reshape(rows, -1)
+    if height < rows and interpolation == "area":
+        out = _area(flat, height)
+    else:
+        # Pillow's 32-bit float mode sums in double precision and widens the triangle when it shrinks.
+        size = (flat.shape[1], height)
+        out = np.asarray(Image.fromarray(flat).resize(size, Image.Resampling.BILINEAR))
+    return out.reshape(height, *pixels.shape[1:])
+
+
+def _along_columns(pixels: npt.NDArray[np.float32], width: int, interpolation: str) -> npt.NDArray[np.float32]:
+    if width == pixels.shape[1]:
+        return pixels
+    return np.ascontiguousarray(_along_rows(pixels.swapaxes(0, 1), width, interpolation).swapaxes(0, 1))
+
+
+def _area(flat: npt.NDArray[np.float32], height: int) -> npt.NDArray[np.float32]:
+    """Exact means of `height` equal bands of the rows of [rows, M]; height < rows."""
+    rows = flat.shape[0]
+    edges = np.arange(height + 1) * rows / height  # band i covers source rows edges[i] to edges[i + 1]
+    whole = np.minimum(edges.astype(np.int64), rows)
+    part = edges - whole
+    # Rows between the edges rounded down, then the fractions of the rows that the edges cut.
+    sums = np.add.reduceat(flat, whole[:-1], axis=0, dtype=np.float64)
+    cut = part[:-1, None] * flat[whole[:-1]]
+    sums -= cut
+    sums[:-1] += cut[1:]
+    return (sums * (height / rows)).astype(np.float32)

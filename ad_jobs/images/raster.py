@@ -1,0 +1,246 @@
+"""PNG and JPEG to pictures, at their full depth and the right way up.
+
+Up to 8 bits a sample Pillow decodes. It cuts 16-bit colour to 8 bits, and libpng (by imagecodecs) does not; so 16-bit
+PNG and 12-bit JPEG go there. torchvision gives the same pixels, but costs seconds of import in every decoding process:
+see benchmarks/decode.py.
+
+Alpha is composited over black: what a transparent pixel hides is no part of the picture, and black is what padding
+is. Colour profiles and gamma are not applied. Of an animated PNG the still picture is read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+from PIL import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from ad_jobs.errors import ErrorCode, ImageError
+from ad_jobs.images import window
+from ad_jobs.images.codestream import jpeg_frame
+from ad_jobs.images.picture import Picture, check_size, empty_header, foreign
+from ad_jobs.images.policy import Limits, PixelPolicy
+
+_PNG_COLOUR_TYPES = {0: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 4: "MONOCHROME2", 6: "RGB"}  # PNG 11.2.2
+_ORIENTATION = 0x0112  # EXIF and TIFF tag
+
+
+class RasterPicture:
+    """A PNG or JPEG; `samples` decodes it to [rows, columns, 1 to 4], as stored and before orientation."""
+
+    frames = 1
+
+    def __init__(
+        self, header: dict[str, object], bits: int, samples: Callable[[], tuple[npt.NDArray[Any], int]]
+    ) -> None:
+        self.header = header
+        self._bits = bits
+        self._samples = samples
+
+    def read(self, policy: PixelPolicy, only: int | None = None) -> Iterator[tuple[int, npt.NDArray[np.floating[Any]]]]:  # noqa: ARG002
+        """As `Picture.read`; there is only frame 0."""
+        samples, orientation = self._samples()
+        full_scale = float(2**self._bits - 1)
+        yield 0, oriented(shown(samples, (0.0, full_scale), policy, alpha_scale=full_scale), orientation)
+
+
+def open_png(data: bytes, limits: Limits) -> Picture:
+    """The picture in a PNG, its structure checked to the last chunk and its size against the limit.
+
+    Raises:
+        ImageError: cut short, damaged, or beyond a limit.
+    """
+    rows, columns, depth, colour = _png_header(data)
+    check_size(rows, columns, limits)
+    _check_png_chunks(data)
+
+    def samples() -> tuple[npt.NDArray[Any], int]:
+        with foreign("Pillow"):
+            image = PngImageFile(BytesIO(data))
+            orientation = _orientation(image)
+            if depth < 16:
+                return _eight_bits(image), orientation
+        with foreign("libpng"):
+            return _with_channels(imagecodecs.png_decode(data)), orientation
+
+    header = empty_header(
+        rows=rows, columns=columns, bits=depth, photometric=_PNG_COLOUR_TYPES[colour], transfer_syntax="png"
+    )
+    # Pillow stretches 1, 2 and 4 bits to 8 (a window in stored values is in these).
+    return RasterPicture(header, max(8, depth), samples)
+
+
+def open_jpeg(data: bytes, limits: Limits) -> Picture:
+    """The picture in a JPEG, its announced size checked against the limit.
+
+    Raises:
+        ImageError: cut short before its frame header, of an unknown process, or beyond a limit.
+    """
+    rows, columns, bits, components = _jpeg_header(data)
+    check_size(rows, columns, limits)
+
+    def samples() -> tuple[npt.NDArray[Any], int]:
+        if bits == 8:
+            with foreign("Pillow"):
+                image = JpegImageFile(BytesIO(data))
+                orientation = _orientation(image)
+                try:
+                    return _eight_bits(image), orientation
+                except OSError as error:
+                    # Pillow has one class for all that ails a stream; its text is its own and quotes no header.
+                    if "truncated" in str(error):
+                        raise ImageError(ErrorCode.TRUNCATED, "Pillow: the JPEG ends before its pixels do") from None
+                    raise
+        if b"\xff\xd9" not in data[-1024:]:
+            raise ImageError(ErrorCode.TRUNCATED, "the JPEG has no end marker")
+        with foreign("libjpeg"):
+            return _with_channels(imagecodecs.jpeg8_decode(data)), 1
+
+    header = empty_header(
+        rows=rows,
+        columns=columns,
+        bits=bits,
+        photometric="MONOCHROME2" if components == 1 else "RGB",
+        transfer_syntax="jpeg",
+    )
+    return RasterPicture(header, bits, samples)
+
+
+def read_header(data: bytes, size: int) -> dict[str, Any]:
+    """The columns of schema.MANIFEST_HEADERS that a PNG or JPEG can tell, from its first bytes.
+
+    Raises:
+        ImageError: the header is damaged, or does not end within `data`.
+    """
+    kind = "png" if data[:1] == b"\x89" else "jpeg"
+    try:
+        if kind == "png":
+            rows, columns, bits, colour = _png_header(data)
+            photometric = _PNG_COLOUR_TYPES[colour]
+        else:
+            rows, columns, bits, components = _jpeg_header(data)
+            photometric = "MONOCHROME2" if components == 1 else "RGB"
+    except ImageError:
+        if len(data) < size:
+            raise ImageError(ErrorCode.TRUNCATED, f"no header within the first {len(data)} bytes") from None
+        raise
+    return {
+        "rows": rows,
+        "columns": columns,
+        "frames": 1,
+        "bits": bits,
+        "photometric": photometric,
+        "transfer_syntax": kind,
+    }
+
+
+def shown(
+    samples: npt.NDArray[Any],
+    full_range: tuple[float, float],
+    policy: PixelPolicy,
+    *,
+    alpha_scale: float | None,
+    inverted: bool = False,
+) -> npt.NDArray[np.floating[Any]]:
+    """Samples [rows, columns, 1 to 4] as [rows, columns] or [rows, columns, 3] in [0, 1], 1 = white.
+
+    One or two samples are grey, which the policy's window applies to; three or four are colour, by full scale. The
+    second or fourth is alpha, `alpha_scale` being opaque; None says that it counts for nothing. `inverted`: the
+    lowest grey is white.
+    """
+    depth = samples.shape[2]
+    if depth <= 2:
+        grey = window.apply(
+            samples[..., 0].astype(np.float64), policy.window, lambda values: window.spread(values, *full_range)
+        )
+        pixels = ((1.0 - grey) if inverted else grey).astype(np.float32)
+    else:
+        low, high = full_range
+        pixels = (samples[..., :3].astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-30))
+        pixels = np.clip(pixels, 0.0, 1.0)
+    if depth in (2, 4) and alpha_scale is not None:
+        alpha = np.clip(samples[..., -1].astype(np.float32) / np.float32(alpha_scale), 0.0, 1.0)
+        pixels = pixels * (alpha if pixels.ndim == 2 else alpha[..., None])
+    return pixels
+
+
+def oriented(pixels: npt.NDArray[np.floating[Any]], orientation: int) -> npt.NDArray[np.floating[Any]]:
+    """Pixels as displayed, from the EXIF or TIFF orientation 1 to 8 (TIFF 6.0, section 8); others change nothing."""
+    if orientation in (5, 6, 7, 8):  # stored columns are displayed rows
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _png_header(data: bytes) -> tuple[int, int, int, int]:
+    """Rows, columns, bit depth and colour type of a PNG."""
+    if len(data) < 33:
+        raise ImageError(ErrorCode.TRUNCATED, "the PNG ends within its header")
+    length, name, columns, rows, depth, colour = struct.unpack_from(">L4sLLBB", data, 8)
+    if (length, name) != (13, b"IHDR") or colour not in _PNG_COLOUR_TYPES or depth not in (1, 2, 4, 8, 16):
+        raise ImageError(ErrorCode.CORRUPT, "the PNG has no valid header chunk")
+    return rows, columns, depth, colour
+
+
+def _check_png_chunks(data: bytes) -> None:
+    """Raise ImageError unless the chunks follow one another to IEND: decoders forgive a lost end."""
+    offset = 8
+    while offset + 12 <= len(data):
+        length, name = struct.unpack_from(">L4s", data, offset)
+        offset += 12 + length
+        if name == b"IEND" and offset <= len(data):
+            return
+    raise ImageError(ErrorCode.TRUNCATED, f"the PNG ends after {len(data)} bytes, before its end chunk")
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, int, int]:
+    """Rows, columns, bits and components of a JPEG."""
+    frame = jpeg_frame(data)
+    if frame is None:
+        code = ErrorCode.CORRUPT if b"\xff\xda" in data else ErrorCode.TRUNCATED
+        raise ImageError(code, "the JPEG has no frame header")
+    if frame.bits not in (8, 12) or frame.components not in (1, 3, 4):
+        raise ImageError(
+            ErrorCode.UNSUPPORTED_IMAGE, f"a JPEG of {frame.components} components with {frame.bits} bits"
+        )
+    return frame.rows, frame.columns, frame.bits, frame.components
+
+
+def _eight_bits(image: ImageFile.ImageFile) -> npt.NDArray[np.uint8]:
+    """A Pillow image of 8 bits or less as [rows, columns, 1 to 4]: grey, grey + alpha, RGB or RGBA."""
+    transparent = "transparency" in image.info
+    match image.mode:
+        case "L" | "LA" | "RGB" | "RGBA" if not transparent:
+            plain = image
+            plain.load()
+        case "1" | "L":
+            plain = image.convert("LA" if transparent else "L")
+        case "RGB" | "P" | "PA":
+            plain = image.convert("RGBA" if transparent or image.mode == "PA" else "RGB")
+        case "CMYK":  # Pillow has already undone Adobe's inversion
+            plain = image.convert("RGB")
+        case other:
+            raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"Pillow mode {other}")
+    return _with_channels(np.asarray(plain))
+
+
+def _with_channels(samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return samples[..., None] if samples.ndim == 2 else samples
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """The EXIF orientation, 1 where there is none that can be read: broken EXIF is no reason to lose the pixels."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except (ValueError, TypeError, KeyError, IndexError, OSError, SyntaxError, struct.error):
+        return 1

@@ -1,0 +1,122 @@
+"""Models by URI: a folder on disk or in S3, opened for scanning or published after a fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ad_jobs.calibration import Calibration
+from ad_jobs.errors import UsageError
+from ad_jobs.images.policy import Limits, PixelPolicy
+from cluster import storage
+from models import artifact
+from models.detector import ArtifactError, Detector
+
+CALIBRATION = "calibration.json"
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model ready to score: the detector on the CPU, and everything that decides its scores and flags."""
+
+    uri: str
+    detector: Detector
+    record: dict[str, Any]
+    calibration: Calibration
+    calibration_sha256: str
+    policy: PixelPolicy
+    limits: Limits
+
+    @property
+    def model_id(self) -> str:
+        return str(self.record["model_id"])
+
+    @property
+    def kind(self) -> str:
+        return str(self.record["kind"])
+
+
+def open_model(uri: str) -> OpenModel:
+    """The model at `uri`, its weights and its calibration checked.
+
+    Raises:
+        UsageError: no model there, a damaged one, one of another version, or one without a calibration.
+    """
+    uri = storage.absolute(uri)
+    with local_files(uri) as folder:
+        try:
+            found = artifact.load(folder)
+        except ArtifactError as error:
+            raise UsageError("A model must be complete and unchanged.", uri, str(error)) from error
+        calibration, digest = _read_calibration(folder, uri, str(found.record["model_id"]))
+    return OpenModel(
+        uri=uri,
+        detector=found.detector,
+        record=found.record,
+        calibration=calibration,
+        calibration_sha256=digest,
+        policy=PixelPolicy.model_validate(found.record["policy"]),
+        limits=Limits.model_validate(found.record.get("limits", {})),
+    )
+
+
+def read_record(uri: str) -> dict[str, Any] | None:
+    """detector.json at `uri`; None where there is no model.
+
+    Raises:
+        UsageError: a damaged record, or one of another version.
+    """
+    uri = storage.absolute(uri)
+    if not storage.exists(storage.join(uri, artifact.DETECTOR)):
+        return None
+    with local_files(uri, names=(artifact.DETECTOR,)) as folder:
+        try:
+            return artifact.read_record(folder)
+        except ArtifactError as error:
+            raise UsageError("A model must be complete and unchanged.", uri, str(error)) from error
+
+
+def write_calibration(uri: str, calibration: Calibration) -> None:
+    """Put calibration.json beside the model it belongs to."""
+    body = json.dumps(calibration.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+    storage.write_bytes(storage.join(storage.absolute(uri), CALIBRATION), body.encode())
+
+
+@contextmanager
+def local_files(
+    uri: str, names: tuple[str, ...] = (artifact.DETECTOR, artifact.WEIGHTS, CALIBRATION)
+) -> Iterator[Path]:
+    """A local folder with the named files of the model at `uri`: itself, or a copy that goes with the block."""
+    if not storage.is_s3(uri):
+        yield Path(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="retroscan-model-") as scratch:
+        for name in names:
+            try:
+                (Path(scratch) / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
+            except storage.NotFound:
+                continue  # the reader of the folder says what is missing
+        yield Path(scratch)
+
+
+def _read_calibration(folder: Path, uri: str, model_id: str) -> tuple[Calibration, str]:
+    path = folder / CALIBRATION
+    remedy = f"Set one with `retroscan calibrate {uri} --normal SOURCE --max-fpr 0.01`."
+    if not path.is_file():
+        raise UsageError("A model needs a calibration before it can flag.", f"{uri}, without {CALIBRATION}", remedy)
+    body = path.read_bytes()
+    try:
+        calibration = Calibration.model_validate_json(body)
+    except ValidationError as error:
+        raise UsageError(f"{CALIBRATION} must hold a threshold and a scale.", f"{uri}: {error.errors()[0]['msg']}", remedy) from error
+    if calibration.model_id != model_id:
+        raise UsageError("A calibration holds for one model.", f"one of model {calibration.model_id} beside model {model_id} in {uri}", remedy)
+    return calibration, hashlib.sha256(body).hexdigest()

@@ -1,0 +1,251 @@
+"""Charts as inline SVG. Colours, fonts and dark mode come from the page's style sheet by class name.
+
+One unit is one CSS pixel at the chart's natural width, so that text keeps its size; a chart that must serve
+wide and narrow screens is drawn twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup, escape
+
+Floats = npt.NDArray[np.float64]
+
+# Counts that span more than this are drawn on a log axis: otherwise the few abnormal images would not be
+# seen.
+LOG_FROM = 100
+# A bar of one image keeps this share of a decade on the log axis.
+_LOG_FOOT = 0.3
+
+
+class Bars(NamedTuple):
+    """A histogram: `edges` [n + 1] and counts [n]; `beyond` scores were put into the outermost bins."""
+
+    edges: Floats
+    counts: npt.NDArray[np.int64]
+    beyond: int
+
+
+class _Frame(NamedTuple):
+    """The plot area inside a chart."""
+
+    width: float
+    height: float
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def x(self, share: float) -> float:
+        return round(self.left + share * (self.width - self.left - self.right), 1)
+
+    def y(self, share: float) -> float:
+        return round(self.height - self.bottom - share * (self.height - self.top - self.bottom), 1)
+
+
+def bin_scores(scores: Floats, threshold: float, bins: int = 48) -> Bars:
+    """A histogram of finite scores with the threshold on an edge, so that no bar is half flagged.
+
+    Scores far outside the bulk go to the outermost bins: one outlier must not squeeze everything into one
+    bar.
+    """
+    low, high = np.quantile(scores, [0.001, 0.999])
+    spread = max(high - low, abs(threshold) * 1e-6, 1e-12)
+    low = min(max(scores.min(), low - spread / 2), threshold)
+    high = max(min(scores.max(), high + spread / 2), threshold)
+    step = max(high - low, spread) / bins
+    below, above = (
+        max(int(np.ceil((threshold - low) / step)), 1),
+        max(int(np.ceil((high - threshold) / step)), 1),
+    )
+    edges = threshold + step * np.arange(-below, above + 1)
+    # Flagged is score > threshold: a score on the threshold belongs to the bar on its left.
+    index = np.clip(np.ceil((scores - threshold) / step).astype(np.int64) - 1 + below, 0, below + above - 1)
+    beyond = int(((scores < edges[0]) | (scores > edges[-1])).sum())
+    return Bars(edges, np.bincount(index, minlength=below + above), beyond)
+
+
+def score_histogram(bars: Bars, threshold: float, *, width: int = 720, height: int = 260) -> Markup:
+    """Bars of scores; those above the threshold stand out, the threshold is a labelled line."""
+    flagged = np.where(bars.edges[:-1] >= threshold, bars.counts, 0)
+    series = [("bar", bars.counts - flagged), ("bar flagged", flagged)]
+    above = int(flagged.sum())
+    title = (
+        f"Histogram of {int(bars.counts.sum()):,} scores; {above:,} lie above the threshold {threshold:.4g}"
+    )
+    return _histogram(bars.edges, series, threshold, title, width, height)
+
+
+def class_histogram(
+    edges: Sequence[float],
+    normal: Sequence[int],
+    anomalous: Sequence[int],
+    threshold: float,
+    *,
+    width: int = 340,
+    height: int = 300,
+) -> Markup:
+    """Scores of labelled images, normal and anomalous beside each other in every bin."""
+    title = f"Scores of {sum(normal):,} normal and {sum(anomalous):,} anomalous images by label"
+    series = [("bar normal", np.asarray(normal)), ("bar anomalous", np.asarray(anomalous))]
+    return _histogram(np.asarray(edges, dtype=np.float64), series, threshold, title, width, height)
+
+
+def curve(
+    x: Sequence[float],
+    y: Sequence[float],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str,
+    reference: tuple[tuple[float, float], tuple[float, float]],
+    point: tuple[float, float] | None = None,
+    size: int = 340,
+) -> Markup:
+    """A curve in the unit square with the line of a detector that guesses, and the run's own operating point."""
+    frame = _Frame(size, size * 0.88, 44, 12, 12, 40)
+    parts = [
+        _grid_x(frame, [(t, f"{t:g}") for t in _QUARTERS]),
+        _grid_y(frame, [(t, f"{t:g}") for t in _QUARTERS]),
+    ]
+    (x0, y0), (x1, y1) = reference
+    parts.append(_line(frame.x(x0), frame.y(y0), frame.x(x1), frame.y(y1), "guess"))
+    path = " ".join(f"{frame.x(a)},{frame.y(b)}" for a, b in zip(x, y, strict=True))
+    parts.append(Markup('<polyline class="curve" points="{}"/>').format(path))
+    if point is not None:
+        parts.append(
+            Markup('<circle class="point" cx="{}" cy="{}" r="5"><title>{}</title></circle>').format(
+                frame.x(point[0]),
+                frame.y(point[1]),
+                f"At the run's threshold: {x_label} {point[0]:.3f}, {y_label} {point[1]:.3f}",
+            )
+        )
+    parts.append(_axis_labels(frame, x_label, y_label))
+    return _svg(frame, title, parts)
+
+
+def interval(value: float, low: float | None, high: float | None) -> Markup:
+    """A value between 0 and 1 as a dot on a line, with its interval as a thicker stretch."""
+    frame = _Frame(160, 16, 6, 0, 6, 0)
+    parts = [_line(frame.x(0), 8, frame.x(1), 8, "track")]
+    if low is not None and high is not None:
+        parts.append(_line(frame.x(low), 8, frame.x(high), 8, "range"))
+    parts.append(Markup('<circle class="point" cx="{}" cy="8" r="4"/>').format(frame.x(value)))
+    # The numbers stand beside it in the table: to a screen reader the picture is decoration.
+    return Markup(
+        '<svg class="interval" viewBox="0 0 160 16" width="160" height="16" aria-hidden="true">{}</svg>'
+    ).format(Markup("").join(parts))
+
+
+_QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def _histogram(
+    edges: Floats,
+    series: Sequence[tuple[str, npt.NDArray[np.int64]]],
+    threshold: float,
+    title: str,
+    width: int,
+    height: int,
+) -> Markup:
+    frame = _Frame(width, height, 52, 24, 14, 40)
+    counts = np.stack([values for _, values in series])
+    total = counts.sum(axis=0)
+    top = max(int(total.max()), 1)
+    log = top >= LOG_FROM and (total > 0).any() and top / total[total > 0].min() >= LOG_FROM
+    low, high = float(edges[0]), float(edges[-1])
+
+    def share_x(value: float) -> float:
+        return (value - low) / (high - low)
+
+    def share_y(count: float) -> float:
+        if count <= 0:
+            return 0.0
+        if log:
+            return float((np.log10(count) + _LOG_FOOT) / (np.log10(top) + _LOG_FOOT))
+        return count / top
+
+    ticks_y = [10**k for k in range(len(str(top)))] if log else _round_ticks(0, top, 4, whole=True)
+    parts = [
+        _grid_y(frame, [(share_y(t), f"{int(t):,}") for t in ticks_y]),
+        _grid_x(frame, [(share_x(t), f"{t:.6g}") for t in _round_ticks(low, high, width // 90)]),
+    ]
+    for i in range(total.size):
+        left, right = frame.x(share_x(edges[i])), frame.x(share_x(edges[i + 1]))
+        base = 0
+        for (name, _), values in zip(series, counts, strict=True):
+            if values[i]:
+                # Stacked on counts, so that on a log axis, too, the bar's top shows the bin's total.
+                y0, y1 = frame.y(share_y(base)), frame.y(share_y(base + values[i]))
+                parts.append(
+                    Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>').format(
+                        name, left + 0.5, y1, round(max(right - left - 1, 0.8), 1), round(y0 - y1, 1),
+                        f"{edges[i]:.4g} to {edges[i + 1]:.4g}: {int(values[i]):,}",
+                    )
+                )  # fmt: skip
+                base += int(values[i])
+    where = share_x(threshold)
+    if 0 <= where <= 1:
+        anchor = "end" if where > 0.6 else "start"
+        x = frame.x(where)
+        parts.append(_line(x, frame.top - 10, x, frame.y(0), "threshold"))
+        parts.append(
+            Markup('<text class="threshold-label" x="{}" y="{}" text-anchor="{}">threshold {}</text>').format(
+                x + (-6 if anchor == "end" else 6), frame.top - 4, anchor, f"{threshold:.4g}"
+            )
+        )
+    parts.append(_axis_labels(frame, "score", "images, log scale" if log else "images"))
+    return _svg(frame, title, parts)
+
+
+def _round_ticks(low: float, high: float, about: int, whole: bool = False) -> list[float]:
+    """About so many round numbers (1, 2 or 5 times a power of ten apart) between two values."""
+    raw = (high - low) / max(about, 1)
+    power = 10.0 ** np.floor(np.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
+    step = max(step, 1.0) if whole else step
+    first = np.ceil(low / step - 1e-9)
+    return [float(k * step) for k in np.arange(first, np.floor(high / step + 1e-9) + 1)]
+
+
+def _grid_x(frame: _Frame, ticks: Sequence[tuple[float, str]]) -> Markup:
+    return Markup("").join(
+        Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>').format(
+            frame.x(share), frame.height - frame.bottom + 16, text
+        )
+        for share, text in ticks
+    ) + _line(frame.x(0), frame.y(0), frame.x(1), frame.y(0), "axis")
+
+
+def _grid_y(frame: _Frame, ticks: Sequence[tuple[float, str]]) -> Markup:
+    return Markup("").join(
+        _line(frame.x(0), frame.y(share), frame.x(1), frame.y(share), "grid")
+        + Markup('<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>').format(
+            frame.left - 6, round(frame.y(share) + 4, 1), text
+        )
+        for share, text in ticks
+    )
+
+
+def _axis_labels(frame: _Frame, x_label: str, y_label: str) -> Markup:
+    middle = (frame.top + frame.height - frame.bottom) / 2
+    return Markup(
+        '<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>'
+        '<text class="label" transform="translate(12 {}) rotate(-90)" text-anchor="middle">{}</text>'
+    ).format(frame.x(0.5), frame.height - 5, x_label, round(middle, 1), y_label)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, name: str) -> Markup:
+    return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(name, x1, y1, x2, y2)
+
+
+def _svg(frame: _Frame, title: str, parts: Sequence[Markup]) -> Markup:
+    return Markup(
+        '<svg class="chart" role="img" aria-label="{}" viewBox="0 0 {} {}" style="max-width:{}px">{}</svg>'
+    ).format(
+        escape(title), f"{frame.width:g}", f"{frame.height:g}", f"{frame.width:g}", Markup("").join(parts)
+    )

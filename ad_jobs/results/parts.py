@@ -1,0 +1,125 @@
+"""The files a run consists of, described as they lie in storage: rows, members, bytes and sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from ad_jobs.errors import JobError
+from cluster import storage
+
+SCORES_FOLDER = "scores"
+HEATMAPS_FOLDER = "heatmaps"
+_CHUNK_BYTES = 8 << 20
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ScorePart(_Part):
+    """One Parquet file of the score table."""
+
+    name: str  # relative to the run
+    rows: int = Field(ge=0)
+    sha256: str
+    bytes: int = Field(ge=0)
+
+
+class HeatmapPart(_Part):
+    """One tar of heatmaps."""
+
+    name: str  # relative to the run
+    bytes: int = Field(ge=0)
+    sha256: str
+    members: int = Field(ge=0)
+
+
+def describe_parts(run_uri: str) -> list[ScorePart]:
+    """The Parquet files of the score table as they lie in storage, by name, each with its rows and sha256."""
+    return [
+        ScorePart(name=name, rows=part_rows(uri), sha256=digest, bytes=size)
+        for name, uri in _files(run_uri, SCORES_FOLDER, ".parquet")
+        for digest, size in [sha256_of(uri)]
+    ]
+
+
+def describe_heatmap_parts(run_uri: str) -> list[HeatmapPart]:
+    """The heatmap shards as they lie in storage, by name, each with its members counted and its sha256."""
+    parts = []
+    for name, uri in _files(run_uri, HEATMAPS_FOLDER, ".tar"):
+        with _open_stream(uri) as stream:
+            hashing = _Hashing(stream)
+            try:
+                with tarfile.open(fileobj=hashing, mode="r|") as tar:
+                    members = sum(1 for _ in tar)
+            except tarfile.TarError as error:
+                raise JobError(
+                    f"{name} of {run_uri} is not a whole tar.", "Scan again into a new folder."
+                ) from error
+            while hashing.read(_CHUNK_BYTES):
+                pass  # what follows the end-of-archive mark belongs to the digest too
+        parts.append(
+            HeatmapPart(name=name, bytes=hashing.bytes, sha256=hashing.sha256.hexdigest(), members=members)
+        )
+    return parts
+
+
+def part_uris(run_uri: str) -> list[str]:
+    """URIs of the score table's Parquet files as they lie in storage, by name."""
+    return [uri for _, uri in _files(run_uri, SCORES_FOLDER, ".parquet")]
+
+
+def part_rows(uri: str) -> int:
+    """The row count in a Parquet file's footer."""
+    filesystem, path = storage.filesystem(uri)
+    with filesystem.open_input_file(path) as file:
+        return int(pq.ParquetFile(file).metadata.num_rows)
+
+
+def sha256_of(uri: str) -> tuple[str, int]:
+    """Hex digest and size in bytes of an object, read as a stream."""
+    with _open_stream(uri) as stream:
+        hashing = _Hashing(stream)
+        while hashing.read(_CHUNK_BYTES):
+            pass
+    return hashing.sha256.hexdigest(), hashing.bytes
+
+
+def _files(run_uri: str, folder: str, suffix: str) -> Iterator[tuple[str, str]]:
+    root = storage.join(run_uri, folder)
+    try:
+        names = sorted(storage.list_names(root))
+    except storage.NotFound:
+        return
+    for name in names:
+        if name.endswith(suffix):
+            yield f"{folder}/{name}", storage.join(root, name)
+
+
+@contextmanager
+def _open_stream(uri: str) -> Iterator[IO[bytes]]:
+    filesystem, path = storage.filesystem(uri)
+    with filesystem.open_input_stream(path) as stream:
+        yield stream
+
+
+class _Hashing:
+    """A stream that hashes and counts what is read through it; enough of a file for tarfile's stream mode."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self.sha256.update(data)
+        self.bytes += len(data)
+        return data

@@ -1,0 +1,125 @@
+"""A finished run as pandas sees it: the score table as a DataFrame, and a heatmap by its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ad_jobs.errors import JobError, UsageError
+from ad_jobs.images.geometry import Geometry
+from ad_jobs.results.heatmaps import decode_png, parse_reference
+from ad_jobs.results.run import RunRecord, part_uris, read_record
+from ad_jobs.results.schema import SCORES
+from cluster import storage
+
+# Nullable pandas types: df[df.flagged] works although a failed row's flag is null, and counts stay whole numbers.
+_NULLABLE = {
+    pa.bool_(): pd.BooleanDtype(),
+    pa.int16(): pd.Int16Dtype(),
+    pa.int32(): pd.Int32Dtype(),
+    pa.int64(): pd.Int64Dtype(),
+}
+_ORDER = ["object_id", "frame", "model_id"]
+
+
+class Heatmap(NamedTuple):
+    """One heatmap on the run's global scale: float32 [H, W] in [0, 1] at the detector's input size."""
+
+    values: NDArray[np.float32]
+    geometry: Geometry
+
+    def on_source(self) -> NDArray[np.float32]:
+        """The heatmap laid over the original image: float32 [rows, columns] in [0, 1]."""
+        return self.geometry.heatmap_to_source(self.values).astype(np.float32)
+
+
+def read_run(run: str) -> RunRecord:
+    """The record of a finished run.
+
+    Raises:
+        UsageError: not a run, or an unfinished one.
+    """
+    return read_record(storage.absolute(run))
+
+
+def read_scores(
+    run: str, *, columns: Sequence[str] | None = None, allow_unfinished: bool = False
+) -> pd.DataFrame:
+    """The score table, one row a frame and model, ordered by object, frame and model.
+
+    Args:
+        run: folder or s3:// URI of the run.
+        columns: some of the table's columns, in the wanted order; all by default.
+        allow_unfinished: read what an unfinished run has so far.
+
+    Raises:
+        UsageError: not a run, an unfinished one (unless allowed), or an unknown column.
+        JobError: a part that run.json lists is missing or has another number of rows.
+    """
+    wanted = list(columns) if columns is not None else SCORES.names
+    unknown = [name for name in wanted if name not in SCORES.names]
+    if unknown:
+        raise UsageError(
+            "Columns must be those of the score table.",
+            ", ".join(unknown),
+            f"Known are {', '.join(SCORES.names)}.",
+        )
+    run_uri = storage.absolute(run)
+    record = read_record(run_uri, allow_unfinished)
+    needed = list(dict.fromkeys([*wanted, *_ORDER]))
+    if record is None:
+        parts = [_read_part(uri, needed) for uri in part_uris(run_uri)]
+    else:
+        # The listed parts and no others: a stray file in scores/ is not part of the run.
+        parts = [_read_listed(storage.join(run_uri, part.name), needed, part.rows) for part in record.parts]
+    schema = pa.schema([SCORES.field(name) for name in needed])
+    table = pa.concat_tables([schema.empty_table(), *parts])
+    table = table.sort_by([(name, "ascending") for name in _ORDER]).select(wanted)
+    frame: pd.DataFrame = table.to_pandas(types_mapper=_NULLABLE.get)
+    return frame.astype(
+        {name: kind for name, kind in (("object_id", "int64"), ("frame", "int32")) if name in wanted}
+    )
+
+
+def _read_listed(uri: str, columns: list[str], rows: int) -> pa.Table:
+    try:
+        table = _read_part(uri, columns)
+    except (OSError, pa.ArrowException) as error:
+        raise JobError(
+            f"{uri} is listed in run.json and cannot be read.", "Restore it, or scan again."
+        ) from error
+    if table.num_rows != rows:
+        raise JobError(
+            f"{uri} has {table.num_rows} rows, and run.json lists {rows}.",
+            "Restore it, or scan again; see verify.",
+        )
+    return table
+
+
+def _read_part(uri: str, columns: list[str]) -> pa.Table:
+    filesystem, path = storage.filesystem(uri)
+    with filesystem.open_input_file(path) as file:
+        table = pq.ParquetFile(file).read(columns=columns)
+    return table.select(columns).cast(pa.schema([SCORES.field(name) for name in columns]))
+
+
+def open_heatmap(run: str, reference: str) -> Heatmap:
+    """The heatmap that a row's `heatmap` column names, by a single ranged read.
+
+    Raises:
+        UsageError: the reference is malformed.
+        JobError: the shard is missing, shorter than the reference says, or damaged.
+    """
+    shard, offset, length = parse_reference(reference)
+    uri = storage.join(storage.absolute(run), shard)
+    try:
+        data = storage.fetch_range(uri, offset, length)
+    except storage.NotFound as error:
+        raise JobError(f"The heatmap shard {uri} is gone.", "Restore it, or scan again.") from error
+    return Heatmap(*decode_png(data))

@@ -1,0 +1,176 @@
+"""The run manifest `run.json`: what was scanned with what, the counts, and the parts with their digests.
+
+It is written last, so a run without it is unfinished. Counts and parts come from the files as they lie in storage,
+never from what a job believed it wrote.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ad_jobs.errors import UsageError
+from ad_jobs.results.count import Counts, TableCounts, assert_balanced, count_table
+from ad_jobs.results.parts import (
+    SCORES_FOLDER,
+    HeatmapPart,
+    ScorePart,
+    describe_heatmap_parts,
+    describe_parts,
+    part_uris,
+)
+from cluster import storage
+
+__all__ = [
+    "Counts", "HeatmapPart", "ManifestRef", "ModelRef", "RunRecord", "ScorePart", "TableCounts",
+    "assert_balanced", "count_table", "describe_heatmap_parts", "describe_parts", "machine", "part_uris",
+    "read_record", "versions", "write_record",
+]  # fmt: skip
+
+RUN_FILE = "run.json"
+
+# Whose versions decide what a score is; everything else follows from pip's resolution of these.
+PACKAGES = (
+    "retroscan", "torch", "torchvision", "timm", "ray", "pyarrow", "numpy", "scipy", "pandas", "pillow",
+    "pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pylibjpeg-rle", "safetensors", "boto3", "pydantic",
+)  # fmt: skip
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ManifestRef(_Record):
+    """What was scanned: the manifest, its digest, and how many of its objects were selected."""
+
+    uri: str
+    digest: str
+    objects: int = Field(ge=0)  # selected by `where`, all without it
+    where: str | None = None
+
+
+class ModelRef(_Record):
+    """One model of the run, with everything that decides a score, a flag or a heatmap's scale."""
+
+    model_id: str
+    uri: str
+    kind: str
+    threshold: float
+    calibration_sha256: str
+    weights_sha256: str
+    policy: dict[str, Any]
+    heatmap_low: float
+    heatmap_high: float
+
+
+class RunRecord(_Record):
+    """The content of run.json."""
+
+    version: Literal[1] = 1
+    run_id: str
+    status: Literal["finished"] = "finished"
+    started_at: datetime
+    ended_at: datetime
+    source: str
+    manifest: ManifestRef
+    models: list[ModelRef] = Field(min_length=1)
+    config: dict[str, Any]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    counts: Counts
+    parts: list[ScorePart]
+    heatmap_parts: list[HeatmapPart]
+
+
+def write_record(run_uri: str, record: RunRecord) -> None:
+    """Close the run: write run.json, after every other file of it is in place."""
+    storage.write_bytes(storage.join(run_uri, RUN_FILE), (record.model_dump_json(indent=2) + "\n").encode())
+
+
+@overload
+def read_record(run_uri: str, allow_unfinished: Literal[False] = False) -> RunRecord: ...
+@overload
+def read_record(run_uri: str, allow_unfinished: bool) -> RunRecord | None: ...
+def read_record(run_uri: str, allow_unfinished: bool = False) -> RunRecord | None:
+    """The run's record; None for an unfinished run, if that is allowed.
+
+    Raises:
+        UsageError: not a run, an unfinished one, or one whose record this version cannot read.
+    """
+    try:
+        text = storage.read_bytes(storage.join(run_uri, RUN_FILE))
+    except storage.NotFound:
+        if _has_scores(run_uri):
+            if allow_unfinished:
+                return None
+            raise UsageError(
+                "A run can be read once it is finished (its run.json is written last).",
+                run_uri,
+                "Run the same scan command again: it continues where this one stopped.",
+            ) from None
+        raise UsageError(
+            "A run must be a folder that `retroscan scan --out` has written.",
+            run_uri,
+            "Check the path; a run holds run.json and scores/.",
+        ) from None
+    try:
+        return RunRecord.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise UsageError(
+            "run.json must have the form that this version of retroscan writes.",
+            f"{run_uri}: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            "Read the run with the version that wrote it (its key versions.retroscan), or scan again.",
+        ) from error
+
+
+def _has_scores(run_uri: str) -> bool:
+    try:
+        return storage.is_folder(storage.join(run_uri, SCORES_FOLDER))
+    except storage.NotFound:
+        return False
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this project and of what it computes with, without importing any of it."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine(gpus: list[str] | None = None) -> dict[str, Any]:
+    """This machine: system, CPU model, cores this process may use, memory, and the GPUs the caller names."""
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "gpus": list(gpus or []),
+    }
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not every system knows these names
+        return None

@@ -1,0 +1,250 @@
+"""`retroscan verify`: is the run what its record says, and does a sample of it come out the same again?
+
+Everything that run.json vouches for is checked against what lies in storage; then objects are fetched,
+hashed, decoded and scored once more. What differs is listed, never repaired.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ad_jobs.errors import JobError, RetroscanError
+from ad_jobs.fetching import Prepared, Source, fetch_all, prepare, status_of
+from ad_jobs.images.guard import GuardedDecoder
+from ad_jobs.images.policy import Limits
+from ad_jobs.manifest import manifest_info, read_manifest
+from ad_jobs.modelstore import OpenModel, open_model
+from ad_jobs.results.count import count_table
+from ad_jobs.results.parts import HEATMAPS_FOLDER, SCORES_FOLDER, part_uris, sha256_of
+from ad_jobs.results.read import open_heatmap, read_run, read_scores
+from ad_jobs.results.run import RunRecord
+from ad_jobs.scoring import FrameScore, Scorer
+from cluster import storage
+from models.detector import DetectorError
+
+SCORE_TOLERANCE = (
+    1e-5  # relative above 1, absolute below: float32 convolutions differ by that between batch sizes
+)
+HEATMAP_TOLERANCE = 1e-3  # of the global scale: sixty-five steps of its 16-bit picture
+FAILED_SHARE = 5  # one sampled object in five is one without a score, where there are that many
+MAX_LISTED = 20
+
+
+class Verification(NamedTuple):
+    """What was checked, how much of it, and every difference found."""
+
+    run_id: str
+    parts: int
+    heatmap_parts: int
+    sampled: int
+    differences: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing differs."""
+        return not self.differences
+
+    def raise_if_different(self) -> None:
+        """Raise JobError that lists the differences."""
+        if self.differences:
+            more = len(self.differences) - MAX_LISTED
+            listed = "\n  ".join(self.differences[:MAX_LISTED] + ([f"and {more} more"] if more > 0 else []))
+            raise JobError(f"The run differs from its record in {len(self.differences)} places:\n  {listed}")
+
+
+def verify(run: str, *, sample: int = 100, seed: int = 0) -> Verification:
+    """Check a finished run against its record, and score `sample` of its objects again.
+
+    Raises:
+        UsageError: not a run, or an unfinished one.
+    """
+    run_uri = storage.absolute(run)
+    record = read_run(run_uri)
+    broken = _check_parts(run_uri, record)
+    differences = broken + _check_heatmap_parts(run_uri, record)
+    model, wrong = _check_model(record)
+    differences += wrong
+    sampled = 0
+    if not broken:  # a damaged table cannot be counted, and what it says of an object is worth nothing
+        differences += _check_flags(run_uri) + _check_counts(run_uri, record)
+        if model is not None:
+            rows = _choose(read_scores(run_uri), sample, seed)
+            sampled = rows["object_id"].nunique()
+            differences += _check_sample(run_uri, record, model, rows)
+    return Verification(record.run_id, len(record.parts), len(record.heatmap_parts), sampled, differences)
+
+
+def _check_parts(run_uri: str, record: RunRecord) -> list[str]:
+    found = [_file_difference(run_uri, part.name, part.sha256, part.bytes) for part in record.parts]
+    stray = _names(run_uri, SCORES_FOLDER) - {part.name for part in record.parts}
+    return [text for text in found if text] + [f"{name}: not in run.json" for name in sorted(stray)]
+
+
+def _check_heatmap_parts(run_uri: str, record: RunRecord) -> list[str]:
+    found = [_file_difference(run_uri, part.name, part.sha256, part.bytes) for part in record.heatmap_parts]
+    stray = _names(run_uri, HEATMAPS_FOLDER) - {part.name for part in record.heatmap_parts}
+    return [text for text in found if text] + [f"{name}: not in run.json" for name in sorted(stray)]
+
+
+def _names(run_uri: str, folder: str) -> set[str]:
+    root = storage.join(run_uri, folder)
+    return {f"{folder}/{name}" for name in storage.list_names(root)} if storage.is_folder(root) else set()
+
+
+def _file_difference(run_uri: str, name: str, sha256: str, size: int) -> str | None:
+    try:
+        found, found_size = sha256_of(storage.join(run_uri, name))
+    except (OSError, storage.StorageError) as error:
+        return f"{name}: cannot be read ({error})"
+    if (found, found_size) == (sha256, size):
+        return None
+    return f"{name}: sha256 {found[:12]}…, {found_size} bytes; run.json has {sha256[:12]}…, {size} bytes"
+
+
+def _check_model(record: RunRecord) -> tuple[OpenModel | None, list[str]]:
+    recorded = record.models[0]
+    try:
+        model = open_model(recorded.uri)
+    except (RetroscanError, DetectorError, storage.StorageError) as error:
+        return None, [f"model {recorded.uri}: {error}"]
+    differences = [
+        f"model {recorded.uri}: {name} is {now}, and was {then} when the run was made"
+        for name, now, then in (
+            ("model_id", model.model_id, recorded.model_id),
+            ("weights sha256", model.record["weights_sha256"], recorded.weights_sha256),
+            ("policy", model.policy.model_dump(mode="json"), recorded.policy),
+            # A new threshold is a new decision; the table holds the old one.
+            ("calibration sha256", model.calibration_sha256, recorded.calibration_sha256),
+        )
+        if now != then
+    ]
+    return (model if model.model_id == recorded.model_id else None), differences
+
+
+def _check_flags(run_uri: str) -> list[str]:
+    differences = []
+    for uri in part_uris(run_uri):
+        filesystem, path = storage.filesystem(uri)
+        with filesystem.open_input_file(path) as file:
+            for batch in pq.ParquetFile(file).iter_batches(
+                columns=["object_id", "score", "threshold", "flagged"]
+            ):
+                rows = pa.Table.from_batches([batch]).to_pandas().dropna(subset=["score"])
+                wrong = rows[(rows["score"] > rows["threshold"]) != rows["flagged"].astype(bool)]
+                differences += [f"object {i}: flagged is not score > threshold" for i in wrong["object_id"]]
+    return differences
+
+
+def _check_counts(run_uri: str, record: RunRecord) -> list[str]:
+    manifest = record.manifest
+    try:
+        digest = manifest_info(manifest.uri).digest
+        ids = read_manifest(manifest.uri, columns=["object_id"], where=manifest.where)["object_id"].to_numpy()
+    except (RetroscanError, storage.StorageError) as error:
+        return [f"manifest {manifest.uri}: {error}"]
+    differences = []
+    if digest != manifest.digest:
+        differences.append(
+            f"manifest {manifest.uri}: digest {digest}; the run was made with {manifest.digest}"
+        )
+    if len(ids) != manifest.objects:
+        return [*differences, f"manifest {manifest.uri}: {len(ids)} objects; the run had {manifest.objects}"]
+    counted = count_table(
+        run_uri,
+        objects=len(ids),
+        model_ids=[model.model_id for model in record.models],
+        selected=np.sort(ids),
+    )
+    differences += counted.complaints
+    if counted.counts != record.counts:
+        differences.append(f"counts {counted.counts}; run.json has {record.counts}")
+    return differences
+
+
+def _choose(rows: pd.DataFrame, sample: int, seed: int) -> pd.DataFrame:
+    """All rows of `sample` objects, drawn at random; some of them, where there are any, without a score."""
+    rng = np.random.default_rng(seed)
+    without = np.unique(rows.loc[rows["status"] != "scored", "object_id"])
+    scored = np.setdiff1d(np.unique(rows["object_id"]), without)
+    few = min(len(without), -(-sample // FAILED_SHARE) if len(scored) else sample)
+    drawn = [
+        rng.choice(without, few, replace=False),
+        rng.choice(scored, min(len(scored), sample - few), replace=False),
+    ]
+    return rows[rows["object_id"].isin(np.concatenate(drawn))]
+
+
+def _check_sample(run_uri: str, record: RunRecord, model: OpenModel, rows: pd.DataFrame) -> list[str]:
+    limits = Limits.model_validate(record.config["limits"])
+    scorer = Scorer(model.detector)
+    by_object = {int(group["object_id"].iloc[0]): group for _, group in rows.groupby("object_id")}
+    uris = _uris(record, by_object)
+    differences = [f"object {i}: not in the manifest" for i in by_object if i not in uris]
+    with GuardedDecoder() as decoder:
+        for fetched in fetch_all([Source(i, uri) for i, uri in uris.items()], limits.max_bytes):
+            prepared = prepare(fetched, model.policy, limits, decoder)
+            group = by_object[prepared.source.object_id]
+            found = list(scorer.score(frame.pixels for frame in prepared.frames))
+            differences += [
+                f"object {prepared.source.object_id} ({prepared.source.uri}): {text}"
+                for text in _object_differences(run_uri, model, group, prepared, found)
+            ]
+    return differences
+
+
+def _uris(record: RunRecord, by_object: dict[int, pd.DataFrame]) -> dict[int, str]:
+    """Where the objects lie: by the manifest where the table does not say."""
+    if record.config.get("identifiers") != "hashed":
+        return {i: str(group["uri"].iloc[0]) for i, group in by_object.items()}
+    where = f"object_id IN ({', '.join(map(str, by_object))})"
+    found = read_manifest(record.manifest.uri, columns=["object_id", "uri"], where=where)
+    return {row["object_id"]: row["uri"] for row in found.to_pylist()}
+
+
+def _object_differences(
+    run_uri: str, model: OpenModel, group: pd.DataFrame, prepared: Prepared, found: list[FrameScore]
+) -> list[str]:
+    first = group.iloc[0]
+    if _plain(first["content_sha256"]) != prepared.content_sha256:
+        return [f"sha256 is {prepared.content_sha256}; the table has {_plain(first['content_sha256'])}"]
+    code = str(prepared.error.code) if prepared.error else None
+    if prepared.error is not None or not found:
+        now = [(0, code)]
+    else:
+        now = [
+            (frame.index, None if answer.finite else "non_finite_score")
+            for frame, answer in zip(prepared.frames, found, strict=True)
+        ]
+    then = [(int(row["frame"]), _plain(row["error_code"])) for row in group.to_dict("records")]
+    if now != then:
+        return [f"frames and error codes are {now}; the table has {then}"]
+    differences = []
+    for row, answer in zip(group.to_dict("records"), found, strict=False):
+        if row["status"] != status_of(None):
+            continue
+        if not np.isclose(answer.score, row["score"], rtol=SCORE_TOLERANCE, atol=SCORE_TOLERANCE):
+            differences.append(
+                f"frame {row['frame']} scores {answer.score:.7g}; the table has {row['score']:.7g}"
+            )
+        if (reference := _plain(row["heatmap"])) is not None:
+            differences += _heatmap_differences(run_uri, str(reference), model, answer)
+    return differences
+
+
+def _heatmap_differences(run_uri: str, reference: str, model: OpenModel, answer: FrameScore) -> list[str]:
+    try:
+        kept = open_heatmap(run_uri, reference).values
+    except (RetroscanError, storage.StorageError) as error:
+        return [f"heatmap {reference}: {error}"]
+    worst = float(np.abs(kept - model.calibration.unit(answer.heatmap)).max())
+    return [f"heatmap {reference} differs by {worst:.3g}"] if worst > HEATMAP_TOLERANCE else []
+
+
+def _plain(value: Any) -> Any:
+    """None for pandas' several ways of saying so."""
+    return None if pd.isna(value) else value

@@ -1,0 +1,1 @@
+"""Where it runs: Ray sessions and object storage."""

@@ -1,0 +1,36 @@
+"""What can go wrong with an object, whatever the store.
+
+StorageError
+├── NotFound        no such object, folder or bucket
+├── AccessDenied    the store refuses these credentials, or there are none
+├── Unreachable     the store did not answer, or answered with a server error, after all retries
+└── TooLarge        larger than the caller allows; nothing of it was read
+"""
+
+
+class StorageError(Exception):
+    """A store could not do what it was asked: `uri` and `detail` say what and why."""
+
+    def __init__(self, uri: str, detail: str) -> None:
+        super().__init__(uri, detail)
+        self.uri = uri
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.uri}: {self.detail}"
+
+
+class NotFound(StorageError):
+    """There is no such object, folder or bucket."""
+
+
+class AccessDenied(StorageError):
+    """The store refuses these credentials, or there are none."""
+
+
+class Unreachable(StorageError):
+    """The store did not answer, or answered with a server error, after all retries."""
+
+
+class TooLarge(StorageError):
+    """The object is larger than the caller allows; its body was not read."""

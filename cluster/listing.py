@@ -1,0 +1,118 @@
+"""Listings in one order, whatever the store: by URI, code point by code point.
+
+Object ids are positions in this order, so it must not depend on the order of a directory's inodes, on the
+locale, or on a server that lists folder by folder instead of key by key.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import pickle
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import IO, Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+# Rows held in memory while sorting: about 100 MB of listing entries.
+SORT_ROWS = 250_000
+
+
+class File(NamedTuple):
+    """A regular file found by `walk`: its path as the operating system spells it, and its status."""
+
+    path: str
+    status: os.stat_result
+
+
+class Walk:
+    """The regular files below a folder, in code-point order of their full paths.
+
+    Memory is bounded by the widest folders on the way down, not by the archive. Symbolic links to folders are
+    not followed: what lies inside the root is listed under its real path, and what lies outside is not of the
+    archive. A link to a file inside the root is listed as a file. `left_out` counts the links not listed.
+
+    Raises:
+        OSError: The root or a folder below it is missing or cannot be read. What vanishes meanwhile is no error.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.left_out = 0
+
+    def __iter__(self) -> Iterator[File]:
+        inside = os.path.join(os.path.realpath(self.root), "")  # noqa: PTH118 - names may hold undecodable bytes
+        pending = [iter(_entries(self.root))]
+        while pending:
+            entry = next(pending[-1], None)
+            if entry is None:
+                pending.pop()
+            elif entry.is_dir(follow_symlinks=False):
+                with suppress(FileNotFoundError):  # gone since its parent was read
+                    pending.append(iter(_entries(entry.path)))
+            elif (status := self._status(entry, inside)) is not None:
+                yield File(entry.path, status)
+
+    def _status(self, entry: os.DirEntry[str], inside: str) -> os.stat_result | None:
+        try:
+            if entry.is_symlink() and not os.path.realpath(entry.path, strict=True).startswith(inside):
+                self.left_out += 1
+                return None
+            status = entry.stat()
+        except FileNotFoundError:
+            self.left_out += entry.is_symlink()
+            return None
+        if stat.S_ISREG(status.st_mode):
+            return status
+        self.left_out += entry.is_symlink()
+        return None
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    # A folder sorts as its name with "/": "a-b" < "a/x" < "a0", although "a" < "a-b".
+    with os.scandir(folder) as found:
+        return sorted(found, key=lambda e: e.name + "/" if e.is_dir(follow_symlinks=False) else e.name)
+
+
+def sort_bounded(items: Iterable[T], key: Callable[[T], Any], rows: int = SORT_ROWS) -> Iterator[T]:
+    """`items` in the order of `key`, at most `rows` of them in memory, the rest in a temporary file.
+
+    S3 promises sorted listings, but stores that keep folders list folder by folder, and its directory buckets
+    in no order at all.
+    """
+    chunk: list[T] = []
+    with tempfile.TemporaryFile() as spool:
+        starts: list[int] = []
+        for item in items:
+            chunk.append(item)
+            if len(chunk) >= rows:
+                starts.append(spool.tell())
+                _spill(sorted(chunk, key=key), spool)
+                chunk = []
+        chunk.sort(key=key)
+        if not starts:
+            yield from chunk
+            return
+        ends = [*starts[1:], spool.tell()]
+        runs = [_spilled(spool, start, end) for start, end in zip(starts, ends, strict=True)]
+        yield from heapq.merge(*runs, chunk, key=key)
+
+
+# Rows a pickle in the temporary file: what a merge holds of each sorted run.
+_SPILL_ROWS = 1_000
+
+
+def _spill(chunk: list[T], spool: IO[bytes]) -> None:
+    for first in range(0, len(chunk), _SPILL_ROWS):
+        pickle.dump(chunk[first : first + _SPILL_ROWS], spool, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _spilled(spool: IO[bytes], start: int, end: int) -> Iterator[Any]:
+    while start < end:
+        spool.seek(start)  # the runs share one file and are read in turns
+        batch = pickle.load(spool)
+        start = spool.tell()
+        yield from batch

@@ -1,0 +1,216 @@
+"""A Ray session: embedded in this process, or a running cluster; and how its CPUs and GPUs are divided.
+
+The division is a pure function (`plan`), so that it is tested without a cluster; `session` and `data_context`
+act.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray.data import DataContext
+from ray.exceptions import RayError
+
+log = logging.getLogger("retroscan.session")
+
+GIB = 1 << 30
+MIB = 1 << 20
+NO_PROGRESS_TIMEOUT_S = (
+    900.0  # Ray's default, 1800 s, is half an hour of silence; loading a model takes seconds
+)
+BLOCK_BYTES = 64 * MIB
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class ClusterError(Exception):
+    """No usable Ray: what went wrong, and the remedy."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.remedy}"
+
+
+class Session(NamedTuple):
+    """A connected Ray, and what it has: logical CPUs and GPUs, and memory in bytes."""
+
+    address: str
+    cpus: float
+    gpus: float
+    memory: int
+
+
+class Resources(NamedTuple):
+    """How a streaming job divides a cluster. Fetching, scoring and writing ask for different amounts of CPU.
+
+    Ray fuses neighbouring stages whose resources are equal, and a fused stage decodes and scores in turn,
+    never both at once. And what the actors hold for good must leave CPUs free: otherwise nothing is read, and
+    the job hangs.
+    """
+
+    actors: int  # scoring processes
+    actor_cpus: float  # logical CPUs each of them holds
+    actor_gpus: float
+    actor_threads: int  # threads each of them computes with
+    fetch_cpus: float  # of one fetch-and-decode task
+    write_cpus: float  # of one writing task
+    batch_size: int  # frames scored at once
+    block_rows: int  # objects of one fetch-and-decode task, a multiple of batch_size
+
+
+def plan(cpus: float, gpus: float = 0.0, memory: int = 8 * GIB) -> Resources:
+    """How to divide a cluster of `cpus` logical CPUs, `gpus` GPUs and `memory` bytes.
+
+    With GPUs: one actor each. Without: about half of the CPUs in actors of two threads (a detector's
+    convolutions gain little from more), the rest for fetching and decoding. The actors never hold all of the
+    CPUs.
+
+    Raises:
+        ClusterError: the cluster has no CPU.
+    """
+    if cpus <= 0:
+        raise ClusterError(
+            f"A scan needs at least one CPU for its workers. Got: a cluster with {cpus:g} CPUs.",
+            "Start worker nodes, or give the head some (--num-cpus).",
+        )
+    if gpus >= 1:
+        actors = int(gpus)
+        held = min(1.0, cpus / 2 / actors)
+        threads = 1
+    elif cpus < 2:
+        actors, held, threads = 1, cpus / 2, 1
+    elif cpus < 4:
+        actors, held, threads = 1, 1.0, 2
+    else:
+        actors, held, threads = int(cpus) // 4, 2.0, 2
+    free = cpus - actors * held
+    share = min(1.0, free)  # what one fetch task and one write task fit into, side by side
+    batch_size = 128 if gpus >= 1 else 32
+    if memory < 4 * GIB:
+        batch_size //= 4
+    return Resources(
+        actors=actors,
+        actor_cpus=round(held, 3),
+        actor_gpus=1.0 if gpus >= 1 else 0.0,
+        actor_threads=threads,
+        fetch_cpus=round(0.8 * share, 3),
+        write_cpus=round(0.1 * share, 3),
+        batch_size=batch_size,
+        block_rows=2 * batch_size,
+    )
+
+
+def object_store_bytes(memory: int) -> int:
+    """The object store of an embedded Ray on a machine with `memory` bytes: a quarter, 128 MiB to 2 GiB.
+
+    A stream holds a few blocks at a time; Ray's own default, 30 % of everything, would be reserved for
+    nothing.
+    """
+    return max(128 * MIB, min(2 * GIB, memory // 4))
+
+
+@contextmanager
+def session(
+    address: str | None = None, *, num_cpus: int | None = None, object_store_memory: int | None = None
+) -> Iterator[Session]:
+    """A connected Ray for the block: embedded by default, or the running cluster at `address` or RAY_ADDRESS.
+
+    An embedded one ends with the block and leaves nothing behind. Inside another `session` the outer one is
+    lent. The workers see this process's AWS_* variables and import the packages from where this process does.
+
+    Raises:
+        ClusterError: no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield _describe("connected")
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    before = dict(os.environ)
+    scratch: Path | None = None
+    os.environ.update(_environment())
+    try:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+        if address == "local":
+            # Sockets lie below this folder, and a unix socket's path may have 107 bytes: a user's TMPDIR may
+            # be too long.
+            scratch = Path(tempfile.mkdtemp(prefix="rs-", dir="/tmp"))
+            options |= {
+                "include_dashboard": False,
+                "num_cpus": num_cpus,
+                "object_store_memory": object_store_memory or object_store_bytes(_machine_memory()),
+                "_temp_dir": str(scratch),
+            }
+        else:
+            # An embedded Ray's workers inherit the environment; those of a running cluster are told. Where
+            # its nodes have roles of their own, no key is set here and none is sent.
+            told = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+            options["runtime_env"] = {"env_vars": told | {"PYTHONPATH": os.environ["PYTHONPATH"]}}
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, TimeoutError, RuntimeError, ValueError, RayError) as error:
+            raise ClusterError(
+                f"Ray did not start or answer. Got: address {address} ({type(error).__name__}: {error}).",
+                "Check --address and RAY_ADDRESS, or leave both out for an embedded Ray.",
+            ) from error
+        yield _describe(address)
+    finally:
+        ray.shutdown()
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _environment() -> dict[str, str]:
+    """What this process and an embedded Ray's workers have in their environment during a session."""
+    path = os.environ.get("PYTHONPATH", "")
+    quiet = {} if sys.stderr.isatty() else {"RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+    return {
+        "PYTHONPATH": f"{_ROOT}{os.pathsep}{path}" if path else str(_ROOT),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # CUDA_VISIBLE_DEVICES stays where a task asks for no GPU
+        **quiet,
+    }
+
+
+def _describe(address: str) -> Session:
+    has = ray.cluster_resources()
+    return Session(address, has.get("CPU", 0.0), has.get("GPU", 0.0), int(has.get("memory", 0)))
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@contextmanager
+def data_context(*, block_bytes: int = BLOCK_BYTES) -> Iterator[DataContext]:
+    """Ray Data's settings for datasets built inside the block; those outside are left as they were."""
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = sys.stderr.isatty()
+    context.print_on_execution_start = False
+    context.target_max_block_size = block_bytes
+    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    context.execution_options.preserve_order = False
+    # A bad object is a row, so an exception that reaches Ray is a fault of ours: stop, and lose no rows to
+    # it.
+    context.max_errored_blocks = 0
+    chatty = logging.getLogger("ray.data")
+    level = chatty.level
+    with DataContext.current(context):
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        try:
+            yield context
+        finally:
+            chatty.setLevel(level)

@@ -1,0 +1,1 @@
+"""What detects: PyTorch detectors behind one contract."""

@@ -1,0 +1,187 @@
+"""The contract every detector keeps: what goes in, what comes out, and how it is fitted.
+
+Shape suffixes: B batch, C channels, H height in pixels, W width in pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+
+class DetectorError(Exception):
+    """Base of the errors a detector raises on purpose."""
+
+
+class InputError(DetectorError, ValueError):
+    """Images that break the input specification."""
+
+
+class ConfigError(DetectorError, ValueError):
+    """A detector configuration that cannot be built; the message names the option to change."""
+
+
+class WeightsError(DetectorError):
+    """Pretrained weights that are missing, or do not fit the network; the message names the ways to get them."""
+
+
+class ArtifactError(DetectorError):
+    """A model folder that is incomplete, damaged, or of another version."""
+
+
+class NonFiniteLoss(DetectorError):
+    """A loss became NaN or infinite; raised before the optimizer's update, so the weights are still finite."""
+
+    def __init__(self, phase: str, losses: str) -> None:
+        super().__init__(phase, losses)
+        self.phase = phase
+        self.losses = losses
+
+    def __str__(self) -> str:
+        return (
+            f"The loss of phase {self.phase!r} is not finite ({self.losses}); stopped before the update. "
+            "Lower the learning rate (--set lr=...) or look for constant or non-finite training images."
+        )
+
+
+class InputSpec(BaseModel):
+    """What a detector takes: float32 images in [0, 1] of shape [B, channels, height_px, width_px]."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: int
+    height_px: int
+    width_px: int
+    needs_anomalous: bool = False
+
+    def check(self, images_BCHW: Tensor) -> None:
+        """Raise InputError unless `images_BCHW` is float32, finite, in [0, 1] and of this shape."""
+        want = (self.channels, self.height_px, self.width_px)
+        if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[1:]) != want:
+            raise InputError(
+                f"Images must have shape [B, {want[0]}, {want[1]}, {want[2]}]. Got: {list(images_BCHW.shape)}. "
+                "Resize them with the model's own pixel policy."
+            )
+        if images_BCHW.dtype != torch.float32:
+            raise InputError(f"Images must be float32. Got: {images_BCHW.dtype}. Convert with .float() / full scale.")
+        if images_BCHW.numel():
+            low, high = images_BCHW.detach().aminmax()
+            # NaN compares false with everything, so this also refuses it.
+            if not (low >= 0.0 and high <= 1.0):
+                raise InputError(
+                    f"Images must be finite and within [0, 1]. Got: [{low:g}, {high:g}]. Apply the pixel policy first."
+                )
+
+
+class DetectorConfig(BaseModel):
+    """What every detector's configuration holds; each adds its own fields. Unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=60, ge=1)
+    batch_size: int = Field(default=32, ge=1)  # over all workers together
+    lr: float = Field(default=1e-3, gt=0)
+
+
+class Scores(NamedTuple):
+    """Raw scores, finite, larger = more abnormal: `image` float32 [B], `heatmap` float32 [B, H, W]."""
+
+    image: Tensor
+    heatmap: Tensor
+
+
+class Batch(NamedTuple):
+    """One step's images with their dense positions in the training set, so that a learner may cache by position."""
+
+    images: Tensor  # float32 [B, C, H, W] in [0, 1]
+    index: Tensor  # int64 [B], position in the training set, the same image in every epoch
+    anomalous: Tensor | None = None  # float32 [B', C, H, W]: only for a detector whose spec needs them
+
+
+class Phase(NamedTuple):
+    """One part of a fit: so many passes over the training images under one name."""
+
+    name: str
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What the worker lends a learner. The defaults are a single process on the CPU."""
+
+    device: torch.device = torch.device("cpu")
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network  # DistributedDataParallel in a group
+    all_reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    rank: int = 0
+    world: int = 1
+    seed: int = 0
+
+
+class Learner(Protocol):
+    """Owns losses, optimizers and phases of one fit; knows nothing of files or Ray.
+
+    The worker calls, for each phase in order: `start`, then `step` for every batch of every epoch with
+    `end_epoch` after each, then `finish`. `state_dict` taken between epochs and loaded into a fresh learner of
+    an equal detector continues the fit exactly.
+    """
+
+    phases: tuple[Phase, ...]
+
+    def start(self, phase: str) -> None: ...
+    def step(self, batch: Batch) -> dict[str, Tensor]: ...
+    def end_epoch(self) -> None: ...
+    def finish(self, phase: str) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Detector(nn.Module, ABC):
+    """A network that scores images. Everything it needs to score is in its config and its state_dict."""
+
+    spec: InputSpec
+    config: DetectorConfig
+
+    @abstractmethod
+    def score(self, images: Tensor) -> Scores:
+        """Score float32 images [B, C, H, W] in [0, 1].
+
+        Pure: weights, training mode, gradients and every RNG are as before. Row-independent: a row's score does
+        not depend on its batch mates. Owns its grad mode: call it plainly, never inside `inference_mode`.
+
+        Raises:
+            InputError: wrong shape, dtype or range.
+        """
+
+    @abstractmethod
+    def learner(self, runtime: Runtime) -> Learner:
+        """A learner that fits this detector in place."""
+
+
+    def source_record(self) -> dict[str, Any] | None:
+        """What the model's record says of a pretrained network inside; None where there is none."""
+        return None
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put `module` in eval mode and give every submodule its own mode back at the end."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def finite_or_stop(phase: str, losses: dict[str, Tensor]) -> None:
+    """Raise NonFiniteLoss unless every loss is finite: called before `optimizer.step()`."""
+    if not all(bool(torch.isfinite(value).all()) for value in losses.values()):
+        raise NonFiniteLoss(phase, ", ".join(f"{name}={float(value):g}" for name, value in losses.items()))

@@ -1,0 +1,92 @@
+"""The one table of detectors: kind -> class, configuration and what a user must know to choose.
+
+Concrete detectors are imported when they are asked for, so that listing them does not import torch's networks.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from models.detector import ConfigError, Detector, DetectorConfig, InputSpec
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One detector: where it lives, and its line in `retroscan detectors`."""
+
+    kind: str
+    module: str
+    detector: str
+    config: str
+    title: str
+    source: str
+    channels: int
+    needs_anomalous: bool
+    weights: str
+
+    def detector_class(self) -> type[Detector]:
+        found: type[Detector] = getattr(importlib.import_module(self.module), self.detector)
+        return found
+
+    def config_class(self) -> type[DetectorConfig]:
+        found: type[DetectorConfig] = getattr(importlib.import_module(self.module), self.config)
+        return found
+
+
+DETECTORS: dict[str, Entry] = {
+    entry.kind: entry
+    for entry in (
+        Entry(
+            kind="mkd",
+            module="models.mkd",
+            detector="MKD",
+            config="MKDConfig",
+            title="Multiresolution knowledge distillation",
+            source="Salehi et al., CVPR 2021, arXiv 2011.11108",
+            channels=3,
+            needs_anomalous=False,
+            weights="ImageNet: EfficientNet-Lite0 installed with retroscan; VGG-16 by download or --set weights=FILE",
+        ),
+    )
+}
+
+
+def entry(kind: str) -> Entry:
+    """The table's row of `kind`.
+
+    Raises:
+        ConfigError: no such detector.
+    """
+    if kind not in DETECTORS:
+        raise ConfigError(
+            f"detector must be one of {', '.join(DETECTORS)}. Got: {kind}. See `retroscan detectors` for what each needs."
+        )
+    return DETECTORS[kind]
+
+
+def configure(kind: str, options: dict[str, Any]) -> DetectorConfig:
+    """The validated configuration of `kind` from plain values.
+
+    Raises:
+        ConfigError: an unknown option or a value out of range; the message names the option.
+    """
+    config_class = entry(kind).config_class()
+    try:
+        return config_class.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(config_class.model_fields)
+        raise ConfigError(
+            f"{kind} option {option!r}: {first['msg']}. Got: {first['input']!r}. The options of {kind} are {known}."
+        ) from error
+
+
+def create(kind: str, config: DetectorConfig, spec: InputSpec, *, pretrained: bool = True) -> Detector:
+    """A new detector; with `pretrained=False` its weights are left to a state dict that is loaded next."""
+    # Every detector's constructor has this form; the abstract class leaves construction to its children.
+    return entry(kind).detector_class()(config, spec, pretrained=pretrained)

@@ -1,0 +1,33 @@
+"""Fixtures of the whole suite."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from s3server import S3Server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A running S3 server; from here to the end of the session the environment leads to it.
+
+    Child processes and Ray workers that start later inherit `s3.env`.
+    """
+    # Not below pytest's folder: sockets lie in here, and a socket's path has 107 bytes at most.
+    folder = Path(tempfile.mkdtemp(prefix="rs-s3-"))
+    server = S3Server(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+            patch.delenv(name, raising=False)
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+            shutil.rmtree(folder, ignore_errors=True)
