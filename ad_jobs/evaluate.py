@@ -19,7 +19,7 @@ from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.labels import Labels
 from ad_jobs.metrics import Estimate
-from ad_jobs.pixel_metrics import PIXEL_METRICS, PixelEvaluation
+from ad_jobs.pixel_metrics import PIXEL_METRICS, REPLICATES, PixelEvaluation
 from ad_jobs.results.heatmaps import Reference, decode_png, parse_reference
 from ad_jobs.results.read import read_scores
 from ad_jobs.results.run import RunRecord, read_record
@@ -55,7 +55,7 @@ def evaluate(
         run: folder or s3:// URI of the run.
         labels: CSV with image, anomalous and, if known, mask, frame, group.
         seed: of the bootstrap.
-        bootstrap: replicates of the image metrics; 0 for no intervals at all.
+        bootstrap: replicates of the image metrics, at most 200 of them of the pixel metrics; 0 for no intervals.
         allow_unfinished: judge what an unfinished run has so far.
 
     Raises:
@@ -184,7 +184,7 @@ def _pixel_metrics(
     wanted, left_out, note = _wanted(judged, groups)
     if note is not None:
         return dict.fromkeys(PIXEL_METRICS, Estimate(value=None, low=None, high=None)), note, None
-    evaluation = PixelEvaluation(seed=seed, **({} if bootstrap else {"replicates": 0}))
+    evaluation = PixelEvaluation(seed=seed, replicates=min(REPLICATES, bootstrap))
     for pixels, values, geometry in _read_heatmaps(run_uri, wanted):
         # Padding is not part of the picture: nothing there can be right or wrong.
         top, left = geometry.top, geometry.left

@@ -140,7 +140,7 @@ def _stage(
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for batch in itertools.chain([first], itertools.islice(rows, part_rows // batch_rows - 1)):
                 for row in batch:
-                    digest.update(json.dumps(row, default=_json, separators=(",", ":")).encode() + b"\n")
+                    digest.update(_ROW.encode(row).encode() + b"\n")
                 columns = [
                     pa.array(values, field.type)
                     for values, field in zip(zip(*batch, strict=True), schema, strict=True)
@@ -158,6 +158,9 @@ def _json(value: Any) -> str:
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(f"A manifest holds no {type(value).__name__}")
+
+
+_ROW = json.JSONEncoder(default=_json, separators=(",", ":"))  # a row as the digest sees it
 
 
 def _rows(objects: Iterable[SourceObject], headers: bool, batch_rows: int) -> Iterator[list[tuple[Any, ...]]]:

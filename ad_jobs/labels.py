@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from ad_jobs.errors import UsageError
+from ad_jobs.sources import resolve
 from cluster import storage
 
 COLUMNS = ("image", "anomalous", "mask", "frame", "group")
 _SHAPE = "Write a CSV with the columns image, anomalous (0 or 1) and, if known, mask, frame, group."
-_EXAMPLES = 3
 
 
 class Labels(NamedTuple):
@@ -63,12 +63,11 @@ def read_labels(labels: str) -> Labels:
         raise UsageError("LABELS must label at least one image.", uri, _SHAPE)
     for name in COLUMNS:
         raw[name] = raw[name].fillna("").str.strip() if name in raw.columns else ""
-    folder = uri.rpartition("/")[0]
     table = pd.DataFrame(
         {
-            "uri": [_resolve(folder, image) for image in raw["image"]],
+            "uri": [resolve(uri, image) for image in raw["image"]],
             "anomalous": _checked(raw["anomalous"], uri, "anomalous must be 0 or 1", "[01]") == "1",
-            "mask": pd.Series([_resolve(folder, m) if m else None for m in raw["mask"]], dtype=object),
+            "mask": pd.Series([resolve(uri, m) if m else None for m in raw["mask"]], dtype=object),
             "frame": pd.to_numeric(
                 _checked(raw["frame"], uri, "frame must be a whole number from 0 up, or empty", "[0-9]{0,9}")
             ).astype("Int64"),
@@ -84,13 +83,6 @@ def read_labels(labels: str) -> Labels:
             "Remove the repeated lines; for frames of one object fill the column frame.",
         )
     return Labels(uri, hashlib.sha256(data).hexdigest(), table)
-
-
-def _resolve(folder: str, path: str) -> str:
-    if storage.is_s3(path) or path.startswith(("/", "file://")):
-        return storage.absolute(path)
-    joined = storage.join(folder, path)
-    return joined if storage.is_s3(joined) else storage.absolute(joined)
 
 
 def _checked(column: pd.Series[str], uri: str, rule: str, pattern: str) -> pd.Series[str]:

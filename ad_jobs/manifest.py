@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ad_jobs.errors import JobError, UsageError
+from ad_jobs.results.schema import MANIFEST, MANIFEST_HEADERS
 from cluster import storage
 
 RECORD = "manifest.json"
@@ -122,14 +123,15 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None, where: str | N
         JobError: A part is missing or damaged.
     """
     info = manifest_info(uri)
-    # The condition may name columns that are not asked for.
-    table = pa.concat_tables(read_parts(info, columns if where is None and columns else None))
-    if missing := sorted(set(columns or ()) - set(table.column_names)):
+    names = (MANIFEST_HEADERS if info.headers else MANIFEST).names
+    if missing := sorted(set(columns or ()) - set(names)):
         raise UsageError(
-            f"Columns of this manifest are {', '.join(table.column_names)}.",
+            f"Columns of this manifest are {', '.join(names)}.",
             ", ".join(missing),
             "DICOM columns need: retroscan index --headers.",
         )
+    # The condition may name columns that are not asked for.
+    table = pa.concat_tables(read_parts(info, columns if where is None else None))
     if where is not None:
         table = table.take(_select(table, where))
     return table if columns is None else table.select(list(columns))
@@ -140,7 +142,7 @@ def _select(table: pa.Table, where: str) -> pa.Array:
     # The condition stands on lines of its own: a comment in it must not swallow the bracket.
     query = f"SELECT object_id FROM manifest WHERE (\n{where}\n) ORDER BY object_id"
     names = f"Columns: {', '.join(table.column_names)}."
-    if not table.schema.get_field_index("modality") >= 0:
+    if "modality" not in table.column_names:
         names += " DICOM columns need: retroscan index --headers."
     # A condition is data from a user: it sees this one table, no files, no network, no settings.
     config = {"enable_external_access": "false", "python_enable_replacements": "false"}
@@ -160,7 +162,7 @@ def _select(table: pa.Table, where: str) -> pa.Array:
         raise UsageError(
             "--where must select the same rows every time, or a resumed scan would not be the same scan.",
             where,
-            "A sample that stays: hash(uri) % 100 = 0.",
+            "A sample that stays: object_id % 100 = 0.",
         )
     if not len(first):
         raise UsageError(

@@ -234,7 +234,7 @@ class _WorkersDecoder:
     def decode(self, data: bytes, policy: PixelPolicy, limits: Limits) -> Decoded:
         global _decoder
         if _decoder is None:
-            _decoder = GuardedDecoder().__enter__()  # ends with this process
+            _decoder = GuardedDecoder()  # its child ends with this process
         return _decoder.decode(data, policy, limits)
 
 

@@ -1,7 +1,7 @@
 """What a verb may be pointed at: a folder, `s3://bucket/prefix`, a manifest, or a CSV/Parquet list of images.
 
-All four give the same thing, the objects sorted by URI; `index`, `fit` and `calibrate` read them here alone, so
-that they see the same objects in the same order.
+All four give the same thing, the objects sorted by URI. `index`, `fit` and `calibrate` read them here alone,
+and so see the same objects in the same order.
 """
 
 from __future__ import annotations
@@ -149,9 +149,11 @@ def _list_objects(uri: str) -> Iterator[SourceObject]:
         for first in range(0, len(names), STAT_NAMES):
             some = names[first : first + STAT_NAMES]
             for name, info in zip(some, pool.map(_stat, some), strict=True):
-                known = (info.bytes, info.etag, info.modified) if info else (None, None, None)
-                found = found or info is not None
-                yield SourceObject(name, *known, groups[name])
+                if info is None:
+                    yield SourceObject(name, None, None, None, groups[name])
+                else:
+                    found = True
+                    yield SourceObject(name, info.bytes, info.etag, info.modified, groups[name])
     if not found:
         raise UsageError(
             "At least one image of a list must be readable.",

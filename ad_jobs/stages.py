@@ -169,7 +169,7 @@ def score_objects(prepared: pa.Table, scorer: Scorer, policy: PixelPolicy, judge
     found = scorer.score(pixels)
     objects = prepared.select(["object_id", "frames"]).to_pylist()
     rows = [_scored_columns(row["object_id"], row["frames"], found, judgement) for row in objects]
-    scored = prepared.select([name for name, *_ in _OBJECT])
+    scored = prepared.select(pa.schema(_OBJECT).names)
     for name in ("scores", "score_ms", "heatmaps", "scored_at"):
         scored = scored.append_column(
             name, pa.array([row[name] for row in rows], SCORED_OBJECTS.field(name).type)

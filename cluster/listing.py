@@ -36,7 +36,7 @@ class Walk:
     archive. A link to a file inside the root is listed as a file. `left_out` counts the links not listed.
 
     Raises:
-        OSError: The root or a folder below it is missing or cannot be read. What vanishes meanwhile is no error.
+        OSError: The root is missing, or a folder cannot be read. What vanishes meanwhile is no error.
     """
 
     def __init__(self, root: str) -> None:

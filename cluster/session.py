@@ -152,11 +152,15 @@ def session(
                 "object_store_memory": object_store_memory or object_store_bytes(_machine_memory()),
                 "_temp_dir": str(scratch),
             }
+            # Ray's C++ side writes to stderr what concerns only Ray; what concerns the job comes as
+            # exceptions.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         else:
             # An embedded Ray's workers inherit the environment; those of a running cluster are told. Where
             # its nodes have roles of their own, no key is set here and none is sent.
             told = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
             options["runtime_env"] = {"env_vars": told | {"PYTHONPATH": os.environ["PYTHONPATH"]}}
+        _hush()
         try:
             ray.init(address=address, **options)
         except (ConnectionError, TimeoutError, RuntimeError, ValueError, RayError) as error:
@@ -171,6 +175,16 @@ def session(
             shutil.rmtree(scratch, ignore_errors=True)
         os.environ.clear()
         os.environ.update(before)
+
+
+def _hush() -> None:
+    """Leave to Ray's loggers what needs an answer: the rest is advice about settings that are set here on purpose."""
+    for name in (
+        "ray._private.authentication.authentication_token_setup",
+        "ray.data._internal.progress",
+        "ray.data._internal.execution.streaming_executor_state",
+    ):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _environment() -> dict[str, str]:
@@ -206,6 +220,7 @@ def data_context(*, block_bytes: int = BLOCK_BYTES) -> Iterator[DataContext]:
     # A bad object is a row, so an exception that reaches Ray is a fault of ours: stop, and lose no rows to
     # it.
     context.max_errored_blocks = 0
+    context.raise_original_map_exception = True
     chatty = logging.getLogger("ray.data")
     level = chatty.level
     with DataContext.current(context):

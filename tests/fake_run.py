@@ -55,6 +55,7 @@ def make(
     resize: str = "stretch",
     input_size: tuple[int, int] = (48, 64),
     names: dict[int, str] | None = None,
+    uris: str | None = None,
     seed: int = 0,
     finish: bool = True,
 ) -> FakeRun:
@@ -89,7 +90,14 @@ def make(
                 fake.scores[name] = score
                 fake.heatmaps[name] = np.rint(heat.astype(np.float64) * 65535) / 65535
             rows.append(
-                _row(i, str(path), status="scored", model_id=model_id, score=score, threshold=threshold)
+                row(
+                    i,
+                    f"{uris}{i:032x}" if uris else str(path),
+                    status="scored",
+                    model_id=model_id,
+                    score=score,
+                    threshold=threshold,
+                )
                 | {"flagged": score > threshold, "heatmap": member, "rows": ROWS, "columns": COLUMNS}
                 | {"content_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bits": 8}
                 | {"photometric": "MONOCHROME2", "transfer_syntax": "png", "bytes": path.stat().st_size}
@@ -98,16 +106,16 @@ def make(
         status = "failed" if j < len(failed) else "skipped"
         for model_id in models:
             rows.append(
-                _row(
-                    total + j, str(fake.pictures / f"{status} {j:03d}.dcm"), status=status, model_id=model_id
-                )
+                row(total + j, str(fake.pictures / f"{status} {j:03d}.dcm"), status=status, model_id=model_id)
                 | {"error_code": code, "error_detail": f"what {code} says"}
             )
-    shard = pack(members)
-    if keep_heatmaps:
+    shard = pack(members) if members else None
+    if keep_heatmaps and shard:
         (Path(fake.uri) / shard.name).write_bytes(shard.data)
-    for row in rows:
-        row["heatmap"] = shard.reference(row["heatmap"]) if row["heatmap"] and keep_heatmaps else None
+    for made in rows:
+        made["heatmap"] = (
+            shard.reference(made["heatmap"]) if shard and made["heatmap"] and keep_heatmaps else None
+        )
     pq.write_table(pa.Table.from_pylist(rows, schema=SCORES), f"{fake.uri}/scores/part-00000.parquet")
     with fake.labels.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["image", "anomalous", "mask"])
@@ -148,7 +156,8 @@ def close(uri: str, models: list[str], policy: PixelPolicy, threshold: float, ob
     )  # fmt: skip
 
 
-def _row(object_id: int, uri: str, **known: Any) -> dict[str, Any]:
+def row(object_id: int, uri: str, **known: Any) -> dict[str, Any]:
+    """A row of the score table, null but for what every row has and what is given."""
     empty = dict.fromkeys(SCORES.names)
     times = {"fetch_ms": 3.0, "decode_ms": 5.0, "score_ms": 12.0, "scored_at": STARTED}
     return (

@@ -18,6 +18,7 @@ class JpegFrame(NamedTuple):
     rows: int
     columns: int
     components: int
+    end: int  # offset of what follows the frame header
 
 
 def jpeg_frame(code: bytes) -> JpegFrame | None:
@@ -37,7 +38,8 @@ def jpeg_frame(code: bytes) -> JpegFrame | None:
             if offset + 10 > len(code):
                 return None
             bits, rows, columns, components = struct.unpack_from(">BHHB", code, offset + 4)
-            return JpegFrame(marker, bits, rows, columns, components)
+            (length,) = struct.unpack_from(">H", code, offset + 2)
+            return JpegFrame(marker, bits, rows, columns, components, offset + 2 + length)
         elif marker in (0xDA, 0xD9):  # scan or end before any frame
             return None
         else:
@@ -46,7 +48,7 @@ def jpeg_frame(code: bytes) -> JpegFrame | None:
 
 
 def codestream_size(code: bytes) -> tuple[int, int] | None:
-    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream announces; None for other or unreadable bytes."""
+    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream announces; None for other bytes."""
     frame = jpeg_frame(code)
     if frame is not None:
         return frame.rows, frame.columns

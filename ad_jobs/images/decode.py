@@ -1,8 +1,8 @@
-"""Bytes to frames: sniff, check the limits, decode, window, resize; and the one way from stored frames to floats."""
+"""Bytes to frames: sniff, check, decode, window, resize; and the one way from stored frames to floats."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,48 +12,35 @@ from ad_jobs.images import dicom, raster, tiff
 from ad_jobs.images.geometry import Geometry, resize
 from ad_jobs.images.picture import LUMA, Picture, check_frames, quiet
 from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.images.sniff import sniff
 from ad_jobs.results.schema import MANIFEST, MANIFEST_HEADERS
 
-FULL_SCALE = 65535  # of Frame.pixels: 1.0
+__all__ = ["Decoded", "Frame", "decode", "preview", "read_header", "sniff", "to_input"]
 
-Format = Literal["dicom", "png", "jpeg", "tiff"]
+FULL_SCALE = 65535  # of Frame.pixels: 1.0
 
 
 class Frame(NamedTuple):
     """One frame at a detector's input size, ready to be stored and stacked."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a frame is a record: tuple.index is of no use to it
     pixels: npt.NDArray[np.uint16]  # [c, height_px, width_px], 65535 = 1.0; c = 1 for grey, 3 for colour
     geometry: Geometry
     constant: bool  # every pixel of the source alike: a decoder's silent zeros look like this
 
 
 class Decoded(NamedTuple):
-    """All frames of one object, and what its header may tell: the keys of schema.HEADER, null where unknown."""
+    """All frames of one object, and what its header may tell: the keys of schema.HEADER."""
 
     frames: list[Frame]
     header: dict[str, object]
 
 
-def sniff(head: bytes) -> Format | None:
-    """The format that the first bytes of an object (256 or more) show, whatever its name; None if none is known."""
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    # Before TIFF: PS3.10 7.1 lets a TIFF header stand in the preamble of a DICOM file.
-    if dicom.has_preamble(head):
-        return "dicom"
-    if head[:4] in (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"):
-        return "tiff"
-    return "dicom" if dicom.is_headless(head) else None
-
-
 def decode(data: bytes, policy: PixelPolicy, limits: Limits) -> Decoded:
     """Every frame of the object `data` under `policy`, and its header.
 
-    Frames are decoded and resized one by one, so memory holds one frame at its stored size. The pixels of a grey
-    source have one channel; those of a colour source have `policy.channels` (one channel is its luma).
+    Frames are decoded and resized one by one, so memory holds one frame at its stored size. The pixels of a
+    grey source have one channel; those of a colour source have `policy.channels` (one channel is its luma).
 
     Raises:
         ImageError: the object cannot be scored; the code says why, the detail holds no header text.
@@ -67,7 +54,7 @@ def decode(data: bytes, policy: PixelPolicy, limits: Limits) -> Decoded:
 def preview(
     data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_side: int = 512
 ) -> npt.NDArray[np.uint8]:
-    """A frame as a display picture [h, w, 3] in its own aspect, at most `max_side` long, under the policy's window.
+    """A frame for display, [h, w, 3] in its own aspect, at most `max_side` long, under the policy's window.
 
     Raises:
         ImageError: as `decode`; also when the object has no such frame.
@@ -75,7 +62,9 @@ def preview(
     with quiet():
         picture = _open(data, limits)
         if not 0 <= frame < picture.frames:
-            raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"no frame {frame}: the object has {picture.frames}")
+            raise ImageError(
+                ErrorCode.UNSUPPORTED_IMAGE, f"no frame {frame}: the object has {picture.frames}"
+            )
         _, pixels = next(iter(picture.read(policy, only=frame)))
     rows, columns = pixels.shape[:2]
     scale = min(1.0, max_side / max(rows, columns))
@@ -87,10 +76,13 @@ def preview(
 def read_header(data: bytes, size: int | None = None) -> dict[str, Any]:
     """What schema.MANIFEST_HEADERS tells of an object's header; never raises on bad bytes.
 
-    `data` may be the object's first bytes, `size` then is its full length. Where they do not suffice or the header
-    cannot be read, `header_error` holds the code (`truncated`, `unknown_format`, ...) and the rest what was found.
+    `data` may be the object's first bytes, `size` then is its full length. Where they do not suffice or the
+    header cannot be read, `header_error` holds the code (`truncated`, `unknown_format`, ...) and the rest
+    what was found.
     """
-    known: dict[str, Any] = dict.fromkeys(name for name in MANIFEST_HEADERS.names if name not in MANIFEST.names)
+    known: dict[str, Any] = dict.fromkeys(
+        name for name in MANIFEST_HEADERS.names if name not in MANIFEST.names
+    )
     readers = {
         "dicom": dicom.read_header,
         "png": raster.read_header,
@@ -106,7 +98,9 @@ def read_header(data: bytes, size: int | None = None) -> dict[str, Any]:
         with quiet():
             known.update(readers[kind](data, len(data) if size is None else size))
     except ImageError as error:
-        known["header_error"] = str(error.code)
+        # Whatever goes wrong with a part may go well with the whole.
+        partial = size is not None and len(data) < size and error.code != ErrorCode.UNKNOWN_FORMAT
+        known["header_error"] = str(ErrorCode.TRUNCATED if partial else error.code)
     return known
 
 
@@ -121,7 +115,8 @@ def to_input(pixels: npt.NDArray[np.uint16], channels: int) -> npt.NDArray[np.fl
     stored = pixels.shape[-3]
     if stored not in (1, channels):
         raise ValueError(
-            f"Pixels must have 1 or {channels} channels. Got: {stored}. Decode them with this model's own pixel policy."
+            f"Pixels must have 1 or {channels} channels. Got: {stored}. "
+            "Decode them with this model's own pixel policy."
         )
     scaled = np.divide(pixels, FULL_SCALE, dtype=np.float32)
     return scaled if stored == channels else np.repeat(scaled, channels, axis=-3)

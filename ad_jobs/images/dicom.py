@@ -1,7 +1,7 @@
-"""DICOM objects to pictures: what is one at all, its header, and its frames in any transfer syntax decodable here.
+"""DICOM objects to pictures: the header, and the frames in any transfer syntax decodable here.
 
-The only module that imports pydicom. Decoders: pydicom with GDCM and pylibjpeg's OpenJPEG and RLE; libjpeg-turbo (by
-imagecodecs) for the 12-bit JPEG processes, which none of those reads.
+The only module that imports pydicom. Decoders: pydicom with GDCM and pylibjpeg's OpenJPEG and RLE;
+libjpeg-turbo (by imagecodecs) for the 12-bit JPEG processes, which none of those reads.
 """
 
 from __future__ import annotations
@@ -22,14 +22,30 @@ from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_color_lut, get_decoder
 from pydicom.pixels.utils import as_pixel_options
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian
-from pydicom.uid import ImplicitVRLittleEndian as ImplicitLittle
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+)
 
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images.codestream import codestream_size
 from ad_jobs.images.greyscale import greyscale, stored_range
-from ad_jobs.images.picture import check_finite, check_frames, check_size, empty_header, foreign
+from ad_jobs.images.picture import (
+    Numbered,
+    Pixels,
+    check_finite,
+    check_frames,
+    check_size,
+    empty_header,
+    foreign,
+)
 from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.images.sniff import LONG_VRS, has_preamble
 
 with suppress(ImportError):  # without it the syntaxes it reads are reported as unsupported, one by one
     import gdcm
@@ -56,22 +72,9 @@ _NOT_IMAGE_MODALITIES = frozenset({"SR", "PR", "KO", "SEG", "ECG", "RTSTRUCT", "
 
 # JPEG processes 2 & 4, 6 & 8 and 10 & 12: twelve bits, which libjpeg-turbo reads and the plug-ins do not.
 _TWELVE_BIT_JPEG = frozenset(f"1.2.840.10008.1.2.4.{process}" for process in (51, 53, 55))
-_VRS = frozenset(
-    b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
-)
-_LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # 32-bit lengths, PS3.5 7.1.2
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # Float, Double Float, Pixel Data
+_LAST_COLUMN = 0x00280301  # Burned In Annotation: elements are in ascending order
 _MONTH = re.compile(r"((?:19|20)\d\d)[.\-]?(0[1-9]|1[0-2])")
-
-
-def has_preamble(head: bytes) -> bool:
-    """Whether the bytes open with a preamble and the DICM prefix (PS3.10 7.1)."""
-    return head[128:132] == b"DICM"
-
-
-def is_headless(head: bytes) -> bool:
-    """Whether the bytes look like a data set without preamble: ascending elements of group 2 or 8, in any encoding."""
-    return any(_walks(head, order, explicit) for order, explicit in (("<", True), ("<", False), (">", True)))
 
 
 def decodable(transfer_syntax: str) -> bool:
@@ -126,7 +129,7 @@ class DicomPicture:
             else:
                 self._check_length()
 
-    def read(self, policy: PixelPolicy, only: int | None = None) -> Iterator[tuple[int, npt.NDArray[np.floating[Any]]]]:
+    def read(self, policy: PixelPolicy, only: int | None = None) -> Numbered:
         """As `Picture.read`."""
         decoded = self._decode(only)
         for index in range(self.frames) if only is None else [only]:
@@ -145,17 +148,24 @@ class DicomPicture:
             yield from self._decode_twelve_bit_jpeg(only, bits)
             return
         options = as_pixel_options(self._ds)
-        # YBR_FULL and YBR_FULL_422 come out as RGB (PS3.3 C.7.6.3.1.2), any planar configuration as interleaved
-        # (C.7.6.3.1.3).
+        wanted = None if only is None else [only]
+        if wanted is None and UID(self._syntax) in (*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes):
+            # pydicom mends their sign (PS3.5 A.4.3, A.4.4) in place, which it can only do frame by frame by
+            # number.
+            wanted = list(range(self.frames))
+        # YBR_FULL and YBR_FULL_422 come out as RGB (PS3.3 C.7.6.3.1.2), any planar configuration as
+        # interleaved (C.7.6.3.1.3).
         frames = get_decoder(UID(self._syntax)).iter_array(
-            self._ds, indices=None if only is None else [only], raw=False, validate=True, **options
+            self._ds, indices=wanted, raw=False, validate=True, **options
         )
         for array, properties in frames:
             yield array, str(properties["photometric_interpretation"])
 
     def _decode_twelve_bit_jpeg(self, only: int | None, bits: int) -> Iterator[tuple[npt.NDArray[Any], str]]:
         if self._samples != 1:
-            raise ImageError(ErrorCode.UNSUPPORTED_SYNTAX, f"colour JPEG with {bits} bits, {_uid(self._syntax)}")
+            raise ImageError(
+                ErrorCode.UNSUPPORTED_SYNTAX, f"colour JPEG with {bits} bits, {_uid(self._syntax)}"
+            )
         for index, code in enumerate(generate_frames(self._ds.PixelData, number_of_frames=self.frames)):
             if only is not None and index != only:
                 continue
@@ -165,9 +175,7 @@ class DicomPicture:
                 stored = (stored.astype(np.int32) ^ sign) - sign
             yield stored, str(self._ds.PhotometricInterpretation)
 
-    def _show(
-        self, stored: npt.NDArray[Any], photometric: str, index: int, policy: PixelPolicy
-    ) -> npt.NDArray[np.floating[Any]]:
+    def _show(self, stored: npt.NDArray[Any], photometric: str, index: int, policy: PixelPolicy) -> Pixels:
         if stored.shape[:2] != self._size:
             raise ImageError(
                 ErrorCode.CORRUPT, f"frame {index} is {stored.shape[0]} x {stored.shape[1]}, not as announced"
@@ -213,7 +221,9 @@ class DicomPicture:
             if size is not None:
                 check_size(*size, limits)
                 if size != self._size:
-                    raise ImageError(ErrorCode.CORRUPT, f"frame {found} is {size[0]} x {size[1]}, not as announced")
+                    raise ImageError(
+                        ErrorCode.CORRUPT, f"frame {found} is {size[0]} x {size[1]}, not as announced"
+                    )
                 # End of image; inside a code stream the two bytes cannot occur (they are stuffed).
                 if b"\xff\xd9" not in code:
                     raise ImageError(ErrorCode.TRUNCATED, f"frame {found} has no end marker")
@@ -235,11 +245,22 @@ def read_header(data: bytes, size: int) -> dict[str, Any]:
             ds = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
         except InvalidDicomError:
             raise ImageError(ErrorCode.CORRUPT, "pydicom: InvalidDicomError") from None
-        if "Rows" not in ds and len(data) < size:
-            raise ImageError(ErrorCode.TRUNCATED, f"no image size within the first {len(data)} bytes")
+        # Reading stops at the pixels. Where it ran into the end instead, the columns are only there if what
+        # follows the last of them has been met.
+        if len(data) < size and stream.tell() >= len(data) and max(ds.keys(), default=0) <= _LAST_COLUMN:
+            raise ImageError(ErrorCode.TRUNCATED, f"the header does not end within {len(data)} bytes")
         syntax = str(ds.file_meta.get("TransferSyntaxUID") or "")
         header = _header(ds, syntax)
-        shared = ("modality", "manufacturer", "rows", "columns", "bits", "photometric", "transfer_syntax", "study_month")
+        shared = (
+            "modality",
+            "manufacturer",
+            "rows",
+            "columns",
+            "bits",
+            "photometric",
+            "transfer_syntax",
+            "study_month",
+        )
         return {
             **{name: header[name] for name in shared},
             "body_part": _text(ds, "BodyPartExamined"),
@@ -261,7 +282,13 @@ def _read(data: bytes, limits: Limits) -> tuple[Any, bool]:
             raise ImageError(ErrorCode.CORRUPT, "pydicom: InvalidDicomError") from None
         if not ds.file_meta.get("TransferSyntaxUID"):
             implicit, little = ds.original_encoding
-            native = ImplicitLittle if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+            native = (
+                ImplicitVRLittleEndian
+                if implicit
+                else ExplicitVRLittleEndian
+                if little
+                else ExplicitVRBigEndian
+            )
             pixels = ds.get_item(0x7FE00010) if 0x7FE00010 in ds else None
             if pixels is not None and getattr(pixels, "length", None) == 0xFFFFFFFF:
                 raise ImageError(ErrorCode.UNSUPPORTED_SYNTAX, "compressed pixels without a transfer syntax")
@@ -270,7 +297,7 @@ def _read(data: bytes, limits: Limits) -> tuple[Any, bool]:
 
 
 def _ends_cleanly(ds: Any, size: int) -> bool:
-    """Whether the last element ends with the bytes; pydicom itself drops an unfinished element with a warning."""
+    """Whether the last element ends with the bytes; pydicom drops an unfinished one with a warning."""
     last = max((ds.get_item(tag) for tag in ds.keys()), key=_start, default=None)  # noqa: SIM118
     if last is None:
         return False
@@ -286,14 +313,12 @@ def _start(element: Any) -> int:
 
 
 def _check_deflated(data: bytes, limits: Limits) -> bool:
-    """Whether the data set is deflated (PS3.5 A.5); inflates it once in small pieces so that it cannot be a bomb."""
-    if not has_preamble(data) or DeflatedExplicitVRLittleEndian.encode() + b"\x00" not in data[132:1024]:
-        return False
-    # PS3.10 7.1: the group length (0002,0000) comes first and counts from its own end.
-    if data[132:140] != b"\x02\x00\x00\x00UL\x04\x00" or len(data) < 144:
+    """Whether the data set is deflated (PS3.5 A.5); inflates it once, piece by piece, against bombs."""
+    meta_end, syntax = _meta(data)
+    if syntax != DeflatedExplicitVRLittleEndian:
         return False
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    packed, total = data[144 + struct.unpack_from("<L", data, 140)[0] :], 0
+    packed, total = data[meta_end:], 0
     with foreign("deflate"):
         while not inflate.eof:
             piece = inflate.decompress(packed, 1 << 20)
@@ -304,6 +329,21 @@ def _check_deflated(data: bytes, limits: Limits) -> bool:
             if not piece and not packed and not inflate.eof:
                 raise ImageError(ErrorCode.TRUNCATED, "the deflated data set ends too early")
     return True
+
+
+def _meta(data: bytes) -> tuple[int, str]:
+    """Where the file meta information ends, and the transfer syntax in it."""
+    # PS3.10 7.1: group 2, in Explicit VR Little Endian whatever follows.
+    offset, syntax = 132 if has_preamble(data) else 0, ""
+    while data[offset : offset + 2] == b"\x02\x00" and offset + 12 <= len(data):
+        if data[offset + 4 : offset + 6] in LONG_VRS:
+            start, length = offset + 12, struct.unpack_from("<L", data, offset + 8)[0]
+        else:
+            start, length = offset + 8, struct.unpack_from("<H", data, offset + 6)[0]
+        if data[offset : offset + 4] == b"\x02\x00\x10\x00":
+            syntax = data[start : start + length].decode("ascii", "replace").strip("\x00 ")
+        offset = start + length
+    return offset, syntax
 
 
 def _require_image(ds: Any, syntax: str, ends_cleanly: bool) -> None:
@@ -340,7 +380,7 @@ def _header(ds: Any, syntax: str) -> dict[str, object]:
 
 
 def _text(ds: Any, keyword: str) -> str | None:
-    """An attribute as text of at most 64 characters (the longest that UI, LO and CS may be), None if absent."""
+    """An attribute as text of at most 64 characters (no UI, LO or CS is longer), None if absent."""
     with suppress(*_UNREADABLE):
         value = ds.get(keyword)
         if value is not None:
@@ -357,7 +397,8 @@ def _small(ds: Any, keyword: str, most: int) -> int | None:
     return None
 
 
-# One attribute of a header that cannot be read leaves its column null: it need not keep the pixels from being scored.
+# One attribute of a header that cannot be read leaves its column null: it need not keep the pixels from being
+# scored.
 _UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, NotImplementedError, struct.error)
 
 
@@ -378,30 +419,3 @@ def _uid(value: str) -> str:
 def _code(value: str) -> str:
     """A photometric interpretation for a message, if it is one that PS3.3 C.7.6.3.1.2 knows."""
     return value if re.fullmatch(r"(YBR|RGB|HSV|ARGB|CMYK|XYB|PALETTE)[A-Z0-9_ ]{0,16}", value) else "unknown"
-
-
-def _walks(head: bytes, order: str, explicit: bool) -> bool:
-    """Whether three data elements (PS3.5 7.1) follow one another from the first byte, in ascending order of tag."""
-    offset, last, walked = 0, -1, 0
-    while walked < 3 and offset + 12 <= len(head):
-        group, element = struct.unpack_from(f"{order}HH", head, offset)
-        tag = group << 16 | element
-        if tag <= last or (walked == 0 and group not in (0x0002, 0x0008)) or group > 0x7FE0:
-            return False
-        if explicit:
-            vr = head[offset + 4 : offset + 6]
-            if vr not in _VRS:
-                return False
-            long = vr in _LONG_VRS
-            length = struct.unpack_from(f"{order}L" if long else f"{order}H", head, offset + (8 if long else 6))[0]
-            offset += 12 if long else 8
-        else:
-            length = struct.unpack_from(f"{order}L", head, offset + 4)[0]
-            offset += 8
-        walked += 1
-        if length == 0xFFFFFFFF:  # a sequence: valid, but not to be walked through here
-            return walked >= 2
-        if length % 2 or length > 1 << 20:
-            return False
-        offset, last = offset + length, tag
-    return walked >= 2

@@ -1,7 +1,7 @@
-"""DICOM's greyscale transformation of one frame: stored values -> modality -> VOI -> MONOCHROME1 inversion -> [0, 1].
+"""DICOM's greyscale transformation of a frame: stored -> modality -> VOI -> MONOCHROME1 inversion -> [0, 1].
 
-Takes any data set with pydicom's access by keyword. Everything is float64 until the result, so that a MONOCHROME1
-frame and its MONOCHROME2 twin come out alike and sixteen stored bits stay sixteen.
+Takes any data set with pydicom's access by keyword. Everything is float64 until the result, so that a
+MONOCHROME1 frame and its MONOCHROME2 twin come out alike and sixteen stored bits stay sixteen.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def greyscale(
     """Stored values [rows, columns] of `frame` as float32 in [0, 1], 1 = white.
 
     Raises:
-        ImageError: the values or what they are rescaled to are not finite, or the header's numbers cannot be read.
+        ImageError: the values or what they are rescaled to are not finite, or the header's numbers cannot be
+        read.
     """
     with foreign("greyscale attributes"):
         modality, full_range = _modality(ds, frame)
@@ -43,8 +44,9 @@ def greyscale(
         values = modality(stored.astype(np.float64))
     check_finite(values, frame)
     shown = window.apply(values, policy, own, padding)
-    # PS3.3 C.7.6.3.1.2: MONOCHROME1 shows its minimum as white, after any VOI transformation. Presentation LUT Shape
-    # says the same of the same images (C.8.11.3.1.2: INVERSE goes with MONOCHROME1) and must not invert once more.
+    # PS3.3 C.7.6.3.1.2: MONOCHROME1 shows its minimum as white, after any VOI transformation. Presentation
+    # LUT Shape says the same of the same images (C.8.11.3.1.2: INVERSE goes with MONOCHROME1) and must not
+    # invert once more.
     if photometric == "MONOCHROME1":
         shown = 1.0 - shown
     return shown.astype(np.float32)
@@ -84,12 +86,13 @@ def _modality(ds: Any, frame: int) -> tuple[Callable[[Grey], Grey], tuple[float,
 
 
 def _voi(ds: Any, frame: int, full_range: tuple[float, float] | None) -> Callable[[Grey], Grey]:
-    """What the object itself asks to be shown: its VOI LUT, else its first usable window, else its full range."""
+    """What the object itself asks for: its VOI LUT, else its first usable window, else its full range."""
     # PS3.3 C.7.6.16.2.10: Frame VOI LUT, of the frame or shared; else C.11.2 of the whole object.
     group = _functional_group(ds, frame, "FrameVOILUTSequence")
     source = ds if group is None else group
     if source.get("VOILUTSequence"):
-        # PS3.3 C.11.2: LUT and window are alternatives; the LUT is the more exact one. C.11.2.1.1: first item.
+        # PS3.3 C.11.2: LUT and window are alternatives; the LUT is the more exact one. C.11.2.1.1: first
+        # item.
         lut = _lut(source.VOILUTSequence[0])
         return lambda values: window.lookup(values, lut.first, lut.entries) / lut.full_scale
     name = str(source.get("VOILUTFunction") or "LINEAR").upper()
@@ -100,14 +103,14 @@ def _voi(ds: Any, frame: int, full_range: tuple[float, float] | None) -> Callabl
     for center, width in pairs:
         # Writers that have no window put 0 0. Such a pair is no window.
         if np.isfinite(center) and np.isfinite(width) and width >= least:
-            return lambda values: function(values, center, width)  # noqa: B023  (returned at once)
+            return lambda values: function(values, center, width)
     if full_range is None:
         return lambda values: window.spread(values, *window.float_range(values))
     return lambda values: window.spread(values, *full_range)
 
 
 def _padding(stored: npt.NDArray[Any], ds: Any) -> npt.NDArray[np.bool_] | None:
-    """The pixels outside the picture, PS3.3 C.7.5.1.1.2: a stored value, or a range of them in either order."""
+    """The pixels outside the picture, PS3.3 C.7.5.1.1.2: a stored value or a range."""
     value = _numbers(ds.get("PixelPaddingValue"))
     if not value:
         return None
@@ -130,7 +133,8 @@ def _lut(item: Any) -> Lut:
     entries = entries[:count]
     if not entries.size:
         raise ImageError(ErrorCode.CORRUPT, "a LUT without entries")
-    # PS3.3 C.11.1.1.1: the third value is the bits of an entry. Writers are known to give 8 for wider entries.
+    # PS3.3 C.11.1.1.1: the third value is the bits of an entry. Writers are known to give 8 for wider
+    # entries.
     return Lut(first, entries, max(2**bits - 1, int(entries.max()), 1))
 
 

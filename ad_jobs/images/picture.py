@@ -1,4 +1,4 @@
-"""What every file format gives the decoder: a header and its frames; and how a foreign decoder's errors are named."""
+"""What every file format gives the decoder: a header and frames; and how a library's errors are named."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from ad_jobs.results.schema import HEADER
 # Rec. 601 luma, the Y of YBR_FULL in PS3.3 C.7.6.3.1.2: what a grey detector sees of a colour picture.
 LUMA = np.array([0.299, 0.587, 0.114])
 
-# What decoding libraries were seen to raise on damaged bytes. Caught around their calls alone, never around our own.
+# What decoding libraries were seen to raise on damaged bytes. Caught around their calls alone, never around
+# our own.
 DECODER_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -40,14 +41,18 @@ DECODER_ERRORS = (
 _LOGGERS = ("pydicom", "tifffile", "PIL")
 
 
+Pixels = npt.NDArray[np.floating[Any]]  # [rows, columns] or [rows, columns, 3] in [0, 1], 1 = white
+Numbered = Iterator[tuple[int, Pixels]]
+
+
 class Picture(Protocol):
     """One object's picture: `header` by schema.HEADER, and `frames`, the number of frames it announces."""
 
     header: dict[str, object]
     frames: int
 
-    def read(self, policy: PixelPolicy, only: int | None = None) -> Iterator[tuple[int, npt.NDArray[np.floating[Any]]]]:
-        """Yield (frame number, pixels [rows, columns] or [rows, columns, 3] in [0, 1]), one at a time, in order.
+    def read(self, policy: PixelPolicy, only: int | None = None) -> Numbered:
+        """Yield (number, pixels [rows, columns] or [rows, columns, 3] in [0, 1]) of each frame, in order.
 
         Only frame `only`, if given. Nothing of a frame is kept once the next is asked for.
         """
@@ -59,7 +64,7 @@ def empty_header(**known: object) -> dict[str, object]:
 
 
 def check_size(rows: int, columns: int, limits: Limits) -> None:
-    """Raise ImageError if a frame of this size has no pixels, or more than the limit: before it is allocated."""
+    """Raise ImageError if a frame of this size has no pixels, or more than the limit."""
     if rows < 1 or columns < 1:
         raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"a frame of {rows} x {columns} has no pixels")
     if rows * columns > limits.max_pixels:
@@ -86,7 +91,7 @@ def check_finite(values: npt.NDArray[Any], frame: int) -> None:
 
 @contextmanager
 def foreign(library: str) -> Iterator[None]:
-    """Turn what `library` raises on bad bytes into an ImageError that names the error's class, never its text.
+    """Turn what `library` raises on bad bytes into an ImageError with the error's class, never its text.
 
     The text may quote the header, and a header may hold a name.
     """
@@ -96,7 +101,7 @@ def foreign(library: str) -> Iterator[None]:
         raise
     except MemoryError:
         raise ImageError(ErrorCode.TOO_MANY_PIXELS, f"{library}: does not fit in memory") from None
-    except EOFError:
+    except (EOFError, struct.error):  # the latter: fewer bytes than a field has
         raise ImageError(ErrorCode.TRUNCATED, f"{library}: the object ends too early") from None
     except DECODER_ERRORS as error:
         raise ImageError(ErrorCode.CORRUPT, f"{library}: {type(error).__name__}") from None

@@ -9,18 +9,20 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Window = Literal["dicom", "percentile"] | tuple[float, float]
 
-# The share of pixels below and above the window of `window: percentile`: one pixel in two hundred at either end may
-# be a metal implant, a burned-in marker or a dead detector element without moving the grey scale of the rest.
+# The share of pixels below and above the window of `window: percentile`: one pixel in two hundred at either
+# end may be a metal implant, a burned-in marker or a dead detector element without moving the grey scale of
+# the rest.
 PERCENTILES = (0.5, 99.5)
 
 
 class PixelPolicy(BaseModel):
-    """The pixel policy of a model: a scan applies the one its model was fitted with, and every run records it.
+    """The pixel policy of a model: a scan applies the one the model was fitted with, and records it.
 
-    `window` concerns greyscale values. `dicom` takes what the object says (VOI LUT, else its first window, else the
-    full range of its stored bits); `percentile` spreads the values between the 0.5th and 99.5th percentile of the
-    frame; `[low, high]` is fixed, in modality units (Hounsfield units for CT; stored values for ordinary pictures).
-    Colour frames are never windowed. `resize: pad` keeps the aspect and fills with 0 (black).
+    `window` concerns greyscale values. `dicom` takes what the object says (VOI LUT, else its first window,
+    else the full range of its stored bits); `percentile` spreads the values between the 0.5th and 99.5th
+    percentile of the frame; `[low, high]` is fixed, in modality units (Hounsfield units for CT; stored values
+    for ordinary pictures). Colour frames are never windowed. `resize: pad` keeps the aspect and fills with 0
+    (black).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,7 +40,8 @@ class PixelPolicy(BaseModel):
             low, high = self.window
             if not (isfinite(low) and isfinite(high) and low < high):
                 raise ValueError(
-                    f"A fixed window must be two finite numbers, low < high. Got: [{low:g}, {high:g}]. Swap or widen them."
+                    f"A fixed window must be two finite numbers, low < high. "
+                    f"Got: [{low:g}, {high:g}]. Swap or widen them."
                 )
         return self
 

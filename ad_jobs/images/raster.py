@@ -1,34 +1,36 @@
 """PNG and JPEG to pictures, at their full depth and the right way up.
 
-Up to 8 bits a sample Pillow decodes. It cuts 16-bit colour to 8 bits, and libpng (by imagecodecs) does not; so 16-bit
-PNG and 12-bit JPEG go there. torchvision gives the same pixels, but costs seconds of import in every decoding process:
-see benchmarks/decode.py.
+PNG up to 8 bits is decoded by Pillow, which cuts 16-bit colour to 8 bits; 16-bit PNG therefore by libpng and
+JPEG by libjpeg-turbo, both through imagecodecs. torchvision gives the same pixels no faster, and its import
+costs a decoding process seconds: benchmarks/decode.py.
 
-Alpha is composited over black: what a transparent pixel hides is no part of the picture, and black is what padding
-is. Colour profiles and gamma are not applied. Of an animated PNG the still picture is read.
+Alpha is composited over black: what a transparent pixel hides is no part of the picture, and black is what
+padding is. Colour profiles and gamma are not applied. Of an animated PNG the still picture is read.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
-from PIL import ImageFile
+from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import window
-from ad_jobs.images.codestream import jpeg_frame
-from ad_jobs.images.picture import Picture, check_size, empty_header, foreign
+from ad_jobs.images.codestream import JpegFrame, jpeg_frame
+from ad_jobs.images.picture import Numbered, Picture, Pixels, check_size, empty_header, foreign
 from ad_jobs.images.policy import Limits, PixelPolicy
 
 _PNG_COLOUR_TYPES = {0: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 4: "MONOCHROME2", 6: "RGB"}  # PNG 11.2.2
+_JPEG_COMPONENTS = {1: "MONOCHROME2", 3: "RGB", 4: "CMYK"}
 _ORIENTATION = 0x0112  # EXIF and TIFF tag
 
 
@@ -44,7 +46,7 @@ class RasterPicture:
         self._bits = bits
         self._samples = samples
 
-    def read(self, policy: PixelPolicy, only: int | None = None) -> Iterator[tuple[int, npt.NDArray[np.floating[Any]]]]:  # noqa: ARG002
+    def read(self, policy: PixelPolicy, only: int | None = None) -> Numbered:  # noqa: ARG002
         """As `Picture.read`; there is only frame 0."""
         samples, orientation = self._samples()
         full_scale = float(2**self._bits - 1)
@@ -62,7 +64,7 @@ def open_png(data: bytes, limits: Limits) -> Picture:
     _check_png_chunks(data)
 
     def samples() -> tuple[npt.NDArray[Any], int]:
-        with foreign("Pillow"):
+        with _pillow():
             image = PngImageFile(BytesIO(data))
             orientation = _orientation(image)
             if depth < 16:
@@ -83,54 +85,46 @@ def open_jpeg(data: bytes, limits: Limits) -> Picture:
     Raises:
         ImageError: cut short before its frame header, of an unknown process, or beyond a limit.
     """
-    rows, columns, bits, components = _jpeg_header(data)
+    frame = _jpeg_header(data)
+    rows, columns, bits, components = frame.rows, frame.columns, frame.bits, frame.components
     check_size(rows, columns, limits)
 
     def samples() -> tuple[npt.NDArray[Any], int]:
-        if bits == 8:
-            with foreign("Pillow"):
-                image = JpegImageFile(BytesIO(data))
-                orientation = _orientation(image)
-                try:
-                    return _eight_bits(image), orientation
-                except OSError as error:
-                    # Pillow has one class for all that ails a stream; its text is its own and quotes no header.
-                    if "truncated" in str(error):
-                        raise ImageError(ErrorCode.TRUNCATED, "Pillow: the JPEG ends before its pixels do") from None
-                    raise
-        if b"\xff\xd9" not in data[-1024:]:
+        with _pillow():
+            image = JpegImageFile(BytesIO(data)) if bits == 8 else None
+            orientation = _orientation(image) if image else 1
+            if image and components == 4:  # CMYK and its inversions
+                return _eight_bits(image), orientation
+        # libjpeg fills what is missing with grey and says nothing. The search starts behind the frame header:
+        # a thumbnail before it has an end of its own.
+        if b"\xff\xd9" not in data[frame.end :]:
             raise ImageError(ErrorCode.TRUNCATED, "the JPEG has no end marker")
         with foreign("libjpeg"):
-            return _with_channels(imagecodecs.jpeg8_decode(data)), 1
+            return _with_channels(imagecodecs.jpeg8_decode(data)), orientation
 
     header = empty_header(
         rows=rows,
         columns=columns,
         bits=bits,
-        photometric="MONOCHROME2" if components == 1 else "RGB",
+        photometric=_JPEG_COMPONENTS[components],
         transfer_syntax="jpeg",
     )
     return RasterPicture(header, bits, samples)
 
 
-def read_header(data: bytes, size: int) -> dict[str, Any]:
+def read_header(data: bytes, size: int) -> dict[str, Any]:  # noqa: ARG001
     """The columns of schema.MANIFEST_HEADERS that a PNG or JPEG can tell, from its first bytes.
 
     Raises:
         ImageError: the header is damaged, or does not end within `data`.
     """
-    kind = "png" if data[:1] == b"\x89" else "jpeg"
-    try:
-        if kind == "png":
-            rows, columns, bits, colour = _png_header(data)
-            photometric = _PNG_COLOUR_TYPES[colour]
-        else:
-            rows, columns, bits, components = _jpeg_header(data)
-            photometric = "MONOCHROME2" if components == 1 else "RGB"
-    except ImageError:
-        if len(data) < size:
-            raise ImageError(ErrorCode.TRUNCATED, f"no header within the first {len(data)} bytes") from None
-        raise
+    if data[:1] == b"\x89":
+        rows, columns, bits, colour = _png_header(data)
+        kind, photometric = "png", _PNG_COLOUR_TYPES[colour]
+    else:
+        frame = _jpeg_header(data)
+        rows, columns, bits = frame.rows, frame.columns, frame.bits
+        kind, photometric = "jpeg", _JPEG_COMPONENTS[frame.components]
     return {
         "rows": rows,
         "columns": columns,
@@ -148,31 +142,35 @@ def shown(
     *,
     alpha_scale: float | None,
     inverted: bool = False,
-) -> npt.NDArray[np.floating[Any]]:
+) -> Pixels:
     """Samples [rows, columns, 1 to 4] as [rows, columns] or [rows, columns, 3] in [0, 1], 1 = white.
 
-    One or two samples are grey, which the policy's window applies to; three or four are colour, by full scale. The
-    second or fourth is alpha, `alpha_scale` being opaque; None says that it counts for nothing. `inverted`: the
-    lowest grey is white.
+    One or two samples are grey, which the policy's window applies to; three or four are colour, by full
+    scale. The second or fourth is alpha, `alpha_scale` being opaque; None says that it counts for nothing.
+    `inverted`: the lowest grey is white.
     """
     depth = samples.shape[2]
     if depth <= 2:
         grey = window.apply(
-            samples[..., 0].astype(np.float64), policy.window, lambda values: window.spread(values, *full_range)
+            samples[..., 0].astype(np.float64),
+            policy.window,
+            lambda values: window.spread(values, *full_range),
         )
         pixels = ((1.0 - grey) if inverted else grey).astype(np.float32)
     else:
         low, high = full_range
-        pixels = (samples[..., :3].astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-30))
-        pixels = np.clip(pixels, 0.0, 1.0)
+        # Half a picture's time goes into making floats of colour: one pass where the range starts at 0.
+        colour = samples[..., :3] if low == 0.0 else samples[..., :3].astype(np.float64) - low
+        pixels = np.divide(colour, float(max(high - low, 1e-30)), dtype=np.float32)
+        np.minimum(pixels, 1.0, out=pixels)
     if depth in (2, 4) and alpha_scale is not None:
         alpha = np.clip(samples[..., -1].astype(np.float32) / np.float32(alpha_scale), 0.0, 1.0)
         pixels = pixels * (alpha if pixels.ndim == 2 else alpha[..., None])
     return pixels
 
 
-def oriented(pixels: npt.NDArray[np.floating[Any]], orientation: int) -> npt.NDArray[np.floating[Any]]:
-    """Pixels as displayed, from the EXIF or TIFF orientation 1 to 8 (TIFF 6.0, section 8); others change nothing."""
+def oriented(pixels: Pixels, orientation: int) -> Pixels:
+    """Pixels as displayed, from the EXIF or TIFF orientation 1 to 8 (TIFF 6.0, section 8)."""
     if orientation in (5, 6, 7, 8):  # stored columns are displayed rows
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -203,26 +201,41 @@ def _check_png_chunks(data: bytes) -> None:
     raise ImageError(ErrorCode.TRUNCATED, f"the PNG ends after {len(data)} bytes, before its end chunk")
 
 
-def _jpeg_header(data: bytes) -> tuple[int, int, int, int]:
-    """Rows, columns, bits and components of a JPEG."""
+def _jpeg_header(data: bytes) -> JpegFrame:
+    """The frame header of a JPEG of 8 or 12 bits."""
     frame = jpeg_frame(data)
     if frame is None:
         code = ErrorCode.CORRUPT if b"\xff\xda" in data else ErrorCode.TRUNCATED
         raise ImageError(code, "the JPEG has no frame header")
-    if frame.bits not in (8, 12) or frame.components not in (1, 3, 4):
+    if frame.bits not in (8, 12) or frame.components not in _JPEG_COMPONENTS:
         raise ImageError(
             ErrorCode.UNSUPPORTED_IMAGE, f"a JPEG of {frame.components} components with {frame.bits} bits"
         )
-    return frame.rows, frame.columns, frame.bits, frame.components
+    return frame
+
+
+@contextmanager
+def _pillow() -> Iterator[None]:
+    """As `foreign`, telling a stream that ends too early from a damaged one."""
+    with foreign("Pillow"):
+        try:
+            yield
+        except OSError as error:
+            # Pillow has one class for all that ails a stream; this text is its own and quotes no header.
+            if "truncated" in str(error):
+                raise ImageError(
+                    ErrorCode.TRUNCATED, "Pillow: the stream ends before its pixels do"
+                ) from None
+            raise
 
 
 def _eight_bits(image: ImageFile.ImageFile) -> npt.NDArray[np.uint8]:
     """A Pillow image of 8 bits or less as [rows, columns, 1 to 4]: grey, grey + alpha, RGB or RGBA."""
     transparent = "transparency" in image.info
+    plain: Image.Image
     match image.mode:
         case "L" | "LA" | "RGB" | "RGBA" if not transparent:
             plain = image
-            plain.load()
         case "1" | "L":
             plain = image.convert("LA" if transparent else "L")
         case "RGB" | "P" | "PA":
@@ -239,7 +252,7 @@ def _with_channels(samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
-    """The EXIF orientation, 1 where there is none that can be read: broken EXIF is no reason to lose the pixels."""
+    """The EXIF orientation, 1 where none can be read: broken EXIF is no reason to lose the pixels."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except (ValueError, TypeError, KeyError, IndexError, OSError, SyntaxError, struct.error):

@@ -1,12 +1,11 @@
 """TIFF and BigTIFF to pictures: one frame a page, at full depth, integers and floats, the right way up.
 
-Decoded by tifffile and imagecodecs: Pillow cuts 16-bit colour to 8 bits here as well. Reduced-resolution pages
-(thumbnails, pyramid levels) and transparency masks are no frames.
+Decoded by tifffile and imagecodecs: Pillow cuts 16-bit colour to 8 bits here as well. Reduced-resolution
+pages (thumbnails, pyramid levels) and transparency masks are no frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
@@ -16,7 +15,16 @@ import tifffile
 
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import window
-from ad_jobs.images.picture import Picture, check_finite, check_frames, check_size, empty_header, foreign
+from ad_jobs.images.picture import (
+    Numbered,
+    Picture,
+    Pixels,
+    check_finite,
+    check_frames,
+    check_size,
+    empty_header,
+    foreign,
+)
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.images.raster import oriented, shown
 
@@ -30,7 +38,15 @@ _NAMES = {
     _SEPARATED: "CMYK",
     _YCBCR: "YBR_FULL",
 }
-_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _SEPARATED: 4, _YCBCR: 3}  # samples of colour
+# Samples of colour; any more are ExtraSamples.
+_COLOURS = {
+    _WHITE_IS_ZERO: 1,
+    _BLACK_IS_ZERO: 1,
+    _RGB: 3,
+    _PALETTE: 1,
+    _SEPARATED: 4,
+    _YCBCR: 3,
+}
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _UNASSOCIATED_ALPHA = 2  # ExtraSamples: colour not yet multiplied by alpha
 _JPEG_COMPRESSIONS = (6, 7)
@@ -48,7 +64,7 @@ class TiffPicture:
         with foreign("tifffile"):
             self.header = empty_header(**_known(pages[0]), transfer_syntax="tiff")
 
-    def read(self, policy: PixelPolicy, only: int | None = None) -> Iterator[tuple[int, npt.NDArray[np.floating[Any]]]]:
+    def read(self, policy: PixelPolicy, only: int | None = None) -> Numbered:
         """As `Picture.read`."""
         for index in range(self.frames) if only is None else [only]:
             page = self._pages[index]
@@ -71,7 +87,7 @@ class TiffPicture:
 
     def _page(
         self, samples: npt.NDArray[Any], photometric: int, bits: int, extra: list[int], policy: PixelPolicy
-    ) -> npt.NDArray[np.floating[Any]]:
+    ) -> Pixels:
         full_range = _full_range(samples, bits)
         if photometric == _SEPARATED:
             # Ink covers: none of the four is white. The plain conversion, without a profile.
@@ -107,17 +123,13 @@ def read_header(data: bytes, size: int) -> dict[str, Any]:
     Raises:
         ImageError: no directory can be read, or it lies beyond `data`: writers may put it at the very end.
     """
-    try:
-        pages = _pages(data, None)
-        with foreign("tifffile"):
-            if pages:
-                return {**_known(pages[0]), "frames": len(pages), "transfer_syntax": "tiff"}
-    except ImageError:
-        if len(data) >= size:
-            raise
-    if len(data) < size:
-        raise ImageError(ErrorCode.TRUNCATED, f"no directory within the first {len(data)} bytes")
-    raise ImageError(ErrorCode.CORRUPT, "a TIFF without pages")
+    pages = _pages(data, None)
+    if not pages:
+        raise ImageError(
+            ErrorCode.TRUNCATED if len(data) < size else ErrorCode.CORRUPT, "a TIFF without pages"
+        )
+    with foreign("tifffile"):
+        return {**_known(pages[0]), "frames": len(pages), "transfer_syntax": "tiff"}
 
 
 def _pages(data: bytes, limits: Limits | None) -> list[Any]:
@@ -127,9 +139,13 @@ def _pages(data: bytes, limits: Limits | None) -> list[Any]:
         try:
             container = tifffile.TiffFile(BytesIO(data))
         except tifffile.TiffFileError:
-            raise ImageError(ErrorCode.TRUNCATED, "tifffile: no directory where the TIFF says it is") from None
+            raise ImageError(
+                ErrorCode.TRUNCATED, "tifffile: no directory where the TIFF says it is"
+            ) from None
         for page in container.pages:
-            if not isinstance(page, tifffile.TiffPage):  # tifffile's light stand-in for like pages: never asked for
+            if not isinstance(
+                page, tifffile.TiffPage
+            ):  # tifffile's light stand-in for like pages: never asked for
                 continue
             if int(page.subfiletype) & (_REDUCED | _MASK):
                 continue
@@ -150,15 +166,19 @@ def _known(page: Any) -> dict[str, object]:
 
 
 def _check_page(page: Any, index: int, data_bytes: int, limits: Limits) -> None:
-    """Raise ImageError unless the page is of a known kind, within the limits, and all of its bytes are there."""
+    """Raise ImageError unless the page is of a known kind, within the limits, and all there."""
     check_size(int(page.imagelength), int(page.imagewidth), limits)
     photometric, samples = int(page.photometric), int(page.samplesperpixel)
     dtype = page.dtype
     if photometric not in _COLOURS or dtype is None or dtype.kind not in "buif":
-        raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"page {index}: TIFF photometric {photometric}, type {dtype}")
+        raise ImageError(
+            ErrorCode.UNSUPPORTED_IMAGE, f"page {index}: TIFF photometric {photometric}, type {dtype}"
+        )
     colours = _COLOURS[photometric]
     if not colours <= samples <= colours + 1 or int(page.imagedepth) != 1:
-        raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"page {index}: {samples} samples, depth {page.imagedepth}")
+        raise ImageError(
+            ErrorCode.UNSUPPORTED_IMAGE, f"page {index}: {samples} samples, depth {page.imagedepth}"
+        )
     if photometric == _YCBCR and int(page.compression) not in _JPEG_COMPRESSIONS:
         raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"page {index}: YCbCr outside of JPEG")
     if not page.dataoffsets or len(page.dataoffsets) != len(page.databytecounts):
@@ -166,11 +186,15 @@ def _check_page(page: Any, index: int, data_bytes: int, limits: Limits) -> None:
     # tifffile fills what is missing with zeros: look before it does.
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
         if offset + count > data_bytes:
-            raise ImageError(ErrorCode.TRUNCATED, f"page {index}: pixels up to byte {offset + count} of {data_bytes}")
+            raise ImageError(
+                ErrorCode.TRUNCATED, f"page {index}: pixels up to byte {offset + count} of {data_bytes}"
+            )
         if count == 0:
             raise ImageError(ErrorCode.CORRUPT, f"page {index}: a strip or tile without bytes")
     if len(page.dataoffsets) < int(np.prod(page.chunked)):
-        raise ImageError(ErrorCode.TRUNCATED, f"page {index}: {len(page.dataoffsets)} strips or tiles of more")
+        raise ImageError(
+            ErrorCode.TRUNCATED, f"page {index}: {len(page.dataoffsets)} strips or tiles of more"
+        )
 
 
 def _full_range(samples: npt.NDArray[Any], bits: int) -> tuple[float, float]:

@@ -35,7 +35,9 @@ def spread(values: Grey, low: float, high: float) -> Grey:
     """Values from `low` = 0 to `high` = 1, clipped; all 0 where the range has no width."""
     if not high > low:
         return np.zeros_like(values)
-    return np.clip((values - low) / (high - low), 0.0, 1.0)
+    scaled = values - low
+    scaled /= high - low
+    return np.clip(scaled, 0.0, 1.0, out=scaled)
 
 
 def lookup(values: Grey, first: int, table: npt.NDArray[Any]) -> Grey:
@@ -61,7 +63,7 @@ def percentile_range(values: Grey, ignored: npt.NDArray[np.bool_] | None = None)
 
 
 def float_range(values: Grey) -> tuple[float, float]:
-    """The full scale of floating point pixels, which have no stored bits: [0, 1] if that holds them, else their own."""
+    """The full scale of floats, which have no stored bits: [0, 1] if it holds them, else theirs."""
     low, high = float(values.min()), float(values.max())
     return (0.0, 1.0) if low >= 0.0 and high <= 1.0 else (low, high)
 
@@ -72,7 +74,7 @@ def apply(
     own: Callable[[Grey], Grey],
     ignored: npt.NDArray[np.bool_] | None = None,
 ) -> Grey:
-    """Values in modality units under the policy's `window`, in [0, 1]; `own` is what the object itself asks for."""
+    """Values in modality units under `window`, in [0, 1]; `own` is what the object itself asks for."""
     if window == "dicom":
         return own(values)
     if window == "percentile":

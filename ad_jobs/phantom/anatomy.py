@@ -1,8 +1,8 @@
 """Head-like slices from a random generator: patients who differ, slices of a patient that belong together.
 
-The pictures imitate the look of axial T1-weighted MR: bright scalp, dark bone, a folded grey ribbon around white
-matter, dark fluid. They are drawn, not derived from anybody. Signal is in [0, 1]; lengths are in units of half the
-image's height; y grows towards the back of the head.
+The pictures imitate the look of axial T1-weighted MR: bright scalp, dark bone, a folded grey ribbon around
+white matter, dark fluid. They are drawn, not derived from anybody. Signal is in [0, 1]; lengths are in units
+of half the image's height; y grows towards the back of the head.
 """
 
 from __future__ import annotations
@@ -93,9 +93,7 @@ def draw_slice(head: Head, level: float, rows: int, columns: int, rng: np.random
     return Slice(np.clip(signal, 0.0, 1.0), brain, radius < brain_limit - 0.12, (x, y))
 
 
-def _brain(
-    head: Head, level: float, x: Floats, y: Floats, depth: Floats, rng: np.random.Generator
-) -> Floats:
+def _brain(head: Head, level: float, x: Floats, y: Floats, depth: Floats, rng: np.random.Generator) -> Floats:
     """The signal inside the brain: white matter, the folded ribbon, nuclei, ventricles and the midline."""
     rows, columns = x.shape
     px = 2.0 / rows
@@ -119,7 +117,9 @@ def _brain(
         tissue += (FLUID - tissue) * third * min(1.0, 2 * deep)
     signal = tissue + (FLUID - tissue) * 0.85 * sulci
 
-    fissure = _edge(0.008 + 0.006 * head.folds - np.abs(x), px) * _edge(np.abs(y) - (0.36 - 0.33 * level), 0.03)
+    fissure = _edge(0.008 + 0.006 * head.folds - np.abs(x), px) * _edge(
+        np.abs(y) - (0.36 - 0.33 * level), 0.03
+    )
     signal += (FLUID - signal) * 0.8 * fissure
     size = head.ventricles * np.clip(1.0 - (level / 0.72) ** 2, 0.0, 1.0)
     if size > 0.05:
@@ -137,12 +137,12 @@ def _lateral_ventricle(x: Floats, y: Floats, size: float, level: float, px: floa
         _ellipse(x - 0.150 * spread, y - 0.27, 0.045 * size, 0.130 * size**0.5, 0.40, px),
     )
     # The body lies above the third ventricle: it shows in the middle slices only.
-    body = _ellipse(x - 0.085, y - 0.03, 0.036 * size, 0.24, 0.10, px) * _edge(level - 0.22, 0.05)
-    return np.maximum(horns, body)
+    shown = min(1.0, max(0.0, 0.5 + (level - 0.22) / 0.1))
+    return np.maximum(horns, shown * _ellipse(x - 0.085, y - 0.03, 0.036 * size, 0.24, 0.10, px))
 
 
 def noise(rng: np.random.Generator, rows: int, columns: int, scale: float) -> Floats:
-    """A smooth random field of mean 0 and deviation 1 [rows, columns]; `scale` is its grain in half heights."""
+    """A smooth random field [rows, columns], mean 0, deviation 1; `scale` is its grain in half heights."""
     sigma = max(0.6, scale * rows / 2)
     step = max(1, int(sigma / 2.5))  # a coarse grid, enlarged, costs a fraction of a wide filter
     coarse = rng.standard_normal((rows // step + 3, columns // step + 3))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 BITS_STORED = 12
 
-# PS3.5 A.4: the syntaxes that need encapsulated pixel data, by UID. Process 14 SV1 is what scanners mostly write.
+# PS3.5 A.4: syntaxes whose pixel data is encapsulated, by UID. Process 14 SV1 is what scanners mostly write.
 JPEG_LOSSLESS_SV1 = "1.2.840.10008.1.2.4.70"
 JPEG_LS_LOSSLESS = "1.2.840.10008.1.2.4.80"
 JPEG_2000_LOSSLESS = "1.2.840.10008.1.2.4.90"
@@ -41,6 +41,8 @@ def compress(stored: NDArray[np.uint16], syntax: str) -> bytes:
     if not change.Change():
         raise RuntimeError(f"GDCM {gdcm.Version.GetVersion()} does not encode transfer syntax {syntax}.")
     fragments = change.GetOutput().GetDataElement().GetSequenceOfFragments()
-    parts = (fragments.GetFragment(i).GetByteValue().GetBuffer() for i in range(fragments.GetNumberOfFragments()))
+    parts = (
+        fragments.GetFragment(i).GetByteValue().GetBuffer() for i in range(fragments.GetNumberOfFragments())
+    )
     # The binding hands bytes over as text in which undecodable ones are escaped.
     return b"".join(part.encode("utf-8", "surrogateescape") for part in parts)

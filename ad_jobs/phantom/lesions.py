@@ -34,8 +34,7 @@ def add_lesion(healthy: Slice, rng: np.random.Generator) -> Lesion:
     strength = rng.uniform(0.35, 0.55) if subtle else rng.uniform(0.8, 1.1)
     radius = rng.uniform(0.085, 0.12) if subtle else rng.uniform(0.11, 0.21)
     distance = _distance(healthy, radius, rng)
-    rows, columns = healthy.signal.shape
-    px = 2.0 / rows
+    px = 2.0 / healthy.signal.shape[0]
     soft = px * rng.uniform(1.5, 3.0)
     core = np.clip(0.5 - distance / (2 * soft), 0.0, 1.0)
     halo = np.zeros_like(core)

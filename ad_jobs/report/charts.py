@@ -106,7 +106,7 @@ def curve(
     point: tuple[float, float] | None = None,
     size: int = 340,
 ) -> Markup:
-    """A curve in the unit square with the line of a detector that guesses, and the run's own operating point."""
+    """A curve in the unit square, with the line of a detector that guesses and the run's operating point."""
     frame = _Frame(size, size * 0.88, 44, 12, 12, 40)
     parts = [
         _grid_x(frame, [(t, f"{t:g}") for t in _QUARTERS]),
@@ -181,12 +181,8 @@ def _histogram(
             if values[i]:
                 # Stacked on counts, so that on a log axis, too, the bar's top shows the bin's total.
                 y0, y1 = frame.y(share_y(base)), frame.y(share_y(base + values[i]))
-                parts.append(
-                    Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>').format(
-                        name, left + 0.5, y1, round(max(right - left - 1, 0.8), 1), round(y0 - y1, 1),
-                        f"{edges[i]:.4g} to {edges[i + 1]:.4g}: {int(values[i]):,}",
-                    )
-                )  # fmt: skip
+                tip = f"{edges[i]:.4g} to {edges[i + 1]:.4g}: {int(values[i]):,}"
+                parts.append(_bar(name, left + 0.5, y1, max(right - left - 1, 0.8), y0 - y1, tip))
                 base += int(values[i])
     where = share_x(threshold)
     if 0 <= where <= 1:
@@ -209,7 +205,8 @@ def _round_ticks(low: float, high: float, about: int, whole: bool = False) -> li
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
     step = max(step, 1.0) if whole else step
     first = np.ceil(low / step - 1e-9)
-    return [float(k * step) for k in np.arange(first, np.floor(high / step + 1e-9) + 1)]
+    # Adding zero turns -0.0 into 0.0.
+    return [float(k * step) + 0.0 for k in np.arange(first, np.floor(high / step + 1e-9) + 1)]
 
 
 def _grid_x(frame: _Frame, ticks: Sequence[tuple[float, str]]) -> Markup:
@@ -237,6 +234,12 @@ def _axis_labels(frame: _Frame, x_label: str, y_label: str) -> Markup:
         '<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>'
         '<text class="label" transform="translate(12 {}) rotate(-90)" text-anchor="middle">{}</text>'
     ).format(frame.x(0.5), frame.height - 5, x_label, round(middle, 1), y_label)
+
+
+def _bar(name: str, x: float, y: float, width: float, height: float, tip: str) -> Markup:
+    return Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>').format(
+        name, round(x, 1), y, round(width, 1), round(height, 1), tip
+    )
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, name: str) -> Markup:

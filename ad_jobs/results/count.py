@@ -1,8 +1,8 @@
 """The balance of a run: every selected object stands in the table, once, under every model.
 
-A scan that is killed, retried and resumed must not lose or repeat a row, so the counting trusts nothing but the
-Parquet parts. It streams over them with a few fixed bytes an object (1 + 12 per model), never a dictionary of
-ids: 10 million objects take 130 MB.
+A scan that is killed, retried and resumed must not lose or repeat a row, so the counting trusts nothing but
+the Parquet parts. It streams over them with a few fixed bytes an object (1 + 12 per model), never a dictionary
+of ids: 10 million objects take 130 MB.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Counts(BaseModel):
 
 @dataclass(frozen=True)
 class TableCounts:
-    """The run's counts, and what is wrong with the table; a complaint names some of the objects it is about."""
+    """The run's counts, and what is wrong with the table; a complaint names some of the objects concerned."""
 
     counts: Counts
     complaints: list[str] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """Heatmaps on disk: 16-bit grey PNGs on the run's global scale, packed into tar shards and read one by one.
 
-A reference `heatmaps/part-….tar#offset,length` names the bytes of one PNG inside a shard, so that any S3 client,
-curl or pandas user gets a heatmap with a single ranged read, and any picture viewer opens it.
+A reference `heatmaps/part-….tar#offset,length` names the bytes of one PNG inside a shard, so that any S3
+client, curl or pandas user gets a heatmap with a single ranged read, and any picture viewer opens it.
 """
 
 from __future__ import annotations

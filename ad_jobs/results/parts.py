@@ -6,7 +6,7 @@ import hashlib
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, cast
 
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
@@ -57,7 +57,7 @@ def describe_heatmap_parts(run_uri: str) -> list[HeatmapPart]:
         with _open_stream(uri) as stream:
             hashing = _Hashing(stream)
             try:
-                with tarfile.open(fileobj=hashing, mode="r|") as tar:
+                with tarfile.open(fileobj=cast(IO[bytes], hashing), mode="r|") as tar:
                     members = sum(1 for _ in tar)
             except tarfile.TarError as error:
                 raise JobError(

@@ -18,7 +18,7 @@ from ad_jobs.results.run import RunRecord, part_uris, read_record
 from ad_jobs.results.schema import SCORES
 from cluster import storage
 
-# Nullable pandas types: df[df.flagged] works although a failed row's flag is null, and counts stay whole numbers.
+# Nullable pandas types: df[df.flagged] works although a failed row's flag is null, and numbers stay whole.
 _NULLABLE = {
     pa.bool_(): pd.BooleanDtype(),
     pa.int16(): pd.Int16Dtype(),

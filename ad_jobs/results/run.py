@@ -1,7 +1,7 @@
 """The run manifest `run.json`: what was scanned with what, the counts, and the parts with their digests.
 
-It is written last, so a run without it is unfinished. Counts and parts come from the files as they lie in storage,
-never from what a job believed it wrote.
+It is written last, so a run without it is unfinished. Counts and parts come from the files as they lie in
+storage, never from what a job believed it wrote.
 """
 
 from __future__ import annotations

@@ -1,0 +1,58 @@
+# Everything sets itself up: a virtual environment in .venv, re-used while pyproject.toml is unchanged.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell sha256sum pyproject.toml | cut -c1-16)
+# Ranges that torch's CPU or CUDA wheels satisfy; name another index with PIP_INDEX_URL or PIP_EXTRA_INDEX_URL.
+TORCH := torch torchvision
+TESTS ?= tests
+DEMO ?= demo
+
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help install test check lint types imports unit demo format clean
+
+help:
+	@echo "make demo     a phantom archive through every verb; the report lies in $(DEMO)/run/report/index.html"
+	@echo "make test     format, lint, types, import rules and tests"
+	@echo "make check    the same without the tests"
+	@echo "make format   write the formatter's and linter's fixes"
+	@echo "make clean    remove $(VENV) and $(DEMO)"
+
+install: $(STAMP)
+
+$(STAMP):
+	@command -v $(PYTHON) >/dev/null || { echo "make needs $(PYTHON); name another with make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+check: lint types imports
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+unit: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+
+test: check unit
+
+demo: $(STAMP)
+	$(BIN)/retroscan demo --out $(DEMO)
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) $(DEMO)

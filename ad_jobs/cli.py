@@ -1,0 +1,367 @@
+"""The command line: parse, call one verb, turn errors into exit codes.
+
+0 done, 1 failed, 2 bad usage (before any work), 3 finished with too many failed images, 130 interrupted. The result goes
+to stdout, the log to stderr. Verbs are imported when they are called: --help never imports torch or Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from typer.core import TyperGroup
+
+from ad_jobs.config import parse_settings, parse_size, parse_window, read_config
+from ad_jobs.errors import RetroscanError, UsageError
+from cluster.errors import StorageError
+
+
+class _Verbs(TyperGroup):
+    """Runs a verb and turns what it raises on purpose into a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RetroscanError as error:
+            _complain(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except StorageError as error:
+            _complain(f"Storage failed: {error}. The same command again continues.")
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            _complain("Interrupted. The same command again continues.")
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    name="retroscan",
+    cls=_Verbs,
+    help="Find the abnormal images of an archive, and where they are abnormal. Research and quality use, not for diagnosis.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+log = logging.getLogger("retroscan")
+
+
+class Heatmaps(StrEnum):
+    flagged = "flagged"
+    all = "all"
+    none = "none"
+
+
+class Identifiers(StrEnum):
+    plain = "plain"
+    hashed = "hashed"
+    none = "none"
+
+
+class Resize(StrEnum):
+    stretch = "stretch"
+    pad = "pad"
+
+
+def _load_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the file's options the verb's defaults: a flag on the command line wins over them."""
+    if path is not None:
+        names = [parameter.name for parameter in context.command.params if parameter.name not in (None, "config", "help")]
+        context.default_map = {**(context.default_map or {}), **read_config(path, [n for n in names if n])}
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML file with any of this verb's options; flags win.", callback=_load_config, is_eager=True, metavar="FILE"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Address = Annotated[
+    str | None, typer.Option(help="Running Ray cluster (auto, host:port, ray://...); embedded by default.", metavar="ADDRESS")
+]
+SOURCE = "Folder, s3://bucket/prefix, manifest, or CSV/Parquet list with a column `image`."
+
+
+def _example(text: str) -> str:
+    return f"Example: [bold]{text}[/bold]"
+
+
+@app.command(epilog=_example("retroscan demo --out demo"))
+def demo(
+    folder: Annotated[str, typer.Option("--out", help="Folder for the archive, the model and the run.")] = "demo",
+    seed: Annotated[int, typer.Option(help="Seed of the phantoms and of the fit.")] = 0,
+    json_: Json = False,
+) -> None:
+    """A phantom DICOM archive through every verb: index, fit, calibrate, scan, evaluate, report, verify."""
+    from ad_jobs.demo import demo as run
+
+    _print(run(folder, seed=seed), json_, _demo_table)
+
+
+@app.command(epilog=_example("retroscan detectors"))
+def detectors(json_: Json = False) -> None:
+    """The detectors: what each needs, and where its weights come from."""
+    from models.registry import DETECTORS
+
+    rows = [
+        {"detector": e.kind, "method": e.title, "source": e.source, "needs_anomalous": e.needs_anomalous, "weights": e.weights}
+        for e in DETECTORS.values()
+    ]
+    _print(rows, json_, lambda value: _rows_table(value, ["detector", "method", "needs_anomalous", "weights", "source"]))
+
+
+@app.command(epilog=_example("retroscan index s3://archive/2024 --out s3://results/manifest --headers"))
+def index(
+    source: Annotated[str, typer.Argument(help=SOURCE, show_default=False)],
+    folder: Annotated[str, typer.Option("--out", help="Folder of the manifest, local or s3://.")],
+    headers: Annotated[bool, typer.Option("--headers", help="Also read DICOM headers into columns for --where.")] = False,
+    json_: Json = False,
+    config: Config = None,
+) -> None:
+    """List an archive once, into a manifest that scans refer to."""
+    del config
+    from ad_jobs.index import index as run
+
+    info = run(source, folder, headers=headers)
+    _print(info.model_dump(mode="json"), json_, lambda v: f"{v['objects']} objects in {folder} (digest {v['digest'][:12]})")
+
+
+@app.command(
+    epilog=_example("retroscan fit --detector mkd --normal ./normal --out ./model --size 128 --set backbone=efficientnet_lite0")
+)
+def fit(
+    detector: Annotated[str, typer.Option(help="One of `retroscan detectors`.")],
+    normal: Annotated[str, typer.Option(help="Normal images. " + SOURCE)],
+    folder: Annotated[str, typer.Option("--out", help="Folder of the model, local or s3://.")],
+    anomalous: Annotated[str | None, typer.Option(help="Anomalous images, for a detector that learns from them.")] = None,
+    size: Annotated[str, typer.Option(help="Input size in pixels: 128, or heightxwidth.")] = "128",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images; the detector's own default otherwise.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and held-out images.")] = 0,
+    window: Annotated[str, typer.Option(help="Grey window: dicom, percentile, or low,high in modality units.")] = "dicom",
+    resize: Annotated[Resize, typer.Option(help="Stretch to the input size, or keep the aspect and pad.")] = Resize.stretch,
+    workers: Annotated[int, typer.Option(min=1, help="Training workers.")] = 1,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Detector option key=value, repeatable.", metavar="KEY=VALUE")] = None,
+    address: Address = None,
+    json_: Json = False,
+    config: Config = None,
+) -> None:
+    """Fit a detector on normal images; a tenth is held out for its first calibration. Run again to continue."""
+    del config
+    options = parse_settings(settings or [])
+    if epochs is not None:
+        options["epochs"] = epochs
+    spec = {"size_px": parse_size(size), "options": options, "policy": {"window": parse_window(window), "resize": resize.value}}
+    from ad_jobs.fit import FitSpec
+    from ad_jobs.fit import fit as run
+
+    record = run(
+        FitSpec(detector=detector, normal=normal, anomalous=anomalous, out=folder, seed=seed, workers=workers, address=address, **spec)
+    )
+    _print(
+        record,
+        json_,
+        lambda r: f"model {r['model_id']} ({r['kind']}) in {folder}: fitted on {r['data']['n_fitted']} images, "
+        f"{r['data']['n_held_out']} held out",
+    )
+
+
+@app.command(epilog=_example("retroscan calibrate ./model --normal ./held_out --max-fpr 0.01"))
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Folder of the model.", show_default=False)],
+    normal: Annotated[str, typer.Option(help="Held-out normal images. " + SOURCE)],
+    anomalous: Annotated[str | None, typer.Option(help="Anomalous images, for --max-fnr.")] = None,
+    max_fpr: Annotated[float | None, typer.Option(help="Share of normal images that may be flagged.")] = None,
+    max_fnr: Annotated[float | None, typer.Option(help="Share of the anomalous images that may be missed.")] = None,
+    margin: Annotated[float, typer.Option(help="With --max-fnr: lower the threshold by this share.")] = 0.05,
+    json_: Json = False,
+    config: Config = None,
+) -> None:
+    """Set a model's threshold and heatmap scale from held-out images."""
+    del config
+    from ad_jobs.calibrate import calibrate as run
+
+    found = run(model, normal=normal, anomalous=anomalous, max_fpr=max_fpr, max_fnr=max_fnr, margin=margin)
+    _print(found.model_dump(mode="json"), json_, _calibration_text)
+
+
+@app.command(epilog=_example("retroscan scan s3://archive/2024 --model ./model --out s3://results/run-1 --heatmaps flagged"))
+def scan(
+    source: Annotated[str, typer.Argument(help=SOURCE, show_default=False)],
+    model: Annotated[list[str], typer.Option(help="Folder of a fitted model.")],
+    folder: Annotated[str, typer.Option("--out", help="Folder of the run, local or s3://. Run again to continue.")],
+    where: Annotated[str | None, typer.Option(help="SQL condition over the manifest's columns, as \"modality = 'MR'\".")] = None,
+    heatmaps: Annotated[Heatmaps, typer.Option(help="Which to keep: flagged images and 1 % of the rest, all, or none.")] = Heatmaps.flagged,
+    identifiers: Annotated[Identifiers, typer.Option(help="DICOM UIDs in the table: plain, hashed (URIs too) or none.")] = Identifiers.plain,
+    identifiers_key: Annotated[Path | None, typer.Option(help="File with the key for --identifiers hashed.", metavar="FILE")] = None,
+    max_failed: Annotated[float, typer.Option(help="Exit 3 if a larger share of the objects fails.")] = 1.0,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Frames scored at once; does not change a score.")] = None,
+    address: Address = None,
+    json_: Json = False,
+    config: Config = None,
+) -> None:
+    """Score every object of an archive into a table, each exactly once. Run again to continue."""
+    resolved = {
+        "source": source, "model": model, "out": folder, "where": where, "heatmaps": heatmaps.value,
+        "identifiers": identifiers.value, "max_failed": max_failed, "config": str(config) if config else None,
+    }  # fmt: skip
+    key = _read_key(identifiers_key)
+    from ad_jobs.scan import scan as run
+
+    record = run(
+        source, model, folder, where=where, heatmaps=heatmaps.value, identifiers=identifiers.value, identifiers_key=key,
+        max_failed=max_failed, batch_size=batch_size, address=address, config=resolved,
+    )  # fmt: skip
+    _print(record.model_dump(mode="json"), json_, lambda r: _balance_text(r, folder))
+
+
+@app.command(epilog=_example("retroscan evaluate ./run --labels labels.csv"))
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Folder of a finished run.", show_default=False)],
+    labels: Annotated[str, typer.Option(help="CSV with image, anomalous[, mask, frame, group].")],
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap replicates; 0 for no intervals.")] = 1000,
+    json_: Json = False,
+    config: Config = None,
+) -> None:
+    """Compare a run with labels: image and pixel metrics with intervals, into evaluation.json."""
+    del config
+    from ad_jobs.evaluate import evaluate as verb
+
+    _print(verb(run, labels, seed=seed, bootstrap=bootstrap), json_, _metrics_table)
+
+
+@app.command(epilog=_example("retroscan report ./run"))
+def report(
+    run: Annotated[str, typer.Argument(help="Folder of a finished run.", show_default=False)], json_: Json = False, config: Config = None
+) -> None:
+    """Write the run's report, one self-contained HTML page."""
+    del config
+    from ad_jobs.report.build import report as verb
+
+    _print({"report": str(verb(run))}, json_, lambda v: v["report"])
+
+
+@app.command(epilog=_example("retroscan verify ./run --sample 100"))
+def verify(
+    run: Annotated[str, typer.Argument(help="Folder of a finished run.", show_default=False)],
+    sample: Annotated[int, typer.Option(min=0, help="Objects to fetch, hash and score again.")] = 100,
+    seed: Annotated[int, typer.Option(help="Which objects are drawn.")] = 0,
+    json_: Json = False,
+    config: Config = None,
+) -> None:
+    """Check a run against its record: files, counts, model, and a sample scored again. Exit 1 on any difference."""
+    del config
+    from ad_jobs.verify import verify as verb
+
+    found = verb(run, sample=sample, seed=seed)
+    _print(
+        {**found._asdict(), "ok": found.ok},
+        json_,
+        lambda v: f"{'verified' if v['ok'] else 'DIFFERENT'}: run {v['run_id']}, {v['parts']} parts, {v['heatmap_parts']} heatmap "
+        f"shards, {v['sampled']} objects scored again",
+    )
+    found.raise_if_different()
+
+
+@app.command(epilog=_example("retroscan score ./model image.dcm other.png"))
+def score(
+    model: Annotated[str, typer.Argument(help="Folder of the model.", show_default=False)],
+    images: Annotated[list[str], typer.Argument(help="Image files or s3:// objects.", show_default=False)],
+) -> None:
+    """Score a few images here and now, as JSON: the numbers a scan gives."""
+    from ad_jobs.score import score as verb
+
+    print(json.dumps(verb(model, images), indent=2))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, rich_tracebacks=False, log_time_format="%H:%M:%S")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    log.setLevel(logging.INFO)
+    app(arguments)
+
+
+def _complain(text: str) -> None:
+    print(f"retroscan: {text}", file=sys.stderr)
+
+
+def _read_key(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes().strip()
+    except OSError as error:
+        raise UsageError("--identifiers-key must name a readable file.", f"{path} ({error.strerror})", "Check the path.") from error
+
+
+def _print(value: Any, as_json: bool, render: Callable[[Any], Any]) -> None:
+    if as_json:
+        print(json.dumps(value, indent=2))
+        return
+    shown = render(value)
+    if isinstance(shown, str):
+        print(shown)
+    else:
+        out.print(shown)
+
+
+def _rows_table(rows: list[dict[str, Any]], columns: list[str]) -> Table:
+    table = Table(*columns, show_lines=True)
+    for row in rows:
+        table.add_row(*(("yes" if row[c] else "no") if isinstance(row[c], bool) else str(row[c]) for c in columns))
+    return table
+
+
+def _calibration_text(value: dict[str, Any]) -> str:
+    what = "normal images flagged" if value["rule"] == "max_fpr" else "anomalous images missed"
+    n = value["n_normal"] if value["rule"] == "max_fpr" else value["n_anomalous"]
+    return (
+        f"threshold {value['threshold']:.6g} ({value['method']}): {value['rate']:.2%} of {n} {what}, "
+        f"95 % interval {value['rate_low']:.2%} to {value['rate_high']:.2%}"
+    )
+
+
+def _balance_text(record: dict[str, Any], folder: str) -> str:
+    counts = record["counts"]
+    codes = ", ".join(f"{code} {count}" for code, count in sorted(counts["by_code"].items()))
+    return (
+        f"scored {counts['scored']} + failed {counts['failed']} + skipped {counts['skipped']} = manifest {counts['objects']}\n"
+        f"{counts['rows']} rows, {counts['flagged']} flagged, {counts['heatmaps']} heatmaps kept, run {record['run_id']} in {folder}"
+        + (f"\n{codes}" if codes else "")
+    )
+
+
+METRICS = ("image_auroc", "image_ap", "f1_max", "accuracy_max", "accuracy_zero_fn", "pixel_auroc", "aupro", "pixel_ap")
+
+
+def _metrics_table(value: dict[str, Any]) -> Table:
+    table = Table("metric", "value", "95 % interval", title=f"{value['n_normal']} normal, {value['n_anomalous']} anomalous")
+    for name in METRICS:
+        found = value[name]
+        shown = "-" if found["value"] is None else f"{found['value']:.4f}"
+        interval = "-" if found["low"] is None else f"{found['low']:.4f} to {found['high']:.4f}"
+        table.add_row(name, shown, interval)
+    if value.get("pixel_note"):
+        table.caption = value["pixel_note"]
+    return table
+
+
+def _demo_table(value: dict[str, Any]) -> Any:
+    from rich.console import Group
+
+    return Group(_metrics_table(value["evaluation"]), f"report: {value['report']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What the report says of metrics and error codes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ad_jobs.errors import ErrorCode
+
+
+class Metric(NamedTuple):
+    """A metric in words; an oracle's threshold was chosen on the labels it is judged by."""
+
+    name: str
+    what: str
+    oracle: bool = False
+
+
+METRICS: dict[str, Metric] = {
+    "image_auroc": Metric("Image AUROC", "how often an anomalous image scores above a normal one"),
+    "image_ap": Metric("Image average precision", "precision averaged over recall"),
+    "f1_max": Metric("Best F1", "at the best threshold for these labels", oracle=True),
+    "accuracy_max": Metric("Best accuracy", "at the best threshold for these labels", oracle=True),
+    "accuracy_zero_fn": Metric(
+        "Accuracy, none missed", "at the threshold that misses none of these", oracle=True
+    ),
+    "pixel_auroc": Metric("Pixel AUROC", "over all pixels of normal and anomalous images"),
+    "aupro": Metric("AUPRO", "overlap per abnormal region, up to 30 % false positives"),
+    "pixel_ap": Metric("Pixel average precision", "over all pixels of normal and anomalous images"),
+    "pixel_auroc_paper_protocol": Metric(
+        "Pixel AUROC, paper protocol", "anomalous images only, each heatmap stretched, soft masks"
+    ),
+}
+
+ERRORS: dict[str, str] = {
+    ErrorCode.NOT_FOUND: "listed in the manifest, gone when it was fetched",
+    ErrorCode.ACCESS_DENIED: "the store refused the object",
+    ErrorCode.FETCH_FAILED: "the store did not deliver it after all retries",
+    ErrorCode.EMPTY: "zero bytes",
+    ErrorCode.TOO_MANY_BYTES: "larger than the limit",
+    ErrorCode.TOO_MANY_PIXELS: "announces more pixels than the limit",
+    ErrorCode.TOO_MANY_FRAMES: "announces more frames than the limit",
+    ErrorCode.UNKNOWN_FORMAT: "neither DICOM, PNG, JPEG nor TIFF by content",
+    ErrorCode.TRUNCATED: "ends before its pixels do",
+    ErrorCode.CORRUPT: "the decoder rejects it",
+    ErrorCode.UNSUPPORTED_SYNTAX: "a DICOM transfer syntax without a decoder",
+    ErrorCode.UNSUPPORTED_IMAGE: "decodes to something no detector takes",
+    ErrorCode.NON_FINITE_PIXELS: "not-a-number or infinite values after rescale",
+    ErrorCode.DECODE_TIMEOUT: "took longer to decode than the limit",
+    ErrorCode.DECODER_CRASHED: "the decoder's process died on it",
+    ErrorCode.NON_FINITE_SCORE: "the detector's score was not a finite number",
+    ErrorCode.NOT_AN_IMAGE: "a DICOM object without an image, left out on purpose",
+}

@@ -1,0 +1,1 @@
+"""Scripts that print and store figures with the machine they ran on."""

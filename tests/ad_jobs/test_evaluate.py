@@ -1,0 +1,341 @@
+"""evaluate on a run of the real schema, made without a scan."""
+
+import csv
+import json
+from pathlib import Path
+
+import fake_run
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from ad_jobs import evaluate as evaluate_module
+from ad_jobs.errors import JobError, UsageError
+from ad_jobs.evaluate import evaluate
+from ad_jobs.images.geometry import Geometry
+from ad_jobs.results.heatmaps import encode_png, pack
+from ad_jobs.results.schema import SCORES
+from cluster import storage
+
+PROMISED = (
+    "image_auroc",
+    "image_ap",
+    "f1_max",
+    "accuracy_max",
+    "accuracy_zero_fn",
+    "pixel_auroc",
+    "aupro",
+    "pixel_ap",
+)
+
+
+def read_labels(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_labels(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def truth(fake: fake_run.FakeRun) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(list(fake.scores.values())), np.array([fake.masks[name].any() for name in fake.scores])
+
+
+def test_writes_every_promised_key_as_value_and_interval(tmp_path):
+    fake = fake_run.make(tmp_path)
+    evaluation = evaluate(fake.uri, str(fake.labels), bootstrap=50)
+    assert json.loads(Path(fake.uri, "evaluation.json").read_text()) == evaluation
+    assert (evaluation["n_normal"], evaluation["n_anomalous"]) == (12, 6)
+    for key in (*PROMISED, "pixel_auroc_paper_protocol"):
+        assert set(evaluation[key]) == {"value", "low", "high"}
+        assert 0 <= evaluation[key]["low"] <= evaluation[key]["value"] <= evaluation[key]["high"] <= 1
+
+
+def test_image_metrics_are_those_of_the_table(tmp_path):
+    fake = fake_run.make(tmp_path, normal=30, anomalous=20)
+    evaluation = evaluate(fake.uri, str(fake.labels), bootstrap=0)
+    scores, anomalous = truth(fake)
+    assert evaluation["image_auroc"] == {
+        "value": pytest.approx(roc_auc_score(anomalous, scores)), "low": None, "high": None
+    }  # fmt: skip
+    assert evaluation["image_ap"]["value"] == pytest.approx(average_precision_score(anomalous, scores))
+    at = evaluation["at_threshold"]
+    assert at["true_positive"] == int((scores[anomalous] > 0.55).sum())
+    assert at["false_positive"] == int((scores[~anomalous] > 0.55).sum())
+    assert at["true_positive"] + at["false_negative"] == 20
+    assert at["false_positive"] + at["true_negative"] == 30
+
+
+@pytest.mark.parametrize("resize", ["stretch", "pad"])
+def test_pixel_metrics_are_those_of_the_heatmaps_without_padding(tmp_path, resize):
+    fake = fake_run.make(tmp_path, resize=resize, input_size=(64, 64))
+    evaluation = evaluate(fake.uri, str(fake.labels), bootstrap=20)
+    values, labels = [], []
+    for name, heatmap in fake.heatmaps.items():
+        # 120 x 90 in 64 x 64: padded to 48 rows in the middle.
+        rows = slice(8, 56) if resize == "pad" else slice(None)
+        geometry = Geometry(
+            90, 120, 64, 64, 8 if resize == "pad" else 0, 0, 48 if resize == "pad" else 64, 64
+        )
+        values.append(heatmap[rows].ravel())
+        labels.append(geometry.mask_to_input(fake.masks[name])[rows].ravel() >= 0.5)
+    expected = roc_auc_score(np.concatenate(labels), np.concatenate(values))
+    assert evaluation["pixel_auroc"]["value"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_counts_what_does_not_join(tmp_path):
+    fake = fake_run.make(tmp_path, failed=("corrupt", "truncated"), skipped=1)
+    rows = read_labels(fake.labels)[1:]  # one scored picture loses its label
+    rows += [
+        {"image": "pictures/failed 000.dcm", "anomalous": "1", "mask": ""},
+        {"image": "pictures/skipped 002.dcm", "anomalous": "0", "mask": ""},
+        {"image": "pictures/never scanned.png", "anomalous": "0", "mask": ""},
+    ]
+    write_labels(fake.labels, rows)
+    evaluation = evaluate(fake.uri, str(fake.labels), bootstrap=10)
+    counted = {key: evaluation[key] for key in evaluation if key.startswith("n_")}
+    assert counted == {
+        "n_labelled": 20, "n_normal": 11, "n_anomalous": 6, "n_failed": 1, "n_skipped": 1, "n_missing": 1,
+        "n_unlabelled": 2,
+    }  # fmt: skip
+
+
+def test_missing_heatmaps_give_null_and_the_remedy(tmp_path):
+    fake = fake_run.make(tmp_path, keep_heatmaps=False)
+    evaluation = evaluate(fake.uri, str(fake.labels), bootstrap=10)
+    assert evaluation["pixel_auroc"] == {"value": None, "low": None, "high": None}
+    assert evaluation["aupro"]["value"] is None
+    assert "--heatmaps all" in evaluation["pixel_note"]
+    assert evaluation["image_auroc"]["value"] is not None
+
+
+def test_no_masks_give_null_and_one_missing_mask_is_told(tmp_path):
+    fake = fake_run.make(tmp_path)
+    rows = read_labels(fake.labels)
+    rows[-1]["mask"] = ""
+    write_labels(fake.labels, rows)
+    evaluation = evaluate(fake.uri, str(fake.labels), bootstrap=10)
+    assert evaluation["pixel_auroc"]["value"] is not None
+    assert evaluation["pixel_note"].startswith("1 anomalous")
+    write_labels(fake.labels, [{"image": row["image"], "anomalous": row["anomalous"]} for row in rows])
+    evaluation = evaluate(fake.uri, str(fake.labels), bootstrap=10)
+    assert evaluation["pixel_auroc"]["value"] is None
+    assert "mask" in evaluation["pixel_note"]
+
+
+def test_one_class_only_gives_null(tmp_path):
+    fake = fake_run.make(tmp_path, anomalous=0)
+    evaluation = evaluate(fake.uri, str(fake.labels), bootstrap=10)
+    for key in PROMISED:
+        assert evaluation[key] == {"value": None, "low": None, "high": None}
+    assert evaluation["at_threshold"]["fnr"]["value"] is None
+
+
+def test_several_models_first_on_top(tmp_path):
+    fake = fake_run.make(tmp_path, normal=20, anomalous=10, models=(fake_run.MODEL, fake_run.SECOND_MODEL))
+    evaluation = evaluate(fake.uri, str(fake.labels), bootstrap=10)
+    assert evaluation["model_id"] == fake_run.MODEL
+    assert list(evaluation["models"]) == [fake_run.SECOND_MODEL]
+    scores, anomalous = truth(fake)
+    assert evaluation["image_auroc"]["value"] == pytest.approx(roc_auc_score(anomalous, scores))
+    other = evaluation["models"][fake_run.SECOND_MODEL]
+    assert set(PROMISED) <= set(other)
+    assert other["image_auroc"] != evaluation["image_auroc"]
+
+
+def test_groups_are_drawn_whole(tmp_path):
+    fake = fake_run.make(tmp_path, normal=20, anomalous=10)
+    alone = evaluate(fake.uri, str(fake.labels), bootstrap=200)
+    rows = [row | {"group": f"patient {i // 5}"} for i, row in enumerate(read_labels(fake.labels))]
+    write_labels(fake.labels, rows)
+    grouped = evaluate(fake.uri, str(fake.labels), bootstrap=200)
+    assert (alone["resampled_by"], grouped["resampled_by"]) == ("image", "group")
+    assert grouped["pixel_ap"]["value"] == pytest.approx(alone["pixel_ap"]["value"])
+    assert grouped["pixel_ap"]["low"] != alone["pixel_ap"]["low"]
+
+
+def test_same_seed_same_evaluation(tmp_path):
+    fake = fake_run.make(tmp_path)
+    first, second = (evaluate(fake.uri, str(fake.labels), seed=3, bootstrap=50) for _ in range(2))
+    first.pop("evaluated_at"), second.pop("evaluated_at")
+    assert first == second
+
+
+def test_neighbouring_heatmaps_are_read_together(tmp_path, monkeypatch):
+    fake = fake_run.make(tmp_path)
+    reads = []
+    fetch_range = storage.fetch_range
+    monkeypatch.setattr(storage, "fetch_range", lambda *args: reads.append(args) or fetch_range(*args))
+    together = evaluate(fake.uri, str(fake.labels), bootstrap=10)
+    assert len(reads) == 1
+    monkeypatch.setattr(evaluate_module, "_READ_BYTES", 1)
+    one_by_one = evaluate(fake.uri, str(fake.labels), bootstrap=10)
+    assert len(reads) == 1 + 18
+    assert one_by_one["aupro"] == together["aupro"]
+
+
+class TestFrames:
+    @pytest.fixture
+    def run(self, tmp_path) -> fake_run.FakeRun:
+        """Two objects of three frames: frame 1 of the first is abnormal, frame 2 of the second has failed."""
+        policy_geometry = Geometry(10, 12, 10, 12, 0, 0, 10, 12)
+        rows, members = [], []
+        scores = {(0, 0): 0.1, (0, 1): 0.9, (0, 2): 0.2, (1, 0): 0.3, (1, 1): 0.4, (1, 2): None}
+        for (object_id, frame), score in scores.items():
+            heat = np.full((10, 12), 0.1, np.float32)
+            heat[2:4, 3:6] = 0.8 if score == 0.9 else 0.1
+            members.append((f"{object_id}-{frame}.png", encode_png(heat, policy_geometry)))
+            row = fake_run.row(
+                object_id, str(tmp_path / f"{object_id}.dcm"), model_id=fake_run.MODEL, frame=frame
+            )
+            row |= {
+                "status": "scored",
+                "score": score,
+                "threshold": 0.55,
+                "flagged": score is not None and score > 0.55,
+            }
+            if score is None:
+                row |= {"status": "failed", "error_code": "non_finite_score", "flagged": None}
+            rows.append(row)
+        shard = pack(members)
+        for row, (member, _) in zip(rows, members, strict=True):
+            row["heatmap"] = shard.reference(member) if row["status"] == "scored" else None
+        uri = tmp_path / "run"
+        (uri / "scores").mkdir(parents=True)
+        (uri / "heatmaps").mkdir()
+        (uri / shard.name).write_bytes(shard.data)
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCORES), uri / "scores/part-00000.parquet")
+        mask = np.zeros((10, 12), np.uint8)
+        mask[2:4, 3:6] = 1
+        Image.fromarray(mask).save(tmp_path / "mask.png")
+        return fake_run.FakeRun(str(uri), tmp_path / "labels.csv", tmp_path)
+
+    def test_without_frames_an_object_has_its_highest_score(self, run):
+        write_labels(run.labels, [{"image": "0.dcm", "anomalous": "1"}, {"image": "1.dcm", "anomalous": "0"}])
+        evaluation = evaluate(run.uri, str(run.labels), bootstrap=0, allow_unfinished=True)
+        assert (evaluation["n_normal"], evaluation["n_anomalous"]) == (1, 1)
+        assert evaluation["image_auroc"]["value"] == 1.0
+        assert evaluation["at_threshold"]["true_positive"] == 1
+        assert evaluation["curves"]["scores"]["edges"][-1] == pytest.approx(0.9)
+        assert evaluation["unfinished"] is True
+
+    def test_with_frames_each_has_its_own(self, run):
+        labels = [
+            {"image": "0.dcm", "frame": "0", "anomalous": "0", "mask": ""},
+            {"image": "0.dcm", "frame": "1", "anomalous": "1", "mask": "mask.png"},
+            {"image": "1.dcm", "frame": "2", "anomalous": "0", "mask": ""},
+            {"image": "1.dcm", "frame": "7", "anomalous": "0", "mask": ""},
+        ]
+        write_labels(run.labels, labels)
+        evaluation = evaluate(run.uri, str(run.labels), bootstrap=0, allow_unfinished=True)
+        counted = [evaluation[f"n_{name}"] for name in ("normal", "anomalous", "failed", "missing")]
+        assert counted == [1, 1, 1, 1]
+        assert evaluation["pixel_auroc"]["value"] == 1.0
+
+    def test_a_mask_needs_its_frame(self, run):
+        write_labels(run.labels, [{"image": "0.dcm", "anomalous": "1", "mask": "mask.png"}])
+        with pytest.raises(UsageError, match="one frame"):
+            evaluate(run.uri, str(run.labels), allow_unfinished=True)
+
+    def test_an_unfinished_run_is_refused_unless_allowed(self, run):
+        write_labels(run.labels, [{"image": "0.dcm", "anomalous": "1"}])
+        with pytest.raises(UsageError, match="finished"):
+            evaluate(run.uri, str(run.labels))
+
+
+class TestRefusals:
+    def refuse(self, fake: fake_run.FakeRun, text: str, match: str) -> None:
+        fake.labels.write_text(text, encoding="utf-8")
+        with pytest.raises(UsageError, match=match):
+            evaluate(fake.uri, str(fake.labels))
+        assert not Path(fake.uri, "evaluation.json").exists()
+
+    @pytest.mark.parametrize(
+        ("text", "match"),
+        [
+            ("", "must be a CSV"),
+            ("image,label\na.png,1\n", "column anomalous"),
+            ("path,anomalous\na.png,1\n", "column image"),
+            ("image,anomalous\n", "at least one"),
+            ("image,anomalous\na.png,maybe\n", "'maybe' in line 2"),
+            ("image,anomalous\na.png,1\n,0\n", "must not be empty.*line 3"),
+            ("image,anomalous,frame\na.png,1,-1\n", "'-1' in line 2"),
+            ("image,anomalous\na.png,1\na.png,1\n", "labelled once"),
+            ("image,anomalous\nnowhere/a.png,1\n", "none of 1 is among"),
+        ],
+    )
+    def test_labels_that_cannot_be_used(self, tmp_path, text, match):
+        self.refuse(fake_run.make(tmp_path, normal=1, anomalous=1), text, match)
+
+    def test_no_match_shows_a_path_of_either_side(self, tmp_path):
+        fake = fake_run.make(tmp_path, normal=1, anomalous=1)
+        self.refuse(fake, "image,anomalous\nelsewhere/a.png,1\n", "elsewhere/a.png; run: .*good 000.png")
+
+    def test_no_such_file(self, tmp_path):
+        fake = fake_run.make(tmp_path, normal=1, anomalous=1)
+        with pytest.raises(UsageError, match="can be read"):
+            evaluate(fake.uri, str(tmp_path / "none.csv"))
+
+    def test_mask_of_another_size(self, tmp_path):
+        fake = fake_run.make(tmp_path, normal=1, anomalous=1)
+        Image.fromarray(np.ones((120, 90), np.uint8)).save(tmp_path / "masks/001.png")
+        with pytest.raises(UsageError, match=r"120 x 90, the image 90 x 120"):
+            evaluate(fake.uri, str(fake.labels))
+
+    def test_mask_that_marks_nothing(self, tmp_path):
+        fake = fake_run.make(tmp_path, normal=1, anomalous=1)
+        Image.fromarray(np.zeros((90, 120), np.uint8)).save(tmp_path / "masks/001.png")
+        with pytest.raises(UsageError, match="mark something"):
+            evaluate(fake.uri, str(fake.labels))
+
+    def test_mask_that_is_no_image(self, tmp_path):
+        fake = fake_run.make(tmp_path, normal=1, anomalous=1)
+        (tmp_path / "masks/001.png").write_bytes(b"no image")
+        with pytest.raises(UsageError, match="mask must be an image"):
+            evaluate(fake.uri, str(fake.labels))
+
+    def test_lost_shard(self, tmp_path):
+        fake = fake_run.make(tmp_path)
+        for shard in Path(fake.uri, "heatmaps").iterdir():
+            shard.unlink()
+        with pytest.raises(JobError, match="gone"):
+            evaluate(fake.uri, str(fake.labels))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
+def test_any_non_zero_mask_pixel_marks_whatever_the_mode(tmp_path, mode):
+    mask = np.zeros((90, 120), bool)
+    mask[10:20, 30:50] = True
+    if mode == "I;16":
+        picture = Image.fromarray(mask.astype(np.uint16) * 300)
+    elif mode == "P":
+        picture = Image.fromarray(mask.astype(np.uint8) + 5).convert("P")
+        picture.putpalette([0, 0, 0] * 6 + [200, 0, 0] + [0, 0, 0] * 249)
+    else:
+        picture = Image.fromarray(mask.astype(np.uint8) * 255).convert(mode)
+    picture.save(tmp_path / "mask.png")
+    geometry = Geometry(90, 120, 48, 64, 0, 0, 48, 64)
+    np.testing.assert_array_equal(evaluate_module._read_mask(str(tmp_path / "mask.png"), geometry), mask)
+
+
+@pytest.mark.s3
+def test_everything_in_s3(tmp_path, s3):
+    fake = fake_run.make(tmp_path)
+    root = f"s3://{s3.bucket}/evaluate"
+    storage.upload_folder(Path(fake.uri), f"{root}/run")
+    storage.upload_folder(tmp_path / "masks", f"{root}/masks")
+    rows = read_labels(fake.labels)
+    for row in rows:
+        row["image"] = str(tmp_path / row["image"])
+    write_labels(fake.labels, rows)
+    storage.write_bytes(f"{root}/labels.csv", fake.labels.read_bytes())
+    evaluation = evaluate(f"{root}/run", f"{root}/labels.csv", bootstrap=20)
+    assert evaluation["pixel_auroc"]["value"] > 0.9
+    assert json.loads(storage.read_bytes(f"{root}/run/evaluation.json")) == evaluation

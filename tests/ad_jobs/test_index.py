@@ -1,0 +1,362 @@
+"""A manifest lists every object once, in one order; the same archive gives the same bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from ad_jobs import index as index_module
+from ad_jobs.errors import JobError, UsageError
+from ad_jobs.index import index, manifest_info, read_manifest
+from ad_jobs.results.schema import MANIFEST, MANIFEST_HEADERS
+from cluster import storage
+
+NAMES = ["a-b", "a/x", "a0", "b ü#?", "c/é/d", "￿", "𝄞"]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    folder = tmp_path / "archive"
+    for name in NAMES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_rows_are_dense_and_in_uri_order(archive: Path, tmp_path: Path) -> None:
+    info = index(str(archive), str(tmp_path / "out"))
+    table = read_manifest(info.uri)
+    assert table.schema.equals(MANIFEST)
+    assert table["object_id"].to_pylist() == list(range(len(NAMES)))
+    assert table["uri"].to_pylist() == sorted(f"{archive}/{name}" for name in NAMES)
+    for row in table.to_pylist():
+        found = storage.stat(row["uri"])
+        assert (row["bytes"], row["etag"], row["modified"]) == found[1:]
+    assert (info.objects, info.source, info.headers) == (len(NAMES), str(archive), False)
+    assert manifest_info(str(tmp_path / "out") + "/") == info
+
+
+def test_a_name_that_is_no_text_gets_a_row(archive: Path, tmp_path: Path) -> None:
+    Path(storage.uris.local_path(f"file://{archive}/%E9")).write_bytes(b"")
+    info = index(str(archive), str(tmp_path / "out"))
+    assert read_manifest(info.uri)["uri"].to_pylist()[-1] == f"file://{archive}/%E9"
+
+
+def test_the_same_archive_gives_the_same_parts(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "PART_ROWS", 4)
+    monkeypatch.setattr(index_module, "BATCH_ROWS", 2)
+    first = index(str(archive), str(tmp_path / "one"))
+    second = index(str(archive), str(tmp_path / "two"))
+    one, two = content(tmp_path / "one"), content(tmp_path / "two")
+    assert sorted(one) == ["manifest.json", "part-00000.parquet", "part-00001.parquet"]
+    assert {n: d for n, d in one.items() if n != "manifest.json"} == {
+        n: d for n, d in two.items() if n != "manifest.json"
+    }
+    assert first.digest == second.digest
+    assert [part.rows for part in first.parts] == [4, 3]
+    part = pq.ParquetFile(tmp_path / "one" / "part-00000.parquet")
+    assert [part.metadata.row_group(n).num_rows for n in range(part.num_row_groups)] == [2, 2]
+    assert read_manifest(first.uri)["object_id"].to_pylist() == list(range(7))
+
+    # The digest is of the rows: neither of how they are cut, nor of when.
+    monkeypatch.setattr(index_module, "PART_ROWS", 2)
+    assert index(str(archive), str(tmp_path / "three")).digest == first.digest
+    (archive / "a0").write_bytes(b"changed")
+    assert index(str(archive), str(tmp_path / "four")).digest != first.digest
+
+
+def test_indexing_again_changes_nothing(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = index(str(archive), str(out))
+    before = content(out)
+    assert index(str(archive) + "/", str(out)) == first
+    assert content(out) == before
+
+
+def test_a_manifest_is_never_replaced(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    index(str(archive), str(out))
+    before = content(out)
+    with pytest.raises(UsageError, match=r"not rewritten.*new folder"):
+        index(str(archive / "a"), str(out))
+    with pytest.raises(UsageError, match=r"without headers.*new folder"):
+        index(str(archive), str(out), headers=True)
+    (archive / "new").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"source has changed.*new folder"):
+        index(str(archive), str(out))
+    assert content(out) == before
+
+
+def test_an_interrupted_index_is_made_good(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(index_module, "PART_ROWS", 2)
+    monkeypatch.setattr(index_module, "BATCH_ROWS", 2)
+    index(str(archive), str(out))
+    (out / "manifest.json").unlink()
+    (out / "part-00001.parquet").write_bytes(b"half")
+    with pytest.raises(UsageError, match=r"manifest\.json"):
+        manifest_info(str(out))
+    monkeypatch.setattr(index_module, "PART_ROWS", 4)
+    info = index(str(archive), str(out))
+    assert sorted(content(out)) == ["manifest.json", "part-00000.parquet", "part-00001.parquet"]
+    assert read_manifest(info.uri).num_rows == len(NAMES)
+
+
+def test_out_must_not_lie_in_the_archive_nor_on_something_else(archive: Path, tmp_path: Path) -> None:
+    for out in (archive, archive / "manifest"):
+        with pytest.raises(UsageError, match="outside of SOURCE"):
+            index(str(archive), str(out))
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text("{}")
+    with pytest.raises(UsageError, match="another kind"):
+        index(str(archive), str(tmp_path / "web"))
+    with pytest.raises(JobError, match="cannot be written"):
+        index(str(archive), str(archive / ".." / "web" / "manifest.json" / "below"))
+    with pytest.raises(UsageError, match="must exist"):
+        index(str(tmp_path / "gone"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_list_beside_its_images_may_be_indexed_there(archive: Path) -> None:
+    listed = archive / "list.csv"
+    listed.write_text("image\na0\ngone\n")
+    table = read_manifest(index(str(listed), str(archive / "manifest")).uri)
+    assert table["bytes"].to_pylist() == [2, None]
+    assert table["etag"].to_pylist()[1] is None
+
+
+def test_a_manifest_can_be_indexed_again_with_the_same_rows(archive: Path, tmp_path: Path) -> None:
+    first = index(str(archive), str(tmp_path / "one"))
+    assert index(first.uri, str(tmp_path / "two")).digest == first.digest
+
+
+def test_a_damaged_part_is_told(archive: Path, tmp_path: Path) -> None:
+    info = index(str(archive), str(tmp_path / "out"))
+    part = tmp_path / "out" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    with pytest.raises(JobError, match="sha256 differs"):
+        read_manifest(info.uri)
+    part.unlink()
+    with pytest.raises(JobError, match="cannot be read"):
+        read_manifest(info.uri)
+
+
+# --- columns and --where
+
+
+@pytest.fixture
+def manifest(archive: Path, tmp_path: Path) -> str:
+    return index(str(archive), str(tmp_path / "out")).uri
+
+
+def test_columns(manifest: str) -> None:
+    assert read_manifest(manifest, ["uri", "object_id"]).column_names == ["uri", "object_id"]
+    with pytest.raises(UsageError, match=r"object_id, uri, bytes, etag, modified. Got: modality"):
+        read_manifest(manifest, ["uri", "modality"])
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [
+        ("bytes = 2", ["a0"]),
+        ("uri LIKE '%archive/a%' -- a comment", ["a-b", "a/x", "a0"]),
+        ("object_id % 3 = 0", ["a-b", "b ü#?", "𝄞"]),
+        ("uri LIKE '%0' OR uri LIKE '%-b'", ["a-b", "a0"]),
+        ("modified > '2020-01-01' AND bytes < 3", ["a0"]),
+        ("contains(uri, '#') AND modality_is_not_needed IS NULL", None),
+    ],
+)
+def test_where_selects_and_keeps_ids(
+    manifest: str, archive: Path, where: str, names: list[str] | None
+) -> None:
+    if names is None:
+        with pytest.raises(UsageError, match="Columns: object_id, uri, bytes, etag, modified"):
+            read_manifest(manifest, where=where)
+        return
+    everything = read_manifest(manifest).to_pylist()
+    wanted = [row for row in everything if row["uri"] in {f"{archive}/{name}" for name in names}]
+    assert read_manifest(manifest, where=where).to_pylist() == wanted
+    assert read_manifest(manifest, ["object_id"], where)["object_id"].to_pylist() == [
+        r["object_id"] for r in wanted
+    ]
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("modality = 'MR'", "modality"),
+        ("uri = ", "syntax"),
+        ("", "SQL condition"),
+        ("true) ORDER BY 1; DROP TABLE manifest; SELECT (1", "SQL condition"),
+        ("bytes < 0", r"at least one object.*0 of 7"),
+        ("uri IN (SELECT content FROM read_text('/etc/hostname'))", "disabled"),
+        ("sum(bytes) > 1", "aggregate"),
+    ],
+)
+def test_where_refusals(manifest: str, where: str, words: str) -> None:
+    with pytest.raises(UsageError, match=f"(?is){words}.*columns: object_id.*--headers"):
+        read_manifest(manifest, where=where)
+
+
+def test_where_must_select_the_same_each_time(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(200):
+        (folder / str(number)).write_bytes(b"")
+    info = index(str(folder), str(tmp_path / "out"))
+    with pytest.raises(UsageError, match="object_id % 100 = 0"):
+        read_manifest(info.uri, where="random() < 0.5")
+
+
+# --- --headers
+
+
+def dicom(path: Path, *, private_bytes: int = 0, frames: int = 1, modality: str = "MR") -> None:
+    """A small DICOM file whose header is longer by `private_bytes`, before the image's size."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.name])
+    ds.PatientName, ds.PatientID = "Doe^Jane", "4711"
+    ds.Modality, ds.BodyPartExamined = modality, "KNEE"
+    ds.Manufacturer, ds.ManufacturerModelName = "Maker", "Model 1"
+    ds.StudyDate = "20240229"
+    if private_bytes:
+        ds.private_block(0x0009, "RETROSCAN TEST", create=True).add_new(0x01, "OB", b"\0" * private_bytes)
+    ds.Rows, ds.Columns, ds.NumberOfFrames = 3, 5, frames
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.PixelData = bytes(3 * 5 * 2 * frames)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ds.save_as(path, enforce_file_format=True)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    folder = tmp_path / "mixed"
+    dicom(folder / "a.dcm")
+    dicom(folder / "b", private_bytes=700_000, frames=4, modality="CT")
+    (folder / "c.txt").write_text("no image")
+    (folder / "d.dcm").write_bytes((folder / "a.dcm").read_bytes()[:300])
+    (folder / "e.dcm").write_bytes(b"")
+    return folder
+
+
+EXPECTED = {
+    "modality": "MR",
+    "body_part": "KNEE",
+    "manufacturer": "Maker",
+    "model": "Model 1",
+    "rows": 3,
+    "columns": 5,
+    "frames": 1,
+    "bits": 12,
+    "photometric": "MONOCHROME2",
+    "transfer_syntax": "1.2.840.10008.1.2.1",
+    "study_month": "2024-02",
+    "sop_class": "1.2.840.10008.5.1.4.1.1.4",
+    "burned_in": None,
+    "header_error": None,
+}
+
+
+def check_headers(uri: str) -> None:
+    table = read_manifest(uri)
+    assert table.schema.equals(MANIFEST_HEADERS)
+    rows = [{name: row[name] for name in EXPECTED} for row in table.to_pylist()]
+    assert rows[0] == EXPECTED
+    assert rows[1] == {**EXPECTED, "modality": "CT", "frames": 4}
+    assert set(rows[2].values()) == {None}
+    assert rows[3]["rows"] is None
+    assert set(rows[4].values()) == {None}
+    assert "Doe" not in str(table.to_pylist())
+    assert read_manifest(uri, ["object_id"], "modality = 'CT'")["object_id"].to_pylist() == [1]
+
+
+def test_headers(mixed: Path, tmp_path: Path) -> None:
+    one = index(str(mixed), str(tmp_path / "one"), headers=True)
+    assert one.headers
+    check_headers(one.uri)
+    assert one.parts == index(str(mixed), str(tmp_path / "two"), headers=True).parts
+
+
+def test_headers_read_no_more_than_they_need(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+    fetch_range = storage.fetch_range
+
+    def note(uri: str, offset: int, length: int) -> bytes:
+        asked.append((uri.rpartition("/")[2], length))
+        return fetch_range(uri, offset, length)
+
+    monkeypatch.setattr(storage, "fetch_range", note)
+    index(str(mixed), str(tmp_path / "out"), headers=True)
+    once = 64 * 1024
+    assert sorted(asked) == [
+        ("a.dcm", once),
+        ("b", once),
+        ("b", 8 * once),
+        ("b", 64 * once),
+        ("c.txt", once),
+        ("d.dcm", once),
+        ("e.dcm", once),
+    ]
+
+
+def test_headers_of_what_is_gone(mixed: Path, tmp_path: Path) -> None:
+    listed = mixed / "list.csv"
+    listed.write_text("image\na.dcm\ngone.dcm\n")
+    table = read_manifest(index(str(listed), str(tmp_path / "out"), headers=True).uri)
+    assert table["header_error"].to_pylist() == [None, "not_found"]
+
+
+# --- S3
+
+
+@pytest.mark.s3
+class TestS3:
+    def test_source_and_manifest_in_s3(self, s3: Any) -> None:
+        for name in NAMES:
+            s3.put(f"index/{name}", name.encode())
+        out = s3.uri("index-out")
+        info = index(s3.uri("index"), out)
+        assert read_manifest(out)["uri"].to_pylist() == sorted(s3.uri(f"index/{name}") for name in NAMES)
+        assert storage.list_names(out) == ["manifest.json", "part-00000.parquet"]
+        assert json.loads(storage.read_bytes(f"{out}/manifest.json"))["digest"] == info.digest
+        assert index(s3.uri("index"), out) == info
+        assert index(s3.uri("index"), s3.uri("index-two")).parts == info.parts
+
+    def test_headers_by_ranged_reads(self, s3: Any, mixed: Path) -> None:
+        s3.put_folder(mixed, "index-dicom")
+        check_headers(index(s3.uri("index-dicom"), s3.uri("index-dicom-out"), headers=True).uri)
+
+    def test_the_bucket_of_out_is_asked_for_before_the_work(
+        self, s3: Any, archive: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert s3.bucket
+
+        def never(_: str) -> None:
+            pytest.fail("listed before --out was checked")
+
+        monkeypatch.setattr(index_module, "iter_source", never)
+        with pytest.raises(UsageError, match="no-such-bucket"):
+            index(str(archive), "s3://no-such-bucket/out")
+        with pytest.raises(UsageError, match="outside of SOURCE"):
+            index(s3.uri(), s3.uri("out"))

@@ -1,0 +1,255 @@
+"""A scan on a running Ray: every object once, every bad one by its reason, the good ones untouched by them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import scankit as kit
+
+from ad_jobs.errors import TooManyFailed, UsageError
+from ad_jobs.index import index
+from ad_jobs.results.read import open_heatmap, read_run, read_scores
+from ad_jobs.results.schema import SCORES
+from ad_jobs.scan import scan
+from ad_jobs.score import score
+from cluster.session import session
+
+GOOD = kit.good_objects(40)
+BAD = kit.bad_objects()
+GONE = "good/0002.png"
+# Smaller than the multi-frame object has frames, so that its rows could part if anything let them.
+BATCH = 4
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, an archive with bad objects in it, and the same without them."""
+    folder = tmp_path_factory.mktemp("scan")
+    kit.make_model(folder / "model")
+    kit.write_archive(folder / "mixed", GOOD | {name: data for name, (data, _) in BAD.items()})
+    kit.write_archive(folder / "clean", GOOD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(home: Path) -> Iterator[tuple[str, str]]:
+    """The finished runs of both; the mixed one by its manifest, one object being gone since."""
+    mixed, clean = str(home / "run mixed #1?"), str(home / "run-clean")
+    index(str(home / "mixed"), str(home / "manifest"))
+    (home / "mixed" / GONE).unlink()
+    model = str(home / "model")
+    with session(num_cpus=2):
+        scan(
+            str(home / "manifest"),
+            [model],
+            mixed,
+            heatmaps="all",
+            batch_size=BATCH,
+            config={"command": "scan"},
+        )
+        scan(str(home / "clean"), [model], clean, batch_size=BATCH)
+        yield mixed, clean
+
+
+@pytest.mark.ray
+def test_every_object_of_the_manifest_has_its_rows_and_its_reason(runs: tuple[str, str]) -> None:
+    rows = kit.table(runs[0])
+    assert rows["object_id"].nunique() == len(GOOD) + len(BAD)
+    assert not rows.index.duplicated().any()
+    codes = rows["error_code"].groupby("name").first()
+    expected = {name: code for name, (_, code) in BAD.items()} | {GONE: "not_found"}
+    assert codes.dropna().to_dict() == expected
+    assert rows.loc["bad/report.dcm", "status"].tolist() == ["skipped"]
+    assert rows[rows["status"] == "scored"]["score"].notna().all()
+    assert rows[rows["status"] != "scored"]["score"].isna().all()
+
+
+@pytest.mark.ray
+def test_the_record_balances_and_lists_the_parts(runs: tuple[str, str]) -> None:
+    record = read_run(runs[0])
+    counts = record.counts
+    assert counts.objects == record.manifest.objects == len(GOOD) + len(BAD)
+    assert (counts.scored, counts.failed, counts.skipped) == (len(GOOD) - 1, len(BAD), 1)
+    assert counts.rows == counts.objects + kit.FRAMES - 1
+    assert len(record.parts) > 3
+    assert sum(part.rows for part in record.parts) == counts.rows
+    assert record.config["command"] == "scan"
+    names = {path.name for path in Path(runs[0]).iterdir()}
+    assert names == {"run.json", "scores", "heatmaps"}, "what only an unfinished run needs is gone"
+
+
+@pytest.mark.ray
+def test_parts_have_the_schema_even_where_a_column_is_empty(runs: tuple[str, str]) -> None:
+    for run in runs:
+        for part in kit.parts(Path(run)):
+            assert pq.read_schema(part).remove_metadata() == SCORES, part
+
+
+@pytest.mark.ray
+def test_bad_objects_leave_the_scores_of_good_ones_alone(runs: tuple[str, str]) -> None:
+    mixed, clean = (kit.table(run) for run in runs)
+    clean = clean.drop(index=GONE, level="name")
+    mixed = mixed.loc[clean.index]
+    np.testing.assert_allclose(mixed["score"], clean["score"], rtol=0, atol=1e-5)
+    assert mixed["flagged"].tolist() == clean["flagged"].tolist()
+    assert 0 < clean["flagged"].sum() < len(clean), "a threshold that splits the archive"
+    assert (clean["flagged"] == (clean["score"] > clean["threshold"])).all()
+
+
+@pytest.mark.ray
+def test_frames_of_an_object_stay_together_in_order(runs: tuple[str, str]) -> None:
+    rows = kit.table(runs[1]).loc["good/multi frame #1?.dcm"]
+    assert rows.index.tolist() == list(range(kit.FRAMES))
+    assert rows["score"].nunique() == kit.FRAMES
+    holding = [
+        p
+        for p in kit.parts(Path(runs[1]))
+        if rows["object_id"].iloc[0] in pq.read_table(p)["object_id"].to_pylist()
+    ]
+    assert len(holding) == 1
+
+
+@pytest.mark.ray
+def test_kept_heatmaps_open_by_their_reference(runs: tuple[str, str], home: Path) -> None:
+    mixed, clean = (read_scores(run) for run in runs)
+    assert mixed["heatmap"].notna().tolist() == (mixed["status"] == "scored").tolist()
+    assert clean[clean["flagged"].astype(bool)]["heatmap"].notna().all()
+    for run, rows in zip(runs, (mixed, clean), strict=True):
+        for reference in rows["heatmap"].dropna():
+            heatmap = open_heatmap(run, reference)
+            assert heatmap.values.shape == (kit.SIZE_PX, kit.SIZE_PX)
+            assert (heatmap.geometry.rows, heatmap.geometry.columns) == (40, 40)
+    del home
+
+
+@pytest.mark.ray
+def test_score_gives_the_scans_numbers(runs: tuple[str, str], home: Path) -> None:
+    rows = kit.table(runs[0])
+    names = [
+        "good/0000.png",
+        "good/0003.jpg",
+        "good/0006.dcm",
+        "good/multi frame #1?.dcm",
+        "bad/truncated.dcm",
+    ]
+    found = score(str(home / "model"), [str(home / "mixed" / name) for name in names])
+    json.dumps(found, allow_nan=False)
+    assert len(found) == len(names) - 1 + kit.FRAMES
+    for one in found:
+        row = rows.loc[(str(Path(one["image"]).relative_to(home / "mixed")), one["frame"])]
+        assert one["status"] == row["status"]
+        if one["score"] is None:
+            assert one["error_code"] == row["error_code"]
+        else:
+            assert one["score"] == pytest.approx(row["score"], abs=1e-5)
+            assert one["flagged"] == row["flagged"]
+
+
+@pytest.mark.ray
+def test_columns_tell_of_the_object_and_never_of_the_patient(runs: tuple[str, str]) -> None:
+    rows = kit.table(runs[0])
+    row = rows.loc[("good/0006.dcm", 0)]
+    assert (row["modality"], row["rows"], row["bits"], row["study_month"]) == ("MR", 40, 12, "2024-02")
+    assert row["bytes"] == len(GOOD["good/0006.dcm"])
+    assert len(row["content_sha256"]) == 64
+    assert row["study_uid"].startswith("2.25.") or row["study_uid"][0].isdigit()
+    assert (rows[["fetch_ms", "decode_ms", "score_ms"]].dropna() >= 0).all(axis=None)
+    assert rows["scored_at"].notna().all()
+    everything = rows.to_csv() + (Path(runs[0]) / "run.json").read_text()
+    assert "Zzyzx" not in everything
+    assert "PLANTED" not in everything
+
+
+@pytest.mark.ray
+def test_the_same_command_again_returns_the_record_at_once(runs: tuple[str, str], home: Path) -> None:
+    before = kit.digests(Path(runs[0]))
+    again = scan(str(home / "manifest"), [str(home / "model")], runs[0], heatmaps="all", batch_size=32)
+    assert again == read_run(runs[0])
+    assert kit.digests(Path(runs[0])) == before
+
+
+@pytest.mark.ray
+def test_too_many_failures_end_with_their_own_error(runs: tuple[str, str], home: Path) -> None:
+    with pytest.raises(TooManyFailed) as refused:
+        scan(str(home / "manifest"), [str(home / "model")], runs[0], heatmaps="all", max_failed=0.05)
+    assert (refused.value.exit_code, refused.value.failed, refused.value.objects) == (
+        3,
+        len(BAD),
+        len(GOOD) + len(BAD),
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("other", [{"heatmaps": "none"}, {"where": "object_id < 5"}, {"identifiers": "none"}])
+def test_another_command_into_the_same_folder_is_refused(
+    runs: tuple[str, str], home: Path, other: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match="which holds the finished run"):
+        scan(str(home / "manifest"), [str(home / "model")], runs[0], **({"heatmaps": "all"} | other))
+
+
+@pytest.mark.ray
+def test_another_source_into_the_same_folder_is_refused(runs: tuple[str, str], home: Path) -> None:
+    with pytest.raises(UsageError, match="which holds a scan of"):
+        scan(str(home / "mixed"), [str(home / "model")], runs[1])
+
+
+@pytest.mark.ray
+def test_where_selects_and_identifiers_hide(runs: tuple[str, str], home: Path) -> None:
+    del runs  # for its session
+    out = str(home / "run-selected")
+    record = scan(
+        str(home / "manifest"), [str(home / "model")], out,
+        where="uri LIKE '%.dcm'", heatmaps="none", identifiers="hashed", identifiers_key=b"secret",
+    )  # fmt: skip
+    rows = read_scores(out)
+    dicoms = sum(name.endswith(".dcm") for name in [*GOOD, *BAD])
+    assert record.counts.objects == record.manifest.objects == rows["object_id"].nunique() == dicoms
+    assert rows["heatmap"].isna().all()
+    assert rows["uri"].str.fullmatch(r"hmac:[0-9a-f]{32}").all()
+    uids = rows.loc[rows["status"] == "scored", ["study_uid", "series_uid", "sop_uid"]]
+    assert uids.apply(lambda column: column.str.fullmatch(r"hmac:[0-9a-f]{32}")).all(axis=None)
+    assert "secret" not in (Path(out) / "run.json").read_text()
+
+
+def refused(home: Path, **options: Any) -> UsageError:
+    """The refusal of a scan, which has written nothing."""
+    call = {
+        "source": str(home / "clean"),
+        "models": [str(home / "model")],
+        "out": str(home / "never"),
+    } | options
+    with pytest.raises(UsageError) as error:
+        scan(**call)
+    assert not (Path(call["out"]) / "scores").exists()
+    assert error.value.exit_code == 2
+    return error.value
+
+
+def test_bad_usage_is_refused_before_any_work(home: Path, tmp_path: Path) -> None:
+    assert "missing" in str(refused(home, source=str(home / "missing")))
+    assert "one --model" in str(refused(home, models=[str(home / "model")] * 2))
+    assert "--max-failed" in str(refused(home, max_failed=5))
+    assert "needs a key" in str(refused(home, identifiers="hashed"))
+    assert "--where" in str(refused(home, where="no_such_column = 1"))
+    assert "--where" in str(refused(home, where="object_id < 0"))
+    assert "model" in str(refused(home, models=[str(home / "clean")])).lower()
+    (tmp_path / "empty").mkdir()
+    refused(home, source=str(tmp_path / "empty"))
+    (tmp_path / "diary.txt").write_text("not a run")
+    assert "diary.txt" in str(refused(home, out=str(tmp_path)))
+
+
+def test_a_model_without_a_calibration_is_refused(home: Path, tmp_path: Path) -> None:
+    for name in ("detector.json", "weights.safetensors"):
+        (tmp_path / name).write_bytes((home / "model" / name).read_bytes())
+    assert "calibration" in str(refused(home, models=[str(tmp_path)]))
+
+
+def test_an_unfinished_run_of_another_command_is_refused(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.pending.json").write_text(json.dumps({"run_id": "0123456789ab"}))
+    assert "the unfinished run 0123456789ab" in str(refused(home, out=str(tmp_path)))

@@ -1,0 +1,413 @@
+"""The rules of the detector contract as plain functions: each takes a maker, and asserts one rule.
+
+A check builds what it needs and leaves nothing behind, so that it runs on any detector, a broken one included.
+Shape suffixes as in models/detector.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from maker import SIZE_PX, Maker, fit, steps
+from sklearn.metrics import roc_auc_score
+from textures import textures, with_defects
+from torch import Tensor, nn
+
+from models import artifact
+from models.detector import Batch, Detector, InputError, NonFiniteLoss, Runtime, Scores
+
+Check = Callable[[Maker], None]
+
+CHILD = Path(__file__).with_name("score_in_child.py")
+LARGE_PX = (64, 64)  # where a defect has to be found
+# Kernels differ with the batch's size, and round otherwise: a few hundred float32 steps.
+ROW_TOLERANCE = 1e-5
+# Training repeats the same sums in the same order; only the frozen source may see other batch mates.
+RESUME_TOLERANCE = 1e-5
+FITTED = 20  # normal images of a fit
+
+
+def images(count: int, make: Maker, size_px: tuple[int, int] = SIZE_PX, *, seed: int = 1) -> Tensor:
+    return textures(count, *size_px, channels=make.entry.channels, seed=seed)
+
+
+def anomalous(make: Maker, size_px: tuple[int, int]) -> Tensor | None:
+    """What a detector that learns from anomalous images gets: defects on other textures, in other places."""
+    if not make.entry.needs_anomalous:
+        return None
+    return with_defects(images(FITTED, make, size_px, seed=2), seed=2)[0]
+
+
+@lru_cache(maxsize=4)
+def _fitted(make: Maker, size_px: tuple[int, int]) -> Detector:
+    detector = make(size_px)
+    fit(detector, images(FITTED, make, size_px, seed=0), anomalous(make, size_px))
+    return detector
+
+
+def fitted(make: Maker, size_px: tuple[int, int] = SIZE_PX) -> Detector:
+    """A shortly fitted detector of the caller's own; fits of the same maker are done once."""
+    return copy.deepcopy(_fitted(make, size_px))
+
+
+def check_scores_are_finite_float32(make: Maker) -> None:
+    detector = fitted(make)
+    for count in (1, 5):
+        scores = detector.score(images(count, make))
+        assert isinstance(scores, Scores), "score() must return Scores"
+        for name, tensor, shape in (
+            ("image", scores.image, (count,)),
+            ("heatmap", scores.heatmap, (count, *SIZE_PX)),
+        ):
+            assert tuple(tensor.shape) == shape, f"{name} must have shape {shape}, has {tuple(tensor.shape)}"
+            assert tensor.dtype == torch.float32, f"{name} must be float32, is {tensor.dtype}"
+            assert bool(torch.isfinite(tensor).all()), f"{name} must be finite"
+            assert not tensor.requires_grad, f"{name} must be detached"
+
+
+def check_constant_images_score_finite(make: Maker) -> None:
+    """Black and white images occur in every archive; divisions by their spread must be guarded."""
+    black = torch.zeros(1, make.entry.channels, *SIZE_PX)
+    scores = fitted(make).score(torch.cat([black, torch.ones_like(black), images(1, make)]))
+    for tensor in scores:
+        assert bool(torch.isfinite(tensor).all()), "constant images must have finite scores"
+
+
+def check_score_keeps_weights(make: Maker) -> None:
+    detector = fitted(make)
+    before = copy.deepcopy(detector.state_dict())
+    detector.score(images(3, make))
+    after = detector.state_dict()
+    assert before.keys() == after.keys(), "score() must not add or remove weights"
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), f"score() changed {name}"
+
+
+def check_score_keeps_modes(make: Maker) -> None:
+    """Every submodule has its own mode back, also where it differs from its parent's."""
+    detector = fitted(make)
+    for training in (True, False):
+        for number, part in enumerate(detector.modules()):
+            part.training = training if number % 3 else not training
+        before = {name: part.training for name, part in detector.named_modules()}
+        detector.score(images(2, make))
+        for name, part in detector.named_modules():
+            assert part.training == before[name], f"score() changed the training mode of {name or 'the detector'}"
+
+
+def check_training_mode_does_not_matter(make: Maker) -> None:
+    detector, batch = fitted(make), images(4, make)
+    plain = detector.score(batch)
+    training = detector.train().score(batch)
+    assert torch.equal(plain.image, training.image), "score() must not depend on the training mode"
+    assert torch.equal(plain.heatmap, training.heatmap), "score() must not depend on the training mode"
+
+
+def check_score_keeps_gradients(make: Maker) -> None:
+    detector = fitted(make)
+    names = dict(detector.named_parameters())
+    for parameter in names.values():
+        parameter.grad = None
+    detector.score(images(2, make))
+    for name, parameter in names.items():
+        assert parameter.grad is None, f"score() left a gradient in {name}"
+        parameter.grad = torch.full_like(parameter, 0.5)
+    detector.score(images(2, make))
+    for name, parameter in names.items():
+        kept = parameter.grad is not None and bool((parameter.grad == 0.5).all())
+        assert kept, f"score() changed the gradient of {name}"
+
+
+def check_score_keeps_random_generators(make: Maker) -> None:
+    detector = fitted(make)
+    batch = images(2, make)
+    torch_before, python_before = torch.get_rng_state(), random.getstate()
+    numpy_before = np.random.get_state()  # noqa: NPY002 - the very state that must be left alone
+    detector.score(batch)
+    numpy_after = np.random.get_state()  # noqa: NPY002
+    assert torch.equal(torch_before, torch.get_rng_state()), "score() drew from torch's generator"
+    assert python_before == random.getstate(), "score() drew from Python's generator"
+    assert str(numpy_before) == str(numpy_after), "score() drew from numpy's generator"
+
+
+def check_score_keeps_its_input(make: Maker) -> None:
+    batch = images(3, make)
+    before = batch.clone()
+    fitted(make).score(batch)
+    assert torch.equal(before, batch), "score() changed its input"
+    assert batch.grad is None, "score() left a gradient in its input"
+    assert not batch.requires_grad, "score() left its input asking for gradients"
+
+
+def check_score_repeats(make: Maker) -> None:
+    detector, batch = fitted(make), images(3, make)
+    for first, second in zip(detector.score(batch), detector.score(batch), strict=True):
+        assert torch.equal(first, second), "the same images must have the same scores again"
+
+
+def check_rows_are_independent(make: Maker) -> None:
+    detector, batch = fitted(make), images(32, make)
+    # One row unlike all others, so that anything taken over the batch moves.
+    batch[7] = torch.rand(batch.shape[1:], generator=torch.Generator().manual_seed(0))
+    together = detector.score(batch)
+    median = float(np.median(together.image.numpy()))
+    flags = together.image > median
+    shuffled = torch.from_numpy(np.random.default_rng(3).permutation(32))
+    orders = {
+        "one by one": [torch.tensor([row]) for row in range(32)],
+        "by sevens": list(torch.arange(32).split(7)),
+        "shuffled": [shuffled],
+        "shuffled by sevens": list(shuffled.split(7)),
+    }
+    for how, parts in orders.items():
+        rows = torch.cat(parts)
+        scores = [detector.score(batch[part]) for part in parts]
+        image = torch.cat([s.image for s in scores])
+        heatmap = torch.cat([s.heatmap for s in scores])
+        _assert_close(image, together.image[rows], f"image scores {how}")
+        for row, alone in zip(rows, heatmap, strict=True):
+            _assert_close(alone, together.heatmap[row], f"heatmap {how}")
+        assert torch.equal(image > median, flags[rows]), f"a flag changed {how}"
+
+
+def _assert_close(found: Tensor, expected: Tensor, what: str) -> None:
+    worst = float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
+    assert worst <= ROW_TOLERANCE, f"{what} must equal those of the whole batch; off by {worst:.1e}"
+
+
+def check_images_need_not_be_square(make: Maker) -> None:
+    for size_px in ((64, 32), (32, 64)):
+        try:
+            scores = make(size_px).eval().score(images(2, make, size_px))
+        except RuntimeError as error:
+            raise AssertionError(f"images of {size_px} must score; got: {error}") from error
+        assert tuple(scores.heatmap.shape) == (2, *size_px), "heatmaps must have the images' height and width"
+
+
+def wrong_inputs(make: Maker) -> dict[str, tuple[Tensor, str]]:
+    """Images that break one rule each, and what the message has to name."""
+    good = images(2, make)
+    channels = good.shape[1]
+
+    def spoilt(value: float) -> Tensor:
+        bad = good.clone()
+        bad[1, 0, 3, 4] = value
+        return bad
+
+    return {
+        "no batch axis": (good[0], str(list(good[0].shape))),
+        "sides swapped": (good.transpose(2, 3), str(list(good.transpose(2, 3).shape))),
+        "another size": (good[:, :, :-8], str(list(good[:, :, :-8].shape))),
+        "channels": (torch.cat([good, good[:, :1]], 1), f"[2, {channels + 1}, "),
+        "float64": (good.double(), "float64"),
+        "bytes": ((good * 255).to(torch.uint8), "uint8"),
+        "above 1": (spoilt(1.5), "1.5"),
+        "below 0": (spoilt(-0.25), "-0.25"),
+        "NaN": (spoilt(float("nan")), "nan"),
+        "infinite": (spoilt(float("inf")), "inf"),
+    }
+
+
+def check_wrong_input_is_refused(make: Maker) -> None:
+    detector = make()
+    for what, (bad, named) in wrong_inputs(make).items():
+        try:
+            detector.score(bad)
+        except InputError as error:
+            rule, _, rest = str(error).partition(" Got: ")
+            value, _, remedy = rest.partition(". ")
+            assert rule.endswith("."), f"{what}: the message must begin with the rule: {error}"
+            assert named in value, f"{what}: the message must name the value {named}: {error}"
+            assert remedy, f"{what}: the message must end with the remedy: {error}"
+            continue
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise AssertionError(f"{what}: must be an InputError, is {type(error).__name__}: {error}") from error
+        raise AssertionError(f"{what}: must be an InputError, was scored")
+
+
+def check_no_grad_changes_nothing(make: Maker) -> None:
+    detector, batch = fitted(make), images(3, make)
+    plain = detector.score(batch)
+    try:
+        with torch.no_grad():
+            inside = detector.score(batch)
+    except RuntimeError as error:
+        raise AssertionError(f"score() must own its grad mode; inside no_grad: {error}") from error
+    for name, one, other in zip(Scores._fields, plain, inside, strict=True):
+        assert torch.equal(one, other), f"{name} must be the same inside torch.no_grad"
+
+
+def check_reloads_in_a_fresh_process(make: Maker) -> None:
+    detector, batch = fitted(make), images(5, make)
+    expected = detector.score(batch)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        artifact.save(folder / "model", make.entry.kind, detector, {}, {})
+        found = {path.name for path in (folder / "model").iterdir()}
+        assert found == {artifact.DETECTOR, artifact.WEIGHTS}, f"a model is two files, not {sorted(found)}"
+        torch.save(batch, folder / "batch.pt")
+        child = subprocess.run(
+            [sys.executable, str(CHILD), str(folder), json.dumps(dataclasses.asdict(make.entry))],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert child.returncode == 0, f"a saved detector must load: {child.stderr.strip().splitlines()[-1:]}"
+        image, heatmap = torch.load(folder / "scores.pt", weights_only=True)
+    assert torch.equal(image, expected.image), "image scores must be identical after saving and loading"
+    assert torch.equal(heatmap, expected.heatmap), "heatmaps must be identical after saving and loading"
+
+
+def check_every_parameter_learns(make: Maker) -> None:
+    detector = make()
+    trainable = {name: p for name, p in detector.named_parameters() if p.requires_grad}
+    assert trainable, "a detector must have something to learn"
+    learnt: set[str] = set()
+    for name, parameter in trainable.items():
+
+        def note(tensor: Tensor, name: str = name) -> None:
+            if tensor.grad is not None and bool(tensor.grad.ne(0).any()):
+                learnt.add(name)
+
+        parameter.register_post_accumulate_grad_hook(note)
+    fit(detector, images(FITTED, make, seed=0), anomalous(make, SIZE_PX))
+    missing = sorted(trainable.keys() - learnt)
+    assert not missing, f"no gradient in any phase for {missing}"
+
+
+def check_losses_are_finite_scalars(make: Maker) -> None:
+    """What `step` reports goes into the curve: one number a name, detached, at least in one phase."""
+    detector = make()
+    learner = detector.learner(Runtime())
+    data, bad = images(FITTED, make, seed=0), anomalous(make, SIZE_PX)
+    reported = False
+    for number, phase in enumerate(learner.phases):
+        learner.start(phase.name)
+        for epoch in range(phase.epochs):
+            for batch in steps(detector, data, number, epoch, bad):
+                for name, loss in learner.step(batch).items():
+                    reported = True
+                    assert loss.ndim == 0, f"loss {name} must be a scalar"
+                    assert not loss.requires_grad, f"loss {name} must be detached"
+                    assert bool(torch.isfinite(loss)), f"loss {name} must be finite"
+            learner.end_epoch()
+        learner.finish(phase.name)
+    assert reported, "some phase must report a loss"
+
+
+def check_non_finite_loss_stops_before_the_update(make: Maker) -> None:
+    """A NaN image at the start of every phase that has a loss: NonFiniteLoss, and not one weight moved."""
+    detector = make()
+    learner = detector.learner(Runtime())
+    data, bad = images(FITTED, make, seed=0), anomalous(make, SIZE_PX)
+    # Positions of their own, so that nothing remembered of a sound image stands in.
+    poison = Batch(torch.full_like(data[:4], float("nan")), torch.arange(4) + len(data), bad if bad is None else bad[:4])
+    stopped = 0
+    for number, phase in enumerate(learner.phases):
+        # A phase is tried on copies: batch statistics of the poisoned batch must not reach the rest of the fit.
+        trial, trial_detector = copy.deepcopy((learner, detector))  # together: the copies belong to each other
+        trial.start(phase.name)
+        before = {name: p.detach().clone() for name, p in trial_detector.named_parameters()}
+        try:
+            losses = trial.step(poison)
+        except NonFiniteLoss as error:
+            stopped += 1
+            assert error.phase == phase.name, f"the error must name phase {phase.name!r}, names {error.phase!r}"
+        else:
+            assert not losses, f"phase {phase.name!r} must stop at a non-finite loss, reported {losses}"
+        for name, parameter in trial_detector.named_parameters():
+            assert torch.equal(before[name], parameter), f"{name} moved in phase {phase.name!r}: update before the check"
+        learner.start(phase.name)
+        for epoch in range(phase.epochs):
+            for batch in steps(detector, data, number, epoch, bad):
+                learner.step(batch)
+            learner.end_epoch()
+        learner.finish(phase.name)
+    assert stopped, "a non-finite loss must raise NonFiniteLoss"
+
+
+def check_diverging_fit_stops(make: Maker) -> None:
+    detector = Maker(make.entry, {**make.options, "lr": 1e30})()
+    try:
+        fit(detector, images(FITTED, make, seed=0), anomalous(make, SIZE_PX))
+    except NonFiniteLoss:
+        for name, parameter in detector.named_parameters():
+            assert bool(torch.isfinite(parameter).all()), f"{name} is not finite where the fit stopped"
+        return
+    raise AssertionError("a fit that diverges must raise NonFiniteLoss")
+
+
+def check_defects_score_higher(make: Maker) -> None:
+    detector = fitted(make, LARGE_PX)
+    held_out = images(16, make, LARGE_PX)
+    normal, defective = (detector.score(x).image for x in (held_out, with_defects(held_out)[0]))
+    auroc = roc_auc_score([0] * 16 + [1] * 16, torch.cat([normal, defective]).numpy())
+    assert auroc >= 0.95, f"defects pasted into held-out normals must score higher: AUROC {auroc:.3f}"
+
+
+def check_heatmap_is_hot_at_the_defect(make: Maker) -> None:
+    detector = fitted(make, LARGE_PX)
+    defective, masks = with_defects(images(16, make, LARGE_PX))
+    heatmaps = detector.score(defective).heatmap
+    pairs = zip(heatmaps, masks, strict=True)
+    hotter = sum(bool(heat[mask].mean() > heat[~mask].mean()) for heat, mask in pairs)
+    assert hotter >= 15, f"heatmaps must be hotter inside the defect than outside; {hotter} of 16 are"
+
+
+def check_fit_continues_from_its_state(make: Maker) -> None:
+    """Stopped after any phase's first epoch and continued in a fresh detector: the weights of the uninterrupted fit."""
+    data, bad = images(FITTED, make, seed=0), anomalous(make, SIZE_PX)
+    whole = make()
+    fit(whole, data, bad)
+    expected = whole.state_dict()
+    for number, phase in enumerate(whole.learner(Runtime()).phases):
+        for epoch in sorted({1, phase.epochs - 1} - {0}):
+            state = fit(make(), data, bad, stop=(number, epoch))
+            assert state is not None
+            continued = make()
+            torch.manual_seed(99)  # a restarted worker's generator is elsewhere
+            try:
+                fit(continued, data, bad, resume=(number, epoch, state))
+            except (KeyError, RuntimeError, TypeError) as error:
+                raise AssertionError(f"the state of phase {phase.name!r} must load: {error}") from error
+            for name, tensor in continued.state_dict().items():
+                gap = float((tensor.double() - expected[name].double()).abs().max()) if tensor.numel() else 0.0
+                scale = float(expected[name].double().abs().max()) if tensor.numel() else 1.0
+                assert gap <= RESUME_TOLERANCE * max(scale, 1e-6), (
+                    f"{name} differs by {gap:.1e} after continuing from epoch {epoch} of {phase.name!r}"
+                )
+
+
+def check_same_seed_gives_same_scores(make: Maker) -> None:
+    batch = images(4, make)
+    scores = []
+    for _ in range(2):
+        detector = make()
+        fit(detector, images(FITTED, make, seed=0), anomalous(make, SIZE_PX))
+        scores.append(detector.score(batch))
+    for one, other in zip(*scores, strict=True):
+        assert torch.equal(one, other), "two fits with one seed must give equal scores"
+
+
+CHECKS: tuple[Check, ...] = tuple(
+    value for name, value in list(globals().items()) if name.startswith("check_") and callable(value)
+)
+
+
+def ids(check: Check) -> str:
+    """A check's name as it reads in a test id."""
+    return check.__name__.removeprefix("check_")
+

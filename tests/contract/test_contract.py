@@ -1,0 +1,59 @@
+"""Every registered detector x every rule of the contract.
+
+A new detector joins by its row in models/registry.py, and by its fast options here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import checks
+import pytest
+from maker import Maker
+
+from models.registry import DETECTORS
+
+# Options under which a kind fits within seconds and still finds a pasted defect.
+FAST_OPTIONS: dict[str, dict[str, Any]] = {
+    "mkd": {"epochs": 5, "batch_size": 8, "lr": 3e-3},
+}
+# Other ways through the same detector, held to the same rules.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mkd-gradient": ("mkd", {"map": "gradient", "score": "flat", "selection": "last"}),
+    "mkd-max": ("mkd", {"score": "max", "source_rescale": "none", "layers": (2, 3, 4), "layers_score": (3, 4)}),
+}
+
+
+def fast_options(kind: str) -> dict[str, Any]:
+    if kind not in FAST_OPTIONS:
+        pytest.fail(
+            f"Every registered detector has fast options in {__name__}.FAST_OPTIONS. Got: {kind!r}, without any. "
+            "Add a row with few epochs, so that the contract suite can run on it."
+        )
+    return FAST_OPTIONS[kind]
+
+
+_makers: dict[str, Maker] = {}
+
+
+def maker(name: str) -> Maker:
+    """The one maker of a kind or variant, so that checks share its fit."""
+    if name not in _makers:
+        kind, changed = VARIANTS.get(name, (name, {}))
+        _makers[name] = Maker(DETECTORS[kind], {**fast_options(kind), **changed})
+    return _makers[name]
+
+
+@pytest.mark.parametrize("name", [*DETECTORS, *VARIANTS])
+@pytest.mark.parametrize("check", checks.CHECKS, ids=checks.ids)
+def test_detector(name: str, check: checks.Check):
+    check(maker(name))
+
+
+def test_a_registered_kind_without_fast_options_fails_clearly():
+    with pytest.raises(pytest.fail.Exception, match=r"FAST_OPTIONS\. Got: 'unheard-of', without any\. Add a row"):
+        fast_options("unheard-of")
+
+
+def test_fast_options_name_registered_kinds_alone():
+    assert FAST_OPTIONS.keys() <= DETECTORS.keys()

@@ -1,0 +1,201 @@
+"""A small archive of every kind of object, a small model, readers of runs: for the tests of scan and verify."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from struct import pack
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    ComprehensiveSRStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    generate_uid,
+)
+
+from ad_jobs.calibrate import calibrate_on
+from ad_jobs.modelstore import write_calibration
+from ad_jobs.results.read import read_scores
+from models import artifact, registry
+from models.detector import InputSpec
+
+SIZE_PX = 32
+FRAMES = 5  # of the archive's multi-frame object
+
+
+def make_model(folder: Path, seed: int = 0) -> str:
+    """A model with random weights: its scores mean nothing, but they are numbers, and always the same ones."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = registry.configure("mkd", {"weights": "random"})
+        spec = InputSpec(channels=3, height_px=SIZE_PX, width_px=SIZE_PX)
+        detector = registry.create("mkd", config, spec).eval()
+    policy = {"channels": 1, "height_px": SIZE_PX, "width_px": SIZE_PX}
+    model_id = artifact.save(folder, "mkd", detector, policy, {"seed": seed})
+    normal = (np.rint(65535 * picture(number, SIZE_PX))[None].astype(np.uint16) for number in range(12))
+    # Half of the normals: a good share of an archive is flagged, and a good share is not.
+    calibration = calibrate_on(detector, normal, model_id=model_id, max_fpr=0.5, source="test")
+    write_calibration(str(folder), calibration)
+    return str(folder)
+
+
+def picture(number: int, size: int = 40) -> NDArray[np.float64]:
+    """A grey picture [size, size] in [0, 1], different for every number."""
+    rng = np.random.default_rng(number)
+    y, x = np.mgrid[0:size, 0:size] / size
+    waves = np.sin(2 * np.pi * (rng.uniform(1, 5) * x + rng.uniform(1, 5) * y + rng.uniform()))
+    return np.clip(0.5 + 0.35 * waves + 0.05 * rng.standard_normal((size, size)), 0, 1)
+
+
+def png(number: int, size: int = 40) -> bytes:
+    """A PNG file of size x size pixels, 16-bit for every fourth number."""
+    values = picture(number, size)
+    image = (
+        Image.fromarray(np.rint(values * 65535).astype(np.uint16))
+        if number % 4 == 0
+        else Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    )
+    return _saved(image, "PNG")
+
+
+def jpeg(number: int) -> bytes:
+    """A colour JPEG file."""
+    planes = [np.rint(picture(number + shift) * 255).astype(np.uint8) for shift in range(3)]
+    return _saved(Image.fromarray(np.stack(planes, -1)), "JPEG")
+
+
+def tiff(number: int) -> bytes:
+    """An 8-bit TIFF file."""
+    return _saved(Image.fromarray(np.rint(picture(number) * 255).astype(np.uint8)), "TIFF")
+
+
+def _saved(image: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def dicom(number: int, frames: int = 1) -> bytes:
+    """An MR image, or a multi-frame capture: 12 bits in 16, MONOCHROME2."""
+    data = _dataset(
+        number, MRImageStorage if frames == 1 else MultiFrameGrayscaleWordSecondaryCaptureImageStorage
+    )
+    pixels = np.stack([np.rint(picture(number + 1000 * k) * 4095).astype("<u2") for k in range(frames)])
+    data.Modality = "MR" if frames == 1 else "OT"
+    data.Rows, data.Columns = pixels.shape[1:]
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    if frames > 1:
+        data.NumberOfFrames = frames
+    data.PixelData = pixels.tobytes()
+    return _written(data)
+
+
+def structured_report(number: int) -> bytes:
+    """A DICOM object without an image."""
+    data = _dataset(number, ComprehensiveSRStorage)
+    data.Modality = "SR"
+    return _written(data)
+
+
+def _dataset(number: int, sop_class: str) -> Dataset:
+    data = Dataset()
+    data.SOPClassUID = sop_class
+    for level in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        setattr(data, level, generate_uid(entropy_srcs=[level, str(number)]))
+    data.StudyDate = "20240229"
+    data.PatientName, data.PatientID = "Zzyzx^Planted", "PLANTED-4711"
+    return data
+
+
+def _written(data: Dataset) -> bytes:
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+    file = io.BytesIO()
+    data.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def huge_png_header() -> bytes:
+    """A PNG that announces 30,000 x 30,000 pixels and holds none."""
+    body = b"IHDR" + pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + pack(">I", 13) + body + pack(">I", zlib.crc32(body)) + b"\0" * 64
+
+
+def good_objects(count: int) -> dict[str, bytes]:
+    """`count` images by name: mostly PNG, some JPEG, TIFF and DICOM, one DICOM of several frames."""
+    makers = {3: ("jpg", jpeg), 5: ("tif", tiff), 6: ("dcm", dicom)}
+    found = {}
+    for number in range(count - 1):
+        suffix, make = makers.get(number % 8, ("png", png))
+        found[f"good/{number:04d}.{suffix}"] = make(number)
+    return found | {"good/multi frame #1?.dcm": dicom(count, FRAMES)}
+
+
+def bad_objects() -> dict[str, tuple[bytes, str]]:
+    """Objects that cannot be scored, by name, each with the error code it must get."""
+    return {
+        "bad/empty.png": (b"", "empty"),
+        "bad/huge.png": (huge_png_header(), "too_many_pixels"),
+        "bad/report.dcm": (structured_report(1), "not_an_image"),
+        "bad/text.png": (b"this is no picture, whatever its name says\n" * 20, "unknown_format"),
+        "bad/truncated.dcm": (dicom(9)[:-700], "truncated"),
+        "bad/truncated.png": (png(1)[:300], "truncated"),
+    }
+
+
+def write_archive(folder: Path, objects: dict[str, bytes]) -> str:
+    """The objects as files; the folder as a SOURCE."""
+    for name, data in objects.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return str(folder)
+
+
+def table(run: str) -> pd.DataFrame:
+    """A run's score table, indexed by the object's name below `good/` or `bad/` and the frame."""
+    rows = read_scores(run)
+    rows["name"] = rows["uri"].str.extract(r"((?:good|bad)/.*)$", expand=False)
+    return rows.set_index(["name", "frame"]).sort_index()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def flip_byte(path: Path, position: int) -> None:
+    """Change one byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+def in_a_process(call: str, **options: Any) -> subprocess.Popen[bytes]:
+    """`call`, a statement after `from ad_jobs.scan import scan`, in a process of its own."""
+    return subprocess.Popen([sys.executable, "-c", f"from ad_jobs.scan import scan; {call}"], **options)
+
+
+def parts(run: Path) -> Iterator[Path]:
+    """The Parquet parts a run has so far."""
+    yield from sorted((run / "scores").glob("*.parquet"))
