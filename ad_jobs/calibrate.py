@@ -45,19 +45,39 @@ def calibrate(
         UsageError: not exactly one of the two rates, a rate out of range, or images that are missing for it.
     """
     if (max_fpr is None) == (max_fnr is None):
-        raise UsageError("A threshold follows from one rate.", f"--max-fpr {max_fpr}, --max-fnr {max_fnr}", "Give either --max-fpr 0.01 or --max-fnr 0.")
+        raise UsageError(
+            "A threshold follows from one rate.",
+            f"--max-fpr {max_fpr}, --max-fnr {max_fnr}",
+            "Give either --max-fpr 0.01 or --max-fnr 0.",
+        )
     for name, rate in (("--max-fpr", max_fpr), ("--max-fnr", max_fnr)):
         if rate is not None and not 0 <= rate < 1:
-            raise UsageError(f"{name} is a share, at least 0 and below 1.", rate, f"Give for example {name} 0.01.")
+            raise UsageError(
+                f"{name} is a share, at least 0 and below 1.", rate, f"Give for example {name} 0.01."
+            )
     if not 0 <= margin < 1:
-        raise UsageError("--margin is a share, at least 0 and below 1.", margin, "Give for example --margin 0.05.")
+        raise UsageError(
+            "--margin is a share, at least 0 and below 1.", margin, "Give for example --margin 0.05."
+        )
     if max_fnr is not None and anomalous is None:
-        raise UsageError("--max-fnr is judged on anomalous images.", "no --anomalous", "Name some with --anomalous SOURCE, or use --max-fpr.")
+        raise UsageError(
+            "--max-fnr is judged on anomalous images.",
+            "no --anomalous",
+            "Name some with --anomalous SOURCE, or use --max-fpr.",
+        )
     if max_fpr is not None and anomalous is not None:
-        raise UsageError("--max-fpr is judged on normal images alone.", f"--anomalous {anomalous}", "Leave it out, or use --max-fnr.")
+        raise UsageError(
+            "--max-fpr is judged on normal images alone.",
+            f"--anomalous {anomalous}",
+            "Leave it out, or use --max-fnr.",
+        )
     opened = open_model(model)
     normals = [Source(number, o.uri, o.bytes) for number, o in enumerate(read_source(normal))]
-    anomalies = [Source(number, o.uri, o.bytes) for number, o in enumerate(read_source(anomalous))] if anomalous else []
+    anomalies = (
+        [Source(number, o.uri, o.bytes) for number, o in enumerate(read_source(anomalous))]
+        if anomalous
+        else []
+    )
     source = storage.absolute(normal) + (f" and {storage.absolute(anomalous)}" if anomalous else "")
     calibration = calibrate_on(
         opened.detector,
@@ -93,7 +113,10 @@ def calibrate_on(
         normal_scores.append(frame.score)
         heat.add(frame.heatmap)
     if not normal_scores:
-        raise JobError("A calibration needs normal images that decode, for the heatmaps' scale.", "Name others with --normal.")
+        raise JobError(
+            "A calibration needs normal images that decode, for the heatmaps' scale.",
+            "Name others with --normal.",
+        )
     anomalous_scores = []
     for frame in scorer.score(anomalous):
         _demand_finite(frame.finite)
@@ -123,7 +146,10 @@ def _threshold(
 
 def _demand_finite(finite: bool) -> None:
     if not finite:
-        raise JobError("The detector gave a score that is not finite on a held-out image.", "Fit it again, with a lower learning rate.")
+        raise JobError(
+            "The detector gave a score that is not finite on a held-out image.",
+            "Fit it again, with a lower learning rate.",
+        )
 
 
 def _pixels(sources: list[Source], model: OpenModel) -> Iterator[NDArray[np.uint16]]:

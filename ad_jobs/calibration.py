@@ -83,10 +83,18 @@ def threshold_for_fpr(normal: NDArray[np.float32], max_fpr: float) -> Threshold:
     the sample's last image is no estimate.
     """
     if len(normal) == 0:
-        raise UsageError("A threshold for a false-positive rate needs normal images.", "none that decode", "Name some with --normal.")
+        raise UsageError(
+            "A threshold for a false-positive rate needs normal images.",
+            "none that decode",
+            "Name some with --normal.",
+        )
     ordered = np.sort(normal.astype(np.float64))
     allowed = int(np.floor(max_fpr * len(ordered) + 1e-9))
-    threshold = float(ordered[len(ordered) - 1 - allowed]) if allowed < len(ordered) else float(np.nextafter(ordered[0], -np.inf))
+    threshold = (
+        float(ordered[len(ordered) - 1 - allowed])
+        if allowed < len(ordered)
+        else float(np.nextafter(np.float32(ordered[0]), np.float32(-np.inf)))
+    )
     method: Literal["quantile", "mean_plus_3_sd"] = "quantile"
     spread = float(ordered.mean() + 3 * ordered.std(ddof=1)) if len(ordered) > 1 else threshold
     if len(ordered) < SMALL and allowed == 0 and spread > threshold:
@@ -95,7 +103,13 @@ def threshold_for_fpr(normal: NDArray[np.float32], max_fpr: float) -> Threshold:
     hits = int((normal.astype(np.float32) > np.float32(threshold)).sum())
     low, high = clopper_pearson(hits, len(normal))
     return Threshold(
-        threshold=threshold, rule="max_fpr", target=max_fpr, method=method, rate=hits / len(normal), rate_low=low, rate_high=high
+        threshold=threshold,
+        rule="max_fpr",
+        target=max_fpr,
+        method=method,
+        rate=hits / len(normal),
+        rate_low=low,
+        rate_high=high,
     )
 
 
@@ -106,15 +120,27 @@ def threshold_for_fnr(anomalous: NDArray[np.float32], max_fnr: float, margin: fl
     interval says.
     """
     if len(anomalous) == 0:
-        raise UsageError("A threshold for a false-negative rate needs anomalous images.", "none that decode", "Name some with --anomalous.")
+        raise UsageError(
+            "A threshold for a false-negative rate needs anomalous images.",
+            "none that decode",
+            "Name some with --anomalous.",
+        )
     ordered = np.sort(anomalous.astype(np.float32))
     allowed = min(int(np.floor(max_fnr * len(ordered) + 1e-9)), len(ordered) - 1)
     # Flagged is strictly above: the threshold lies just below the lowest score that must be flagged.
-    threshold = float(np.nextafter(ordered[allowed] - np.float32(margin) * abs(ordered[allowed]), np.float32(-np.inf)))
+    threshold = float(
+        np.nextafter(ordered[allowed] - np.float32(margin) * abs(ordered[allowed]), np.float32(-np.inf))
+    )
     misses = int((ordered <= np.float32(threshold)).sum())
     low, high = clopper_pearson(misses, len(ordered))
     return Threshold(
-        threshold=threshold, rule="max_fnr", target=max_fnr, method="lowest_anomalous", rate=misses / len(ordered), rate_low=low, rate_high=high
+        threshold=threshold,
+        rule="max_fnr",
+        target=max_fnr,
+        method="lowest_anomalous",
+        rate=misses / len(ordered),
+        rate_low=low,
+        rate_high=high,
     )
 
 

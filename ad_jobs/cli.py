@@ -76,18 +76,31 @@ class Resize(StrEnum):
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     """Make the file's options the verb's defaults: a flag on the command line wins over them."""
     if path is not None:
-        names = [parameter.name for parameter in context.command.params if parameter.name not in (None, "config", "help")]
+        names = [
+            parameter.name
+            for parameter in context.command.params
+            if parameter.name not in (None, "config", "help")
+        ]
         context.default_map = {**(context.default_map or {}), **read_config(path, [n for n in names if n])}
     return path
 
 
 Config = Annotated[
     Path | None,
-    typer.Option("--config", help="YAML file with any of this verb's options; flags win.", callback=_load_config, is_eager=True, metavar="FILE"),
+    typer.Option(
+        "--config",
+        help="YAML file with any of this verb's options; flags win.",
+        callback=_load_config,
+        is_eager=True,
+        metavar="FILE",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Address = Annotated[
-    str | None, typer.Option(help="Running Ray cluster (auto, host:port, ray://...); embedded by default.", metavar="ADDRESS")
+    str | None,
+    typer.Option(
+        help="Running Ray cluster (auto, host:port, ray://...); embedded by default.", metavar="ADDRESS"
+    ),
 ]
 SOURCE = "Folder, s3://bucket/prefix, manifest, or CSV/Parquet list with a column `image`."
 
@@ -98,7 +111,9 @@ def _example(text: str) -> str:
 
 @app.command(epilog=_example("retroscan demo --out demo"))
 def demo(
-    folder: Annotated[str, typer.Option("--out", help="Folder for the archive, the model and the run.")] = "demo",
+    folder: Annotated[
+        str, typer.Option("--out", help="Folder for the archive, the model and the run.")
+    ] = "demo",
     seed: Annotated[int, typer.Option(help="Seed of the phantoms and of the fit.")] = 0,
     json_: Json = False,
 ) -> None:
@@ -114,17 +129,29 @@ def detectors(json_: Json = False) -> None:
     from models.registry import DETECTORS
 
     rows = [
-        {"detector": e.kind, "method": e.title, "source": e.source, "needs_anomalous": e.needs_anomalous, "weights": e.weights}
+        {
+            "detector": e.kind,
+            "method": e.title,
+            "source": e.source,
+            "needs_anomalous": e.needs_anomalous,
+            "weights": e.weights,
+        }
         for e in DETECTORS.values()
     ]
-    _print(rows, json_, lambda value: _rows_table(value, ["detector", "method", "needs_anomalous", "weights", "source"]))
+    _print(
+        rows,
+        json_,
+        lambda value: _rows_table(value, ["detector", "method", "needs_anomalous", "weights", "source"]),
+    )
 
 
 @app.command(epilog=_example("retroscan index s3://archive/2024 --out s3://results/manifest --headers"))
 def index(
     source: Annotated[str, typer.Argument(help=SOURCE, show_default=False)],
     folder: Annotated[str, typer.Option("--out", help="Folder of the manifest, local or s3://.")],
-    headers: Annotated[bool, typer.Option("--headers", help="Also read DICOM headers into columns for --where.")] = False,
+    headers: Annotated[
+        bool, typer.Option("--headers", help="Also read DICOM headers into columns for --where.")
+    ] = False,
     json_: Json = False,
     config: Config = None,
 ) -> None:
@@ -133,24 +160,41 @@ def index(
     from ad_jobs.index import index as run
 
     info = run(source, folder, headers=headers)
-    _print(info.model_dump(mode="json"), json_, lambda v: f"{v['objects']} objects in {folder} (digest {v['digest'][:12]})")
+    _print(
+        info.model_dump(mode="json"),
+        json_,
+        lambda v: f"{v['objects']} objects in {folder} (digest {v['digest'][:12]})",
+    )
 
 
 @app.command(
-    epilog=_example("retroscan fit --detector mkd --normal ./normal --out ./model --size 128 --set backbone=efficientnet_lite0")
+    epilog=_example(
+        "retroscan fit --detector mkd --normal ./normal --out ./model --size 128 --set backbone=efficientnet_lite0"
+    )
 )
 def fit(
     detector: Annotated[str, typer.Option(help="One of `retroscan detectors`.")],
     normal: Annotated[str, typer.Option(help="Normal images. " + SOURCE)],
     folder: Annotated[str, typer.Option("--out", help="Folder of the model, local or s3://.")],
-    anomalous: Annotated[str | None, typer.Option(help="Anomalous images, for a detector that learns from them.")] = None,
+    anomalous: Annotated[
+        str | None, typer.Option(help="Anomalous images, for a detector that learns from them.")
+    ] = None,
     size: Annotated[str, typer.Option(help="Input size in pixels: 128, or heightxwidth.")] = "128",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images; the detector's own default otherwise.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the images; the detector's own default otherwise.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and held-out images.")] = 0,
-    window: Annotated[str, typer.Option(help="Grey window: dicom, percentile, or low,high in modality units.")] = "dicom",
-    resize: Annotated[Resize, typer.Option(help="Stretch to the input size, or keep the aspect and pad.")] = Resize.stretch,
+    window: Annotated[
+        str, typer.Option(help="Grey window: dicom, percentile, or low,high in modality units.")
+    ] = "dicom",
+    resize: Annotated[
+        Resize, typer.Option(help="Stretch to the input size, or keep the aspect and pad.")
+    ] = Resize.stretch,
     workers: Annotated[int, typer.Option(min=1, help="Training workers.")] = 1,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Detector option key=value, repeatable.", metavar="KEY=VALUE")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Detector option key=value, repeatable.", metavar="KEY=VALUE"),
+    ] = None,
     address: Address = None,
     json_: Json = False,
     config: Config = None,
@@ -160,18 +204,24 @@ def fit(
     options = parse_settings(settings or [])
     if epochs is not None:
         options["epochs"] = epochs
-    spec = {"size_px": parse_size(size), "options": options, "policy": {"window": parse_window(window), "resize": resize.value}}
+    size_px = parse_size(size)
+    policy = {"window": parse_window(window), "resize": resize.value}
     from ad_jobs.fit import FitSpec
     from ad_jobs.fit import fit as run
 
     record = run(
-        FitSpec(detector=detector, normal=normal, anomalous=anomalous, out=folder, seed=seed, workers=workers, address=address, **spec)
-    )
+        FitSpec(
+            detector=detector, normal=normal, anomalous=anomalous, out=folder, size_px=size_px, options=options,
+            policy=policy, seed=seed, workers=workers, address=address,
+        )
+    )  # fmt: skip
     _print(
         record,
         json_,
-        lambda r: f"model {r['model_id']} ({r['kind']}) in {folder}: fitted on {r['data']['n_fitted']} images, "
-        f"{r['data']['n_held_out']} held out",
+        lambda r: (
+            f"model {r['model_id']} ({r['kind']}) in {folder}: fitted on {r['data']['n_fitted']} images, "
+            f"{r['data']['n_held_out']} held out"
+        ),
     )
 
 
@@ -181,7 +231,9 @@ def calibrate(
     normal: Annotated[str, typer.Option(help="Held-out normal images. " + SOURCE)],
     anomalous: Annotated[str | None, typer.Option(help="Anomalous images, for --max-fnr.")] = None,
     max_fpr: Annotated[float | None, typer.Option(help="Share of normal images that may be flagged.")] = None,
-    max_fnr: Annotated[float | None, typer.Option(help="Share of the anomalous images that may be missed.")] = None,
+    max_fnr: Annotated[
+        float | None, typer.Option(help="Share of the anomalous images that may be missed.")
+    ] = None,
     margin: Annotated[float, typer.Option(help="With --max-fnr: lower the threshold by this share.")] = 0.05,
     json_: Json = False,
     config: Config = None,
@@ -194,17 +246,33 @@ def calibrate(
     _print(found.model_dump(mode="json"), json_, _calibration_text)
 
 
-@app.command(epilog=_example("retroscan scan s3://archive/2024 --model ./model --out s3://results/run-1 --heatmaps flagged"))
+@app.command(
+    epilog=_example(
+        "retroscan scan s3://archive/2024 --model ./model --out s3://results/run-1 --heatmaps flagged"
+    )
+)
 def scan(
     source: Annotated[str, typer.Argument(help=SOURCE, show_default=False)],
     model: Annotated[list[str], typer.Option(help="Folder of a fitted model.")],
-    folder: Annotated[str, typer.Option("--out", help="Folder of the run, local or s3://. Run again to continue.")],
-    where: Annotated[str | None, typer.Option(help="SQL condition over the manifest's columns, as \"modality = 'MR'\".")] = None,
-    heatmaps: Annotated[Heatmaps, typer.Option(help="Which to keep: flagged images and 1 % of the rest, all, or none.")] = Heatmaps.flagged,
-    identifiers: Annotated[Identifiers, typer.Option(help="DICOM UIDs in the table: plain, hashed (URIs too) or none.")] = Identifiers.plain,
-    identifiers_key: Annotated[Path | None, typer.Option(help="File with the key for --identifiers hashed.", metavar="FILE")] = None,
+    folder: Annotated[
+        str, typer.Option("--out", help="Folder of the run, local or s3://. Run again to continue.")
+    ],
+    where: Annotated[
+        str | None, typer.Option(help="SQL condition over the manifest's columns, as \"modality = 'MR'\".")
+    ] = None,
+    heatmaps: Annotated[
+        Heatmaps, typer.Option(help="Which to keep: flagged images and 1 % of the rest, all, or none.")
+    ] = Heatmaps.flagged,
+    identifiers: Annotated[
+        Identifiers, typer.Option(help="DICOM UIDs in the table: plain, hashed (URIs too) or none.")
+    ] = Identifiers.plain,
+    identifiers_key: Annotated[
+        Path | None, typer.Option(help="File with the key for --identifiers hashed.", metavar="FILE")
+    ] = None,
     max_failed: Annotated[float, typer.Option(help="Exit 3 if a larger share of the objects fails.")] = 1.0,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Frames scored at once; does not change a score.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Frames scored at once; does not change a score.")
+    ] = None,
     address: Address = None,
     json_: Json = False,
     config: Config = None,
@@ -242,7 +310,9 @@ def evaluate(
 
 @app.command(epilog=_example("retroscan report ./run"))
 def report(
-    run: Annotated[str, typer.Argument(help="Folder of a finished run.", show_default=False)], json_: Json = False, config: Config = None
+    run: Annotated[str, typer.Argument(help="Folder of a finished run.", show_default=False)],
+    json_: Json = False,
+    config: Config = None,
 ) -> None:
     """Write the run's report, one self-contained HTML page."""
     del config
@@ -267,8 +337,10 @@ def verify(
     _print(
         {**found._asdict(), "ok": found.ok},
         json_,
-        lambda v: f"{'verified' if v['ok'] else 'DIFFERENT'}: run {v['run_id']}, {v['parts']} parts, {v['heatmap_parts']} heatmap "
-        f"shards, {v['sampled']} objects scored again",
+        lambda v: (
+            f"{'verified' if v['ok'] else 'DIFFERENT'}: run {v['run_id']}, {v['parts']} parts, {v['heatmap_parts']} heatmap "
+            f"shards, {v['sampled']} objects scored again"
+        ),
     )
     found.raise_if_different()
 
@@ -286,7 +358,13 @@ def score(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, rich_tracebacks=False, log_time_format="%H:%M:%S")
+    handler = RichHandler(
+        console=Console(stderr=True),
+        show_path=False,
+        show_level=False,
+        rich_tracebacks=False,
+        log_time_format="%H:%M:%S",
+    )
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     log.setLevel(logging.INFO)
     app(arguments)
@@ -302,7 +380,9 @@ def _read_key(path: Path | None) -> bytes | None:
     try:
         return path.read_bytes().strip()
     except OSError as error:
-        raise UsageError("--identifiers-key must name a readable file.", f"{path} ({error.strerror})", "Check the path.") from error
+        raise UsageError(
+            "--identifiers-key must name a readable file.", f"{path} ({error.strerror})", "Check the path."
+        ) from error
 
 
 def _print(value: Any, as_json: bool, render: Callable[[Any], Any]) -> None:
@@ -319,7 +399,9 @@ def _print(value: Any, as_json: bool, render: Callable[[Any], Any]) -> None:
 def _rows_table(rows: list[dict[str, Any]], columns: list[str]) -> Table:
     table = Table(*columns, show_lines=True)
     for row in rows:
-        table.add_row(*(("yes" if row[c] else "no") if isinstance(row[c], bool) else str(row[c]) for c in columns))
+        table.add_row(
+            *(("yes" if row[c] else "no") if isinstance(row[c], bool) else str(row[c]) for c in columns)
+        )
     return table
 
 
@@ -342,11 +424,25 @@ def _balance_text(record: dict[str, Any], folder: str) -> str:
     )
 
 
-METRICS = ("image_auroc", "image_ap", "f1_max", "accuracy_max", "accuracy_zero_fn", "pixel_auroc", "aupro", "pixel_ap")
+METRICS = (
+    "image_auroc",
+    "image_ap",
+    "f1_max",
+    "accuracy_max",
+    "accuracy_zero_fn",
+    "pixel_auroc",
+    "aupro",
+    "pixel_ap",
+)
 
 
 def _metrics_table(value: dict[str, Any]) -> Table:
-    table = Table("metric", "value", "95 % interval", title=f"{value['n_normal']} normal, {value['n_anomalous']} anomalous")
+    table = Table(
+        "metric",
+        "value",
+        "95 % interval",
+        title=f"{value['n_normal']} normal, {value['n_anomalous']} anomalous",
+    )
     for name in METRICS:
         found = value[name]
         shown = "-" if found["value"] is None else f"{found['value']:.4f}"

@@ -21,15 +21,29 @@ def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError("--config must name a readable file.", f"{path} ({error.strerror})", "Check the path.") from error
+        raise UsageError(
+            "--config must name a readable file.", f"{path} ({error.strerror})", "Check the path."
+        ) from error
     except yaml.YAMLError as error:
-        raise UsageError("--config must be YAML.", f"{path}: {str(error).splitlines()[0]}", "Write one `option: value` a line.") from error
+        raise UsageError(
+            "--config must be YAML.",
+            f"{path}: {str(error).splitlines()[0]}",
+            "Write one `option: value` a line.",
+        ) from error
     if not isinstance(content, dict):
-        raise UsageError("--config must be a mapping of options.", f"{path}: {type(content).__name__}", "Write one `option: value` a line.")
+        raise UsageError(
+            "--config must be a mapping of options.",
+            f"{path}: {type(content).__name__}",
+            "Write one `option: value` a line.",
+        )
     options = {str(key).replace("-", "_"): value for key, value in content.items()}
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise UsageError("--config holds options of the verb.", f"{unknown[0]!r} in {path}", f"This verb's are: {', '.join(known)}.")
+        raise UsageError(
+            "--config holds options of the verb.",
+            f"{unknown[0]!r} in {path}",
+            f"This verb's are: {', '.join(known)}.",
+        )
     return options
 
 
@@ -43,7 +57,11 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
         try:
             settings[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UsageError("The value of --set must be plain YAML.", repr(pair), "Quote it in the shell, as in --set 'layers=[2,3]'.") from error
+            raise UsageError(
+                "The value of --set must be plain YAML.",
+                repr(pair),
+                "Quote it in the shell, as in --set 'layers=[2,3]'.",
+            ) from error
     return settings
 
 
@@ -55,7 +73,11 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     parts = text.lower().split("x")
     if len(parts) not in (1, 2) or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError("--size is one number of pixels, or heightxwidth.", repr(text), "Write for example --size 128 or --size 256x128.")
+        raise UsageError(
+            "--size is one number of pixels, or heightxwidth.",
+            repr(text),
+            "Write for example --size 128 or --size 256x128.",
+        )
     return int(parts[0]), int(parts[-1])
 
 
@@ -70,7 +92,9 @@ def parse_window(text: str) -> str | tuple[float, float]:
     try:
         low, high = (float(part) for part in text.strip("[]").split(","))
     except ValueError as error:
-        raise UsageError("--window is dicom, percentile or low,high.", repr(text), "Write for example --window=-100,300.") from error
+        raise UsageError(
+            "--window is dicom, percentile or low,high.", repr(text), "Write for example --window=-100,300."
+        ) from error
     if not low < high:
         raise UsageError("A fixed --window needs low < high.", repr(text), "Swap the two.")
     return low, high

@@ -55,7 +55,7 @@ def evaluate(
         run: folder or s3:// URI of the run.
         labels: CSV with image, anomalous and, if known, mask, frame, group.
         seed: of the bootstrap.
-        bootstrap: replicates of the image metrics, at most 200 of them of the pixel metrics; 0 for no intervals.
+        bootstrap: replicates; pixel metrics take at most 200 of them; 0 for no intervals.
         allow_unfinished: judge what an unfinished run has so far.
 
     Raises:

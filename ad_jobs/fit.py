@@ -38,7 +38,16 @@ from ad_jobs.sources import SourceObject, read_source
 from cluster import session as sessions
 from cluster import storage
 from models import artifact, registry
-from models.detector import Batch, ConfigError, Detector, DetectorConfig, InputSpec, Phase, Runtime, WeightsError
+from models.detector import (
+    Batch,
+    ConfigError,
+    Detector,
+    DetectorConfig,
+    InputSpec,
+    Phase,
+    Runtime,
+    WeightsError,
+)
 
 log = logging.getLogger("retroscan.fit")
 
@@ -100,7 +109,12 @@ def fit(spec: FitSpec) -> dict[str, Any]:
         images = decode_all(normal, policy, spec.limits, "normal")
         abnormal = decode_all(anomalous, policy, spec.limits, "anomalous") if anomalous else None
         train, held_out = split_by_group(images.group, spec.seed)
-        log.info("%d normal images: %d to fit, %d held out for the threshold and the heatmaps' scale.", len(images), len(train), len(held_out))
+        log.info(
+            "%d normal images: %d to fit, %d held out for the threshold and the heatmaps' scale.",
+            len(images),
+            len(train),
+            len(held_out),
+        )
         loop = {
             "kind": spec.detector,
             "config": config.model_dump(mode="json"),
@@ -128,7 +142,11 @@ def fit(spec: FitSpec) -> dict[str, Any]:
         model = artifact_record(out)
         pixels = (_pixels(images, index) for index in held_out)
         calibration = calibrate_on(
-            detector, pixels, model_id=str(model["model_id"]), max_fpr=0.01, source=f"held out of {spec.normal}"
+            detector,
+            pixels,
+            model_id=str(model["model_id"]),
+            max_fpr=0.01,
+            source=f"held out of {spec.normal}",
         )
         write_calibration(out, calibration)
     return artifact_record(out)
@@ -142,12 +160,24 @@ def resolve(spec: FitSpec) -> tuple[registry.Entry, DetectorConfig, InputSpec, P
     except ConfigError as error:
         raise usage(error) from error
     if entry.needs_anomalous and spec.anomalous is None:
-        raise UsageError(f"{spec.detector} learns from normal and anomalous images.", "no --anomalous", "Name some with --anomalous SOURCE, or choose another detector: `retroscan detectors`.")
+        raise UsageError(
+            f"{spec.detector} learns from normal and anomalous images.",
+            "no --anomalous",
+            "Name some with --anomalous SOURCE, or choose another detector: `retroscan detectors`.",
+        )
     if not entry.needs_anomalous and spec.anomalous is not None:
-        raise UsageError(f"{spec.detector} is fitted on normal images alone.", f"--anomalous {spec.anomalous}", "Leave it out, or give it to `retroscan calibrate`.")
+        raise UsageError(
+            f"{spec.detector} is fitted on normal images alone.",
+            f"--anomalous {spec.anomalous}",
+            "Leave it out, or give it to `retroscan calibrate`.",
+        )
     height, width = spec.size_px
-    input_spec = InputSpec(channels=entry.channels, height_px=height, width_px=width, needs_anomalous=entry.needs_anomalous)
-    policy = PixelPolicy.model_validate({"channels": entry.channels, "height_px": height, "width_px": width, **spec.policy})
+    input_spec = InputSpec(
+        channels=entry.channels, height_px=height, width_px=width, needs_anomalous=entry.needs_anomalous
+    )
+    policy = PixelPolicy.model_validate(
+        {"channels": entry.channels, "height_px": height, "width_px": width, **spec.policy}
+    )
     return entry, config, input_spec, policy
 
 
@@ -167,7 +197,11 @@ def _new_detector(spec: FitSpec, config: DetectorConfig, input_spec: InputSpec) 
 
 
 def _digest(
-    spec: FitSpec, config: DetectorConfig, policy: PixelPolicy, normal: list[SourceObject], anomalous: list[SourceObject]
+    spec: FitSpec,
+    config: DetectorConfig,
+    policy: PixelPolicy,
+    normal: list[SourceObject],
+    anomalous: list[SourceObject],
 ) -> str:
     """16 hex digits over everything that decides the model: what is fitted, how, and on which objects."""
     decides = {
@@ -226,7 +260,10 @@ def decode_all(objects: list[SourceObject], policy: PixelPolicy, limits: Limits,
                 decoded.sha256.append(f"{sha256}/{frame}")
                 rows += 1
     if not decoded.position:
-        raise JobError(f"None of the {len(objects)} {what} images could be decoded ({decoded.failed}).", "Look at one with another viewer; the codes are explained in the README.")
+        raise JobError(
+            f"None of the {len(objects)} {what} images could be decoded ({decoded.failed}).",
+            "Look at one with another viewer; the codes are explained in the README.",
+        )
     return decoded
 
 
@@ -240,23 +277,37 @@ def _decode_chunk(
             ready = prepare(fetched, policy, limits, decoder)
             code = ready.error.code.value if isinstance(ready.error, ImageError) else None
             study = ready.header.get("study_uid")
-            report.append((ready.source.object_id, len(ready.frames), str(study) if study else None, ready.content_sha256, code))
+            report.append(
+                (
+                    ready.source.object_id,
+                    len(ready.frames),
+                    str(study) if study else None,
+                    ready.content_sha256,
+                    code,
+                )
+            )
             pixels += [frame.pixels for frame in ready.frames]
     return pixels, report
 
 
-def split_by_group(groups: list[str], seed: int, share: float = HELD_OUT_SHARE) -> tuple[list[int], list[int]]:
+def split_by_group(
+    groups: list[str], seed: int, share: float = HELD_OUT_SHARE
+) -> tuple[list[int], list[int]]:
     """Positions to fit on and positions held out: whole groups, drawn by seed, until `share` of the images is reached.
 
     A single group is split by image, with a warning: its two parts are not independent.
     """
     if len(groups) < 2:
-        raise JobError(f"A fit needs at least two normal images, one of them to hold out. Got: {len(groups)}.")
+        raise JobError(
+            f"A fit needs at least two normal images, one of them to hold out. Got: {len(groups)}."
+        )
     members: dict[str, list[int]] = {}
     for position, group in enumerate(groups):
         members.setdefault(group, []).append(position)
     if len(members) == 1:
-        log.warning("All normal images belong to one group or study: the held-out ones are not independent of the rest.")
+        log.warning(
+            "All normal images belong to one group or study: the held-out ones are not independent of the rest."
+        )
         members = {str(position): [position] for position in range(len(groups))}
     names = sorted(members)
     order = np.random.default_rng(seed).permutation(len(names))
@@ -317,7 +368,11 @@ def _train(
     trainer = TorchTrainer(
         _worker,
         train_loop_config=loop,
-        scaling_config=ScalingConfig(num_workers=spec.workers, use_gpu=on_gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if on_gpu else {})}),
+        scaling_config=ScalingConfig(
+            num_workers=spec.workers,
+            use_gpu=on_gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if on_gpu else {})},
+        ),
         run_config=RunConfig(
             name=digest,  # the same fit resumes; another has another name
             storage_path=path,
@@ -329,7 +384,10 @@ def _train(
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise JobError(f"The training failed: {_root_cause(error)}", "The same command continues from the last checkpoint.") from error
+        raise JobError(
+            f"The training failed: {_root_cause(error)}",
+            "The same command continues from the last checkpoint.",
+        ) from error
     if result.checkpoint is None:
         raise JobError("The training ended without a checkpoint.", f"Remove {out}/fit and fit again.")
     with result.checkpoint.as_directory() as folder:
@@ -392,14 +450,21 @@ def _runtime(seed: int) -> Runtime:
     device = ray.train.torch.get_device()
 
     def wrap(network: torch.nn.Module) -> torch.nn.Module:
-        return ray.train.torch.prepare_model(network) if world > 1 else network.to(device)  # type: ignore[no-any-return]
+        return ray.train.torch.prepare_model(network) if world > 1 else network.to(device)
 
     def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
         if world > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
 
-    return Runtime(device=device, wrap=wrap, all_reduce_sum=all_reduce_sum, rank=context.get_world_rank(), world=world, seed=seed)
+    return Runtime(
+        device=device,
+        wrap=wrap,
+        all_reduce_sum=all_reduce_sum,
+        rank=context.get_world_rank(),
+        world=world,
+        seed=seed,
+    )
 
 
 class _Batches:
@@ -429,7 +494,9 @@ class _Batches:
             yield Batch(images, torch.from_numpy(mine.astype(np.int64)), anomalous)
 
 
-def _stack(decoded: Decoded, chunks: list[list[NDArray[np.uint16]]], positions: list[int], channels: int) -> torch.Tensor:
+def _stack(
+    decoded: Decoded, chunks: list[list[NDArray[np.uint16]]], positions: list[int], channels: int
+) -> torch.Tensor:
     rows = (decoded.position[position] for position in positions)
     return torch.from_numpy(np.stack([to_input(chunks[chunk][row], channels) for chunk, row in rows]))
 
@@ -452,7 +519,11 @@ class _Progress:
 
 
 def _report(
-    learner: dict[str, Any], phase: int, epoch: int, curve: list[dict[str, Any]], detector: dict[str, torch.Tensor] | None
+    learner: dict[str, Any],
+    phase: int,
+    epoch: int,
+    curve: list[dict[str, Any]],
+    detector: dict[str, torch.Tensor] | None,
 ) -> None:
     """Report one checkpoint; it counts once every rank has come here."""
     state = {"learner": learner, "phase": phase, "epoch": epoch, "curve": curve, "detector": detector}
@@ -469,13 +540,20 @@ def _report(
 
 
 def _publish(
-    out: str, kind: str, detector: Detector, policy: PixelPolicy, record: dict[str, Any], curve: list[dict[str, Any]]
+    out: str,
+    kind: str,
+    detector: Detector,
+    policy: PixelPolicy,
+    record: dict[str, Any],
+    curve: list[dict[str, Any]],
 ) -> None:
     """Write the weights first and detector.json last, so that a folder with a record is a whole model."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         artifact.save(folder, kind, detector, policy.model_dump(mode="json"), record)
-        storage.write_bytes(storage.join(out, "fit", "curve.json"), (json.dumps(curve, indent=1) + "\n").encode())
+        storage.write_bytes(
+            storage.join(out, "fit", "curve.json"), (json.dumps(curve, indent=1) + "\n").encode()
+        )
         storage.upload_file(folder / artifact.WEIGHTS, storage.join(out, artifact.WEIGHTS))
         storage.upload_file(folder / artifact.DETECTOR, storage.join(out, artifact.DETECTOR))
 

@@ -111,12 +111,20 @@ def _read_calibration(folder: Path, uri: str, model_id: str) -> tuple[Calibratio
     path = folder / CALIBRATION
     remedy = f"Set one with `retroscan calibrate {uri} --normal SOURCE --max-fpr 0.01`."
     if not path.is_file():
-        raise UsageError("A model needs a calibration before it can flag.", f"{uri}, without {CALIBRATION}", remedy)
+        raise UsageError(
+            "A model needs a calibration before it can flag.", f"{uri}, without {CALIBRATION}", remedy
+        )
     body = path.read_bytes()
     try:
         calibration = Calibration.model_validate_json(body)
     except ValidationError as error:
-        raise UsageError(f"{CALIBRATION} must hold a threshold and a scale.", f"{uri}: {error.errors()[0]['msg']}", remedy) from error
+        raise UsageError(
+            f"{CALIBRATION} must hold a threshold and a scale.", f"{uri}: {error.errors()[0]['msg']}", remedy
+        ) from error
     if calibration.model_id != model_id:
-        raise UsageError("A calibration holds for one model.", f"one of model {calibration.model_id} beside model {model_id} in {uri}", remedy)
+        raise UsageError(
+            "A calibration holds for one model.",
+            f"one of model {calibration.model_id} beside model {model_id} in {uri}",
+            remedy,
+        )
     return calibration, hashlib.sha256(body).hexdigest()

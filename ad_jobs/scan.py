@@ -207,7 +207,7 @@ def _pipeline(left: pa.Table, intent: Plan, resources: Resources) -> ray.data.Da
         slices, override_num_blocks=slices.tasks, num_cpus=resources.fetch_cpus
     ).map_batches(
         partial(_fetch, policy=intent.policy, limits=intent.limits, identifiers=intent.identifiers),
-        batch_size=rows,
+        batch_size=None,  # the slice; a number, even the same one, would keep Ray from fusing
         batch_format="pyarrow",
         num_cpus=resources.fetch_cpus,
     )

@@ -31,7 +31,11 @@ MAX_TRAIN = 2000
 def prepare(images: np.ndarray) -> torch.Tensor:
     """Digits [N, 28, 28] uint8 as float32 [N, 3, 32, 32] in [0, 1], resized bilinearly."""
     x = torch.from_numpy(images).float().div(255).unsqueeze(1)
-    return F.interpolate(x, (SIZE_PX, SIZE_PX), mode="bilinear", antialias=True).clamp(0, 1).expand(-1, 3, -1, -1)
+    return (
+        F.interpolate(x, (SIZE_PX, SIZE_PX), mode="bilinear", antialias=True)
+        .clamp(0, 1)
+        .expand(-1, 3, -1, -1)
+    )
 
 
 def fit(detector: MKD, images: torch.Tensor, seed: int) -> list[float]:
@@ -44,7 +48,9 @@ def fit(detector: MKD, images: torch.Tensor, seed: int) -> list[float]:
             order = np.random.default_rng((seed, number, epoch)).permutation(len(images))
             losses = []
             for rows in torch.from_numpy(order).split(detector.config.batch_size):
-                losses += [float(v) for k, v in learner.step(Batch(images[rows], rows)).items() if k == "loss"]
+                losses += [
+                    float(v) for k, v in learner.step(Batch(images[rows], rows)).items() if k == "loss"
+                ]
             learner.end_epoch()
             if losses:
                 curve.append(float(np.mean(losses)))
@@ -129,7 +135,10 @@ def write_table(folder: Path) -> None:
         "",
         "| digit | seed | image AUROC | training images | fit s |",
         "|---|---|---|---|---|",
-        *(f"| {c['digit']} | {c['seed']} | {c['image_auroc']:.4f} | {c['n_train']} | {c['fit_s']:.0f} |" for c in cells),
+        *(
+            f"| {c['digit']} | {c['seed']} | {c['image_auroc']:.4f} | {c['n_train']} | {c['fit_s']:.0f} |"
+            for c in cells
+        ),
         f"| mean of {len(cells)} | | **{mean:.4f}** | | |",
     ]
     (RESULTS / "mnist.md").write_text("\n".join(lines) + "\n")
@@ -137,9 +146,13 @@ def write_table(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("../shared/data/mnist/mnist.npz"))
-    parser.add_argument("--weights", type=Path, default=Path("../shared/weights/vgg16_features_oxford.safetensors"))
+    parser.add_argument(
+        "--weights", type=Path, default=Path("../shared/weights/vgg16_features_oxford.safetensors")
+    )
     parser.add_argument("--digits", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

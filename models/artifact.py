@@ -1,7 +1,7 @@
 """A fitted detector on disk: the only reader and writer of weights. No pickle, so opening a model runs nothing.
 
-    detector.json         kind, config, input spec, and a record of how it was fitted
-    weights.safetensors   every parameter and buffer, the frozen source network included: a model needs no other file
+detector.json         kind, config, input spec, and a record of how it was fitted
+weights.safetensors   every parameter and buffer, the frozen source network included: a model needs no other file
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from models import registry
-from models.detector import ArtifactError, Detector, InputSpec
+from models.detector import ArtifactError, ConfigError, Detector, InputSpec
 
 FORMAT = 1
 DETECTOR = "detector.json"
@@ -80,11 +80,17 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / DETECTOR
     if not path.is_file():
-        raise ArtifactError(f"A model folder holds {DETECTOR}. Got: {folder}, without it. Make one with `retroscan fit`.")
+        raise ArtifactError(
+            f"A model folder holds {DETECTOR}. Got: {folder}, without it. Make one with `retroscan fit`."
+        )
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record = json.loads(path.read_text())
     except ValueError as error:
-        raise ArtifactError(f"{DETECTOR} must be JSON. Got: {folder} ({error}). Fit again or restore it from a copy.") from error
+        raise ArtifactError(
+            f"{DETECTOR} must be JSON. Got: {folder} ({error}). Fit again or restore it from a copy."
+        ) from error
+    if not isinstance(record, dict):
+        raise ArtifactError(f"{DETECTOR} must be a JSON object. Got: {folder}, with another. Fit again.")
     if record.get("format") != FORMAT:
         raise ArtifactError(
             f"This retroscan reads models of format {FORMAT}. Got: format {record.get('format')} in {folder}. Fit the "
@@ -110,18 +116,28 @@ def load(folder: Path) -> Artifact:
     record = read_record(folder)
     path = folder / WEIGHTS
     if not path.is_file():
-        raise ArtifactError(f"A model folder holds {WEIGHTS}. Got: {folder}, without it. Restore it, or fit again.")
+        raise ArtifactError(
+            f"A model folder holds {WEIGHTS}. Got: {folder}, without it. Restore it, or fit again."
+        )
     found = file_sha256(path)
     if found != record["weights_sha256"]:
         raise ArtifactError(
             f"The weights must have the recorded sha256 {record['weights_sha256'][:12]}…. Got: {found[:12]}… in {path}. "
             "The file was changed or damaged: restore it, or fit again."
         )
-    config = registry.configure(record["kind"], record["config"])
-    detector = registry.create(record["kind"], config, InputSpec.model_validate(record["spec"]), pretrained=False)
+    try:
+        config = registry.configure(record["kind"], record["config"])
+        spec = InputSpec.model_validate(record["spec"])
+        detector = registry.create(record["kind"], config, spec, pretrained=False)
+    except ConfigError as error:
+        raise ArtifactError(
+            f"A model must be of a detector that this retroscan has. Got: {record['kind']} in {folder} ({error}) "
+            "Scan it with the version that wrote it (detector.json, key versions), or fit again."
+        ) from error
     try:
         detector.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:  # RuntimeError: torch's report of missing and unexpected names
+    # RuntimeError is torch's report of missing and unexpected names.
+    except (SafetensorError, RuntimeError) as error:
         raise ArtifactError(
             f"The weights must fit the detector {record['kind']}. Got: {path} ({str(error).splitlines()[0]}). It belongs to "
             "another detector or version: fit again."

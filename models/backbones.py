@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from models.detector import ConfigError, WeightsError
@@ -70,7 +72,11 @@ class Backbone(nn.Module):
         self, name: str, halvings: Sequence[int], weights: str | None = "auto", norm: str = "native"
     ) -> None:
         super().__init__()
-        if not halvings or any(h not in HALVINGS for h in halvings) or list(halvings) != sorted(set(halvings)):
+        if (
+            not halvings
+            or any(h not in HALVINGS for h in halvings)
+            or list(halvings) != sorted(set(halvings))
+        ):
             raise ConfigError(
                 f"Taps are ascending halvings of the input out of {HALVINGS}. Got: {list(halvings)}. "
                 "Choose others with --set layers=[2,3,4,5]."
@@ -79,7 +85,9 @@ class Backbone(nn.Module):
         self.weights = weights
         self.norm = native_norm(name, weights) if norm == "native" else norm
         if self.norm not in NORMS:
-            raise ConfigError(f"norm must be one of native, {', '.join(NORMS)}. Got: {norm}. Set it with --set norm=native.")
+            raise ConfigError(
+                f"norm must be one of native, {', '.join(NORMS)}. Got: {norm}. Set it with --set norm=native."
+            )
         self.halvings = tuple(halvings)
         self.network = _vgg(name) if name in VGG else _timm(name, self.halvings)
         self.sha256 = "" if weights is None else _load(self.network, name, weights)
@@ -159,11 +167,15 @@ def _vgg(name: str) -> nn.Module:
     return features
 
 
+def _timm_name(name: str) -> str:
+    # Lite0's weights come from TensorFlow: its "same" padding and batch-norm epsilon are the tf_ variant's.
+    return f"tf_{name}" if name == LITE0 else name
+
+
 def _timm(name: str, halvings: Sequence[int]) -> nn.Module:
     import timm
 
-    # The packaged Lite0 weights come from TensorFlow: its "same" padding and batch-norm epsilon are the tf_ variant's.
-    timm_name = f"tf_{name}" if name == LITE0 else name
+    timm_name = _timm_name(name)
     if not timm.is_model(timm_name):
         raise ConfigError(
             f"backbone must be {', '.join(VGG[:4])}, {LITE0} or a network of timm. Got: {name}. "
@@ -175,7 +187,9 @@ def _timm(name: str, halvings: Sequence[int]) -> nn.Module:
     )
     reductions = network.feature_info.reduction()  # type: ignore[union-attr, operator]
     if reductions != [2**h for h in halvings]:
-        raise ConfigError(f"{name} has no maps at strides {[2**h for h in halvings]}. Got: {reductions}. Choose another backbone.")
+        raise ConfigError(
+            f"{name} has no maps at strides {[2**h for h in halvings]}. Got: {reductions}. Choose another backbone."
+        )
     return network
 
 
@@ -192,7 +206,7 @@ def _load(network: nn.Module, name: str, weights: str) -> str:
         # The package names layers otherwise, in the same order as timm's full network.
         import timm
 
-        names = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict().keys()
+        names = timm.create_model(_timm_name(name), pretrained=False).state_dict().keys()
         state = dict(zip(names, state.values(), strict=True))
     state = {key.removeprefix("features."): value for key, value in state.items()}
     wrong = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]
@@ -223,14 +237,28 @@ def _read(name: str, weights: str) -> tuple[dict[str, Tensor], str]:
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], str]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    """The state dict in a file and the file's sha256; raises WeightsError where it holds none."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
 
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    # torch's words for a file of another kind.
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise WeightsError(_no_state(path, type(error).__name__)) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(_no_state(path, "something else in it"))
     with path.open("rb") as file:
         return state, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _no_state(path: Path, why: str) -> str:
+    return (
+        f"A weights file holds a state dict, as .safetensors or .pth. Got: {path} ({why}). Save one with "
+        "safetensors.torch.save_file(network.state_dict(), FILE), or use --set weights=auto."
+    )
 
 
 def _download(name: str, where: str) -> tuple[dict[str, Tensor], str]:
@@ -242,9 +270,11 @@ def _download(name: str, where: str) -> tuple[dict[str, Tensor], str]:
         else:
             import timm
 
-            state = timm.create_model(name, pretrained=True).state_dict()
+            state = timm.create_model(_timm_name(name), pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:  # what urllib and the hub raise without a network
-        raise WeightsError(_no_weights(name, where, f"the download failed ({type(error).__name__})")) from error
+        raise WeightsError(
+            _no_weights(name, where, f"the download failed ({type(error).__name__})")
+        ) from error
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(key.encode() + state[key].cpu().contiguous().numpy().tobytes())

@@ -70,7 +70,9 @@ class InputSpec(BaseModel):
                 "Resize them with the model's own pixel policy."
             )
         if images_BCHW.dtype != torch.float32:
-            raise InputError(f"Images must be float32. Got: {images_BCHW.dtype}. Convert with .float() / full scale.")
+            raise InputError(
+                f"Images must be float32. Got: {images_BCHW.dtype}. Convert with .float() / full scale."
+            )
         if images_BCHW.numel():
             low, high = images_BCHW.detach().aminmax()
             # NaN compares false with everything, so this also refuses it.
@@ -101,7 +103,7 @@ class Batch(NamedTuple):
     """One step's images with their dense positions in the training set, so that a learner may cache by position."""
 
     images: Tensor  # float32 [B, C, H, W] in [0, 1]
-    index: Tensor  # int64 [B], position in the training set, the same image in every epoch
+    positions: Tensor  # int64 [B], place in the training set: the same image has the same one in every epoch
     anomalous: Tensor | None = None  # float32 [B', C, H, W]: only for a detector whose spec needs them
 
 
@@ -162,7 +164,6 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def learner(self, runtime: Runtime) -> Learner:
         """A learner that fits this detector in place."""
-
 
     def source_record(self) -> dict[str, Any] | None:
         """What the model's record says of a pretrained network inside; None where there is none."""

@@ -58,7 +58,12 @@ class MKDConfig(DetectorConfig):
     backbone: str = "efficientnet_lite0"
     weights: str = "auto"  # see models/backbones.py
     norm: str = "native"
-    layers: tuple[int, ...] = (2, 3, 4, 5)  # tapped layers to train on, as halvings of the input (VGG: pool number)
+    layers: tuple[int, ...] = (
+        2,
+        3,
+        4,
+        5,
+    )  # tapped layers to train on, as halvings of the input (VGG: pool number)
     layers_score: tuple[int, ...] = (3, 4, 5)
     cloner: Literal["compact", "equal"] = "compact"  # equal: VGG-16's own widths (the paper's ablation)
     cloner_width: int = Field(default=16, ge=1)
@@ -82,7 +87,9 @@ class Cloner(nn.Module):
     block's last, so that outputs can match the source's magnitudes; 2x2 pooling ends a block.
     """
 
-    def __init__(self, channels: dict[int, int], *, widths: Sequence[int], signed: bool, bn_affine: bool) -> None:
+    def __init__(
+        self, channels: dict[int, int], *, widths: Sequence[int], signed: bool, bn_affine: bool
+    ) -> None:
         super().__init__()
         self.taps = tuple(channels)
         self.signed = signed
@@ -104,7 +111,9 @@ class Cloner(nn.Module):
             if not signed:
                 layers += [nn.ReLU(), nn.MaxPool2d(2)]
             elif not stem:
-                layers.append(nn.AvgPool2d(2, ceil_mode=True))  # "same" padding rounds odd sizes up, VGG's pools down
+                layers.append(
+                    nn.AvgPool2d(2, ceil_mode=True)
+                )  # "same" padding rounds odd sizes up, VGG's pools down
             self.blocks.append(nn.Sequential(*layers))
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
@@ -132,7 +141,9 @@ def disagreement(source: Sequence[Tensor], clone: Sequence[Tensor]) -> tuple[Ten
 
     Direction is 1 - cosine over the whole flattened map, value the mean squared difference.
     """
-    direction = [1 - F.cosine_similarity(s.flatten(1), c.flatten(1)) for s, c in zip(source, clone, strict=True)]
+    direction = [
+        1 - F.cosine_similarity(s.flatten(1), c.flatten(1)) for s, c in zip(source, clone, strict=True)
+    ]
     value = [(s - c).square().flatten(1).mean(1) for s, c in zip(source, clone, strict=True)]
     return torch.stack(direction, 1), torch.stack(value, 1)
 
@@ -151,9 +162,13 @@ class MKD(Detector):
                 f"layers_score must be among layers {list(config.layers)}. Got: {list(config.layers_score)}. "
                 "Set both, as in --set layers=[3,4,5] --set layers_score=[4,5]."
             )
-        self.source = Backbone(config.backbone, config.layers, config.weights if pretrained else None, config.norm)
+        self.source = Backbone(
+            config.backbone, config.layers, config.weights if pretrained else None, config.norm
+        )
         if config.cloner == "equal" and config.backbone not in VGG:
-            raise ConfigError(f"cloner=equal has VGG-16's widths. Got: backbone={config.backbone}. Use --set cloner=compact.")
+            raise ConfigError(
+                f"cloner=equal has VGG-16's widths. Got: backbone={config.backbone}. Use --set cloner=compact."
+            )
         widths = VGG16_WIDTHS if config.cloner == "equal" else [config.cloner_width] * 5
         channels = {tap.halvings: tap.channels for tap in self.source.taps()}
         self.cloner = Cloner(channels, widths=widths, signed=self.source.signed, bn_affine=config.bn_affine)
@@ -188,7 +203,9 @@ class MKD(Detector):
         self.spec.check(images)
         gradient = self.config.map == "gradient"
         if gradient and torch.is_inference_mode_enabled():
-            raise InputError("map=gradient needs autograd. Got: a call inside torch.inference_mode(). Call score() plainly.")
+            raise InputError(
+                "map=gradient needs autograd. Got: a call inside torch.inference_mode(). Call score() plainly."
+            )
         with evaluating(self), torch.set_grad_enabled(gradient):
             x = images.detach().clone().requires_grad_(gradient)
             source = self.source_maps(x)
@@ -275,7 +292,7 @@ class MKDLearner:
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         images = batch.images.to(self.runtime.device, non_blocking=True)
-        source = self._source_maps(images, batch.index)
+        source = self._source_maps(images, batch.positions)
         if self.phase == "source":
             for layer, maps in enumerate(source):
                 self._squares[:, layer] += torch.tensor([maps.double().square().sum().item(), maps.numel()])
@@ -289,7 +306,7 @@ class MKDLearner:
         loss = direction + self.config.lambda_val * value
         losses = {"loss": loss.detach(), "direction": direction.detach(), "value": value.detach()}
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         finite_or_stop(self.phase, losses)
         self.optimizer.step()
         return losses
@@ -325,19 +342,19 @@ class MKDLearner:
                     assert statistic is not None
                     statistic.copy_(self.runtime.all_reduce_sum(statistic.clone()) / self.runtime.world)
 
-    def _source_maps(self, images: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+    def _source_maps(self, images: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         """Unscaled maps of the source: from memory where they are all known, computed and kept otherwise."""
-        positions = index.tolist()
-        if all(position in self._cache for position in positions):
-            rows = [self._cache[position] for position in positions]
+        places = positions.tolist()
+        if all(place in self._cache for place in places):
+            rows = [self._cache[place] for place in places]
             return tuple(torch.stack(layer).to(images.device) for layer in zip(*rows, strict=True))
         with torch.no_grad():
             maps: tuple[Tensor, ...] = self.detector.source(images)
         kept = [layer.cpu() for layer in maps]
         row_bytes = sum(layer[0].numel() * layer.element_size() for layer in kept)
-        for row, position in enumerate(positions):
-            if position not in self._cache and self._cache_bytes_left >= row_bytes:
-                self._cache[position] = tuple(layer[row].clone() for layer in kept)
+        for row, place in enumerate(places):
+            if place not in self._cache and self._cache_bytes_left >= row_bytes:
+                self._cache[place] = tuple(layer[row].clone() for layer in kept)
                 self._cache_bytes_left -= row_bytes
         return maps
 

@@ -1,4 +1,4 @@
-"""A small archive of every kind of object, a small model, readers of runs: for the tests of scan and verify."""
+"""A small archive of every kind of object, a small model and readers of runs, for the tests of scan."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FRAMES = 5  # of the archive's multi-frame object
 
 
 def make_model(folder: Path, seed: int = 0) -> str:
-    """A model with random weights: its scores mean nothing, but they are numbers, and always the same ones."""
+    """A model with random weights: its scores mean nothing, but they are always the same ones."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = registry.configure("mkd", {"weights": "random"})

@@ -10,7 +10,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.encaps import generate_frames
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import apply_color_lut, get_decoder
 from pydicom.pixels.utils import as_pixel_options
 from pydicom.uid import (
@@ -94,7 +94,7 @@ def open_dicom(data: bytes, limits: Limits) -> DicomPicture:
         ImageError: not an image, cut short, beyond a limit, or in a syntax that nothing here decodes.
     """
     ds, ends_cleanly = _read(data, limits)
-    with foreign("pydicom header"):
+    with _pydicom("header"):
         syntax = str(ds.file_meta.get("TransferSyntaxUID") or "")
         _require_image(ds, syntax, ends_cleanly)
         rows, columns = _integer(ds, "Rows"), _integer(ds, "Columns")
@@ -122,7 +122,7 @@ class DicomPicture:
         self._syntax = syntax
         self._size = (rows, columns)
         self._samples = samples
-        with foreign("pydicom header"):
+        with _pydicom("header"):
             self.header = _header(ds, syntax)
             if UID(syntax).is_encapsulated:
                 self._check_codestreams(limits)
@@ -133,12 +133,16 @@ class DicomPicture:
         """As `Picture.read`."""
         decoded = self._decode(only)
         for index in range(self.frames) if only is None else [only]:
-            with foreign("pydicom pixels"):
+            with _pydicom("pixels"):
                 # Frames beyond the announced number are left where they are: too long is no error.
                 frame = next(decoded, None)
             if frame is None:
                 raise ImageError(ErrorCode.TRUNCATED, f"{index} of {self.frames} frames")
-            yield index, self._show(*frame, index, policy)
+            try:
+                shown = self._show(*frame, index, policy)
+            except BytesLengthException:
+                raise ImageError(ErrorCode.CORRUPT, "pydicom header: BytesLengthException") from None
+            yield index, shown
 
     def _decode(self, only: int | None) -> Iterator[tuple[npt.NDArray[Any], str]]:
         """Yield (stored values, photometric interpretation) of all frames, or of one."""
@@ -183,11 +187,11 @@ class DicomPicture:
         if photometric in ("MONOCHROME1", "MONOCHROME2"):
             return greyscale(stored, self._ds, index, photometric, policy.window)
         if photometric == "PALETTE COLOR":  # PS3.3 C.7.9 and C.7.6.3.1.5
-            with foreign("pydicom palette"):
+            with _pydicom("palette"):
                 colour = apply_color_lut(stored, self._ds)[..., :3]  # a fourth table is alpha, for blending
             full_scale = float(np.iinfo(colour.dtype).max)
         elif photometric == "RGB" and stored.ndim == 3:
-            with foreign("pydicom header"):
+            with _pydicom("header"):
                 bounds = stored_range(self._ds)
             colour, full_scale = stored, 1.0 if bounds is None else bounds[1]
         else:
@@ -239,12 +243,9 @@ def read_header(data: bytes, size: int) -> dict[str, Any]:
     Raises:
         ImageError: the header cannot be read, or does not end within `data` although the object goes on.
     """
-    with foreign("pydicom header"):
+    with _pydicom("header"):
         stream = BytesIO(data)
-        try:
-            ds = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
-        except InvalidDicomError:
-            raise ImageError(ErrorCode.CORRUPT, "pydicom: InvalidDicomError") from None
+        ds = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
         # Reading stops at the pixels. Where it ran into the end instead, the columns are only there if what
         # follows the last of them has been met.
         if len(data) < size and stream.tell() >= len(data) and max(ds.keys(), default=0) <= _LAST_COLUMN:
@@ -271,15 +272,22 @@ def read_header(data: bytes, size: int) -> dict[str, Any]:
         }
 
 
+@contextmanager
+def _pydicom(part: str) -> Iterator[None]:
+    """As `foreign`, for pydicom, which also has error classes of its own."""
+    with foreign(f"pydicom {part}"):
+        try:
+            yield
+        except (InvalidDicomError, BytesLengthException) as error:
+            raise ImageError(ErrorCode.CORRUPT, f"pydicom {part}: {type(error).__name__}") from None
+
+
 def _read(data: bytes, limits: Limits) -> tuple[Any, bool]:
     """The data set, and whether the bytes end where its last element does."""
     deflated = _check_deflated(data, limits)
-    with foreign("pydicom header"):
-        try:
-            # force: sniffing has made sure that it is DICOM; files without preamble or meta are read as well.
-            ds = pydicom.dcmread(BytesIO(data), force=True)
-        except InvalidDicomError:
-            raise ImageError(ErrorCode.CORRUPT, "pydicom: InvalidDicomError") from None
+    with _pydicom("header"):
+        # force: sniffing has made sure that it is DICOM; files without preamble or meta are read as well.
+        ds = pydicom.dcmread(BytesIO(data), force=True)
         if not ds.file_meta.get("TransferSyntaxUID"):
             implicit, little = ds.original_encoding
             native = (
@@ -399,7 +407,15 @@ def _small(ds: Any, keyword: str, most: int) -> int | None:
 
 # One attribute of a header that cannot be read leaves its column null: it need not keep the pixels from being
 # scored.
-_UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, NotImplementedError, struct.error)
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    struct.error,
+    BytesLengthException,
+)
 
 
 def _integer(ds: Any, keyword: str, default: int | None = None) -> int:

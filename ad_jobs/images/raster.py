@@ -11,6 +11,7 @@ padding is. Colour profiles and gamma are not applied. Of an animated PNG the st
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -90,15 +91,17 @@ def open_jpeg(data: bytes, limits: Limits) -> Picture:
     check_size(rows, columns, limits)
 
     def samples() -> tuple[npt.NDArray[Any], int]:
-        with _pillow():
-            image = JpegImageFile(BytesIO(data)) if bits == 8 else None
-            orientation = _orientation(image) if image else 1
-            if image and components == 4:  # CMYK and its inversions
-                return _eight_bits(image), orientation
         # libjpeg fills what is missing with grey and says nothing. The search starts behind the frame header:
         # a thumbnail before it has an end of its own.
         if b"\xff\xd9" not in data[frame.end :]:
             raise ImageError(ErrorCode.TRUNCATED, "the JPEG has no end marker")
+        orientation = 1
+        if bits == 8:  # Pillow opens no other
+            with _pillow():
+                image = JpegImageFile(BytesIO(data))
+                orientation = _orientation(image)
+                if components == 4:  # CMYK and its inversions
+                    return _eight_bits(image), orientation
         with foreign("libjpeg"):
             return _with_channels(imagecodecs.jpeg8_decode(data)), orientation
 
@@ -191,13 +194,24 @@ def _png_header(data: bytes) -> tuple[int, int, int, int]:
 
 
 def _check_png_chunks(data: bytes) -> None:
-    """Raise ImageError unless the chunks follow one another to IEND: decoders forgive a lost end."""
+    """Raise ImageError unless the chunks follow one another to IEND and the critical ones are undamaged.
+
+    Decoders forgive a lost end, and Pillow a wrong checksum of pixel data (PNG 5.3, 13.3).
+    """
     offset = 8
     while offset + 12 <= len(data):
         length, name = struct.unpack_from(">L4s", data, offset)
-        offset += 12 + length
-        if name == b"IEND" and offset <= len(data):
+        end = offset + 12 + length
+        if end > len(data):
+            break
+        critical = name[:1].isupper()
+        if critical and zlib.crc32(memoryview(data)[offset + 4 : end - 4]) != int.from_bytes(
+            data[end - 4 : end]
+        ):
+            raise ImageError(ErrorCode.CORRUPT, "a chunk of the PNG does not match its checksum")
+        if name == b"IEND":
             return
+        offset = end
     raise ImageError(ErrorCode.TRUNCATED, f"the PNG ends after {len(data)} bytes, before its end chunk")
 
 

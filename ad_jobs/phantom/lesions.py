@@ -13,7 +13,7 @@ Kind = Literal["bright", "dark", "ring", "texture"]
 
 # Ring: an enhancing rim around a dark core. Texture: coarse grain of the tissue's own mean signal.
 KINDS: tuple[Kind, ...] = ("bright", "dark", "ring", "texture")
-SUBTLE_SHARE = 0.2  # of the lesions, drawn at a third to a half of the usual contrast
+SUBTLE_SHARE = 0.15  # of the lesions, drawn at a third to a half of the usual contrast
 
 _HALF = 0.5  # a pixel belongs to the mask where at least half of the lesion's effect reaches it
 
@@ -32,7 +32,7 @@ def add_lesion(healthy: Slice, rng: np.random.Generator) -> Lesion:
     kind = KINDS[rng.integers(len(KINDS))]
     subtle = bool(rng.random() < SUBTLE_SHARE)
     strength = rng.uniform(0.35, 0.55) if subtle else rng.uniform(0.8, 1.1)
-    radius = rng.uniform(0.085, 0.12) if subtle else rng.uniform(0.11, 0.21)
+    radius = rng.uniform(0.085, 0.12) if subtle else rng.uniform(0.13, 0.22)
     distance = _distance(healthy, radius, rng)
     px = 2.0 / healthy.signal.shape[0]
     soft = px * rng.uniform(1.5, 3.0)
@@ -73,10 +73,10 @@ def _mass(
     grain = noise(rng, rows, columns, 0.02)
     plain = around + (healthy.signal - around) * (1.0 - min(1.0, strength))
     if kind == "bright":
-        return plain + strength * (0.24 + 0.03 * grain)
+        return plain + strength * (0.26 + 0.03 * grain)
     if kind == "dark":
-        return plain - strength * (0.30 + 0.02 * grain)
+        return plain - strength * (0.33 + 0.02 * grain)
     if kind == "ring":
         rim = np.exp(-(((distance + 0.22 * radius) / (0.22 * radius)) ** 2))
         return plain + strength * (0.50 * rim - 0.24 + 0.02 * grain)
-    return plain + strength * 0.11 * noise(rng, rows, columns, 0.035)
+    return plain + strength * 0.15 * noise(rng, rows, columns, 0.035)

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from pydicom import dcmwrite
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.tag import Tag
 from pydicom.uid import (
     BasicTextSRStorage,
     ExplicitVRBigEndian,
@@ -93,17 +91,16 @@ def non_image_bytes(study: Study, number: int, modality: str) -> bytes:
 
 
 def malformed_bytes(study: Study, number: int, frame: Acquired) -> bytes:
-    """An image whose rescale slope is the patient's name: a decoder's complaint of it must not quote it."""
+    """An image whose rescale slope is the patient's name: a decoder's complaint must not quote it."""
     ds = _image(study, number, MRImageStorage, frame)
-    # As raw bytes, since a DS that is no number cannot be set; PS3.5 6.2 pads to an even length.
-    name = study.person.attributes["PatientName"].encode("latin-1")
-    ds[0x00281053] = RawDataElement(
-        Tag(0x00281053), "DS", len(name) + len(name) % 2, name + b" " * (len(name) % 2), 0, False, True
-    )
+    # A DS that is no number cannot be set, so the name takes the place of a number of its length.
+    name = study.person.attributes["PatientName"].partition("^")[0]
+    number_text = "1." + "0" * (len(name) - 2)
+    ds.RescaleSlope = number_text
     ds.RescaleIntercept = "0"
     ds.PixelData = frame.stored.astype("<u2").tobytes()
     ds["PixelData"].VR = "OW"
-    return _file(ds, str(ExplicitVRLittleEndian))
+    return _file(ds, str(ExplicitVRLittleEndian)).replace(number_text.encode(), name.encode(), 1)
 
 
 def _image(study: Study, number: int, sop_class: str, frame: Acquired) -> Dataset:

@@ -64,7 +64,7 @@ def report(run: str, *, top: int = TOP) -> str:
     page = _render(
         {
             "scored_rows": scored_rows,
-            "unit": "images" if scored_rows == record.counts.scored * len(models) else "frames",
+            "unit": _unit(scored_rows, record),
             "record": record,
             "duration": _duration(record.ended_at - record.started_at),
             "balanced": record.counts.scored + record.counts.failed + record.counts.skipped
@@ -227,6 +227,13 @@ def _failures(rows: pd.DataFrame) -> list[dict[str, Any]]:
         }
         for code, group in sorted(bad.groupby("error_code"), key=lambda item: (-len(item[1]), str(item[0])))
     ]
+
+
+def _unit(scored_rows: int, record: RunRecord) -> str:
+    """What a scored row of the table is: an image, a frame of one, or either under one of several models."""
+    if len(record.models) > 1:
+        return "rows"
+    return "images" if scored_rows == record.counts.scored else "frames"
 
 
 def _number(value: float | None) -> str:

@@ -1,8 +1,8 @@
 """The balance of a run: every selected object stands in the table, once, under every model.
 
 A scan that is killed, retried and resumed must not lose or repeat a row, so the counting trusts nothing but
-the Parquet parts. It streams over them with a few fixed bytes an object (1 + 12 per model), never a dictionary
-of ids: 10 million objects take 130 MB.
+the Parquet parts. It streams over them with a few fixed bytes an object (1 + 12 per model), never a
+dictionary of ids: 10 million objects take 130 MB.
 """
 
 from __future__ import annotations
@@ -127,16 +127,15 @@ class _Tally:
 
     def result(self) -> TableCounts:
         """The counts, and the complaints about rows that are lost, repeated or out of place."""
-        ids = self._selected if self._selected is not None else np.arange(self._objects, dtype=np.int64)
         longest = int(self._frames.max(initial=0))
         expected = np.zeros(longest + 1, np.uint64)
         np.cumsum(_mix(np.arange(longest, dtype=np.uint64)), out=expected[1:])  # modulo 2^64, as the marks
         seen = np.zeros(self._objects, bool)
         for model_id, frames, mark in zip(self._model_ids, self._frames, self._mark, strict=True):
-            self._complain(f"objects without a row under model {model_id}", ids[frames == 0])
+            self._complain(f"objects without a row under model {model_id}", self._ids(frames == 0))
             self._complain(
                 f"objects with repeated or missing frames under model {model_id}",
-                ids[mark != expected[frames]],
+                self._ids(mark != expected[frames]),
             )
             seen |= frames > 0
         by_outcome = np.bincount(self._outcome[seen], minlength=len(_OUTCOMES)).tolist()
@@ -164,6 +163,10 @@ class _Tally:
         if not self._objects:
             return position, np.zeros(len(ids), bool)
         return position, self._selected[position] == ids
+
+    def _ids(self, which: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The ids of the objects at the positions that `which` marks."""
+        return np.flatnonzero(which) if self._selected is None else self._selected[which]
 
     def _outcomes(self, batch: pa.RecordBatch, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Each row's outcome from its error code; complains of a status that does not go with it."""

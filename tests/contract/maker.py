@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,13 +23,25 @@ State = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)  # a maker is itself alone, and so a key of caches
 class Maker:
-    """Makes new detectors of one kind; the same call gives the same detector."""
+    """Makes new detectors of one kind; the same call gives the same detector, with torch's generator where it left it."""
 
     entry: Entry
     options: dict[str, Any] = field(default_factory=dict)
+    _made: dict[tuple[int, int], tuple[Detector, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, size_px: tuple[int, int] = SIZE_PX) -> Detector:
-        """A new detector for images of `size_px` (height, width), drawn after seeding torch as the worker does."""
+        """A new detector for images of `size_px` (height, width), drawn after seeding torch as the worker does.
+
+        Reading a backbone takes most of a short fit's time: it is done once a size, and copied.
+        """
+        if size_px not in self._made:
+            torch.manual_seed(SEED)
+            self._made[size_px] = (self._draw(size_px), torch.get_rng_state())
+        detector, generator = self._made[size_px]
+        torch.set_rng_state(generator)
+        return copy.deepcopy(detector)
+
+    def _draw(self, size_px: tuple[int, int]) -> Detector:
         spec = InputSpec(
             channels=self.entry.channels,
             height_px=size_px[0],
@@ -36,8 +49,6 @@ class Maker:
             needs_anomalous=self.entry.needs_anomalous,
         )
         config = self.entry.config_class().model_validate(self.options)
-        torch.manual_seed(SEED)
-        # Every detector's constructor has this form; the abstract class leaves construction to its children.
         return self.entry.detector_class()(config, spec, pretrained=True)
 
 

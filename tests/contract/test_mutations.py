@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-import checks
 import pytest
-import toys
-from maker import Maker
+from contract import checks, toys
+from contract.maker import Maker
 
 # Broken detector, the check that must catch it, and what it must say.
 MUTATIONS = (

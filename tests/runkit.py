@@ -1,0 +1,65 @@
+"""Small score tables and run records for the tests of results."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ad_jobs.images.geometry import Geometry
+from ad_jobs.images.policy import PixelPolicy
+from ad_jobs.results import run as run_module
+from ad_jobs.results.schema import SCORES
+
+MODEL, SECOND = "0123456789ab", "ba9876543210"
+# Not square, and padded on two sides, so that a swap of height and width cannot pass.
+GEOMETRY = Geometry.of(PixelPolicy(channels=1, height_px=20, width_px=33, resize="pad"), 47, 31)
+
+
+def scored(object_id: int, frame: int = 0, model_id: str = MODEL, **values: Any) -> dict[str, Any]:
+    """A row of a scored frame."""
+    base = {"status": "scored", "score": 0.25, "threshold": 0.5, "flagged": False, "uri": f"/a/{object_id}"}
+    return {"object_id": object_id, "frame": frame, "model_id": model_id, **base, **values}
+
+
+def unscored(object_id: int, code: str, model_id: str = MODEL) -> dict[str, Any]:
+    """A row of an object that failed or was skipped whole."""
+    status = "skipped" if code == "not_an_image" else "failed"
+    return {
+        "object_id": object_id, "frame": 0, "model_id": model_id, "status": status, "error_code": code,
+        "uri": f"/a/{object_id}",
+    }  # fmt: skip
+
+
+def write_part(run: Path, rows: list[dict[str, Any]], name: str = "part-0") -> None:
+    """One Parquet part of the score table, with the real schema."""
+    (run / "scores").mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, SCORES), run / "scores" / f"{name}.parquet")
+
+
+def record(run: Path, objects: int) -> run_module.RunRecord:
+    """The record of the run as it lies there."""
+    moment = datetime(2025, 3, 4, 9, 30, tzinfo=UTC)
+    table = run_module.count_table(str(run), objects=objects, model_ids=[MODEL])
+    return run_module.RunRecord(
+        run_id="r1",
+        started_at=moment,
+        ended_at=moment,
+        source="/a",
+        manifest=run_module.ManifestRef(uri="/m", digest="00", objects=objects),
+        models=[
+            run_module.ModelRef(
+                model_id=MODEL, uri="/model", kind="mkd", threshold=0.5, calibration_sha256="00",
+                weights_sha256="00", policy={}, heatmap_low=0.0, heatmap_high=1.0,
+            )
+        ],
+        config={},
+        versions=run_module.versions(),
+        machine=run_module.machine(),
+        counts=table.counts,
+        parts=run_module.describe_parts(str(run)),
+        heatmap_parts=run_module.describe_heatmap_parts(str(run)),
+    )  # fmt: skip
