@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ad_jobs.calibration import Calibration, HeatmapRange, Threshold, threshold_for_fnr, threshold_for_fpr
 from ad_jobs.errors import JobError, UsageError
+from ad_jobs.fetching import Source, fetch_all, prepare
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.modelstore import OpenModel, open_model, write_calibration
-from ad_jobs.fetching import Source, fetch_all, prepare
 from ad_jobs.scoring import Scorer
 from ad_jobs.sources import read_source
 from cluster import storage

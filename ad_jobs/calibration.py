@@ -46,11 +46,6 @@ class Calibration(BaseModel):
     source: str
     set_at: str
 
-    def unit(self, heatmap: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A raw heatmap on the global scale, [0, 1]."""
-        scaled = (heatmap.astype(np.float64) - self.heatmap_low) / (self.heatmap_high - self.heatmap_low)
-        return np.clip(scaled, 0.0, 1.0).astype(np.float32)
-
 
 def clopper_pearson(hits: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The exact binomial interval of a rate of `hits` in `n` trials; (0, 1) where there is no trial."""

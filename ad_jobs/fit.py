@@ -28,12 +28,12 @@ from ray.train.torch import TorchTrainer
 
 from ad_jobs.calibrate import calibrate_on
 from ad_jobs.errors import ImageError, JobError, UsageError
+from ad_jobs.fetching import Source, fetch_all, prepare
 from ad_jobs.images.decode import to_input
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.modelstore import open_model, read_record, write_calibration
 from ad_jobs.results.run import versions
-from ad_jobs.fetching import Source, fetch_all, prepare
 from ad_jobs.sources import SourceObject, read_source
 from cluster import session as sessions
 from cluster import storage
@@ -94,7 +94,7 @@ def fit(spec: FitSpec) -> dict[str, Any]:
         UsageError: a request that cannot be carried out: unknown detector or option, empty source, a folder in use.
         JobError: no image could be decoded, or the training failed.
     """
-    entry, config, input_spec, policy = resolve(spec)
+    config, input_spec, policy = resolve(spec)
     normal = read_source(spec.normal)
     anomalous = read_source(spec.anomalous) if spec.anomalous else []
     out = storage.absolute(spec.out)
@@ -152,7 +152,7 @@ def fit(spec: FitSpec) -> dict[str, Any]:
     return artifact_record(out)
 
 
-def resolve(spec: FitSpec) -> tuple[registry.Entry, DetectorConfig, InputSpec, PixelPolicy]:
+def resolve(spec: FitSpec) -> tuple[DetectorConfig, InputSpec, PixelPolicy]:
     """The parts of a fit, validated; raises UsageError for what a user can mend."""
     try:
         entry = registry.entry(spec.detector)
@@ -178,7 +178,7 @@ def resolve(spec: FitSpec) -> tuple[registry.Entry, DetectorConfig, InputSpec, P
     policy = PixelPolicy.model_validate(
         {"channels": entry.channels, "height_px": height, "width_px": width, **spec.policy}
     )
-    return entry, config, input_spec, policy
+    return config, input_spec, policy
 
 
 def usage(error: Exception) -> UsageError:

@@ -97,6 +97,14 @@ def intend(
         manifest = _manifest(source, out)
         objects = read_manifest(manifest.uri, columns=MANIFEST_COLUMNS, where=where)
         _probe(objects["uri"][0].as_py())
+        if manifest.headers:
+            syntaxes = read_manifest(manifest.uri, columns=["transfer_syntax"], where=where)[
+                "transfer_syntax"
+            ]
+            for syntax, count in undecodable(syntaxes).items():
+                log.warning(
+                    "%d objects have transfer syntax %s: no decoder here, they will fail.", count, syntax
+                )
     except storage.StorageError as error:
         raise refusal(error) from error
     calibration = model.calibration
@@ -158,6 +166,14 @@ def _probe(uri: str) -> None:
     """Raise StorageError if the store refuses or does not answer: one message, not a table of failures."""
     if storage.is_s3(uri):
         storage.exists(uri)
+
+
+def undecodable(syntaxes: pa.ChunkedArray) -> dict[str, int]:
+    """How many objects have a transfer syntax that no installed decoder reads, by its UID."""
+    from ad_jobs.images.dicom import decodable
+
+    counts = syntaxes.drop_null().value_counts().to_pylist()
+    return {row["values"]: row["counts"] for row in counts if not decodable(row["values"])}
 
 
 def finished(plan: Plan) -> RunRecord | None:

@@ -155,7 +155,7 @@ def session(
             # Ray's C++ side writes to stderr what concerns only Ray; what concerns the job comes as
             # exceptions.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            # Ray's default, 15, leaves its workers what everyone else on the machine leaves; but they are the job.
+            # Ray's default, 15, gives its workers what everyone else on the machine leaves: they are the job.
             os.environ.setdefault("RAY_worker_niceness", "0")
         else:
             # An embedded Ray's workers inherit the environment; those of a running cluster are told. Where

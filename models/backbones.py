@@ -160,9 +160,18 @@ def native_norm(name: str, weights: str | None) -> str:
 def _vgg(name: str) -> nn.Module:
     import torchvision.models
 
-    features: nn.Module = getattr(torchvision.models, name)(weights=None).features
+    # Built without memory first: nine tenths of a VGG's weights are a classifier that nobody needs here.
+    with torch.device("meta"):
+        features: nn.Module = getattr(torchvision.models, name)(weights=None).features
+    features.to_empty(device="cpu")
     for layer in features.modules():
-        if isinstance(layer, nn.ReLU):
+        if isinstance(layer, nn.Conv2d):  # torchvision's own initialisation
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.reset_parameters()
+        elif isinstance(layer, nn.ReLU):
             layer.inplace = False  # an in-place ReLU breaks gradients taken with respect to the input
     return features
 
@@ -206,7 +215,8 @@ def _load(network: nn.Module, name: str, weights: str) -> str:
         # The package names layers otherwise, in the same order as timm's full network.
         import timm
 
-        names = timm.create_model(_timm_name(name), pretrained=False).state_dict().keys()
+        with torch.device("meta"):  # names alone, no memory
+            names = list(timm.create_model(_timm_name(name), pretrained=False).state_dict())
         state = dict(zip(names, state.values(), strict=True))
     state = {key.removeprefix("features."): value for key, value in state.items()}
     wrong = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -118,7 +118,7 @@ class Phase(NamedTuple):
 class Runtime:
     """What the worker lends a learner. The defaults are a single process on the CPU."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wrap: Callable[[nn.Module], nn.Module] = lambda network: network  # DistributedDataParallel in a group
     all_reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
     rank: int = 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scankit as kit
@@ -14,6 +15,7 @@ from ad_jobs.errors import TooManyFailed, UsageError
 from ad_jobs.index import index
 from ad_jobs.results.read import open_heatmap, read_run, read_scores
 from ad_jobs.results.schema import SCORES
+from ad_jobs.run_state import undecodable
 from ad_jobs.scan import scan
 from ad_jobs.score import score
 from cluster.session import session
@@ -242,6 +244,11 @@ def test_bad_usage_is_refused_before_any_work(home: Path, tmp_path: Path) -> Non
     refused(home, source=str(tmp_path / "empty"))
     (tmp_path / "diary.txt").write_text("not a run")
     assert "diary.txt" in str(refused(home, out=str(tmp_path)))
+
+
+def test_syntaxes_without_a_decoder_are_told_before_any_actor_starts() -> None:
+    explicit, mpeg2 = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.100"
+    assert undecodable(pa.chunked_array([[explicit, mpeg2, None, mpeg2]])) == {mpeg2: 2}
 
 
 def test_a_model_without_a_calibration_is_refused(home: Path, tmp_path: Path) -> None:

@@ -124,7 +124,13 @@ def test_convolutions_have_no_bias_and_batch_norm_follows_all_but_a_blocks_last(
             assert layers[i].kernel_size == (3, 3)
             followed = i + 1 < len(layers) and isinstance(layers[i + 1], nn.BatchNorm2d)
             assert followed == (i != convolutions[-1])
-    assert not any(getattr(layer, "inplace", False) for layer in detector.modules())
+
+
+def test_no_relu_of_a_vgg_source_or_a_cloner_works_in_place(vgg_128: MKD):
+    """An in-place ReLU would overwrite what the gradient map needs."""
+    relus = [layer for layer in vgg_128.modules() if isinstance(layer, nn.ReLU)]
+    assert len(relus) == 13 + 13
+    assert not any(relu.inplace for relu in relus)
 
 
 def test_vgg_cloner_has_a_relu_after_every_convolution_and_ends_blocks_with_max_pooling(vgg_128: MKD):
