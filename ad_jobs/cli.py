@@ -419,8 +419,8 @@ def _balance_text(record: dict[str, Any], folder: str) -> str:
     codes = ", ".join(f"{code} {count}" for code, count in sorted(counts["by_code"].items()))
     return (
         f"scored {counts['scored']} + failed {counts['failed']} + skipped {counts['skipped']} = manifest {counts['objects']}\n"
-        f"{counts['rows']} rows, {counts['flagged']} flagged, {counts['heatmaps']} heatmaps kept, run {record['run_id']} in {folder}"
-        + (f"\n{codes}" if codes else "")
+        f"{counts['rows']} rows, {counts['flagged']} flagged, {counts['heatmaps']} heatmaps kept, "
+        f"run {record['run_id']} in {folder}" + (f"\n{codes}" if codes else "")
     )
 
 

@@ -34,7 +34,7 @@ from ad_jobs.fetching import (
 from ad_jobs.images.decode import Frame
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.results.heatmaps import FULL_SCALE, KeepPolicy, encode_png, keep, member_name, pack
+from ad_jobs.results.heatmaps import FULL_SCALE, KeepPolicy, encode_png, keep, member_name, on_scale, pack
 from ad_jobs.results.schema import HEADER, SCORES
 from cluster import storage
 
@@ -113,8 +113,7 @@ class Judgement(NamedTuple):
 
     def unit(self, heatmap: NDArray[np.float32]) -> NDArray[np.float32]:
         """A raw heatmap on the run's global scale, float32 in [0, 1]."""
-        scaled = (heatmap.astype(np.float64) - self.heatmap_low) / (self.heatmap_high - self.heatmap_low)
-        return np.clip(scaled, 0.0, 1.0).astype(np.float32)
+        return on_scale(heatmap, self.heatmap_low, self.heatmap_high)
 
 
 def prepare_objects(

@@ -20,6 +20,7 @@ from ad_jobs.images.policy import Limits
 from ad_jobs.manifest import manifest_info, read_manifest
 from ad_jobs.modelstore import OpenModel, open_model
 from ad_jobs.results.count import count_table
+from ad_jobs.results.heatmaps import on_scale
 from ad_jobs.results.parts import HEATMAPS_FOLDER, SCORES_FOLDER, part_uris, sha256_of
 from ad_jobs.results.read import open_heatmap, read_run, read_scores
 from ad_jobs.results.run import RunRecord
@@ -241,7 +242,9 @@ def _heatmap_differences(run_uri: str, reference: str, model: OpenModel, answer:
         kept = open_heatmap(run_uri, reference).values
     except (RetroscanError, storage.StorageError) as error:
         return [f"heatmap {reference}: {error}"]
-    worst = float(np.abs(kept - model.calibration.unit(answer.heatmap)).max())
+    scale = model.calibration
+    again = on_scale(answer.heatmap, scale.heatmap_low, scale.heatmap_high)
+    worst = float(np.abs(kept - again).max())
     return [f"heatmap {reference} differs by {worst:.3g}"] if worst > HEATMAP_TOLERANCE else []
 
 

@@ -141,30 +141,40 @@ def write_table(folder: Path) -> None:
         f"Mean and standard deviation over seeds. {first['machine']['cpu']}, {first['threads']} thread(s), torch "
         f"{first['versions']['torch']}. Times were taken on a machine shared with other work.",
         "",
-        "| detector | data | seeds | images to fit | image AUROC | image AP | F1-max | zero-FN accuracy | fit s | trained parameters |",
-        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (name, data), found in sorted(groups.items()):
-        lines.append(
-            f"| {name} | {data} | {len(found)} | {found[0]['n_fitted']} | {_spread(found, 'image_auroc')} | {_spread(found, 'image_ap')} "
-            f"| {_spread(found, 'f1_max')} | {_spread(found, 'accuracy_zero_fn')} | {np.mean([c['fit_s'] for c in found]):.0f} "
-            f"| {found[0]['parameters_trained']:,} |"
+    head = (
+        "detector",
+        "data",
+        "seeds",
+        "images to fit",
+        "image AUROC",
+        "image AP",
+        "F1-max",
+        "zero-FN accuracy",
+    )
+    rows = [
+        (
+            name, data, len(found), found[0]["n_fitted"], _spread(found, "image_auroc"), _spread(found, "image_ap"),
+            _spread(found, "f1_max"), _spread(found, "accuracy_zero_fn"),
+            f"{np.mean([c['fit_s'] for c in found]):.0f}", f"{found[0]['parameters_trained']:,}",
         )
-    lines += [
-        "",
-        "The same weights under other scoring options:",
-        "",
-        "| detector | data | variant | image AUROC | score ms |",
-        "|---|---|---|---|---|",
+        for (name, data), found in sorted(groups.items())
+    ]  # fmt: skip
+    lines += _table((*head, "fit s", "trained parameters"), rows)
+    lines += ["", "The same weights under other scoring options:", ""]
+    compared = [
+        (name, data, variant, _spread(cells, "image_auroc"), f"{np.mean([c['score_ms'] for c in cells]):.1f}")
+        for (name, data), found in sorted(groups.items())
+        for variant in found[0]["variants"]
+        for cells in ([cell["variants"][variant] for cell in found],)
     ]
-    for (name, data), found in sorted(groups.items()):
-        for variant in found[0]["variants"]:
-            rows = [c["variants"][variant] for c in found]
-            lines.append(
-                f"| {name} | {data} | {variant} | {_spread(rows, 'image_auroc')} | {np.mean([r['score_ms'] for r in rows]):.1f} |"
-            )
+    lines += _table(("detector", "data", "variant", "image AUROC", "score ms"), compared)
     (RESULTS / "quality.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> list[str]:
+    return [f"| {' | '.join(map(str, row))} |" for row in (head, ("---",) * len(head), *rows)]
 
 
 def _spread(cells: list[dict[str, Any]], key: str) -> str:

@@ -34,6 +34,12 @@ _DEFLATE_LEVEL = 3  # measured on blurred maps: levels 1-9 differ by 1 % in size
 _BLOCK = tarfile.BLOCKSIZE
 
 
+def on_scale(heatmap: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+    """A raw heatmap on the global scale of a calibration, [0, 1]; what lies beyond its ends is clipped."""
+    scaled = (heatmap.astype(np.float64) - low) / (high - low)
+    return np.clip(scaled, 0.0, 1.0).astype(np.float32)
+
+
 def encode_png(unit: NDArray[np.floating], geometry: Geometry) -> bytes:
     """A heatmap [H, W] in [0, 1] as 16-bit grey PNG, its geometry in a tEXt chunk; same input, same bytes.
 
