@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from ad_jobs.config import parse_settings, parse_size, parse_window, read_config
 from ad_jobs.errors import RetroscanError, UsageError
-from cluster.errors import StorageError
+from cluster.errors import ClusterError, StorageError
 
 
 class _Verbs(TyperGroup):
@@ -34,6 +34,9 @@ class _Verbs(TyperGroup):
         except RetroscanError as error:
             _complain(str(error))
             raise typer.Exit(error.exit_code) from error
+        except ClusterError as error:
+            _complain(str(error))
+            raise typer.Exit(1) from error
         except StorageError as error:
             _complain(f"Storage failed: {error}. The same command again continues.")
             raise typer.Exit(1) from error

@@ -12,7 +12,9 @@ import logging
 import math
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +25,7 @@ import ray
 import ray.train
 import torch
 from numpy.typing import NDArray
+from ray.exceptions import RayError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -54,6 +57,7 @@ log = logging.getLogger("retroscan.fit")
 HELD_OUT_SHARE = 0.1
 CHUNK = 64  # objects decoded by one task
 CHECKPOINTS = 10  # over a whole fit
+POLL_S = 2.0  # how often the training's progress is asked for
 
 
 @dataclass(frozen=True)
@@ -363,11 +367,12 @@ def _train(
     # Train V2 is this line's own; the variable must be set before the trainer is built.
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     filesystem, path = storage.filesystem(storage.join(out, "fit"))
+    board = ray.remote(num_cpus=0)(_Board).remote()
     on_gpu = connected.gpus >= spec.workers
     cpus = max(1.0, connected.cpus // spec.workers)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config=loop,
+        train_loop_config={**loop, "board": board},
         scaling_config=ScalingConfig(
             num_workers=spec.workers,
             use_gpu=on_gpu,
@@ -382,7 +387,8 @@ def _train(
         ),
     )
     try:
-        result = trainer.fit()
+        with _listening(board):
+            result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise JobError(
             f"The training failed: {_root_cause(error)}",
@@ -393,6 +399,50 @@ def _train(
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder) / "fit.pt", map_location="cpu", weights_only=True)
     return state["detector"], state["curve"]
+
+
+class _Board:
+    """An actor the training writes its progress to: Train's workers have no way to the user's terminal of their own."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self._lines.append(line)
+
+    def since(self, first: int) -> list[str]:
+        return self._lines[first:]
+
+
+@contextmanager
+def _listening(board: Any) -> Iterator[None]:
+    """Log the board's lines as they come, for the length of the block."""
+    done = threading.Event()
+
+    def listen() -> None:
+        seen = 0
+        while True:
+            last = done.wait(POLL_S)
+            try:
+                lines = ray.get(board.since.remote(seen), timeout=POLL_S)
+            except (
+                RayError,
+                TimeoutError,
+            ):  # a busy or dying cluster: the lines come later, or the fit's own error does
+                lines = []
+            for line in lines:
+                log.info("%s", line)
+            seen += len(lines)
+            if last:
+                return
+
+    listener = threading.Thread(target=listen, name="fit-progress", daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        done.set()
+        listener.join()
 
 
 def _root_cause(error: BaseException) -> str:
@@ -410,7 +460,7 @@ def _worker(loop: dict[str, Any]) -> None:
     detector = registry.create(loop["kind"], config, InputSpec.model_validate(loop["spec"]))
     learner = detector.learner(_runtime(loop["seed"]))
     data = _Batches(loop, config.batch_size, context.get_world_rank(), context.get_world_size())
-    progress = _Progress(learner.phases)
+    progress = _Progress(learner.phases, loop["board"] if context.get_world_rank() == 0 else None)
 
     checkpoint = ray.train.get_checkpoint()
     state: dict[str, Any] | None = None
@@ -436,7 +486,7 @@ def _worker(loop: dict[str, Any]) -> None:
                     losses.setdefault(name, []).append(value)
             learner.end_epoch()
             means = {name: float(torch.stack(values).mean()) for name, values in losses.items()}
-            progress.add(phase, epoch, means, context.get_world_rank() == 0)
+            progress.add(phase, epoch, means)
             if progress.due(phase, epoch):
                 _report(learner.state_dict(), number, epoch + 1, progress.curve, None)
         learner.finish(phase.name)
@@ -502,17 +552,18 @@ def _stack(
 
 
 class _Progress:
-    """The loss curve, and when a checkpoint is due."""
+    """The loss curve, when a checkpoint is due, and what the user is told."""
 
-    def __init__(self, phases: tuple[Phase, ...]) -> None:
+    def __init__(self, phases: tuple[Phase, ...], board: Any) -> None:
+        self._board = board  # of rank 0; None on the others
         self._every = max(1, math.ceil(sum(phase.epochs for phase in phases) / CHECKPOINTS))
         self.curve: list[dict[str, Any]] = []
 
-    def add(self, phase: Phase, epoch: int, losses: dict[str, float], speak: bool) -> None:
+    def add(self, phase: Phase, epoch: int, losses: dict[str, float]) -> None:
         self.curve.append({"phase": phase.name, "epoch": epoch + 1, **losses})
-        if speak and losses and (self.due(phase, epoch) or epoch == 0):
-            shown = " ".join(f"{name} {value:.4g}" for name, value in losses.items())
-            log.info("%s %d/%d: %s", phase.name, epoch + 1, phase.epochs, shown)
+        if self._board is not None and losses and (epoch == 0 or (epoch + 1) % self._every == 0):
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+            self._board.say.remote(f"{phase.name}, epoch {epoch + 1} of {phase.epochs}: {shown}")
 
     def due(self, phase: Phase, epoch: int) -> bool:
         return (epoch + 1) % self._every == 0 and epoch + 1 < phase.epochs

@@ -42,8 +42,8 @@ def main() -> None:
         "# Decoding PNG and JPEG",
         "",
         f"{machine()}; Python {platform.python_version()}, Pillow {PIL.__version__}, torchvision "
-        f"{torchvision.__version__}, imagecodecs {imagecodecs.__version__}; one thread, fastest of {REPEATS}; "
-        f"load average {os.getloadavg()[0]:.1f} while it ran.",
+        f"{torchvision.__version__}, imagecodecs {imagecodecs.__version__}; one thread, fastest of "
+        f"{REPEATS}; load average {os.getloadavg()[0]:.1f} while it ran.",
         "",
         "| picture | Pillow ms | torchvision ms | imagecodecs ms | pixels |",
         "|---|---:|---:|---:|---|",

@@ -1,5 +1,6 @@
-"""What can go wrong with an object, whatever the store.
+"""What can go wrong with an object, whatever the store, and with the cluster.
 
+ClusterError        no usable Ray
 StorageError
 ├── NotFound        no such object, folder or bucket
 ├── AccessDenied    the store refuses these credentials, or there are none
@@ -34,3 +35,15 @@ class Unreachable(StorageError):
 
 class TooLarge(StorageError):
     """The object is larger than the caller allows; its body was not read."""
+
+
+class ClusterError(Exception):
+    """No usable Ray: what went wrong, and the remedy."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.remedy}"

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.data import DataContext
-from ray.exceptions import RayError
+
+from cluster.errors import ClusterError
 
 log = logging.getLogger("retroscan.session")
 
@@ -28,19 +29,8 @@ NO_PROGRESS_TIMEOUT_S = (
     900.0  # Ray's default, 1800 s, is half an hour of silence; loading a model takes seconds
 )
 BLOCK_BYTES = 64 * MIB
+START_ATTEMPTS = 3  # of an embedded Ray: on a machine that is busy its own 30 s are short
 _ROOT = Path(__file__).resolve().parent.parent
-
-
-class ClusterError(Exception):
-    """No usable Ray: what went wrong, and the remedy."""
-
-    def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(problem, remedy)
-        self.problem = problem
-        self.remedy = remedy
-
-    def __str__(self) -> str:
-        return f"{self.problem} {self.remedy}"
 
 
 class Session(NamedTuple):
@@ -164,13 +154,7 @@ def session(
             told |= {name: os.environ[name] for name in ("PYTHONPATH", "OMP_WAIT_POLICY")}
             options["runtime_env"] = {"env_vars": told}
         _hush()
-        try:
-            ray.init(address=address, **options)
-        except (ConnectionError, TimeoutError, RuntimeError, ValueError, RayError) as error:
-            raise ClusterError(
-                f"Ray did not start or answer. Got: address {address} ({type(error).__name__}: {error}).",
-                "Check --address and RAY_ADDRESS, or leave both out for an embedded Ray.",
-            ) from error
+        _connect(address, options)
         yield _describe(address)
     finally:
         ray.shutdown()
@@ -178,6 +162,22 @@ def session(
             shutil.rmtree(scratch, ignore_errors=True)
         os.environ.clear()
         os.environ.update(before)
+
+
+def _connect(address: str, options: dict[str, Any]) -> None:
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(address=address, **options)
+        except Exception as error:  # Ray raises the bare class when its start takes over 30 s
+            ray.shutdown()
+            if type(error) is Exception and attempt < START_ATTEMPTS:
+                log.warning("Ray did not start in time (%s). Once more.", error)
+                continue
+            raise ClusterError(
+                f"Ray did not start or answer. Got: address {address} ({type(error).__name__}: {error}).",
+                "Check --address and RAY_ADDRESS, or leave both out for an embedded Ray.",
+            ) from error
+        return
 
 
 def _hush() -> None:

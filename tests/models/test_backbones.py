@@ -1,0 +1,269 @@
+"""Frozen networks, their taps, and weights: never silently random, and refused with the ways to get them."""
+
+from __future__ import annotations
+
+import logging
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from textures import textures
+
+from models import backbones
+from models.backbones import NORMS, Backbone, native_norm
+from models.detector import ConfigError, WeightsError
+
+LITE0 = "efficientnet_lite0"
+TAPS = (2, 3, 4, 5)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def lite0() -> Backbone:
+    return Backbone(LITE0, TAPS)
+
+
+# --- Taps
+
+
+def test_lite0_taps_are_those_of_its_blocks(lite0: Backbone):
+    assert [(tap.halvings, tap.channels) for tap in lite0.taps()] == [(2, 24), (3, 40), (4, 112), (5, 320)]
+    shapes = [tuple(m.shape) for m in lite0(torch.rand(1, 3, 64, 96))]
+    assert shapes == [(1, 24, 16, 24), (1, 40, 8, 12), (1, 112, 4, 6), (1, 320, 2, 3)]
+    assert lite0.signed
+    assert any(bool((m < 0).any()) for m in lite0(textures(1, 64, 64)))
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
+def test_vgg_taps_are_the_pools(name: str):
+    vgg = Backbone(name, (1, 3, 5), "random")
+    assert [(tap.halvings, tap.channels) for tap in vgg.taps()] == [(1, 64), (3, 256), (5, 512)]
+    maps = vgg(textures(1, 64, 96))
+    assert [tuple(m.shape) for m in maps] == [(1, 64, 32, 48), (1, 256, 8, 12), (1, 512, 2, 3)]
+    assert not vgg.signed
+    assert all(bool((m >= 0).all()) for m in maps)
+
+
+def test_vgg_maps_are_those_of_torchvisions_features():
+    vgg = Backbone("vgg11", (2, 5), "random")
+    x = textures(2, 32, 64)
+    pools, expected = 0, []
+    for layer in vgg.network:
+        x = layer(x)
+        pools += isinstance(layer, torch.nn.MaxPool2d)
+        if isinstance(layer, torch.nn.MaxPool2d) and pools in (2, 5):
+            expected.append(x)
+    for found, wanted in zip(vgg(textures(2, 32, 64)), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_other_networks_of_timm_can_be_tapped():
+    resnet = Backbone("resnet18", (2, 3), "random")
+    assert [(tap.halvings, tap.channels) for tap in resnet.taps()] == [(2, 64), (3, 128)]
+    assert resnet.norm == "imagenet"
+    assert not resnet.signed
+
+
+@pytest.mark.parametrize("halvings", [(), (0, 1), (3, 6), (4, 3), (3, 3)])
+def test_taps_must_be_ascending_halvings(halvings: tuple[int, ...]):
+    with pytest.raises(ConfigError, match=r"ascending halvings .* Got: \[.*\]\. Choose others with --set layers="):
+        Backbone(LITE0, halvings, "random")
+
+
+def test_an_unknown_network_is_refused_with_known_ones():
+    with pytest.raises(ConfigError, match=r"vgg16, vgg19, efficientnet_lite0 .* Got: vgg17\. Set it with --set backbone="):
+        Backbone("vgg17", TAPS, "random")
+
+
+def test_a_network_without_the_stride_is_refused():
+    with pytest.raises(ConfigError, match=r"no maps at strides \[2, 4\]"):
+        Backbone("convnext_atto", (1, 2), "random")
+
+
+# --- Frozen
+
+
+def test_a_backbone_is_frozen_and_stays_in_eval(lite0: Backbone):
+    lite0.train()
+    assert not any(part.training for part in lite0.modules())
+    assert not any(parameter.requires_grad for parameter in lite0.parameters())
+    before = {name: tensor.clone() for name, tensor in lite0.state_dict().items()}
+    lite0(textures(4, 32, 32))
+    assert all(torch.equal(before[name], tensor) for name, tensor in lite0.state_dict().items())
+
+
+# --- Norms
+
+
+def test_norms_follow_the_weights_convention():
+    assert native_norm(LITE0, "package") == "lite"
+    assert native_norm("vgg16", "torchvision") == "none"
+    assert native_norm("resnet18", "timm") == "imagenet"
+
+
+@pytest.mark.parametrize(
+    ("norm", "black", "white"),
+    [
+        ("none", (0.0,) * 3, (1.0,) * 3),
+        ("imagenet", (-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225), (0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225)),
+        ("caffe", (-123.68, -116.779, -103.939), (255 - 123.68, 255 - 116.779, 255 - 103.939)),
+        ("lite", (-127 / 128,) * 3, (1.0,) * 3),
+    ],
+)
+def test_black_and_white_are_what_the_weights_were_trained_on(norm: str, black, white):
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in NORMS[norm])
+    torch.testing.assert_close((0 - mean) / std, torch.tensor(black, dtype=torch.float64))
+    torch.testing.assert_close((1 - mean) / std, torch.tensor(white, dtype=torch.float64))
+
+
+def test_the_norm_is_applied_to_the_input():
+    plain = Backbone("vgg11", (1,), "random", "none")
+    normed = Backbone("vgg11", (1,), "random", "imagenet")
+    normed.network.load_state_dict(plain.network.state_dict())
+    images = textures(2, 32, 32)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in NORMS["imagenet"])
+    torch.testing.assert_close(normed(images)[0], plain((images - mean) / std)[0])
+
+
+def test_grey_images_are_taken_as_three_equal_channels(lite0: Backbone):
+    grey = textures(2, 32, 32, channels=1)
+    for one, three in zip(lite0(grey), lite0(grey.expand(-1, 3, -1, -1)), strict=True):
+        assert torch.equal(one, three)
+
+
+def test_an_unknown_norm_is_refused():
+    with pytest.raises(ConfigError, match=r"one of native, none, imagenet, caffe, lite\. Got: l2\. .*--set norm="):
+        Backbone("vgg11", (1,), "random", "l2")
+
+
+# --- Weights
+
+
+def test_lite0_comes_with_trained_weights(lite0: Backbone):
+    assert lite0.sha256.startswith("579344248a93e230")
+    again = Backbone(LITE0, TAPS, "package")
+    untrained = Backbone(LITE0, TAPS, "random")
+    images = textures(2, 64, 64)
+    for auto, package, random in zip(lite0(images), again(images), untrained(images), strict=True):
+        assert torch.equal(auto, package)
+        assert not torch.allclose(auto, random, rtol=0.1)
+    # Every tensor of the tapped network came from the file, batch-norm statistics included.
+    for name, tensor in untrained.network.state_dict().items():
+        if tensor.is_floating_point():
+            assert not torch.equal(tensor, lite0.network.state_dict()[name]), name
+
+
+def test_lite0s_weights_know_textures_from_each_other(lite0: Backbone):
+    """Trained features differ more between kinds of image than between two of one kind; a wrong order would not."""
+    waves, noise = textures(8, 64, 64), torch.rand(8, 3, 64, 64)
+    deep_waves, deep_noise = (lite0(images)[-1].flatten(1) for images in (waves, noise))
+    between = torch.cdist(deep_waves, deep_noise).mean()
+    within = (torch.cdist(deep_waves, deep_waves).mean() + torch.cdist(deep_noise, deep_noise).mean()) / 2
+    assert between > 1.5 * within
+
+
+def test_random_weights_are_said_aloud(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        backbone = Backbone("vgg11", (1,), "random")
+    assert "vgg11 is untrained (weights=random)" in caplog.text
+    assert backbone.record() == {"name": "vgg11", "weights": "random", "sha256": "", "norm": "none", "halvings": [1]}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_saved_state_dict_loads_and_is_recorded_by_its_hash(suffix: str, tmp_path: Path):
+    first, path = Backbone("vgg11", (2,), "random"), tmp_path / f"vgg{suffix}"
+    # As torchvision names them, below the whole network.
+    state = {f"features.{name}": tensor.contiguous() for name, tensor in first.network.state_dict().items()}
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    second = Backbone("vgg11", (2,), str(path))
+    assert len(second.sha256) == 64
+    assert all(torch.equal(t, first.network.state_dict()[n]) for n, t in second.network.state_dict().items())
+
+
+def assert_names_three_ways(error: BaseException) -> None:
+    text = str(error)
+    ways = ("--set weights=torchvision or timm", "--set weights=FILE", "--set backbone=efficientnet_lite0")
+    assert all(way in text for way in ways), text
+
+
+def test_a_missing_file_names_three_ways(tmp_path: Path):
+    with pytest.raises(WeightsError, match=r"Got: weights=.*nothing\.pth \(no such file\)") as caught:
+        Backbone("vgg11", TAPS, str(tmp_path / "nothing.pth"))
+    assert_names_three_ways(caught.value)
+
+
+def test_the_package_has_lite0_alone():
+    with pytest.raises(WeightsError, match=r"Got: weights=package .*only efficientnet_lite0") as caught:
+        Backbone("vgg11", TAPS, "package")
+    assert_names_three_ways(caught.value)
+
+
+class NoInternet:
+    """Stands for torchvision's or timm's weights on a machine without a network."""
+
+    def get_state_dict(self, **_options: object) -> dict[str, torch.Tensor]:
+        raise urllib.error.URLError("no route to host")
+
+
+@pytest.mark.parametrize("weights", ["auto", "torchvision"])
+def test_a_failed_download_names_three_ways(weights: str, monkeypatch: pytest.MonkeyPatch):
+    import torchvision.models
+
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda _: {"IMAGENET1K_V1": NoInternet()})
+    with pytest.raises(WeightsError, match=r"Got: weights=torchvision \(the download failed \(URLError\)\)") as caught:
+        Backbone("vgg11", TAPS, weights)
+    assert_names_three_ways(caught.value)
+
+
+def test_timms_download_asks_for_the_variant_that_is_built(monkeypatch: pytest.MonkeyPatch):
+    import timm
+
+    asked = []
+
+    def refuse(name: str, **_options: object) -> None:
+        asked.append(name)
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(WeightsError, match=r"Got: weights=timm") as caught:
+        backbones._download(LITE0, "timm")
+    assert asked == ["tf_efficientnet_lite0"]
+    assert_names_three_ways(caught.value)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path):
+    save_file(dict(Backbone("vgg11", (1,), "random").network.state_dict()), tmp_path / "vgg11.safetensors")
+    with pytest.raises(WeightsError, match=r"must fit vgg13\. Got: .*vgg11\.safetensors, in which '\d+\.weight' and"):
+        Backbone("vgg13", (1,), str(tmp_path / "vgg11.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+@pytest.mark.parametrize("content", [b"", b"not a state dict at all", b"\x00" * 64], ids=["empty", "text", "zeros"])
+def test_a_file_of_another_kind_is_refused(name: str, content: bytes, tmp_path: Path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=r"holds a state dict.* Got: .*weights\..*Save one with"):
+        Backbone("vgg11", TAPS, str(tmp_path / name))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path):
+    torch.save(Backbone, tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match="holds a state dict"):
+        Backbone("vgg11", TAPS, str(tmp_path / "weights.pth"))
+
+
+def test_a_file_with_something_else_in_it_is_refused(tmp_path: Path):
+    torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match="something else in it"):
+        Backbone("vgg11", TAPS, str(tmp_path / "weights.pth"))
