@@ -13,6 +13,7 @@ import math
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -98,6 +99,7 @@ def fit(spec: FitSpec) -> dict[str, Any]:
         UsageError: a request that cannot be carried out: unknown detector or option, empty source, a folder in use.
         JobError: no image could be decoded, or the training failed.
     """
+    started = time.monotonic()
     config, input_spec, policy = resolve(spec)
     normal = read_source(spec.normal)
     anomalous = read_source(spec.anomalous) if spec.anomalous else []
@@ -139,6 +141,7 @@ def fit(spec: FitSpec) -> dict[str, Any]:
             "workers": spec.workers,
             "limits": spec.limits.model_dump(),
             "versions": versions(),
+            "seconds": round(time.monotonic() - started, 1),  # of this command: a continued fit took longer
             "fitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "data": _fingerprint(spec, images, train, held_out, abnormal),
         }

@@ -40,7 +40,8 @@ from ad_jobs.stages import (
     score_objects,
 )
 from cluster import dataset, storage
-from cluster.session import ClusterError, Resources, data_context, plan, session
+from cluster.errors import ClusterError
+from cluster.session import Resources, data_context, plan, session
 
 # torch stands behind these two. Fetching workers import this module for `_fetch` and do without it.
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.session import GIB, MIB, ClusterError, object_store_bytes, plan, session
+from cluster.errors import ClusterError
+from cluster.session import GIB, MIB, object_store_bytes, plan, session
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 4])
