@@ -186,6 +186,9 @@ def header_columns(uri: str, size: int | None) -> dict[str, object]:
     from ad_jobs.images.decode import read_header, sniff  # only --headers needs the decoders
 
     length = HEADER_BYTES
+    size = (
+        MAX_HEADER_BYTES + 1 if size is None else size
+    )  # a list may not say: take no cut head for a whole object
     try:
         head = storage.fetch_range(uri, 0, length)
         if sniff(head) != "dicom":

@@ -25,9 +25,7 @@ log = logging.getLogger("retroscan.session")
 
 GIB = 1 << 30
 MIB = 1 << 20
-NO_PROGRESS_TIMEOUT_S = (
-    900.0  # Ray's default, 1800 s, is half an hour of silence; loading a model takes seconds
-)
+NO_PROGRESS_TIMEOUT_S = 900.0  # Ray's default, 1800 s, is half an hour of silence; a model loads in seconds
 BLOCK_BYTES = 64 * MIB
 START_ATTEMPTS = 3  # of an embedded Ray: on a machine that is busy its own 30 s are short
 _ROOT = Path(__file__).resolve().parent.parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import zlib
@@ -193,7 +194,13 @@ def flip_byte(path: Path, position: int) -> None:
 
 def in_a_process(call: str, **options: Any) -> subprocess.Popen[bytes]:
     """`call`, a statement after `from ad_jobs.scan import scan`, in a process of its own."""
-    return subprocess.Popen([sys.executable, "-c", f"from ad_jobs.scan import scan; {call}"], **options)
+    root = str(Path(__file__).resolve().parents[1])  # the packages need not be installed
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-c", f"from ad_jobs.scan import scan; {call}"],
+        env={**os.environ, "PYTHONPATH": path},
+        **options,
+    )
 
 
 def parts(run: Path) -> Iterator[Path]:

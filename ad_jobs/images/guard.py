@@ -32,6 +32,7 @@ ALARM_GRACE_S = 5.0
 # How often an idle child looks whether its parent is still the one that started it.
 ORPHAN_CHECK_S = 15.0
 
+TAKEN = "taken"
 _LENGTH = struct.Struct("!Q")
 
 
@@ -59,23 +60,7 @@ class GuardedDecoder:
                 ErrorCode.TOO_MANY_BYTES, f"{len(data)} bytes, over max_bytes {limits.max_bytes}"
             )
         with self._turn:
-            if self._child is None or not self._child.alive():
-                self._drop()
-                self._child = _Child()
-            try:
-                answer = self._child.ask((data, policy, limits), limits.timeout_s)
-            except TimeoutError:
-                self._drop()
-                raise ImageError(
-                    ErrorCode.DECODE_TIMEOUT, f"longer than timeout_s {limits.timeout_s:g}"
-                ) from None
-            except (EOFError, OSError):
-                how = self._child.death()
-                self._drop()
-                raise ImageError(ErrorCode.DECODER_CRASHED, f"the decoder process ended with {how}") from None
-            except BaseException:  # interrupted half-way: what the child will answer belongs to no one
-                self._drop()
-                raise
+            answer = self._ask((data, policy, limits), limits.timeout_s)
         if isinstance(answer, ImageError):
             raise answer
         assert isinstance(answer, Decoded)
@@ -96,6 +81,30 @@ class GuardedDecoder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _ask(self, question: object, timeout_s: float) -> Any:
+        """The child's answer, from a fresh child if the old one was lost before it took the question."""
+        for fresh in (False, True):
+            if self._child is None or not self._child.alive():
+                self._drop()
+                self._child = _Child()
+            try:
+                return self._child.ask(question, timeout_s)
+            except TimeoutError:
+                self._drop()
+                raise ImageError(ErrorCode.DECODE_TIMEOUT, f"longer than timeout_s {timeout_s:g}") from None
+            except (EOFError, OSError):
+                taken, how = self._child.taken, self._child.death()
+                self._drop()
+                # Killed from outside while it was idle: no fault of the object that came next.
+                if taken or fresh:
+                    raise ImageError(
+                        ErrorCode.DECODER_CRASHED, f"the decoder process ended with {how}"
+                    ) from None
+            except BaseException:  # interrupted half-way: what the child will answer belongs to no one
+                self._drop()
+                raise
+        raise AssertionError("a fresh child either answers or raises")
 
     def _drop(self) -> None:
         if self._child is not None:
@@ -126,6 +135,7 @@ class _Child:
                 stderr=subprocess.DEVNULL,
             )
         self.socket = ours
+        self.taken = False  # whether the last question has reached it
         # Runs when the decoder is collected and when the interpreter exits; a killed parent's socket says it
         # itself.
         self.end = weakref.finalize(self, _end, self.process, ours)
@@ -144,7 +154,9 @@ class _Child:
     def ask(self, question: object, timeout_s: float) -> Any:
         """The child's answer; TimeoutError if it takes longer, EOFError or OSError if it is lost."""
         deadline = time.monotonic() + timeout_s
+        self.taken = False
         _send(self.socket, question, deadline)
+        self.taken = _receive(self.socket, deadline) == TAKEN
         return _receive(self.socket, deadline)
 
     def death(self) -> str:
@@ -173,6 +185,7 @@ def serve() -> None:
             if not select.select([connection], [], [], ORPHAN_CHECK_S)[0]:
                 continue
             data, policy, limits = _receive(connection, None)
+            _send(connection, TAKEN, None)
             # The default action of SIGALRM ends the process, whatever holds the interpreter.
             signal.setitimer(signal.ITIMER_REAL, limits.timeout_s + ALARM_GRACE_S)
             answer = _answer(data, policy, limits)

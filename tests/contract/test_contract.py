@@ -24,7 +24,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "mkd",
         {
             "map": "gradient",
-            "score": "max",
+            "score": "flat",
             "selection": "last",
             "source_rescale": "none",
             "layers": (2, 3, 4),

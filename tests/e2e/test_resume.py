@@ -1,85 +1,16 @@
 """The driver killed in mid-scan, then the same command: the table of an undisturbed run."""
 
-import os
-import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import scankit as kit
-
-from ad_jobs.errors import UsageError
-from ad_jobs.results.read import read_run, read_scores
-from cluster import storage
+from killkit import OBJECTS, kill_and_compare
 
 pytestmark = pytest.mark.ray
-
-WAIT_S = 240.0
-# Big enough to take some 50 ms each: a kill shall find work left to do.
-OBJECTS = {f"good/{n:04d}.png": kit.png(4 * (n % 3), size=1400) for n in range(48)} | kit.good_objects(8)
-
-
-def command(source: str, model: str, out: str) -> str:
-    """The scan, as a statement."""
-    return f"scan({source!r}, [{model!r}], {out!r}, batch_size=4, num_cpus=2)"
-
-
-def killed_after_first_commits(statement: str, commits: Callable[[], int]) -> None:
-    """Run the statement in a process that is killed as soon as two parts are committed."""
-    process = kit.in_a_process(statement, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + WAIT_S
-    while commits() < 2:
-        assert process.poll() is None, process.stderr.read().decode()[-2000:] if process.stderr else ""
-        assert time.monotonic() < deadline, "no part was committed"
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-
-
-def to_the_end(statement: str) -> None:
-    """Run the statement in a process of its own."""
-    process = kit.in_a_process(statement, stderr=subprocess.PIPE)
-    _, errors = process.communicate(timeout=WAIT_S)
-    assert process.returncode == 0, errors.decode()[-2000:]
-
-
-def commits_in(out: str) -> int:
-    """Committed parts of an unfinished run."""
-    try:
-        names = storage.list_names(out)
-    except storage.NotFound:
-        return 0
-    return sum("checkpoint-" in name and not name.endswith(".pending.parquet") for name in names)
-
-
-def check(source: str, model: str, out: str, undisturbed: str) -> None:
-    """Kill the scan into `out`, repeat it, and compare with `undisturbed`."""
-    killed_after_first_commits(command(source, model, out), lambda: commits_in(out))
-    with pytest.raises(UsageError, match="Run the same scan command again"):
-        read_run(out)
-    half = read_scores(out, allow_unfinished=True)
-    assert 0 < half["object_id"].nunique() < len(OBJECTS)
-
-    to_the_end(command(source, model, out))
-    to_the_end(command(source, model, undisturbed))
-    resumed, whole = kit.table(out), kit.table(undisturbed)
-    assert resumed.index.tolist() == whole.index.tolist()
-    assert not resumed.index.duplicated().any()
-    assert resumed["object_id"].tolist() == whole["object_id"].tolist()
-    np.testing.assert_allclose(resumed["score"], whole["score"], rtol=0, atol=1e-5)
-    assert resumed["flagged"].tolist() == whole["flagged"].tolist()
-    assert resumed["heatmap"].notna().tolist() == whole["heatmap"].notna().tolist()
-    assert read_run(out).run_id == read_run(undisturbed).run_id
-    # What was done before the kill was not done again: it still has its time.
-    kept = resumed.set_index(["object_id"], append=True)["scored_at"].reset_index("name", drop=True)
-    before = half.set_index(["frame", "object_id"])["scored_at"]
-    assert (kept.loc[before.index] == before).mean() > 0.5
-    assert commits_in(out) == 0
 
 
 def test_killed_and_repeated_on_disk(tmp_path: Path) -> None:
     source = kit.write_archive(tmp_path / "archive", OBJECTS)
-    check(source, kit.make_model(tmp_path / "model"), str(tmp_path / "run"), str(tmp_path / "undisturbed"))
+    kill_and_compare(
+        source, kit.make_model(tmp_path / "model"), str(tmp_path / "run"), str(tmp_path / "undisturbed")
+    )

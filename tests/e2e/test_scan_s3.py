@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import scankit as kit
+from killkit import OBJECTS, kill_and_compare
 from s3server import S3Server
-from test_resume import OBJECTS, check
 
 from ad_jobs.errors import UsageError
 from ad_jobs.results.read import open_heatmap, read_scores
@@ -59,7 +59,7 @@ def test_everything_on_s3_gives_the_local_table(s3: S3Server, model: str, tmp_pa
 
 def test_killed_and_repeated_on_s3(s3: S3Server, model: str) -> None:
     source = upload(s3, "many", OBJECTS)
-    check(source, model, f"s3://{s3.bucket}/runs/killed", f"s3://{s3.bucket}/runs/undisturbed")
+    kill_and_compare(source, model, f"s3://{s3.bucket}/runs/killed", f"s3://{s3.bucket}/runs/undisturbed")
 
 
 def test_wrong_keys_are_refused_before_any_work(

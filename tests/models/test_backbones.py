@@ -244,7 +244,8 @@ def test_timms_download_asks_for_the_variant_that_is_built(monkeypatch: pytest.M
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path):
-    save_file(dict(Backbone("vgg11", (1,), "random").network.state_dict()), tmp_path / "vgg11.safetensors")
+    state = Backbone("vgg11", (1,), "random").network.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "vgg11.safetensors")
     with pytest.raises(WeightsError, match=r"must fit vgg13\. Got: .*vgg11\.safetensors, in which '\d+\.weight' and"):
         Backbone("vgg13", (1,), str(tmp_path / "vgg11.safetensors"))
 

@@ -302,7 +302,7 @@ def test_blur_and_opening_can_be_left_out(detector: MKD):
 
 def test_the_gradient_flows_through_both_networks_unless_the_source_is_detached(detector: MKD):
     images = textures(1, *SIZE_PX)
-    options = {"map": "gradient", "blur": 0.0, "opening": False}
+    options = {"map": "gradient", "score": "flat", "blur": 0.0, "opening": False}
     both = with_options(detector, **options).score(images)
     cloner_alone = with_options(detector, detach_source=True).score(images)
     assert torch.equal(both.image, cloner_alone.image)

@@ -79,7 +79,16 @@ def test_a_child_that_dies_over_an_object_fails_that_object_only() -> None:
         guard.decode(DATA, POLICY, LIMITS)
         pid = guard.pid
         assert pid is not None
-        killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
+
+        def kill_once_busy() -> None:
+            while guard._child is None or not guard._child.taken:
+                time.sleep(0.01)
+            os.kill(pid, signal.SIGKILL)
+
+        # The question before this one was taken as well: only the next one counts.
+        assert guard._child is not None
+        guard._child.taken = False
+        killer = threading.Thread(target=kill_once_busy)
         killer.start()
         with pytest.raises(ImageError) as caught:
             guard.decode(slow_object(), POLICY, LIMITS)
