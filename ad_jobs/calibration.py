@@ -16,9 +16,9 @@ from ad_jobs.errors import UsageError
 
 CONFIDENCE = 0.95
 SMALL = 100  # below this many held-out normals an empirical 99th percentile is the maximum: use mean + 3 s.d. there
-# The scale's top: so many times above the typical value as the hottest 0.1 % of normal pixels are. Normal images stay in
-# the lowest fifth of the scale, and a defect five times as hot still has a colour of its own.
-HEADROOM = 5.0
+# The scale's top: so many times as far above the typical normal pixel as the hottest 0.1 % of normal pixels are. Normal
+# images stay in the lowest third of the scale; a defect three times as hot as they ever are has its top.
+HEADROOM = 3.0
 
 
 class Calibration(BaseModel):
@@ -158,7 +158,7 @@ class HeatmapRange:
         self._high.append(float(high))
 
     def scale(self) -> tuple[float, float]:
-        """(low, high) of the global scale: normals lie in its lowest fifth, all but their hottest images."""
+        """(low, high) of the global scale: normals lie in its lowest third, all but their hottest images."""
         low = float(np.median(self._low))
         normal_top = float(np.quantile(self._high, 0.99))
         if not normal_top > low:  # a detector whose maps of normals are flat

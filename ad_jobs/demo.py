@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,12 @@ def demo(out: str, *, seed: int = 0) -> dict[str, Any]:
         raise UsageError("The demo writes its phantoms to a local folder.", out, "Name one with --out demo.")
     root = Path(out).resolve()
     phantoms = root / "phantoms"
-    if not (phantoms / "planted.txt").exists():  # written last
+    if not phantoms.exists():
         log.info("1/7 making a phantom archive in %s", phantoms)
-        generate(phantoms, seed=seed)
+        unfinished = root / "phantoms.unfinished"  # renamed when whole: an interrupted demo begins it anew
+        shutil.rmtree(unfinished, ignore_errors=True)
+        generate(unfinished, seed=seed)
+        unfinished.rename(phantoms)
     with session():  # one Ray for the fit and the scan
         log.info("2/7 index")
         index(str(phantoms / "archive"), str(root / "manifest"), headers=True)

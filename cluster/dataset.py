@@ -1,11 +1,14 @@
 """A table in, parts out, on Ray Data: a source of slices, a sink of one part a task, and what is done.
 
 Ray Data's job checkpoint commits a part in two phases: its ids as `NAME.pending.parquet`, the part, then a
-rename to `NAME.parquet`. Ray's own way back from there is not used, for three reasons seen in 2.60: its
-filter is an actor of one CPU and 1 GiB, which on two CPUs starves the reader; it holds every finished id in
-each of up to ten actors; and where the rename is a copy and a delete (S3), a driver that dies between the two
-leaves both, upon which it deletes the part and keeps its ids: the rows are lost. `recover` looks at the same
-files and gets each of these right.
+rename to `NAME.parquet`. Ray's own way back from there is not used, for three reasons found in 2.60:
+
+* its filter is an actor of one CPU and 1 GiB: beside one scoring actor, two CPUs have none left for the reader;
+* every such actor holds the ids of all finished rows, and ids are fetched and sorted before the job begins;
+* where the rename is a copy and a delete (S3), a driver that dies in between leaves both files. Ray then deletes
+  the part, keeps its ids, and so loses its rows.
+
+`recover` looks at the same files before the job is built, and the source holds only what is left.
 """
 
 from __future__ import annotations
