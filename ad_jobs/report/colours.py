@@ -23,9 +23,9 @@ _ANCHORS = (
 )
 _STEPS = 256
 
-# Below COLD nothing is drawn; from WARM on the colour covers fully. Normal images lie in the lowest fifth of
+# Below COLD nothing is drawn; from WARM on the colour covers fully. Normal images lie in the lowest third of
 # the scale.
-COLD, WARM = 0.08, 0.55
+COLD, WARM = 0.15, 0.65
 
 # sRGB, IEC 61966-2-1, and its D65 white.
 _TO_XYZ = np.array(

@@ -20,6 +20,7 @@ from ad_jobs.calibration import (
     threshold_for_fpr,
 )
 from ad_jobs.errors import UsageError
+from ad_jobs.results.heatmaps import on_scale
 
 Scores = NDArray[np.float32]
 DOWN, UP = np.float32(-np.inf), np.float32(np.inf)
@@ -193,7 +194,9 @@ def test_threshold_lies_just_below_the_lowest_that_must_be_flagged(max_fnr: floa
 
 
 @given(scores_of(1, 200), st.floats(0, 0.999))
-def test_no_more_anomalous_images_are_missed_than_allowed_and_no_fewer_than_possible(anomalous: Scores, max_fnr: float):
+def test_no_more_anomalous_images_are_missed_than_allowed_and_no_fewer_than_possible(
+    anomalous: Scores, max_fnr: float
+):
     found = threshold_for_fnr(anomalous, max_fnr)
     assert found.rate <= max_fnr + 1e-9
     assert found.rate == pytest.approx(1 - share_above(anomalous, found.threshold))
@@ -223,28 +226,9 @@ def test_no_image_is_a_usage_error(rule):
 # --- The heatmaps' scale
 
 
-def calibration(low: float, high: float) -> Calibration:
-    return Calibration(
-        model_id="0" * 12,
-        threshold=0.5,
-        rule="max_fpr",
-        target=0.01,
-        method="quantile",
-        n_normal=100,
-        n_anomalous=0,
-        rate=0.01,
-        rate_low=0.0,
-        rate_high=0.1,
-        heatmap_low=low,
-        heatmap_high=high,
-        source="normals",
-        set_at="2026-01-01T00:00:00+00:00",
-    )
-
-
-def test_unit_puts_heatmaps_on_the_global_scale_and_clips():
+def test_a_heatmap_on_the_global_scale_is_clipped_at_its_ends():
     heatmap = np.array([[1.0, 2.0, 3.0], [4.0, 6.0, 9.0]], np.float32)
-    unit = calibration(2.0, 6.0).unit(heatmap)
+    unit = on_scale(heatmap, 2.0, 6.0)
     assert unit.dtype == np.float32
     np.testing.assert_allclose(unit, [[0.0, 0.0, 0.25], [0.5, 1.0, 1.0]])
 
@@ -255,8 +239,7 @@ def test_normal_heatmaps_lie_in_the_lowest_fifth():
     measured = HeatmapRange()
     for heatmap in heatmaps:
         measured.add(heatmap)
-    low, high = measured.scale()
-    unit = np.stack([calibration(low, high).unit(heatmap) for heatmap in heatmaps])
+    unit = np.stack([on_scale(heatmap, *measured.scale()) for heatmap in heatmaps])
     assert np.quantile(unit, 0.999) <= 1 / HEADROOM
     assert unit.max() < 1
     assert np.quantile(unit, 0.999) > 0.5 / HEADROOM  # and not squeezed into nothing
@@ -264,15 +247,31 @@ def test_normal_heatmaps_lie_in_the_lowest_fifth():
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -2.0])
 def test_flat_heatmaps_of_normals_still_give_a_scale(value: float):
+    flat = np.full((8, 8), value, np.float32)
     measured = HeatmapRange()
-    measured.add(np.full((8, 8), value, np.float32))
+    measured.add(flat)
     low, high = measured.scale()
     assert high > low
-    assert np.isfinite(calibration(low, high).unit(np.full((8, 8), value, np.float32))).all()
+    assert not on_scale(flat, low, high).any()
 
 
 def test_a_calibration_survives_json_and_refuses_unknown_keys():
-    saved = calibration(0.0, 1.0)
+    saved = Calibration(
+        model_id="0" * 12,
+        threshold=0.5,
+        rule="max_fpr",
+        target=0.01,
+        method="quantile",
+        n_normal=100,
+        n_anomalous=0,
+        rate=0.01,
+        rate_low=0.0,
+        rate_high=0.1,
+        heatmap_low=0.0,
+        heatmap_high=1.0,
+        source="normals",
+        set_at="2026-01-01T00:00:00+00:00",
+    )
     assert Calibration.model_validate_json(saved.model_dump_json()) == saved
-    with pytest.raises(ValueError, match="extra"):
+    with pytest.raises(ValueError, match="Extra inputs"):
         Calibration.model_validate({**saved.model_dump(), "note": "edited"})

@@ -27,7 +27,9 @@ class Maker:
 
     entry: Entry
     options: dict[str, Any] = field(default_factory=dict)
-    _made: dict[tuple[int, int], tuple[Detector, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _made: dict[tuple[int, int], tuple[Detector, Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __call__(self, size_px: tuple[int, int] = SIZE_PX) -> Detector:
         """A new detector for images of `size_px` (height, width), drawn after seeding torch as the worker does.

@@ -72,7 +72,9 @@ def test_variant(name: str, check: checks.Check):
 
 
 def test_a_registered_kind_without_fast_options_fails_clearly():
-    with pytest.raises(pytest.fail.Exception, match=r"FAST_OPTIONS\. Got: 'unheard-of', without any\. Add a row"):
+    with pytest.raises(
+        pytest.fail.Exception, match=r"FAST_OPTIONS\. Got: 'unheard-of', without any\. Add a row"
+    ):
         fast_options("unheard-of")
 
 

@@ -214,7 +214,7 @@ class DrawsFromTorch(Toy):
 
 class DrawsFromNumpy(Toy):
     def score(self, images: Tensor) -> Scores:
-        np.random.random()  # noqa: NPY002 - the fault
+        np.random.random()
         return super().score(images)
 
 

@@ -25,7 +25,9 @@ POLICY = {"channels": 3, "height_px": 32, "width_px": 48}
 def detector() -> Detector:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return registry.create("mkd", registry.configure("mkd", {"weights": "random", "lambda_val": 0.3}), SPEC).eval()
+        return registry.create(
+            "mkd", registry.configure("mkd", {"weights": "random", "lambda_val": 0.3}), SPEC
+        ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,9 @@ def test_one_changed_byte_of_the_weights_is_found(saved: Path):
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"recorded sha256 .* Got: .*weights\.safetensors.*restore it, or fit again"):
+    with pytest.raises(
+        ArtifactError, match=r"recorded sha256 .* Got: .*weights\.safetensors.*restore it, or fit again"
+    ):
         artifact.load(saved)
 
 
@@ -134,7 +138,9 @@ def test_cut_weights_are_found(saved: Path):
 )
 def test_an_edited_record_is_found(changed: dict[str, object], saved: Path):
     rewrite(saved, **changed)
-    with pytest.raises(ArtifactError, match=r"model id must follow .*it was edited\. Restore it, or fit again"):
+    with pytest.raises(
+        ArtifactError, match=r"model id must follow .*it was edited\. Restore it, or fit again"
+    ):
         artifact.load(saved)
 
 
@@ -146,12 +152,16 @@ def test_what_is_only_told_may_be_edited(saved: Path):
 @pytest.mark.parametrize("version", [0, 2, None, "1"])
 def test_another_format_is_refused_with_both_versions(version: object, saved: Path):
     rewrite(saved, honest=True, format=version)
-    with pytest.raises(ArtifactError, match=rf"reads models of format 1\. Got: format {version} in .*Fit the model again"):
+    with pytest.raises(
+        ArtifactError, match=rf"reads models of format 1\. Got: format {version} in .*Fit the model again"
+    ):
         artifact.load(saved)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path):
-    with pytest.raises(ArtifactError, match=r"holds detector\.json\. Got: .*without it\. Make one with `retroscan fit`"):
+    with pytest.raises(
+        ArtifactError, match=r"holds detector\.json\. Got: .*without it\. Make one with `retroscan fit`"
+    ):
         artifact.load(tmp_path)
 
 
@@ -193,13 +203,17 @@ def test_weights_that_do_not_fit_are_refused_though_the_record_agrees(content: s
             state["source_scale"] = torch.ones(9)
         save_file(state, path)
     rewrite(saved, honest=True, weights_sha256=artifact.file_sha256(path))
-    with pytest.raises(ArtifactError, match=r"must fit the detector mkd\. Got: .*another detector or version: fit again"):
+    with pytest.raises(
+        ArtifactError, match=r"must fit the detector mkd\. Got: .*another detector or version: fit again"
+    ):
         artifact.load(saved)
 
 
 def test_a_model_of_an_unknown_detector_is_refused(saved: Path):
     rewrite(saved, honest=True, kind="nonesuch")
-    with pytest.raises(ArtifactError, match=r"of a detector that this retroscan has\. Got: nonesuch in .*fit again"):
+    with pytest.raises(
+        ArtifactError, match=r"of a detector that this retroscan has\. Got: nonesuch in .*fit again"
+    ):
         artifact.load(saved)
 
 
