@@ -61,8 +61,8 @@ def main() -> None:
         "# MKD's maps on the phantoms",
         "",
         f"One fit ({fitted.record['data']['n_fitted']} normal slices, {fitted.record['config']['epochs']} epochs, 128 px, "
-        f"{fitted.record['config']['backbone']}), scored five ways. {machine()['cpu']}, {torch.get_num_threads()} thread(s), torch "
-        f"{versions()['torch']}; score ms is the least of five batches of 32.",
+        f"{fitted.record['config']['backbone']}), scored five ways. {machine()['cpu']}, {torch.get_num_threads()} thread(s), "
+        f"torch {versions()['torch']}; score ms is the least of five batches of 32.",
         "",
         "| variant | image AUROC | pixel AUROC | AUPRO | pixel AP | pixel AUROC, paper's protocol | score ms an image |",
         "|---|---|---|---|---|---|---|",

@@ -166,8 +166,9 @@ def report(v: dict[str, Any]) -> list[str]:
     return [
         "# A scan from S3 with broken objects",
         "",
-        f"{machine()['cpu']}, {machine()['cores']} cores, SeaweedFS on the same machine, ray {versions()['ray']}, torch "
-        f"{versions()['torch']}; MKD, EfficientNet-Lite0, {SIZE_PX} px. The machine was shared with other work: times are upper bounds.",
+        f"{machine()['cpu']}, {machine()['cores']} cores, SeaweedFS on the same machine, ray {versions()['ray']}, "
+        f"torch {versions()['torch']}; MKD, EfficientNet-Lite0, {SIZE_PX} px.",
+        "The machine was shared with other work: times are upper bounds.",
         "",
         "| what | figure |",
         "|---|---|",
