@@ -105,6 +105,11 @@ def foreign(library: str) -> Iterator[None]:
         raise ImageError(ErrorCode.TRUNCATED, f"{library}: the object ends too early") from None
     except DECODER_ERRORS as error:
         raise ImageError(ErrorCode.CORRUPT, f"{library}: {type(error).__name__}") from None
+    except BaseException as error:
+        # A panic in a decoder written in Rust (pylibjpeg-rle) is no Exception, and its class cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ImageError(ErrorCode.CORRUPT, f"{library}: {type(error).__name__}") from None
 
 
 @contextmanager

@@ -26,7 +26,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "map": "gradient",
             "score": "flat",
             "selection": "last",
-            "source_rescale": "none",
             "layers": (2, 3, 4),
             "layers_score": (3, 4),
         },
