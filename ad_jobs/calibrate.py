@@ -13,7 +13,7 @@ from ad_jobs.calibration import Calibration, HeatmapRange, Threshold, threshold_
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.fetching import Source, fetch_all, prepare
 from ad_jobs.images.guard import GuardedDecoder
-from ad_jobs.modelstore import OpenModel, open_model, write_calibration
+from ad_jobs.modelstore import FittedModel, open_fitted, write_calibration
 from ad_jobs.scoring import Scorer
 from ad_jobs.sources import read_source
 from cluster import storage
@@ -71,7 +71,7 @@ def calibrate(
             f"--anomalous {anomalous}",
             "Leave it out, or use --max-fnr.",
         )
-    opened = open_model(model)
+    opened = open_fitted(model)
     normals = [Source(number, o.uri, o.bytes) for number, o in enumerate(read_source(normal))]
     anomalies = (
         [Source(number, o.uri, o.bytes) for number, o in enumerate(read_source(anomalous))]
@@ -152,7 +152,7 @@ def _demand_finite(finite: bool) -> None:
         )
 
 
-def _pixels(sources: list[Source], model: OpenModel) -> Iterator[NDArray[np.uint16]]:
+def _pixels(sources: list[Source], model: FittedModel) -> Iterator[NDArray[np.uint16]]:
     with GuardedDecoder() as decoder:
         for fetched in fetch_all(sources, model.limits.max_bytes):
             ready = prepare(fetched, model.policy, model.limits, decoder)

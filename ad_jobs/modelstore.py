@@ -24,14 +24,12 @@ CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)
-class OpenModel:
-    """A model ready to score: the detector on the CPU, and everything that decides its scores and flags."""
+class FittedModel:
+    """A model as `fit` wrote it: the detector on the CPU, and how its images are prepared."""
 
     uri: str
     detector: Detector
     record: dict[str, Any]
-    calibration: Calibration
-    calibration_sha256: str
     policy: PixelPolicy
     limits: Limits
 
@@ -44,25 +42,47 @@ class OpenModel:
         return str(self.record["kind"])
 
 
+@dataclass(frozen=True)
+class OpenModel(FittedModel):
+    """A model ready to flag: with its threshold and its heatmaps' scale."""
+
+    calibration: Calibration
+    calibration_sha256: str
+
+
+def open_fitted(uri: str) -> FittedModel:
+    """The model at `uri`, calibrated or not, its weights checked.
+
+    Raises:
+        UsageError: no model there, a damaged one, or one of another version.
+    """
+    uri = storage.absolute(uri)
+    with local_files(uri) as folder:
+        return _read_fitted(folder, uri)
+
+
 def open_model(uri: str) -> OpenModel:
     """The model at `uri`, its weights and its calibration checked.
 
     Raises:
-        UsageError: no model there, a damaged one, one of another version, or one without a calibration.
+        UsageError: as `open_fitted`, and for a model without a calibration of its own.
     """
     uri = storage.absolute(uri)
     with local_files(uri) as folder:
-        try:
-            found = artifact.load(folder)
-        except ArtifactError as error:
-            raise UsageError("A model must be complete and unchanged.", uri, str(error)) from error
-        calibration, digest = _read_calibration(folder, uri, str(found.record["model_id"]))
-    return OpenModel(
+        fitted = _read_fitted(folder, uri)
+        calibration, digest = _read_calibration(folder, uri, fitted.model_id)
+    return OpenModel(**fitted.__dict__, calibration=calibration, calibration_sha256=digest)
+
+
+def _read_fitted(folder: Path, uri: str) -> FittedModel:
+    try:
+        found = artifact.load(folder)
+    except ArtifactError as error:
+        raise UsageError("A model must be complete and unchanged.", uri, str(error)) from error
+    return FittedModel(
         uri=uri,
         detector=found.detector,
         record=found.record,
-        calibration=calibration,
-        calibration_sha256=digest,
         policy=PixelPolicy.model_validate(found.record["policy"]),
         limits=Limits.model_validate(found.record.get("limits", {})),
     )

@@ -216,6 +216,15 @@ def test_calibrate_writes_what_it_prints(model: Path, pictures: Path) -> None:
     assert (written["rate"], written["rule"]) == (0.0, "max_fpr")
 
 
+def test_calibrate_takes_a_model_that_has_no_calibration_yet(
+    tmp_path: Path, model: Path, pictures: Path
+) -> None:
+    for name in ("detector.json", "weights.safetensors"):
+        (tmp_path / name).write_bytes((model / name).read_bytes())
+    assert run("calibrate", tmp_path, "--normal", pictures, "--max-fpr", "0.2").exit_code == 0
+    assert (tmp_path / "calibration.json").exists()
+
+
 def test_score_prints_json_for_good_and_bad_images(tmp_path: Path, model: Path, pictures: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
