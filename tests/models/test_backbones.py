@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import urllib.error
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,16 +17,6 @@ from models.detector import ConfigError, WeightsError
 
 LITE0 = "efficientnet_lite0"
 TAPS = (2, 3, 4, 5)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
