@@ -26,7 +26,8 @@ class Calibration(BaseModel):
 
     `rate` is the share of the calibration images on the wrong side of the threshold (normals flagged for `max_fpr`,
     anomalous ones missed for `max_fnr`), with its Clopper-Pearson interval of 95 %: what one may expect of new images of
-    the same kind. For `max_fpr` below 100 normals the threshold is their mean + 3 s.d., as `method` says.
+    the same kind. With fewer than 100 normals of which none may be flagged the threshold is their mean + 3 s.d., if that is
+    higher than all of them, as `method` says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,8 +75,8 @@ class Threshold(BaseModel):
 def threshold_for_fpr(normal: NDArray[np.float32], max_fpr: float) -> Threshold:
     """The lowest threshold that flags at most a share `max_fpr` of these held-out normals. Flagged is score > threshold.
 
-    With fewer than 100 of them it is mean + 3 standard deviations where that is higher: a quantile that lies beyond
-    the sample's last image is no estimate.
+    With fewer than 100 of them, none of which may be flagged, it is mean + 3 standard deviations if that is higher: a
+    quantile beyond the sample's last image is no estimate.
     """
     if len(normal) == 0:
         raise UsageError(

@@ -20,7 +20,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from typer.core import TyperGroup
 
-from ad_jobs.config import parse_settings, parse_size, parse_window, read_config
+from ad_jobs.config import FitSpec, parse_settings, parse_size, parse_window, read_config
 from ad_jobs.errors import RetroscanError, UsageError
 from cluster.errors import ClusterError, StorageError
 
@@ -186,7 +186,7 @@ def fit(
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the images; the detector's own default otherwise.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and held-out images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and held-out images.")] = 0,
     window: Annotated[
         str, typer.Option(help="Grey window: dicom, percentile, or low,high in modality units.")
     ] = "dicom",
@@ -209,7 +209,6 @@ def fit(
         options["epochs"] = epochs
     size_px = parse_size(size)
     policy = {"window": parse_window(window), "resize": resize.value}
-    from ad_jobs.fit import FitSpec
     from ad_jobs.fit import fit as run
 
     record = run(

@@ -1,4 +1,4 @@
-"""`--config job.yaml`: any verb's options from a file, checked against the verb; flags win."""
+"""What a job is asked to do: `--config` files, values of flags, and the specification of a fit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field
 
 from ad_jobs.errors import UsageError
+from ad_jobs.images.policy import Limits
+
+
+class FitSpec(BaseModel):
+    """Everything a fit is asked to do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    detector: str
+    normal: str
+    out: str
+    anomalous: str | None = None
+    size_px: tuple[int, int] = (128, 128)  # height, width
+    options: dict[str, Any] = Field(default_factory=dict)  # of the detector: epochs, backbone, ...
+    policy: dict[str, Any] = Field(default_factory=dict)  # window, resize, interpolation
+    limits: Limits = Field(default_factory=Limits)
+    seed: int = Field(default=0, ge=0)
+    workers: int = Field(default=1, ge=1)
+    address: str | None = None
 
 
 def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ad_jobs.calibrate import calibrate
+from ad_jobs.config import FitSpec
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.evaluate import evaluate
-from ad_jobs.fit import FitSpec, fit
+from ad_jobs.fit import fit
 from ad_jobs.index import index
 from ad_jobs.phantom import generate
 from ad_jobs.report.build import report

@@ -12,11 +12,9 @@ import logging
 import math
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,11 @@ import ray
 import ray.train
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import RayError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ad_jobs.calibrate import calibrate_on
+from ad_jobs.config import FitSpec
 from ad_jobs.errors import ImageError, JobError, UsageError
 from ad_jobs.fetching import Source, fetch_all, prepare
 from ad_jobs.images.decode import to_input
@@ -39,6 +37,8 @@ from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.modelstore import open_model, read_record, write_calibration
 from ad_jobs.results.run import versions
 from ad_jobs.sources import SourceObject, read_source
+from ad_jobs.split import split_by_group
+from cluster import board as boards
 from cluster import session as sessions
 from cluster import storage
 from models import artifact, registry
@@ -55,27 +55,8 @@ from models.detector import (
 
 log = logging.getLogger("retroscan.fit")
 
-HELD_OUT_SHARE = 0.1
 CHUNK = 64  # objects decoded by one task
 CHECKPOINTS = 10  # over a whole fit
-POLL_S = 2.0  # how often the training's progress is asked for
-
-
-@dataclass(frozen=True)
-class FitSpec:
-    """Everything a fit is asked to do. `size_px` is (height, width)."""
-
-    detector: str
-    normal: str
-    out: str
-    anomalous: str | None = None
-    size_px: tuple[int, int] = (128, 128)
-    options: dict[str, Any] = field(default_factory=dict)  # of the detector: epochs, backbone, ...
-    policy: dict[str, Any] = field(default_factory=dict)  # window, resize, interpolation
-    limits: Limits = field(default_factory=Limits)
-    seed: int = 0
-    workers: int = 1
-    address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -297,36 +278,6 @@ def _decode_chunk(
     return pixels, report
 
 
-def split_by_group(
-    groups: list[str], seed: int, share: float = HELD_OUT_SHARE
-) -> tuple[list[int], list[int]]:
-    """Positions to fit on and positions held out: whole groups, drawn by seed, until `share` of the images is reached.
-
-    A single group is split by image, with a warning: its two parts are not independent.
-    """
-    if len(groups) < 2:
-        raise JobError(
-            f"A fit needs at least two normal images, one of them to hold out. Got: {len(groups)}."
-        )
-    members: dict[str, list[int]] = {}
-    for position, group in enumerate(groups):
-        members.setdefault(group, []).append(position)
-    if len(members) == 1:
-        log.warning(
-            "All normal images belong to one group or study: the held-out ones are not independent of the rest."
-        )
-        members = {str(position): [position] for position in range(len(groups))}
-    names = sorted(members)
-    order = np.random.default_rng(seed).permutation(len(names))
-    wanted = max(1, round(share * len(groups)))
-    held: set[int] = set()
-    for number in order[:-1]:  # at least one group stays to fit on
-        if len(held) >= wanted:
-            break
-        held.update(members[names[number]])
-    return [p for p in range(len(groups)) if p not in held], sorted(held)
-
-
 def _fingerprint(
     spec: FitSpec, images: Decoded, train: list[int], held_out: list[int], abnormal: Decoded | None
 ) -> dict[str, Any]:
@@ -370,7 +321,7 @@ def _train(
     # Train V2 is this line's own; the variable must be set before the trainer is built.
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     filesystem, path = storage.filesystem(storage.join(out, "fit"))
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    board = boards.board()
     on_gpu = connected.gpus >= spec.workers
     cpus = max(1.0, connected.cpus // spec.workers)
     trainer = TorchTrainer(
@@ -390,7 +341,7 @@ def _train(
         ),
     )
     try:
-        with _listening(board):
+        with boards.listening(board, log):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise JobError(
@@ -402,50 +353,6 @@ def _train(
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder) / "fit.pt", map_location="cpu", weights_only=True)
     return state["detector"], state["curve"]
-
-
-class _Board:
-    """An actor the training writes its progress to: Train's workers have no way to the user's terminal of their own."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self._lines.append(line)
-
-    def since(self, first: int) -> list[str]:
-        return self._lines[first:]
-
-
-@contextmanager
-def _listening(board: Any) -> Iterator[None]:
-    """Log the board's lines as they come, for the length of the block."""
-    done = threading.Event()
-
-    def listen() -> None:
-        seen = 0
-        while True:
-            last = done.wait(POLL_S)
-            try:
-                lines = ray.get(board.since.remote(seen), timeout=POLL_S)
-            except (
-                RayError,
-                TimeoutError,
-            ):  # a busy or dying cluster: the lines come later, or the fit's own error does
-                lines = []
-            for line in lines:
-                log.info("%s", line)
-            seen += len(lines)
-            if last:
-                return
-
-    listener = threading.Thread(target=listen, name="fit-progress", daemon=True)
-    listener.start()
-    try:
-        yield
-    finally:
-        done.set()
-        listener.join()
 
 
 def _root_cause(error: BaseException) -> str:
@@ -471,6 +378,11 @@ def _worker(loop: dict[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             state = torch.load(Path(folder) / "fit.pt", map_location="cpu", weights_only=True)
         progress.curve = state["curve"]
+        if state["phase"] == len(
+            learner.phases
+        ):  # the training had ended; what came after it was interrupted
+            _report({}, state["phase"], 0, progress.curve, state["detector"])
+            return
 
     for number, phase in enumerate(learner.phases):
         first = 0

@@ -1,0 +1,68 @@
+"""A fit whose driver is killed in the middle, and what the same command makes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scankit as kit
+from safetensors.numpy import load_file
+
+from ad_jobs.modelstore import open_model
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
+WAIT_S = 400.0
+
+
+def fitting(normal: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
+    command = [
+        sys.executable, "-m", "ad_jobs", "fit", "--detector", "mkd", "--normal", str(normal), "--out", str(out),
+        "--size", "64", "--epochs", "40",
+    ]  # fmt: skip
+    with log.open("wb") as stderr:
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr)
+
+
+def to_the_end(normal: Path, out: Path, log: Path) -> None:
+    assert fitting(normal, out, log).wait(timeout=WAIT_S) == 0, log.read_text()
+
+
+def test_a_killed_fit_continues_and_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    normal, log = tmp_path / "normal", tmp_path / "log"
+    normal.mkdir()
+    for number in range(24):
+        (normal / f"{number:02d}.png").write_bytes(kit.png(number))
+
+    process = fitting(normal, tmp_path / "killed", log)
+    deadline = time.monotonic() + WAIT_S
+    while not list((tmp_path / "killed" / "fit").glob("*/checkpoint_*/fit.pt")):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "detector.json").exists()
+
+    to_the_end(normal, tmp_path / "killed", log)
+    assert "epoch 1 of 40" not in log.read_text()  # it did not begin anew
+    to_the_end(normal, tmp_path / "whole", log)
+    killed, whole = open_model(str(tmp_path / "killed")), open_model(str(tmp_path / "whole"))
+    ours, theirs = (load_file(tmp_path / name / "weights.safetensors") for name in ("killed", "whole"))
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+    assert killed.calibration.threshold == pytest.approx(whole.calibration.threshold, rel=1e-4)
+
+    # What failed after the training's end (a full disk, say) is done without training again.
+    for name in ("detector.json", "calibration.json"):
+        (tmp_path / "whole" / name).unlink()
+    to_the_end(normal, tmp_path / "whole", log)
+    assert "distil, epoch" not in log.read_text()
+    assert open_model(str(tmp_path / "whole")).model_id == whole.model_id
