@@ -117,10 +117,12 @@ def demo(
     folder: Annotated[
         str, typer.Option("--out", help="Folder for the archive, the model and the run.")
     ] = "demo",
-    seed: Annotated[int, typer.Option(help="Seed of the phantoms and of the fit.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the phantoms and of the fit.")] = 0,
     json_: Json = False,
+    config: Config = None,
 ) -> None:
     """A phantom DICOM archive through every verb: index, fit, calibrate, scan, evaluate, report, verify."""
+    del config
     from ad_jobs.demo import demo as run
 
     _print(run(folder, seed=seed), json_, _demo_table)
@@ -351,8 +353,11 @@ def verify(
 def score(
     model: Annotated[str, typer.Argument(help="Folder of the model.", show_default=False)],
     images: Annotated[list[str], typer.Argument(help="Image files or s3:// objects.", show_default=False)],
+    json_: Json = True,
+    config: Config = None,
 ) -> None:
-    """Score a few images here and now, as JSON: the numbers a scan gives."""
+    """Score a few images here and now, always as JSON: the numbers a scan gives."""
+    del config, json_
     from ad_jobs.score import score as verb
 
     print(json.dumps(verb(model, images), indent=2))
