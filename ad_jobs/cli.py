@@ -365,14 +365,15 @@ def score(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
-    handler = RichHandler(
-        console=Console(stderr=True),
-        show_path=False,
-        show_level=False,
-        rich_tracebacks=False,
-        log_time_format="%H:%M:%S",
-    )
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        console = Console(stderr=True)
+        handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()  # whole lines, for files and grep
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     log.setLevel(logging.INFO)
     app(arguments)
 
