@@ -34,14 +34,14 @@ from ad_jobs.fetching import Source, fetch_all, prepare
 from ad_jobs.images.decode import to_input
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.modelstore import open_model, read_record, write_calibration
+from ad_jobs.modelstore import open_model, publish, read_record, write_calibration
 from ad_jobs.results.run import versions
 from ad_jobs.sources import SourceObject, read_source
 from ad_jobs.split import split_by_group
 from cluster import board as boards
 from cluster import session as sessions
 from cluster import storage
-from models import artifact, registry
+from models import registry
 from models.detector import (
     Batch,
     ConfigError,
@@ -126,8 +126,9 @@ def fit(spec: FitSpec) -> dict[str, Any]:
             "fitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "data": _fingerprint(spec, images, train, held_out, abnormal),
         }
-        _publish(out, spec.detector, detector, policy, record, curve)
-        model = artifact_record(out)
+        curve_json = json.dumps(curve, indent=1) + "\n"
+        storage.write_bytes(storage.join(out, "fit", "curve.json"), curve_json.encode())
+        model = publish(out, spec.detector, detector, policy, record)
         pixels = (_pixels(images, index) for index in held_out)
         calibration = calibrate_on(
             detector,
@@ -137,7 +138,7 @@ def fit(spec: FitSpec) -> dict[str, Any]:
             source=f"held out of {spec.normal}",
         )
         write_calibration(out, calibration)
-    return artifact_record(out)
+    return model
 
 
 def resolve(spec: FitSpec) -> tuple[DetectorConfig, InputSpec, PixelPolicy]:
@@ -500,33 +501,3 @@ def _report(
     with tempfile.TemporaryDirectory() as folder:
         torch.save(state, Path(folder) / "fit.pt")
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-
-
-# --- The model on disk
-
-
-def _publish(
-    out: str,
-    kind: str,
-    detector: Detector,
-    policy: PixelPolicy,
-    record: dict[str, Any],
-    curve: list[dict[str, Any]],
-) -> None:
-    """Write the weights first and detector.json last, so that a folder with a record is a whole model."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        artifact.save(folder, kind, detector, policy.model_dump(mode="json"), record)
-        storage.write_bytes(
-            storage.join(out, "fit", "curve.json"), (json.dumps(curve, indent=1) + "\n").encode()
-        )
-        storage.upload_file(folder / artifact.WEIGHTS, storage.join(out, artifact.WEIGHTS))
-        storage.upload_file(folder / artifact.DETECTOR, storage.join(out, artifact.DETECTOR))
-
-
-def artifact_record(out: str) -> dict[str, Any]:
-    """detector.json of a model that is known to exist."""
-    record = read_record(out)
-    if record is None:
-        raise JobError(f"{out} lost its {artifact.DETECTOR} while it was written.", "Fit again.")
-    return record

@@ -104,6 +104,19 @@ def read_record(uri: str) -> dict[str, Any] | None:
             raise UsageError("A model must be complete and unchanged.", uri, str(error)) from error
 
 
+def publish(
+    uri: str, kind: str, detector: Detector, policy: PixelPolicy, record: dict[str, Any]
+) -> dict[str, Any]:
+    """Write a fitted detector to `uri`; its full record. detector.json comes last: a folder that has it is whole."""
+    uri = storage.absolute(uri)
+    with tempfile.TemporaryDirectory(prefix="retroscan-model-") as scratch:
+        folder = Path(scratch)
+        artifact.save(folder, kind, detector, policy.model_dump(mode="json"), record)
+        for name in (artifact.WEIGHTS, artifact.DETECTOR):
+            storage.upload_file(folder / name, storage.join(uri, name))
+        return artifact.read_record(folder)
+
+
 def write_calibration(uri: str, calibration: Calibration) -> None:
     """Put calibration.json beside the model it belongs to."""
     body = json.dumps(calibration.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"

@@ -7,7 +7,10 @@ import scankit as kit
 from killkit import OBJECTS, kill_and_compare
 from s3server import S3Server
 
+from ad_jobs.config import FitSpec
 from ad_jobs.errors import UsageError
+from ad_jobs.fit import fit
+from ad_jobs.modelstore import open_model
 from ad_jobs.results.read import open_heatmap, read_scores
 from ad_jobs.scan import scan
 from ad_jobs.verify import verify
@@ -86,3 +89,15 @@ def test_a_bucket_that_does_not_exist_is_refused(s3: S3Server, model: str, tmp_p
     del s3
     with pytest.raises(UsageError, match="bucket"):
         scan("s3://no-such-bucket/archive", [model], str(tmp_path / "run"))
+
+
+def test_fit_from_s3_into_s3(s3: S3Server) -> None:
+    normal = upload(s3, "normal", {f"{number}.png": kit.png(number) for number in range(12)})
+    out = f"s3://{s3.bucket}/models/fitted"
+    spec = FitSpec(detector="mkd", normal=normal, out=out, size_px=(32, 32), options={"epochs": 2})
+    record = fit(spec)
+    opened = open_model(out)
+    assert opened.model_id == record["model_id"]
+    assert (record["data"]["n_fitted"], record["data"]["n_held_out"]) == (11, 1)
+    assert storage.exists(storage.join(out, "fit/curve.json"))
+    assert fit(spec) == record  # the same again: nothing to do
