@@ -89,8 +89,9 @@ def fit(spec: FitSpec) -> dict[str, Any]:
     done = read_record(out)
     if done is not None:
         return _already(done, digest, out)
-    # Built here once, before any work, so that missing weights or an impossible size are usage errors.
-    _new_detector(spec, config, input_spec)
+    # Built here, before any work, so that missing weights or an impossible size are usage errors; the workers begin with
+    # its weights, so that a local weights file need not lie on their nodes too.
+    detector = _new_detector(spec, config, input_spec)
 
     with sessions.session(spec.address) as connected:
         images = decode_all(normal, policy, spec.limits, "normal")
@@ -111,9 +112,9 @@ def fit(spec: FitSpec) -> dict[str, Any]:
             "images": images,
             "train": train,
             "abnormal": abnormal,
+            "initial": ray.put(detector.state_dict()),
         }
         checkpoint, curve = _train(loop, spec, digest, out, connected)
-        detector = _new_detector(spec, config, input_spec)
         detector.load_state_dict(checkpoint)
         detector.eval()
         record = {
@@ -368,7 +369,8 @@ def _worker(loop: dict[str, Any]) -> None:
     torch.manual_seed(loop["seed"])
     context = ray.train.get_context()
     config = registry.configure(loop["kind"], loop["config"])
-    detector = registry.create(loop["kind"], config, InputSpec.model_validate(loop["spec"]))
+    detector = registry.create(loop["kind"], config, InputSpec.model_validate(loop["spec"]), pretrained=False)
+    detector.load_state_dict(ray.get(loop["initial"]))
     learner = detector.learner(_runtime(loop["seed"]))
     data = _Batches(loop, config.batch_size, context.get_world_rank(), context.get_world_size())
     progress = _Progress(learner.phases, loop["board"] if context.get_world_rank() == 0 else None)
