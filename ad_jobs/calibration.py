@@ -21,27 +21,32 @@ SMALL = 100  # below this many held-out normals an empirical 99th percentile is 
 HEADROOM = 3.0
 
 
-class Calibration(BaseModel):
-    """calibration.json: a threshold, the rule and images it came from, and the global scale of heatmaps.
+class Threshold(BaseModel):
+    """A threshold with the rule that set it and the rate it shows on the images it was set from.
 
-    `rate` is the share of the calibration images on the wrong side of the threshold (normals flagged for `max_fpr`,
-    anomalous ones missed for `max_fnr`), with its Clopper-Pearson interval of 95 %: what one may expect of new images of
-    the same kind. With fewer than 100 normals of which none may be flagged the threshold is their mean + 3 s.d., if that is
-    higher than all of them, as `method` says.
+    `rate` is the share of these images on the wrong side of the threshold (normals flagged for `max_fpr`, anomalous ones
+    missed for `max_fnr`), with its Clopper-Pearson interval of 95 %: what one may expect of new images of the same kind.
+    With fewer than 100 normals of which none may be flagged the threshold is their mean + 3 s.d., if that is higher than
+    all of them, as `method` says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model_id: str
     threshold: float
     rule: Literal["max_fpr", "max_fnr"]
     target: float
     method: Literal["quantile", "mean_plus_3_sd", "lowest_anomalous"]
-    n_normal: int
-    n_anomalous: int
     rate: float
     rate_low: float
     rate_high: float
+
+
+class Calibration(Threshold):
+    """calibration.json: a threshold, the images it came from, and the global scale of heatmaps."""
+
+    model_id: str
+    n_normal: int
+    n_anomalous: int
     heatmap_low: float
     heatmap_high: float
     source: str
@@ -56,20 +61,6 @@ def clopper_pearson(hits: int, n: int, confidence: float = CONFIDENCE) -> tuple[
     low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, n - hits + 1))
     high = 1.0 if hits == n else float(beta.ppf(1 - tail, hits + 1, n - hits))
     return low, high
-
-
-class Threshold(BaseModel):
-    """A threshold with the rule that set it and the rate it shows on the images it was set from."""
-
-    model_config = ConfigDict(frozen=True)
-
-    threshold: float
-    rule: Literal["max_fpr", "max_fnr"]
-    target: float
-    method: Literal["quantile", "mean_plus_3_sd", "lowest_anomalous"]
-    rate: float
-    rate_low: float
-    rate_high: float
 
 
 def threshold_for_fpr(normal: NDArray[np.float32], max_fpr: float) -> Threshold:

@@ -97,12 +97,7 @@ def fit(spec: FitSpec) -> dict[str, Any]:
         images = decode_all(normal, policy, spec.limits, "normal")
         abnormal = decode_all(anomalous, policy, spec.limits, "anomalous") if anomalous else None
         train, held_out = split_by_group(images.group, spec.seed)
-        log.info(
-            "%d normal images: %d to fit, %d held out for the threshold and the heatmaps' scale.",
-            len(images),
-            len(train),
-            len(held_out),
-        )
+        log.info("%d normal images: %d to fit, %d held out.", len(images), len(train), len(held_out))
         loop = {
             "kind": spec.detector,
             "config": config.model_dump(mode="json"),
