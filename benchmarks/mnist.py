@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
             "backbone": "vgg16",
             "weights": str(arguments.weights),
             "source_rescale": "rms",
+            "score": "flat",
             "epochs": arguments.epochs,
             "batch_size": 64,
         },
