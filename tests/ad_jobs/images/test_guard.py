@@ -21,7 +21,8 @@ from ad_jobs.images.policy import Limits, PixelPolicy
 
 POLICY = PixelPolicy(channels=1, height_px=64, width_px=64)
 LIMITS = Limits()
-FOLDERS = [str(Path(__file__).parent), str(Path(kit.__file__).parent)]
+# The project's root first: tests/ad_jobs must not be taken for the package of that name.
+FOLDERS = [str(Path(__file__).parents[3]), str(Path(__file__).parent), str(Path(kit.__file__).parent)]
 DATA = kit.dicom(kit.ramp() * 16, bits=12)
 
 
