@@ -39,7 +39,7 @@ def upload(s3: S3Server, prefix: str, objects: dict[str, bytes]) -> str:
 def test_everything_on_s3_gives_the_local_table(s3: S3Server, model: str, tmp_path: Path) -> None:
     good, bad = kit.good_objects(16), kit.bad_objects()
     objects = good | {name: data for name, (data, _) in bad.items()}
-    source, out = upload(s3, "mixed", objects), f"s3://{s3.bucket}/runs/mixed"
+    source, out = upload(s3, "e2e-scan/mixed", objects), f"s3://{s3.bucket}/runs/mixed"
     record = scan(source, [model], out, batch_size=4)
     assert (record.counts.scored, record.counts.skipped, record.counts.failed) == (len(good), 1, len(bad) - 1)
     names = storage.list_names(out)
@@ -55,20 +55,20 @@ def test_everything_on_s3_gives_the_local_table(s3: S3Server, model: str, tmp_pa
     for reference in read_scores(out)["heatmap"].dropna():
         assert open_heatmap(out, reference).values.shape == (kit.SIZE_PX, kit.SIZE_PX)
     assert verify(out, sample=100).differences == []
-    s3.client.put_object(Bucket=s3.bucket, Key="mixed/good/0001.png", Body=kit.png(8))
+    s3.client.put_object(Bucket=s3.bucket, Key="e2e-scan/mixed/good/0001.png", Body=kit.png(8))
     [only] = verify(out, sample=100).differences
     assert "good/0001.png" in only
 
 
 def test_killed_and_repeated_on_s3(s3: S3Server, model: str) -> None:
-    source = upload(s3, "many", OBJECTS)
+    source = upload(s3, "e2e-scan/many", OBJECTS)
     kill_and_compare(source, model, f"s3://{s3.bucket}/runs/killed", f"s3://{s3.bucket}/runs/undisturbed")
 
 
 def test_wrong_keys_are_refused_before_any_work(
     s3: S3Server, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = upload(s3, "few", kit.good_objects(2))
+    source = upload(s3, "e2e-scan/few", kit.good_objects(2))
     local = kit.make_model(tmp_path / "model")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     for call in (
@@ -92,7 +92,7 @@ def test_a_bucket_that_does_not_exist_is_refused(s3: S3Server, model: str, tmp_p
 
 
 def test_fit_from_s3_into_s3(s3: S3Server) -> None:
-    normal = upload(s3, "normal", {f"{number}.png": kit.png(number) for number in range(12)})
+    normal = upload(s3, "e2e-scan/normal", {f"{number}.png": kit.png(number) for number in range(12)})
     out = f"s3://{s3.bucket}/models/fitted"
     spec = FitSpec(detector="mkd", normal=normal, out=out, size_px=(32, 32), options={"epochs": 2})
     record = fit(spec)
