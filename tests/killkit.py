@@ -72,9 +72,8 @@ def kill_and_compare(source: str, model: str, out: str, undisturbed: str) -> Non
     assert resumed["flagged"].tolist() == whole["flagged"].tolist()
     assert resumed["heatmap"].notna().tolist() == whole["heatmap"].notna().tolist()
     assert read_run(out).run_id == read_run(undisturbed).run_id
-    # What was committed before the kill was not done again: it still has its time. (A part that was written but not yet
-    # committed is done again, so that not every row seen before the kill is kept.)
+    # What was done before the kill was not done again: it still has its time.
     kept = resumed.set_index(["object_id"], append=True)["scored_at"].reset_index("name", drop=True)
     before = half.set_index(["frame", "object_id"])["scored_at"]
-    assert (kept.loc[before.index] == before).any()
+    assert (kept.loc[before.index] == before).mean() > 0.5
     assert commits_in(out) == 0
