@@ -37,7 +37,7 @@ from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.modelstore import open_model, publish, read_record, write_calibration
 from ad_jobs.results.run import versions
 from ad_jobs.sources import SourceObject, read_source
-from ad_jobs.split import split_by_group
+from ad_jobs.split import pair, split_anomalous, split_by_group
 from cluster import board as boards
 from cluster import session as sessions
 from cluster import storage
@@ -57,6 +57,7 @@ log = logging.getLogger("retroscan.fit")
 
 CHUNK = 64  # objects decoded by one task
 CHECKPOINTS = 10  # over a whole fit
+ZERO_FN_MARGIN = 0.05  # how far the zero-miss threshold lies below the lowest held-out anomalous score
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,14 @@ def fit(spec: FitSpec) -> dict[str, Any]:
         abnormal = decode_all(anomalous, policy, spec.limits, "anomalous") if anomalous else None
         train, held_out = split_by_group(images.group, spec.seed)
         log.info("%d normal images: %d to fit, %d held out.", len(images), len(train), len(held_out))
+        abnormal_train: list[int] = []
+        abnormal_held: list[int] = []
+        if abnormal is not None:
+            abnormal_train, abnormal_held = split_anomalous(abnormal.group, spec.seed)
+            log.info(
+                "%d anomalous images: %d to fit, %d held out for the threshold.",
+                len(abnormal), len(abnormal_train), len(abnormal_held),
+            )  # fmt: skip
         loop = {
             "kind": spec.detector,
             "config": config.model_dump(mode="json"),
@@ -106,7 +115,9 @@ def fit(spec: FitSpec) -> dict[str, Any]:
             "threads": _threads(connected.cpus, spec.workers),
             "images": images,
             "train": train,
+            "held_out": held_out,
             "abnormal": abnormal,
+            "abnormal_train": abnormal_train,
             "initial": ray.put(detector.state_dict()),
         }
         checkpoint, curve = _train(loop, spec, digest, out, connected)
@@ -120,18 +131,22 @@ def fit(spec: FitSpec) -> dict[str, Any]:
             "versions": versions(),
             "seconds": round(time.monotonic() - started, 1),  # of this command: a continued fit took longer
             "fitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "data": _fingerprint(spec, images, train, held_out, abnormal),
+            "data": _fingerprint(spec, images, train, held_out, abnormal, abnormal_held),
         }
         curve_json = json.dumps(curve, indent=1) + "\n"
         storage.write_bytes(storage.join(out, "fit", "curve.json"), curve_json.encode())
         model = publish(out, spec.detector, detector, policy, record)
-        pixels = (_pixels(images, index) for index in held_out)
+        # A detector that learns from anomalous images is made for missing none of them (Cycle-GAN AD, sec. 7).
+        rate: dict[str, float] = {"max_fpr": 0.01}
+        if abnormal is not None:
+            rate = {"max_fnr": 0.0, "margin": ZERO_FN_MARGIN}
         calibration = calibrate_on(
             detector,
-            pixels,
+            (_pixels(images, index) for index in held_out),
             model_id=str(model["model_id"]),
-            max_fpr=0.01,
-            source=f"held out of {spec.normal}",
+            anomalous=(_pixels(abnormal, index) for index in abnormal_held) if abnormal else (),
+            source=f"held out of {spec.normal}" + (f" and {spec.anomalous}" if abnormal else ""),
+            **rate,
         )
         write_calibration(out, calibration)
     return model
@@ -276,7 +291,12 @@ def _decode_chunk(
 
 
 def _fingerprint(
-    spec: FitSpec, images: Decoded, train: list[int], held_out: list[int], abnormal: Decoded | None
+    spec: FitSpec,
+    images: Decoded,
+    train: list[int],
+    held_out: list[int],
+    abnormal: Decoded | None,
+    abnormal_held: list[int],
 ) -> dict[str, Any]:
     """What the model was fitted on: counts, and digests over content, so that a copy elsewhere gives the same."""
 
@@ -292,7 +312,8 @@ def _fingerprint(
         "fitted_sha256": digest(images, train),
         "held_out_sha256": digest(images, held_out),
         "anomalous": spec.anomalous,
-        "n_anomalous": len(abnormal) if abnormal else 0,
+        "n_anomalous": len(abnormal) - len(abnormal_held) if abnormal else 0,
+        "n_anomalous_held_out": len(abnormal_held),
         "anomalous_sha256": digest(abnormal, list(range(len(abnormal)))) if abnormal else None,
     }
 
@@ -394,7 +415,7 @@ def _worker(loop: dict[str, Any]) -> None:
             learner.start(phase.name)
         for epoch in range(first, phase.epochs):
             losses: dict[str, list[torch.Tensor]] = {}
-            for batch in data.epoch(number, epoch, detector.spec.channels):
+            for batch in data.epoch(number, epoch, phase.images, detector.spec.channels):
                 for name, value in learner.step(batch).items():
                     losses.setdefault(name, []).append(value)
             learner.end_epoch()
@@ -431,30 +452,36 @@ def _runtime(seed: int) -> Runtime:
 
 
 class _Batches:
-    """The training images as batches: one seeded order an epoch, the same on every rank, each taking its share."""
+    """A phase's images as batches: one seeded order an epoch, the same on every rank, each taking its share."""
 
     def __init__(self, loop: dict[str, Any], batch_size: int, rank: int, world: int) -> None:
         self._images: Decoded = loop["images"]
         self._chunks = ray.get(self._images.chunks)  # read from the object store's memory, not copied
-        self._train: list[int] = loop["train"]
+        self._sets: dict[str, list[int]] = {"train": loop["train"], "held_out": loop["held_out"]}
         self._abnormal: Decoded | None = loop["abnormal"]
         self._abnormal_chunks = ray.get(self._abnormal.chunks) if self._abnormal else []
+        self._abnormal_train: list[int] = loop["abnormal_train"]
         self._batch_size, self._rank, self._world, self._seed = batch_size, rank, world, loop["seed"]
 
-    def epoch(self, phase: int, epoch: int, channels: int) -> Iterator[Batch]:
+    def epoch(self, phase: int, epoch: int, images: str, channels: int) -> Iterator[Batch]:
         rng = np.random.default_rng((self._seed, phase, epoch))
-        order = rng.permutation(len(self._train))
+        chosen = self._sets[images]
+        paired = self._abnormal if images == "train" else None
+        if paired is None:
+            order = rng.permutation(len(chosen))
+        else:
+            order, partners = pair(len(chosen), len(self._abnormal_train), rng)
         for start in range(0, len(order), self._batch_size):
             rows = order[start : start + self._batch_size]
             if len(rows) < self._world:
                 continue  # too few for every rank to take a step
-            mine = rows[self._rank :: self._world]
-            images = _stack(self._images, self._chunks, [self._train[row] for row in mine], channels)
+            mine = slice(start + self._rank, start + len(rows), self._world)
+            normal = _stack(self._images, self._chunks, [chosen[row] for row in order[mine]], channels)
             anomalous = None
-            if self._abnormal is not None:
-                drawn = rng.integers(0, len(self._abnormal), size=len(rows))[self._rank :: self._world]
-                anomalous = _stack(self._abnormal, self._abnormal_chunks, list(drawn), channels)
-            yield Batch(images, torch.from_numpy(mine.astype(np.int64)), anomalous)
+            if paired is not None:
+                drawn = [self._abnormal_train[row] for row in partners[mine]]
+                anomalous = _stack(paired, self._abnormal_chunks, drawn, channels)
+            yield Batch(normal, torch.from_numpy(order[mine].astype(np.int64)), anomalous)
 
 
 def _stack(

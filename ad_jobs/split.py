@@ -1,16 +1,20 @@
-"""Which normal images are held out of a fit: whole groups, drawn by seed."""
+"""Which images are held out of a fit (whole groups, drawn by seed), and how normal and anomalous ones are paired."""
 
 from __future__ import annotations
 
 import logging
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ad_jobs.errors import JobError
 
 log = logging.getLogger("retroscan.fit")
 
 HELD_OUT_SHARE = 0.1
+# Of anomalous images (Cycle-GAN AD): a fifth and at least ten, as far as half of them allow.
+ANOMALOUS_SHARE = 0.2
+ANOMALOUS_HELD_OUT = 10
 
 
 def split_by_group(
@@ -41,3 +45,34 @@ def split_by_group(
             break
         held.update(members[names[number]])
     return [p for p in range(len(groups)) if p not in held], sorted(held)
+
+
+def split_anomalous(groups: list[str], seed: int) -> tuple[list[int], list[int]]:
+    """Positions of anomalous images to fit on and held out for the threshold: whole groups, drawn by seed.
+
+    Held out are a fifth of them and at least ten, but never more than half.
+    """
+    count = len(groups)
+    held_out = min(max(ANOMALOUS_HELD_OUT, round(ANOMALOUS_SHARE * count)), count // 2)
+    if held_out == 0:
+        raise JobError(
+            f"A fit on anomalous images needs at least two, one of them to hold out. Got: {count}.",
+            "Name more with --anomalous.",
+        )
+    return split_by_group(groups, seed, held_out / count)
+
+
+def pair(
+    n_normal: int, n_anomalous: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """One epoch of pairs: every image of the larger class once, those of the smaller in rounds, each round in a new order.
+
+    Returns the positions of the normal and of the anomalous images, two arrays of max(n_normal, n_anomalous).
+    """
+    length = max(n_normal, n_anomalous)
+
+    def rounds(count: int) -> NDArray[np.int64]:
+        drawn = [rng.permutation(count) for _ in range(-(-length // count))]
+        return np.concatenate(drawn)[:length]
+
+    return rounds(n_normal), rounds(n_anomalous)

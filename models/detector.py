@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -100,18 +100,25 @@ class Scores(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One step's images with their dense positions in the training set, so that a learner may cache by position."""
+    """One step's images with their dense positions in the phase's set, so that a learner may cache by position."""
 
     images: Tensor  # float32 [B, C, H, W] in [0, 1]
-    positions: Tensor  # int64 [B], place in the training set: the same image has the same one in every epoch
+    positions: (
+        Tensor  # int64 [B], place in the set: the same image has the same one in every epoch over that set
+    )
     anomalous: Tensor | None = None  # float32 [B', C, H, W]: only for a detector whose spec needs them
 
 
 class Phase(NamedTuple):
-    """One part of a fit: so many passes over the training images under one name."""
+    """One part of a fit: so many passes under one name, over the training images or over the held-out normals.
+
+    A phase over held-out normals takes constants from them (z-scores, quantiles, ranges) and never trains: what is
+    estimated on images the network was fitted on is biased low.
+    """
 
     name: str
     epochs: int
+    images: Literal["train", "held_out"] = "train"
 
 
 @dataclass(frozen=True)

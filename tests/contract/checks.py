@@ -36,8 +36,8 @@ LARGE_PX = (64, 64)  # where a defect has to be found
 ROW_TOLERANCE = 1e-5
 # Training repeats the same sums in the same order; only the frozen source may see other batch mates.
 RESUME_TOLERANCE = 1e-5
-FITTED = 20  # normal images of a fit
-FEW = 10  # of a fit whose quality does not matter; the last batch is partial
+FITTED = 28  # normal images of a fit
+FEW = 14  # of a fit whose quality does not matter; the last batch is partial
 
 
 def images(count: int, make: Maker, size_px: tuple[int, int] = SIZE_PX, *, seed: int = 1) -> Tensor:
@@ -306,7 +306,7 @@ def check_losses_are_finite_scalars(make: Maker) -> None:
     for number, phase in enumerate(learner.phases):
         learner.start(phase.name)
         for epoch in range(phase.epochs):
-            for batch in steps(detector, data, number, epoch, bad):
+            for batch in steps(detector, data, number, epoch, phase, bad):
                 for name, loss in learner.step(batch).items():
                     reported = True
                     assert loss.ndim == 0, f"loss {name} must be a scalar"
@@ -343,7 +343,7 @@ def check_non_finite_loss_stops_before_the_update(make: Maker) -> None:
             )
         learner.start(phase.name)
         for epoch in range(phase.epochs):
-            for batch in steps(detector, data, number, epoch, bad):
+            for batch in steps(detector, data, number, epoch, phase, bad):
                 learner.step(batch)
             learner.end_epoch()
         learner.finish(phase.name)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.detector import Batch, Detector, InputSpec, Learner, Runtime
+from models.detector import Batch, Detector, InputSpec, Learner, Phase, Runtime
 from models.registry import Entry
 
 SIZE_PX = (32, 48)  # never square: swapped sides must show
@@ -55,9 +55,17 @@ class Maker:
 
 
 def steps(
-    detector: Detector, images: Tensor, number: int, epoch: int, anomalous: Tensor | None = None
+    detector: Detector,
+    images: Tensor,
+    number: int,
+    epoch: int,
+    phase: Phase,
+    anomalous: Tensor | None = None,
 ) -> Iterator[Batch]:
-    """The batches of one epoch in the worker's order, the last one partial."""
+    """The batches of one epoch in the worker's order, the last one partial; every fourth image is held out."""
+    held_out = torch.arange(len(images)) % 4 == 3
+    images = images[held_out if phase.images == "held_out" else ~held_out]
+    anomalous = None if phase.images == "held_out" else anomalous
     rng = np.random.default_rng((SEED, number, epoch))
     order = torch.from_numpy(rng.permutation(len(images)))
     for start in range(0, len(order), detector.config.batch_size):
@@ -97,7 +105,7 @@ def fit(
             learner.load_state_dict(torch.load(io.BytesIO(resume[2]), weights_only=True))
             first = resume[1]
         for epoch in range(first, phase.epochs):
-            for batch in steps(detector, images, number, epoch, anomalous):
+            for batch in steps(detector, images, number, epoch, phase, anomalous):
                 learner.step(batch)
             learner.end_epoch()
             if stop == (number, epoch + 1):
