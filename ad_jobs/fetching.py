@@ -62,9 +62,9 @@ class Prepared(NamedTuple):
 
 
 class Decoder(Protocol):
-    """What turns bytes into frames: a GuardedDecoder, or `decode` itself in a test."""
+    """What turns bytes into frames: a GuardedDecoder, or one that is shared."""
 
-    def decode(self, data: bytes, policy: PixelPolicy, limits: Limits) -> Decoded: ...
+    def decode_each(self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits) -> list[Decoded]: ...
 
 
 def status_of(code: str | None) -> str:
@@ -123,22 +123,44 @@ def _detail(error: storage.StorageError) -> str:
 
 
 def prepare(fetched: FetchedObject, policy: PixelPolicy, limits: Limits, decoder: Decoder) -> Prepared:
-    """The object's frames at the detector's input size; what is wrong with it is in `error`, never raised."""
+    """As `prepare_each`, under one policy."""
+    (prepared,) = prepare_each(fetched, [policy], limits, decoder)
+    return prepared
+
+
+def prepare_each(
+    fetched: FetchedObject, policies: Sequence[PixelPolicy], limits: Limits, decoder: Decoder
+) -> list[Prepared]:
+    """The object's frames at each policy's input size, from one decoding of the bytes.
+
+    What is wrong with the object is in `error`, the same for every policy, never raised.
+    """
     data = fetched.data
     if data is None:
-        return Prepared(fetched.source, False, fetched.error, None, None, {}, [], fetched.fetch_ms, None)
+        gone = Prepared(fetched.source, False, fetched.error, None, None, {}, [], fetched.fetch_ms, None)
+        return [gone] * len(policies)
     start = time.perf_counter()
-    header: dict[str, object] = {}
-    frames: list[Frame] = []
+    decoded = [Decoded([], {}) for _ in policies]
     error: ImageError | None = None
     try:
-        frames, header = decoder.decode(data, policy, limits)
-        if not frames:
+        decoded = decoder.decode_each(data, policies, limits)
+        if not decoded[0].frames:
             raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, "it holds no frame")
     except ImageError as bad:
         error = bad
     decode_ms = 1e3 * (time.perf_counter() - start)
     digest = hashlib.sha256(data).hexdigest()
-    return Prepared(
-        fetched.source, fetched.changed, error, digest, len(data), header, frames, fetched.fetch_ms, decode_ms
-    )
+    return [
+        Prepared(
+            fetched.source,
+            fetched.changed,
+            error,
+            digest,
+            len(data),
+            header,
+            frames,
+            fetched.fetch_ms,
+            decode_ms,
+        )
+        for frames, header in decoded
+    ]

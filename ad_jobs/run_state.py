@@ -40,7 +40,7 @@ from ad_jobs.results.run import (
 )
 from ad_jobs.results.schema import SCORES_VERSION
 from ad_jobs.sources import source_uri
-from ad_jobs.stages import MANIFEST_COLUMNS, Identifiers, Judgement
+from ad_jobs.stages import MANIFEST_COLUMNS, Identifiers, Judgement, ModelUse
 from cluster import storage
 
 if TYPE_CHECKING:
@@ -62,11 +62,10 @@ class Plan:
     manifest: ManifestInfo
     where: str | None
     objects: pa.Table  # MANIFEST_COLUMNS of the selected objects, ascending ids
-    model_uri: str
-    model: ModelRef
-    policy: PixelPolicy
+    models: tuple[ModelRef, ...]
+    uses: tuple[ModelUse, ...]  # of each model
+    policies: tuple[PixelPolicy, ...]  # the different ones among the models
     limits: Limits
-    judgement: Judgement
     identifiers: Identifiers
     config: dict[str, Any]
 
@@ -79,7 +78,7 @@ class Plan:
 def intend(
     source: str,
     out: str,
-    model: OpenModel,
+    models: list[OpenModel],
     *,
     where: str | None,
     heatmaps: KeepPolicy,
@@ -107,23 +106,13 @@ def intend(
                 )
     except storage.StorageError as error:
         raise refusal(error) from error
-    calibration = model.calibration
-    reference = ModelRef(
-        model_id=model.model_id,
-        uri=model.uri,
-        kind=model.kind,
-        threshold=calibration.threshold,
-        calibration_sha256=model.calibration_sha256,
-        weights_sha256=str(model.record["weights_sha256"]),
-        policy=model.policy.model_dump(mode="json"),
-        heatmap_low=calibration.heatmap_low,
-        heatmap_high=calibration.heatmap_high,
-    )
+    policies = tuple(dict.fromkeys(model.policy for model in models))
+    references = tuple(_reference(model) for model in models)
     deciding = {
         "version": SCORES_VERSION,
         "manifest": manifest.digest,
         "where": where,
-        "models": [[reference.model_id, reference.calibration_sha256]],
+        "models": [[reference.model_id, reference.calibration_sha256] for reference in references],
         "heatmaps": heatmaps,
         "limits": limits.model_dump(mode="json"),
         "identifiers": [identifiers.mode, hashlib.sha256(b"retroscan key" + identifiers.key).hexdigest()],
@@ -135,19 +124,37 @@ def intend(
         manifest=manifest,
         where=where,
         objects=objects,
-        model_uri=reference.uri,
-        model=reference,
-        policy=model.policy,
-        limits=limits,
-        judgement=Judgement(
-            reference.model_id, reference.threshold, reference.heatmap_low, reference.heatmap_high, heatmaps
+        models=references,
+        uses=tuple(
+            ModelUse(
+                Judgement(ref.model_id, ref.threshold, ref.heatmap_low, ref.heatmap_high, heatmaps),
+                policies.index(model.policy),
+            )
+            for ref, model in zip(references, models, strict=True)
         ),
+        policies=policies,
+        limits=limits,
         identifiers=identifiers,
         config={
             **config, "where": where, "heatmaps": heatmaps, "identifiers": identifiers.mode,
             "limits": deciding["limits"],
         },
     )  # fmt: skip
+
+
+def _reference(model: OpenModel) -> ModelRef:
+    calibration = model.calibration
+    return ModelRef(
+        model_id=model.model_id,
+        uri=model.uri,
+        kind=model.kind,
+        threshold=calibration.threshold,
+        calibration_sha256=model.calibration_sha256,
+        weights_sha256=str(model.record["weights_sha256"]),
+        policy=model.policy.model_dump(mode="json"),
+        heatmap_low=calibration.heatmap_low,
+        heatmap_high=calibration.heatmap_high,
+    )
 
 
 def _manifest(source: str, out: str) -> ManifestInfo:
@@ -247,7 +254,8 @@ def close(plan: Plan) -> RunRecord:
     try:
         pending = json.loads(storage.read_bytes(marker))
         ids = plan.objects["object_id"].to_numpy()
-        table = count_table(plan.out, objects=len(ids), model_ids=[plan.model.model_id], selected=ids)
+        model_ids = [model.model_id for model in plan.models]
+        table = count_table(plan.out, objects=len(ids), model_ids=model_ids, selected=ids)
         assert_balanced(table, len(ids))
         _drop_orphans(plan.out)
         record = RunRecord(
@@ -258,7 +266,7 @@ def close(plan: Plan) -> RunRecord:
             manifest=ManifestRef(
                 uri=plan.manifest.uri, digest=plan.manifest.digest, objects=len(ids), where=plan.where
             ),
-            models=[plan.model],
+            models=list(plan.models),
             config=plan.config,
             versions=versions(),
             machine=machine(),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from ad_jobs.run_state import Plan
 from ad_jobs.stages import (
     IdentifierMode,
     Identifiers,
-    Judgement,
+    ModelUse,
     finish_rows,
     prepare_objects,
     score_objects,
@@ -75,7 +76,7 @@ def scan(
     Args:
         source: directory, s3:// prefix, manifest or list; what is no manifest is indexed into `out`/manifest,
         once.
-        models: the model to score with (one).
+        models: the models to score with; each object is fetched and decoded once for all of them.
         out: where the run is written; the same call again continues an interrupted run, or returns a finished
         one.
         where: SQL condition over the manifest's columns that selects objects.
@@ -93,13 +94,13 @@ def scan(
         TooManyFailed: the run is complete, but more than `max_failed` of its objects failed.
     """
     started = time.monotonic()
-    model = _open(models)
+    opened = _open(models)
     if not 0.0 <= max_failed <= 1.0:
         raise UsageError(
             "--max-failed must be a share of the objects, 0 to 1.", max_failed, "Give 0.05 for 5 %."
         )
     intent = run_state.intend(
-        source, out, model, where=where, heatmaps=heatmaps, limits=limits or model.limits,
+        source, out, opened, where=where, heatmaps=heatmaps, limits=limits or _common_limits(opened),
         identifiers=_identifiers(identifiers, identifiers_key), config=config or {},
     )  # fmt: skip
     record = run_state.finished(intent)
@@ -120,19 +121,40 @@ def scan(
     return record
 
 
-def _open(models: list[str]) -> OpenModel:
-    if len(models) != 1:
+def _open(models: list[str]) -> list[OpenModel]:
+    if not models:
         raise UsageError(
-            "A scan takes one --model.",
-            f"{len(models)} models",
-            "Scan with each into a run of its own; index SOURCE once and scan its manifest.",
+            "A scan takes one or more --model.", "none", "Name a folder that `retroscan fit` wrote."
         )
     from ad_jobs.modelstore import open_model
 
     try:
-        return open_model(models[0])
+        opened = [open_model(model) for model in models]
     except storage.StorageError as error:
         raise refusal(error) from error
+    seen: dict[str, str] = {}
+    for model in opened:
+        if model.model_id in seen:
+            raise UsageError(
+                "The models of a scan must differ: rows are told apart by model_id.",
+                f"{seen[model.model_id]} and {model.uri}, both {model.model_id}",
+                "Name each model once.",
+            )
+        seen[model.model_id] = model.uri
+    return opened
+
+
+def _common_limits(models: list[OpenModel]) -> Limits:
+    """What one object may cost: every model sees the same objects, so it is decided once."""
+    limits = models[0].limits
+    for model in models[1:]:
+        if model.limits != limits:
+            raise UsageError(
+                "Models scanned with at once must have been fitted under the same limits.",
+                f"{models[0].uri}: {limits.model_dump()}; {model.uri}: {model.limits.model_dump()}",
+                "Scan with each into a run of its own, or give `limits` in --config.",
+            )
+    return limits
 
 
 def _identifiers(mode: IdentifierMode, key: bytes | None) -> Identifiers:
@@ -171,10 +193,8 @@ def _run(intent: Plan, address: str | None, num_cpus: int | None, batch_size: in
                     parts,
                     filesystem,
                     schema=SCORES,
-                    finish=partial(
-                        finish_rows, run_uri=intent.out, run_id=intent.run_id, judgement=intent.judgement
-                    ),
-                    min_rows=_part_rows(left.num_rows, intent.policy, resources.batch_size),
+                    finish=partial(finish_rows, run_uri=intent.out, run_id=intent.run_id, models=intent.uses),
+                    min_rows=_part_rows(left.num_rows, intent, resources.batch_size),
                 )
                 _pipeline(left, intent, resources).write_datasink(
                     sink, ray_remote_args={"num_cpus": resources.write_cpus}
@@ -194,9 +214,10 @@ def _left(objects: pa.Table, done: NDArray[np.int64]) -> pa.Table:
     return objects.filter(pa.array(~np.isin(objects["object_id"].to_numpy(), done)))
 
 
-def _part_rows(objects: int, policy: PixelPolicy, batch_size: int) -> int:
+def _part_rows(objects: int, intent: Plan, batch_size: int) -> int:
     """Objects of one part: a hundredth of the run, so few that all of their heatmaps fit into PART_BYTES."""
-    fit = PART_BYTES // (2 * policy.height_px * policy.width_px)
+    policies = [intent.policies[use.policy] for use in intent.uses]
+    fit = PART_BYTES // sum(2 * policy.height_px * policy.width_px for policy in policies)
     return max(batch_size, min(objects // PARTS_AT_LEAST, fit, MAX_PART_OBJECTS))
 
 
@@ -207,7 +228,7 @@ def _pipeline(left: pa.Table, intent: Plan, resources: Resources) -> ray.data.Da
     fetched = ray.data.read_datasource(
         slices, override_num_blocks=slices.tasks, num_cpus=resources.fetch_cpus
     ).map_batches(
-        partial(_fetch, policy=intent.policy, limits=intent.limits, identifiers=intent.identifiers),
+        partial(_fetch, policies=intent.policies, limits=intent.limits, identifiers=intent.identifiers),
         batch_size=None,  # the slice; a number, even the same one, would keep Ray from fusing
         batch_format="pyarrow",
         num_cpus=resources.fetch_cpus,
@@ -215,7 +236,7 @@ def _pipeline(left: pa.Table, intent: Plan, resources: Resources) -> ray.data.Da
     return fetched.map_batches(
         _ScoringActor,
         fn_constructor_kwargs={
-            "uri": intent.model_uri, "model_id": intent.judgement.model_id, "judgement": intent.judgement,
+            "uris": [model.uri for model in intent.models], "uses": intent.uses, "policies": intent.policies,
             "batch_size": resources.batch_size, "threads": resources.actor_threads,
         },
         batch_size=resources.batch_size,
@@ -232,36 +253,47 @@ _decoder: GuardedDecoder | None = None
 class _WorkersDecoder:
     """The worker process's own decoder child, kept between tasks: starting one costs many decodes."""
 
-    def decode(self, data: bytes, policy: PixelPolicy, limits: Limits) -> Decoded:
+    def decode_each(self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits) -> list[Decoded]:
         global _decoder
         if _decoder is None:
             _decoder = GuardedDecoder()  # its child ends with this process
-        return _decoder.decode(data, policy, limits)
+        return _decoder.decode_each(data, policies, limits)
 
 
-def _fetch(manifest: pa.Table, policy: PixelPolicy, limits: Limits, identifiers: Identifiers) -> pa.Table:
-    return prepare_objects(manifest, policy, limits, _WorkersDecoder(), identifiers)
+def _fetch(
+    manifest: pa.Table, policies: Sequence[PixelPolicy], limits: Limits, identifiers: Identifiers
+) -> pa.Table:
+    return prepare_objects(manifest, policies, limits, _WorkersDecoder(), identifiers)
 
 
 class _ScoringActor:
-    """Loads the model by its path and checks that it is the one the run was planned with."""
+    """Loads the models by their paths and checks that they are those the run was planned with."""
 
-    def __init__(self, uri: str, model_id: str, judgement: Judgement, batch_size: int, threads: int) -> None:
+    def __init__(
+        self,
+        uris: list[str],
+        uses: Sequence[ModelUse],
+        policies: Sequence[PixelPolicy],
+        batch_size: int,
+        threads: int,
+    ) -> None:
         from ad_jobs.modelstore import open_model
         from ad_jobs.scoring import Scorer
 
-        model = open_model(uri)
-        if model.model_id != model_id:
-            raise JobError(
-                f"The model at {uri} changed while the scan ran: {model_id} before, {model.model_id} now.",
-                "Restore it, and run the same command again.",
-            )
-        self._policy = model.policy
-        self._judgement = judgement
-        self._scorer = Scorer(model.detector, batch_size=batch_size, threads=threads)
+        self._policies = policies
+        self._models = []
+        for uri, use in zip(uris, uses, strict=True):
+            model = open_model(uri)
+            if model.model_id != use.judgement.model_id:
+                raise JobError(
+                    f"The model at {uri} changed while the scan ran: {use.judgement.model_id} before, "
+                    f"{model.model_id} now.",
+                    "Restore it, and run the same command again.",
+                )
+            self._models.append((Scorer(model.detector, batch_size=batch_size, threads=threads), use))
 
     def __call__(self, prepared: pa.Table) -> pa.Table:
-        return score_objects(prepared, self._scorer, self._policy, self._judgement)
+        return score_objects(prepared, self._policies, self._models)
 
 
 def _cause(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -28,7 +28,7 @@ from ad_jobs.fetching import (
     Prepared,
     Source,
     fetch_all,
-    prepare,
+    prepare_each,
     status_of,
 )
 from ad_jobs.images.decode import Frame
@@ -57,22 +57,26 @@ _OBJECT = [
     ("fetch_ms", pa.float32()),
     ("decode_ms", pa.float32()),
     ("frames", pa.list_(pa.int32())),
-    ("geometry", pa.list_(pa.string())),  # JSON
+    ("geometry", pa.list_(pa.list_(pa.string()))),  # of each policy: JSON of each frame
     ("constant", pa.list_(pa.bool_())),
 ]
 PREPARED = pa.schema(
     [
         *_OBJECT,
-        ("channels", pa.list_(pa.int8())),
-        ("pixels", pa.large_binary()),  # the frames' uint16 [c, h, w], one behind the other
+        ("channels", pa.list_(pa.list_(pa.int8()))),  # of each policy: of each frame
+        ("pixels", pa.list_(pa.large_binary())),  # of each policy: the frames' uint16 [c, h, w], end to end
     ]
 )
 SCORED_OBJECTS = pa.schema(
     [
         *_OBJECT,
-        ("scores", pa.list_(pa.float32())),  # null where not finite
-        ("score_ms", pa.list_(pa.float32())),
-        ("heatmaps", pa.list_(pa.large_binary())),  # uint16 [h, w] on the global scale, null where not kept
+        # Of each model: of each frame.
+        ("scores", pa.list_(pa.list_(pa.float32()))),  # null where not finite
+        ("score_ms", pa.list_(pa.list_(pa.float32()))),
+        (
+            "heatmaps",
+            pa.list_(pa.list_(pa.large_binary())),
+        ),  # uint16 [h, w] on its scale, null where not kept
         ("scored_at", pa.timestamp("us", tz="UTC")),
     ]
 )
@@ -116,24 +120,35 @@ class Judgement(NamedTuple):
         return on_scale(heatmap, self.heatmap_low, self.heatmap_high)
 
 
+class ModelUse(NamedTuple):
+    """One of the scan's models: how its numbers are judged, and which of the scan's policies its pixels follow."""
+
+    judgement: Judgement
+    policy: int
+
+
 def prepare_objects(
-    manifest: pa.Table, policy: PixelPolicy, limits: Limits, decoder: Decoder, identifiers: Identifiers
+    manifest: pa.Table,
+    policies: Sequence[PixelPolicy],
+    limits: Limits,
+    decoder: Decoder,
+    identifiers: Identifiers,
 ) -> pa.Table:
-    """PREPARED rows of manifest rows: each object fetched once and decoded, errors in columns."""
+    """PREPARED rows of manifest rows: each object fetched and decoded once, whatever the models; errors in columns."""
     sources = [Source(**row) for row in manifest.select(MANIFEST_COLUMNS).to_pylist()]
     rows = [
-        _prepared_row(prepare(fetched, policy, limits, decoder), identifiers)
+        _prepared_row(prepare_each(fetched, policies, limits, decoder), identifiers)
         for fetched in fetch_all(sources, limits.max_bytes)
     ]
     return pa.Table.from_pylist(rows, schema=PREPARED)
 
 
-def _prepared_row(prepared: Prepared, identifiers: Identifiers) -> dict[str, Any]:
+def _prepared_row(under_each: list[Prepared], identifiers: Identifiers) -> dict[str, Any]:
+    prepared = under_each[0]  # all that does not depend on a policy
     header = {name: prepared.header.get(name) for name in HEADER.names}
     for name in ("study_uid", "series_uid", "sop_uid"):
         uid = header[name]
         header[name] = identifiers.uid(str(uid) if uid is not None else None)
-    frames = prepared.frames
     return {
         "object_id": prepared.source.object_id,
         "uri": identifiers.uri(prepared.source.uri),
@@ -145,11 +160,11 @@ def _prepared_row(prepared: Prepared, identifiers: Identifiers) -> dict[str, Any
         **header,
         "fetch_ms": prepared.fetch_ms,
         "decode_ms": prepared.decode_ms,
-        "frames": [frame.index for frame in frames],
-        "geometry": [json.dumps(frame.geometry._asdict()) for frame in frames],
-        "constant": [frame.constant for frame in frames],
-        "channels": [frame.pixels.shape[0] for frame in frames],
-        "pixels": _concatenate(frames),
+        "frames": [frame.index for frame in prepared.frames],
+        "geometry": [[json.dumps(frame.geometry._asdict()) for frame in p.frames] for p in under_each],
+        "constant": [frame.constant for frame in prepared.frames],
+        "channels": [[frame.pixels.shape[0] for frame in p.frames] for p in under_each],
+        "pixels": [_concatenate(p.frames) for p in under_each],
     }
 
 
@@ -157,23 +172,32 @@ def _concatenate(frames: list[Frame]) -> bytes:
     return b"".join(np.ascontiguousarray(frame.pixels, np.uint16).tobytes() for frame in frames)
 
 
-def score_objects(prepared: pa.Table, scorer: Scorer, policy: PixelPolicy, judgement: Judgement) -> pa.Table:
-    """SCORED_OBJECTS rows of PREPARED rows: all frames of all objects scored in common batches."""
-    channels = prepared["channels"].to_pylist()
-    pixels = (
-        frame
-        for counts, buffer in zip(channels, prepared["pixels"], strict=True)
-        for frame in _frames(buffer.as_buffer(), counts, policy)
-    )
-    found = scorer.score(pixels)
-    objects = prepared.select(["object_id", "frames"]).to_pylist()
-    rows = [_scored_columns(row["object_id"], row["frames"], found, judgement) for row in objects]
-    scored = prepared.select(pa.schema(_OBJECT).names)
-    for name in ("scores", "score_ms", "heatmaps", "scored_at"):
-        scored = scored.append_column(
-            name, pa.array([row[name] for row in rows], SCORED_OBJECTS.field(name).type)
+def score_objects(
+    prepared: pa.Table,
+    policies: Sequence[PixelPolicy],
+    models: Sequence[tuple[Scorer, ModelUse]],
+) -> pa.Table:
+    """SCORED_OBJECTS rows of PREPARED rows: all frames of all objects scored in common batches, model after model."""
+    objects = prepared.select(["object_id", "frames", "channels"]).to_pylist()
+    by_model = []
+    for scorer, use in models:
+        pixels = (
+            frame
+            for row, buffers in zip(objects, prepared["pixels"], strict=True)
+            for frame in _frames(
+                buffers[use.policy].as_buffer(), row["channels"][use.policy], policies[use.policy]
+            )
         )
-    return scored.cast(SCORED_OBJECTS)
+        found = scorer.score(pixels)
+        by_model.append(
+            [_scored_columns(row["object_id"], row["frames"], found, use.judgement) for row in objects]
+        )
+    scored = prepared.select(pa.schema(_OBJECT).names)
+    for name in ("scores", "score_ms", "heatmaps"):
+        values = [[columns[name] for columns in of_object] for of_object in zip(*by_model, strict=True)]
+        scored = scored.append_column(name, pa.array(values, SCORED_OBJECTS.field(name).type))
+    times = pa.array([datetime.now(UTC)] * len(objects), SCORED_OBJECTS.field("scored_at").type)
+    return scored.append_column("scored_at", times).cast(SCORED_OBJECTS)
 
 
 def _frames(
@@ -203,23 +227,27 @@ def _scored_columns(
         flagged = score.finite and judgement.flags(score.score)
         kept = score.finite and keep(judgement.heatmaps, flagged, object_id, frame)
         heatmaps.append(_quantized(judgement.unit(score.heatmap)) if kept else None)
-    return {"scores": scores, "score_ms": times, "heatmaps": heatmaps, "scored_at": datetime.now(UTC)}
+    return {"scores": scores, "score_ms": times, "heatmaps": heatmaps}
 
 
 def _quantized(unit: NDArray[np.float32]) -> bytes:
     return np.rint(unit.astype(np.float64) * FULL_SCALE).astype(np.uint16).tobytes()
 
 
-def finish_rows(scored: pa.Table, run_uri: str, run_id: str, judgement: Judgement) -> pa.Table:
-    """SCORES rows of SCORED_OBJECTS rows, one a frame; heatmaps are packed and written below `run_uri`."""
-    frames = [_frame_rows(row, judgement) for row in scored.select(_FRAME_INPUT).to_pylist()]
-    references = _write_heatmaps(_members(scored, frames), run_uri)
-    columns = [row for rows in frames for row in rows]
+def finish_rows(scored: pa.Table, run_uri: str, run_id: str, models: Sequence[ModelUse]) -> pa.Table:
+    """SCORES rows of SCORED_OBJECTS rows, one a frame and model; heatmaps are packed and written below `run_uri`."""
+    frames = [
+        [_frame_rows(row, number, use.judgement) for number, use in enumerate(models)]
+        for row in scored.select(_FRAME_INPUT).to_pylist()
+    ]
+    references = _write_heatmaps(_members(scored, frames, models), run_uri)
+    columns = [row for of_object in frames for rows in of_object for row in rows]
     for row in columns:
-        row["heatmap"] = references.get(member_name(row["object_id"], row["frame"]))
+        row["heatmap"] = references.get(_member(row, models))
     whole = scored.select([name for name in scored.column_names if name in SCORES.names])
-    repeated = whole.take(pa.array(np.repeat(np.arange(scored.num_rows), [len(rows) for rows in frames])))
-    constant = {"run_id": run_id, "model_id": judgement.model_id, "threshold": judgement.threshold}
+    counts = [sum(map(len, of_object)) for of_object in frames]
+    repeated = whole.take(pa.array(np.repeat(np.arange(scored.num_rows), counts)))
+    constant = {"run_id": run_id}
     arrays = []
     for field in SCORES:
         if field.name in _PER_FRAME:
@@ -241,26 +269,35 @@ _FRAME_INPUT = [
     "scores",
     "score_ms",
 ]
-_PER_FRAME = {"frame", "status", "error_code", "error_detail", "score", "flagged", "heatmap", "score_ms"}
+_PER_FRAME = {
+    "frame", "status", "error_code", "error_detail", "score", "flagged", "heatmap", "score_ms", "model_id", "threshold",
+}  # fmt: skip
 
 
-def _frame_rows(row: dict[str, Any], judgement: Judgement) -> list[dict[str, Any]]:
-    """The columns that differ between an object's frames; one row for an object that failed whole."""
-    empty = {"object_id": row["object_id"], "score": None, "flagged": None, "score_ms": None}
+def _frame_rows(row: dict[str, Any], model: int, judgement: Judgement) -> list[dict[str, Any]]:
+    """The columns that differ between an object's frames and models; one row for an object that failed whole."""
+    common = {
+        "object_id": row["object_id"],
+        "model_id": judgement.model_id,
+        "threshold": judgement.threshold,
+    }
     if row["error_code"] is not None:
         code = row["error_code"]
         return [
             {
-                **empty,
+                **common,
                 "frame": 0,
                 "status": status_of(code),
                 "error_code": code,
                 "error_detail": row["error_detail"],
+                "score": None,
+                "flagged": None,
+                "score_ms": None,
             }
         ]
     rows = []
     for frame, constant, score, score_ms in zip(
-        row["frames"], row["constant"], row["scores"], row["score_ms"], strict=True
+        row["frames"], row["constant"], row["scores"][model], row["score_ms"][model], strict=True
     ):
         code = None if score is not None else str(ErrorCode.NON_FINITE_SCORE)
         detail = (
@@ -269,7 +306,7 @@ def _frame_rows(row: dict[str, Any], judgement: Judgement) -> list[dict[str, Any
         flagged = judgement.flags(score) if score is not None else None
         rows.append(
             {
-                "object_id": row["object_id"],
+                **common,
                 "frame": frame,
                 "status": status_of(code),
                 "error_code": code,
@@ -287,15 +324,22 @@ def _remarks(constant: bool, changed: bool) -> str | None:
     return ", ".join(said) or None
 
 
-def _members(scored: pa.Table, frames: list[list[dict[str, Any]]]) -> Iterator[tuple[str, bytes]]:
+def _member(row: dict[str, Any], models: Sequence[ModelUse]) -> str:
+    return member_name(row["object_id"], row["frame"], row["model_id"] if len(models) > 1 else None)
+
+
+def _members(
+    scored: pa.Table, frames: list[list[list[dict[str, Any]]]], models: Sequence[ModelUse]
+) -> Iterator[tuple[str, bytes]]:
     """The PNG of every kept heatmap, by its name in the shard."""
-    for rows, heatmaps, geometries in zip(frames, scored["heatmaps"], scored["geometry"], strict=True):
-        for row, heatmap, geometry in zip(rows, heatmaps, geometries, strict=False):
-            if heatmap.is_valid:
-                values = np.frombuffer(heatmap.as_buffer(), np.uint16)
-                placed = Geometry(**json.loads(geometry.as_py()))
-                unit = values.reshape(placed.height_px, placed.width_px) / FULL_SCALE
-                yield member_name(row["object_id"], row["frame"]), encode_png(unit, placed)
+    for of_object, heatmaps, geometries in zip(frames, scored["heatmaps"], scored["geometry"], strict=True):
+        for rows, use, of_model in zip(of_object, models, heatmaps, strict=True):
+            for row, heatmap, geometry in zip(rows, of_model, geometries[use.policy], strict=False):
+                if heatmap.is_valid:
+                    values = np.frombuffer(heatmap.as_buffer(), np.uint16)
+                    placed = Geometry(**json.loads(geometry.as_py()))
+                    unit = values.reshape(placed.height_px, placed.width_px) / FULL_SCALE
+                    yield _member(row, models), encode_png(unit, placed)
 
 
 def _write_heatmaps(members: Iterable[tuple[str, bytes]], run_uri: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ad_jobs.errors import JobError, RetroscanError
-from ad_jobs.fetching import Prepared, Source, fetch_all, prepare, status_of
+from ad_jobs.fetching import Prepared, Source, fetch_all, prepare_each, status_of
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits
 from ad_jobs.manifest import manifest_info, read_manifest
@@ -23,7 +23,7 @@ from ad_jobs.results.count import count_table
 from ad_jobs.results.heatmaps import on_scale
 from ad_jobs.results.parts import HEATMAPS_FOLDER, SCORES_FOLDER, part_uris, sha256_of
 from ad_jobs.results.read import open_heatmap, read_run, read_scores
-from ad_jobs.results.run import RunRecord
+from ad_jobs.results.run import ModelRef, RunRecord
 from ad_jobs.scoring import FrameScore, Scorer
 from cluster import storage
 from models.detector import DetectorError
@@ -68,15 +68,18 @@ def verify(run: str, *, sample: int = 100, seed: int = 0) -> Verification:
     record = read_run(run_uri)
     broken = _check_parts(run_uri, record)
     differences = broken + _check_heatmap_parts(run_uri, record)
-    model, wrong = _check_model(record)
-    differences += wrong
+    models: list[OpenModel] = []
+    for reference in record.models:
+        model, wrong = _check_model(reference)
+        differences += wrong
+        models += [model] if model is not None else []
     sampled = 0
     if not broken:  # a damaged table cannot be counted, and what it says of an object is worth nothing
         differences += _check_flags(run_uri) + _check_counts(run_uri, record)
-        if model is not None:
+        if models:
             rows = _choose(read_scores(run_uri), sample, seed)
             sampled = rows["object_id"].nunique()
-            differences += _check_sample(run_uri, record, model, rows)
+            differences += _check_sample(run_uri, record, models, rows)
     return Verification(record.run_id, len(record.parts), len(record.heatmap_parts), sampled, differences)
 
 
@@ -107,8 +110,7 @@ def _file_difference(run_uri: str, name: str, sha256: str, size: int) -> str | N
     return f"{name}: sha256 {found[:12]}…, {found_size} bytes; run.json has {sha256[:12]}…, {size} bytes"
 
 
-def _check_model(record: RunRecord) -> tuple[OpenModel | None, list[str]]:
-    recorded = record.models[0]
+def _check_model(recorded: ModelRef) -> tuple[OpenModel | None, list[str]]:
     try:
         model = open_model(recorded.uri)
     except (RetroscanError, DetectorError, storage.StorageError) as error:
@@ -180,21 +182,24 @@ def _choose(rows: pd.DataFrame, sample: int, seed: int) -> pd.DataFrame:
     return rows[rows["object_id"].isin(np.concatenate(drawn))]
 
 
-def _check_sample(run_uri: str, record: RunRecord, model: OpenModel, rows: pd.DataFrame) -> list[str]:
+def _check_sample(run_uri: str, record: RunRecord, models: list[OpenModel], rows: pd.DataFrame) -> list[str]:
     limits = Limits.model_validate(record.config["limits"])
-    scorer = Scorer(model.detector)
+    scorers = [Scorer(model.detector) for model in models]
+    policies = [model.policy for model in models]
     by_object = {int(group["object_id"].iloc[0]): group for _, group in rows.groupby("object_id")}
     uris = _uris(record, by_object)
     differences = [f"object {i}: not in the manifest" for i in by_object if i not in uris]
     with GuardedDecoder() as decoder:
         for fetched in fetch_all([Source(i, uri) for i, uri in uris.items()], limits.max_bytes):
-            prepared = prepare(fetched, model.policy, limits, decoder)
-            group = by_object[prepared.source.object_id]
-            found = list(scorer.score(frame.pixels for frame in prepared.frames))
-            differences += [
-                f"object {prepared.source.object_id} ({prepared.source.uri}): {text}"
-                for text in _object_differences(run_uri, model, group, prepared, found)
-            ]
+            source, group = fetched.source, by_object[fetched.source.object_id]
+            under_each = prepare_each(fetched, policies, limits, decoder)
+            for model, scorer, prepared in zip(models, scorers, under_each, strict=True):
+                of_model = group[group["model_id"] == model.model_id]
+                found = list(scorer.score(frame.pixels for frame in prepared.frames))
+                differences += [
+                    f"object {source.object_id} ({source.uri}): {text}"
+                    for text in _object_differences(run_uri, model, of_model, prepared, found)
+                ]
     return differences
 
 
@@ -210,6 +215,8 @@ def _uris(record: RunRecord, by_object: dict[int, pd.DataFrame]) -> dict[int, st
 def _object_differences(
     run_uri: str, model: OpenModel, group: pd.DataFrame, prepared: Prepared, found: list[FrameScore]
 ) -> list[str]:
+    if group.empty:
+        return [f"no row of model {model.model_id}"]
     first = group.iloc[0]
     if _plain(first["content_sha256"]) != prepared.content_sha256:
         return [f"sha256 is {prepared.content_sha256}; the table has {_plain(first['content_sha256'])}"]

@@ -37,16 +37,16 @@ SIZE_PX = 32
 FRAMES = 5  # of the archive's multi-frame object
 
 
-def make_model(folder: Path, seed: int = 0) -> str:
+def make_model(folder: Path, seed: int = 0, size_px: int = SIZE_PX) -> str:
     """A model with random weights: its scores mean nothing, but they are always the same ones."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = registry.configure("mkd", {"weights": "random"})
-        spec = InputSpec(channels=3, height_px=SIZE_PX, width_px=SIZE_PX)
+        spec = InputSpec(channels=3, height_px=size_px, width_px=size_px)
         detector = registry.create("mkd", config, spec).eval()
-    policy = {"channels": 1, "height_px": SIZE_PX, "width_px": SIZE_PX}
+    policy = {"channels": 1, "height_px": size_px, "width_px": size_px}
     model_id = artifact.save(folder, "mkd", detector, policy, {"seed": seed})
-    normal = (np.rint(65535 * picture(number, SIZE_PX))[None].astype(np.uint16) for number in range(12))
+    normal = (np.rint(65535 * picture(number, size_px))[None].astype(np.uint16) for number in range(12))
     # Half of the normals: a good share of an archive is flagged, and a good share is not.
     calibration = calibrate_on(detector, normal, model_id=model_id, max_fpr=0.5, source="test")
     write_calibration(str(folder), calibration)
@@ -170,10 +170,14 @@ def write_archive(folder: Path, objects: dict[str, bytes]) -> str:
 
 
 def table(run: str) -> pd.DataFrame:
-    """A run's score table, indexed by the object's name below `good/` or `bad/` and the frame."""
-    rows = read_scores(run)
-    rows["name"] = rows["uri"].str.extract(r"((?:good|bad)/.*)$", expand=False)
-    return rows.set_index(["name", "frame"]).sort_index()
+    """The score table of a run with one model, as `named`."""
+    return named(read_scores(run))
+
+
+def named(rows: pd.DataFrame) -> pd.DataFrame:
+    """One model's rows, indexed by the object's name below `good/` or `bad/` and the frame."""
+    name = rows["uri"].str.extract(r"((?:good|bad)/.*)$", expand=False)
+    return rows.assign(name=name).set_index(["name", "frame"]).sort_index()
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.images.sniff import sniff
 from ad_jobs.results.schema import MANIFEST, MANIFEST_HEADERS
 
-__all__ = ["Decoded", "Frame", "decode", "preview", "read_header", "sniff", "to_input"]
+__all__ = ["Decoded", "Frame", "decode", "decode_each", "preview", "read_header", "sniff", "to_input"]
 
 FULL_SCALE = 65535  # of Frame.pixels: 1.0
 
@@ -37,18 +38,30 @@ class Decoded(NamedTuple):
 
 
 def decode(data: bytes, policy: PixelPolicy, limits: Limits) -> Decoded:
-    """Every frame of the object `data` under `policy`, and its header.
+    """As `decode_each`, under one policy."""
+    (decoded,) = decode_each(data, [policy], limits)
+    return decoded
 
-    Frames are decoded and resized one by one, so memory holds one frame at its stored size. The pixels of a
-    grey source have one channel; those of a colour source have `policy.channels` (one channel is its luma).
+
+def decode_each(data: bytes, policies: Sequence[PixelPolicy], limits: Limits) -> list[Decoded]:
+    """Every frame of the object `data` under each of the policies, and its header.
+
+    Frames are decoded and resized one by one, so memory holds one frame at its stored size. Policies of one window
+    share a single decoding. The pixels of a grey source have one channel; those of a colour source have
+    `policy.channels` (one channel is its luma).
 
     Raises:
         ImageError: the object cannot be scored; the code says why, the detail holds no header text.
     """
+    frames: list[list[Frame]] = [[] for _ in policies]
     with quiet():
         picture = _open(data, limits)
-        frames = [_frame(index, pixels, policy) for index, pixels in picture.read(policy)]
-    return Decoded(frames, picture.header)
+        for window in dict.fromkeys(policy.window for policy in policies):
+            sharing = [number for number, policy in enumerate(policies) if policy.window == window]
+            for index, pixels in picture.read(policies[sharing[0]]):
+                for number in sharing:
+                    frames[number].append(_frame(index, pixels, policies[number]))
+    return [Decoded(found, picture.header) for found in frames]
 
 
 def preview(

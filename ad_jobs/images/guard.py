@@ -19,10 +19,11 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from typing import Any, Self
 
 from ad_jobs.errors import ErrorCode, ImageError, JobError
-from ad_jobs.images.decode import Decoded, decode
+from ad_jobs.images.decode import Decoded, decode_each
 from ad_jobs.images.policy import Limits, PixelPolicy
 
 # The child imports numpy and the codecs: a second on an idle machine, much more on one that is starved.
@@ -48,10 +49,15 @@ class GuardedDecoder:
         self._turn = threading.Lock()
 
     def decode(self, data: bytes, policy: PixelPolicy, limits: Limits) -> Decoded:
-        """As `images.decode.decode`, within `limits.timeout_s` of wall clock.
+        """As `decode_each`, under one policy."""
+        (decoded,) = self.decode_each(data, [policy], limits)
+        return decoded
+
+    def decode_each(self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits) -> list[Decoded]:
+        """As `images.decode.decode_each`, within `limits.timeout_s` of wall clock.
 
         Raises:
-            ImageError: as `decode`; DECODE_TIMEOUT after the limit, DECODER_CRASHED when the child died of
+            ImageError: as there; DECODE_TIMEOUT after the limit, DECODER_CRASHED when the child died of
             it. JobError: no child process could be started.
         """
         # Not worth a trip, and a pipe should not carry what the limit forbids.
@@ -60,10 +66,10 @@ class GuardedDecoder:
                 ErrorCode.TOO_MANY_BYTES, f"{len(data)} bytes, over max_bytes {limits.max_bytes}"
             )
         with self._turn:
-            answer = self._ask((data, policy, limits), limits.timeout_s)
+            answer = self._ask((data, list(policies), limits), limits.timeout_s)
         if isinstance(answer, ImageError):
             raise answer
-        assert isinstance(answer, Decoded)
+        assert isinstance(answer, list)
         return answer
 
     @property
@@ -184,19 +190,19 @@ def serve() -> None:
         while os.getppid() == parent:
             if not select.select([connection], [], [], ORPHAN_CHECK_S)[0]:
                 continue
-            data, policy, limits = _receive(connection, None)
+            data, policies, limits = _receive(connection, None)
             _send(connection, TAKEN, None)
             # The default action of SIGALRM ends the process, whatever holds the interpreter.
             signal.setitimer(signal.ITIMER_REAL, limits.timeout_s + ALARM_GRACE_S)
-            answer = _answer(data, policy, limits)
+            answer = _answer(data, policies, limits)
             signal.setitimer(signal.ITIMER_REAL, 0)
             del data
             _send(connection, answer, None)
 
 
-def _answer(data: bytes, policy: PixelPolicy, limits: Limits) -> Decoded | ImageError:
+def _answer(data: bytes, policies: list[PixelPolicy], limits: Limits) -> list[Decoded] | ImageError:
     try:
-        return decode(data, policy, limits)
+        return decode_each(data, policies, limits)
     except ImageError as error:
         return error
     except MemoryError:

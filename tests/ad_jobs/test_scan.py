@@ -18,6 +18,7 @@ from ad_jobs.results.schema import SCORES
 from ad_jobs.run_state import undecodable
 from ad_jobs.scan import scan
 from ad_jobs.score import score
+from ad_jobs.verify import verify
 from cluster.session import session
 
 GOOD = kit.good_objects(40)
@@ -113,6 +114,29 @@ def test_frames_of_an_object_stay_together_in_order(runs: tuple[str, str]) -> No
         if rows["object_id"].iloc[0] in pq.read_table(p)["object_id"].to_pylist()
     ]
     assert len(holding) == 1
+
+
+@pytest.mark.ray
+def test_several_models_share_one_decoding_and_keep_their_own_rows(runs: tuple[str, str], home: Path) -> None:
+    other = kit.make_model(home / "other", seed=1, size_px=48)
+    run = str(home / "run-two")
+    record = scan(str(home / "clean"), [str(home / "model"), other], run, heatmaps="all", batch_size=BATCH)
+    assert [model.uri for model in record.models] == [str(home / "model"), other]
+    rows, alone = read_scores(run), kit.table(runs[1])
+    assert len(rows) == 2 * len(alone)
+    assert record.counts.scored == record.counts.objects == len(GOOD)
+    first, second = (kit.named(rows[rows["model_id"] == model.model_id]) for model in record.models)
+    assert first.index.tolist() == second.index.tolist() == alone.index.tolist()
+    np.testing.assert_allclose(first["score"], alone["score"], rtol=0, atol=1e-5)
+    assert first["flagged"].tolist() == alone["flagged"].tolist()
+    names = ["good/0000.png", "good/0003.jpg", "good/0006.dcm"]
+    for name, found in zip(names, score(other, [str(home / "clean" / name) for name in names]), strict=True):
+        assert second.loc[(name, 0), "score"] == pytest.approx(found["score"], abs=1e-5)
+        assert second.loc[(name, 0), "threshold"] == found["threshold"]
+    # Each model's heatmap has its own input size, in a shard that both share.
+    for table, side in ((first, kit.SIZE_PX), (second, 48)):
+        assert open_heatmap(run, table["heatmap"].iloc[0]).values.shape == (side, side)
+    assert verify(run, sample=8).ok
 
 
 @pytest.mark.ray
@@ -234,7 +258,8 @@ def refused(home: Path, **options: Any) -> UsageError:
 
 def test_bad_usage_is_refused_before_any_work(home: Path, tmp_path: Path) -> None:
     assert "missing" in str(refused(home, source=str(home / "missing")))
-    assert "one --model" in str(refused(home, models=[str(home / "model")] * 2))
+    assert "Name each model once" in str(refused(home, models=[str(home / "model")] * 2))
+    assert "one or more --model" in str(refused(home, models=[]))
     assert "--max-failed" in str(refused(home, max_failed=5))
     assert "needs a key" in str(refused(home, identifiers="hashed"))
     assert "--where" in str(refused(home, where="no_such_column = 1"))
