@@ -32,6 +32,7 @@ from cluster import storage
 REPORT_FILE = "report/index.html"
 TOP = 24
 _EXAMPLES = 3
+_COMPARED = 5  # frames shown under every model side by side
 _PARTS_SHOWN = 20
 _COLUMNS = [
     "object_id", "uri", "frame", "status", "error_code", "error_detail", "score", "flagged", "heatmap",
@@ -70,6 +71,9 @@ def report(run: str, *, top: int = TOP) -> str:
             "balanced": record.counts.scored + record.counts.failed + record.counts.skipped
             == record.manifest.objects,
             "models": models,
+            "compared": gallery.side_by_side(run_uri, rows, record.models, limits, _COMPARED)
+            if len(models) > 1
+            else [],
             "evaluation": evaluation,
             "stale_evaluation": stale,
             "failures": _failures(rows),

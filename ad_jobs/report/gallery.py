@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from ad_jobs.images.decode import preview
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.report.colours import overlay
 from ad_jobs.results.read import open_heatmap
+from ad_jobs.results.run import ModelRef
 from cluster import storage
 
 MAX_SIDE_PX = 512
@@ -50,6 +52,30 @@ def cards(run_uri: str, rows: pd.DataFrame, policy: PixelPolicy, limits: Limits,
     best = scored.sort_values("score", ascending=False, kind="stable").head(top)
     return [
         _card(run_uri, rank, row, policy, limits) for rank, (_, row) in enumerate(best.iterrows(), start=1)
+    ]
+
+
+def side_by_side(
+    run_uri: str, rows: pd.DataFrame, models: Sequence[ModelRef], limits: Limits, top: int
+) -> list[list[Card]]:
+    """The `top` frames that all models together rank highest, each as one card a model in the order of `models`.
+
+    Scores of different models have different scales; their ranks do not.
+    """
+    scored = rows[rows["status"] == "scored"]
+    ranks = scored.groupby("model_id")["score"].rank(ascending=False, method="first").astype(int)
+    ranked = scored.assign(rank=ranks).set_index(["object_id", "frame", "model_id"], drop=False).sort_index()
+    by_frame = ranked["rank"].groupby(level=["object_id", "frame"])
+    mean = by_frame.mean()[by_frame.size() == len(models)].sort_values(kind="stable")
+    policies = [PixelPolicy.model_validate(model.policy) for model in models]
+
+    def card(key: Any, model: ModelRef, policy: PixelPolicy) -> Card:
+        row = ranked.loc[(*key, model.model_id)]
+        return _card(run_uri, int(row["rank"]), row, policy, limits)
+
+    return [
+        [card(key, model, policy) for model, policy in zip(models, policies, strict=True)]
+        for key in mean.head(top).index
     ]
 
 

@@ -15,10 +15,12 @@ from PIL import Image
 
 from ad_jobs.errors import ErrorCode, UsageError
 from ad_jobs.evaluate import evaluate
+from ad_jobs.images.policy import Limits
 from ad_jobs.metrics import IMAGE_METRICS
 from ad_jobs.pixel_metrics import PIXEL_METRICS
-from ad_jobs.report import charts, colours, texts
+from ad_jobs.report import charts, colours, gallery, texts
 from ad_jobs.report.build import report
+from ad_jobs.results.read import read_run, read_scores
 
 NASTY = "a <script>alert(\"1\")<\\script> & 'b'.png"
 VOID = {"meta", "link", "img", "br", "input"}
@@ -237,8 +239,34 @@ def test_several_models_each_have_their_section(tmp_path):
     fake = fake_run.make(tmp_path, models=(fake_run.MODEL, fake_run.SECOND_MODEL))
     evaluate(fake.uri, str(fake.labels), bootstrap=10)
     page = page_of(fake, top=3)
-    assert len(page.values("img", "src")) == 2 * 3 * 2
+    side_by_side, cards = 2 * 5 * 2, 2 * 3 * 2  # a picture and a heatmap each
+    assert len(page.values("img", "src")) == side_by_side + cards
     assert page.text.count("Image AUROC") == 2
+    assert "Side by side" in page.text
+
+
+def test_side_by_side_shows_one_frame_under_every_model_in_the_order_of_their_common_rank(tmp_path):
+    fake = fake_run.make(tmp_path, models=(fake_run.MODEL, fake_run.SECOND_MODEL))
+    rows = read_scores(fake.uri)
+    second = rows["model_id"] == fake_run.SECOND_MODEL
+    # Under the second model's own scale, and with its last frame before all others.
+    rows.loc[second, "score"] = 100 * rows.loc[second, "score"]
+    last = rows.loc[second, "score"].idxmin()
+    rows.loc[last, "score"] = 1e6
+    ranks = rows.assign(rank=rows.groupby("model_id")["score"].rank(ascending=False))
+    expected = ranks.groupby("uri")["rank"].mean().sort_values(kind="stable").index[:4].tolist()
+    models = read_run(fake.uri).models
+    compared = gallery.side_by_side(fake.uri, rows, models, Limits(), 4)
+    assert [[card.uri for card in cards] for cards in compared] == [[uri, uri] for uri in expected]
+    by_model = {model: part.set_index("uri") for model, part in ranks.groupby("model_id")}
+    for cards in compared:
+        for model, card in zip(models, cards, strict=True):
+            row = by_model[model.model_id].loc[card.uri]
+            assert (card.score, card.rank) == (pytest.approx(row["score"]), row["rank"])
+    # A frame that one model could not score is not compared.
+    rows.loc[rows["uri"] == expected[0], "status"] = ["scored", "failed"]
+    again = gallery.side_by_side(fake.uri, rows, models, Limits(), 4)
+    assert expected[0] not in [cards[0].uri for cards in again]
 
 
 def test_an_unfinished_run_has_no_report(tmp_path):
