@@ -12,83 +12,111 @@ import argparse
 import csv
 import json
 import os
-import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import yaml
 
 from ad_jobs.fetching import Source, fetch_all, prepare
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.metrics import image_ap, image_auroc
 from ad_jobs.modelstore import open_model
+from ad_jobs.results.read import read_scores
 from ad_jobs.results.run import machine, versions
 from ad_jobs.scoring import Scorer
+from benchmarks.datasets import lists
 from models import registry
 
 RESULTS = Path(__file__).parent / "results"
-METRICS = ("image_auroc", "image_ap", "f1_max", "accuracy_zero_fn", "pixel_auroc", "aupro")
+METRICS = ("image_auroc", "image_ap", "f1_max", "accuracy_max", "accuracy_zero_fn", "pixel_auroc", "aupro")
 
 
-def retroscan(*arguments: str) -> dict[str, Any]:
-    """One verb as a user runs it; its JSON result."""
+def retroscan(*arguments: str) -> tuple[dict[str, Any], float, int]:
+    """One verb as a user runs it: its JSON result, its seconds, and the MiB of its largest process."""
     command = [sys.executable, "-m", "ad_jobs", *arguments, "--json"]
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"retroscan {' '.join(arguments)} ended with exit code {done.returncode}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peak = [0]
+    watcher = threading.Thread(target=_watch, args=(process, peak), daemon=True)
+    watcher.start()
+    output, _ = process.communicate()
+    watcher.join()
+    if process.returncode:
+        raise SystemExit(f"retroscan {' '.join(arguments)} ended with exit code {process.returncode}")
+    return json.loads(output), time.perf_counter() - start, peak[0]
 
 
-def lists(data: dict[str, str], folder: Path) -> tuple[Path, Path]:
-    """The split as files the verbs take: the training images with their groups, and the labels of the test images."""
-    root = Path(data["root"]).resolve()
-    with Path(data["split"]).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    with Path(data["labels"]).open(newline="") as file:
-        groups = {row["image"]: row["group"] for row in csv.DictReader(file)}
-    folder.mkdir(parents=True, exist_ok=True)
-    train, test = folder / "train.csv", folder / "test.csv"
-    for path, split in ((train, "train"), (test, "test")):
-        with path.open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(["image", "anomalous", "group"])
-            for row in rows:
-                if row["split"] == split:
-                    table.writerow([root / row["image"], row["anomalous"], groups[row["image"]]])
-    return train, test
+def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
+    """Keep the largest resident set, in MiB, of any process below `process`."""
+    while process.poll() is None:
+        try:
+            family = psutil.Process(process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return
+        for member in family:
+            try:
+                # Without what it shares, such as the images in the object store.
+                memory = member.memory_info()
+            except psutil.NoSuchProcess:
+                continue
+            peak[0] = max(peak[0], (memory.rss - memory.shared) >> 20)
+        time.sleep(1.0)
 
 
-def run_cell(cell: dict[str, Any], name: str, data: dict[str, str], seed: int, work: Path) -> dict[str, Any]:
+def run_cell(cell: dict[str, Any], name: str, data: dict[str, Any], seed: int, work: Path) -> dict[str, Any]:
     """Fit, scan and evaluate one cell through the command line."""
-    folder = work / slug(cell["name"]) / name / f"seed-{seed}"
-    train, test = lists(data, work / "lists" / name)
+    folder = work / slug(cell["name"]) / slug(name) / f"seed-{seed}"
+    given = lists(
+        data, work / "lists" / slug(name) / (f"seed-{seed}" if "anomalous" in data else "all"), seed
+    )
     model, run = folder / "model", folder / "run"
-    settings = [word for key, value in cell.get("set", {}).items() for word in ("--set", f"{key}={value}")]
-    record = retroscan(
-        "fit", "--detector", cell["detector"], "--normal", str(train), "--out", str(model),
+    settings = [
+        word for key, value in cell.get("set", {}).items() for word in ("--set", f"{key}={_text(value)}")
+    ]
+    if registry.entry(cell["detector"]).needs_anomalous:
+        assert given.anomalous is not None, (
+            f"{cell['detector']} needs anomalous images, {name} names none to fit on"
+        )
+        settings += ["--anomalous", given.anomalous]
+    record, fit_s, fit_mib = retroscan(
+        "fit", "--detector", cell["detector"], "--normal", given.normal, "--out", str(model),
         "--size", str(cell["size"]), "--seed", str(seed), *settings,
     )  # fmt: skip
-    start = time.perf_counter()
-    scanned = retroscan("scan", str(test), "--model", str(model), "--out", str(run), "--heatmaps", "none")
-    scan_s = time.perf_counter() - start
-    evaluation = retroscan("evaluate", str(run), "--labels", str(test), "--bootstrap", "200")
+    keep = "all" if given.masks else "none"
+    scanned, scan_s, scan_mib = retroscan(
+        "scan", given.archive, "--model", str(model), "--out", str(run), "--heatmaps", keep
+    )
+    evaluation, _, _ = retroscan("evaluate", str(run), "--labels", str(given.labels), "--bootstrap", "200")
     weights = open_model(str(model)).detector
+    score_ms = read_scores(str(run), columns=["score_ms", "status"]).dropna()["score_ms"]
+    at = evaluation["at_threshold"]
     return {
-        "cell": cell["name"], "data": name, "seed": seed, "config": record["config"], "model_id": record["model_id"],
-        "n_fitted": record["data"]["n_fitted"], "n_test": scanned["counts"]["scored"],
+        "cell": cell["name"], "detector": cell["detector"], "data": name, "seed": seed, "size": cell["size"],
+        "table": cell.get("table", "main"), "config": record["config"], "model_id": record["model_id"],
+        "n_fitted": record["data"]["n_fitted"], "n_anomalous_fitted": record["data"]["n_anomalous"],
+        "n_scored": scanned["counts"]["scored"],
         **{metric: evaluation[metric]["value"] for metric in METRICS},
-        "variants": dict(variants(cell, model, test)),
-        "fit_s": record.get("seconds"), "scan_s": round(scan_s, 1),
+        "at_threshold": {rate: at[rate] for rate in ("fpr", "fnr")},
+        "n_normal": evaluation["n_normal"], "n_anomalous": evaluation["n_anomalous"],
+        "variants": {} if given.masks else dict(variants(cell, model, given.labels)),
+        "fit_s": round(record.get("seconds") or fit_s, 1), "scan_s": round(scan_s, 1),
+        "images_per_s": round(1e3 / float(score_ms.mean()), 1),  # of the detector alone, as the table has it
+        "parameters": sum(p.numel() for p in weights.parameters()),
         "parameters_trained": sum(p.numel() for p in weights.parameters() if p.requires_grad),
-        "peak_mib_children": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+        "fit_peak_mib": fit_mib, "scan_peak_mib": scan_mib,
         "machine": machine(), "versions": versions(), "threads": os.environ.get("OMP_NUM_THREADS", "all"),
     }  # fmt: skip
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def variants(cell: dict[str, Any], model: Path, test: Path) -> Iterator[tuple[str, dict[str, float | None]]]:
@@ -125,50 +153,58 @@ def slug(name: str) -> str:
 
 
 def write_table(folder: Path) -> None:
-    """Markdown from the finished cells: mean and standard deviation over seeds."""
+    """Markdown from the finished cells: mean and standard deviation over seeds, one table for each `table` of the YAML."""
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not cells:
         return
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    tables: dict[str, dict[tuple[str, str], list[dict[str, Any]]]] = {}
     for cell in cells:
+        groups = tables.setdefault(cell.get("table", "main"), {})
         groups.setdefault((cell["cell"], cell["data"]), []).append(cell)
     first = cells[0]
     lines = [
         "# Quality",
         "",
         f"Mean and standard deviation over seeds. {first['machine']['cpu']}, {first['threads']} thread(s), torch "
-        f"{first['versions']['torch']}. Times were taken on a machine shared with other work.",
-        "",
+        f"{first['versions']['torch']}. Times were taken on a machine shared with other work; memory is that of the largest "
+        "process, without what it shares. Oracle metrics (F1-max, accuracy-max, zero-FN accuracy) pick their threshold on the "
+        "labels they are judged by.",
     ]
+    for name, groups in sorted(tables.items(), key=lambda item: (item[0] != "main", item[0])):
+        lines += ["", *([f"## {name}", ""] if name != "main" else []), *_quality_table(groups)]
+    compared = [
+        (cell, data, variant, _spread(scored, "image_auroc"), _mean(scored, "score_ms"))
+        for groups in tables.values()
+        for (cell, data), found in sorted(groups.items())
+        for variant in found[0]["variants"]
+        for scored in ([one["variants"][variant] for one in found if variant in one["variants"]],)
+    ]
+    if compared:
+        lines += ["", "## The same weights under other scoring options", ""]
+        lines += _table(("detector", "data", "variant", "image AUROC", "score ms"), compared)
+    (RESULTS / "quality.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def _quality_table(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
     head = (
-        "detector",
-        "data",
-        "seeds",
-        "images to fit",
-        "image AUROC",
-        "image AP",
-        "F1-max",
-        "zero-FN accuracy",
-    )
+        "detector", "data", "seeds", "image AUROC", "image AP", "F1-max", "accuracy-max", "zero-FN accuracy", "pixel AUROC",
+        "AUPRO", "fitted on", "fit s", "images/s", "parameters", "fit MiB",
+    )  # fmt: skip
     rows = [
         (
-            name, data, len(found), found[0]["n_fitted"], _spread(found, "image_auroc"), _spread(found, "image_ap"),
-            _spread(found, "f1_max"), _spread(found, "accuracy_zero_fn"),
-            f"{np.mean([c['fit_s'] or np.nan for c in found]):.0f}", f"{found[0]['parameters_trained']:,}",
+            name, data, len(found), *(_spread(found, metric) for metric in METRICS), _fitted_on(found[0]),
+            _mean(found, "fit_s", ".0f"), _mean(found, "images_per_s"), f"{found[0].get('parameters', 0):,}",
+            _mean(found, "fit_peak_mib", ".0f"),
         )
         for (name, data), found in sorted(groups.items())
     ]  # fmt: skip
-    lines += _table((*head, "fit s", "trained parameters"), rows)
-    lines += ["", "The same weights under other scoring options:", ""]
-    compared = [
-        (name, data, variant, _spread(cells, "image_auroc"), f"{np.mean([c['score_ms'] for c in cells]):.1f}")
-        for (name, data), found in sorted(groups.items())
-        for variant in found[0]["variants"]
-        for cells in ([cell["variants"][variant] for cell in found],)
-    ]
-    lines += _table(("detector", "data", "variant", "image AUROC", "score ms"), compared)
-    (RESULTS / "quality.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    return _table(head, rows)
+
+
+def _fitted_on(cell: dict[str, Any]) -> str:
+    anomalous = cell.get("n_anomalous_fitted")
+    return f"{cell['n_fitted']} + {anomalous}" if anomalous else str(cell["n_fitted"])
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> list[str]:
@@ -176,10 +212,15 @@ def _table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> list[str]:
 
 
 def _spread(cells: list[dict[str, Any]], key: str) -> str:
-    values = [cell[key] for cell in cells if cell[key] is not None]
-    return (
-        f"{np.mean(values):.4f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}" if values else "-"
-    )
+    values = [cell[key] for cell in cells if cell.get(key) is not None]
+    if not values:
+        return "–"
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def _mean(cells: list[dict[str, Any]], key: str, form: str = ".1f") -> str:
+    values = [cell[key] for cell in cells if cell.get(key) is not None]
+    return format(np.mean(values), form) if values else "–"
 
 
 def main() -> None:
@@ -200,7 +241,7 @@ def main() -> None:
     for cell in plan["cells"]:
         for seed in cell["seeds"]:
             for name in cell["data"]:
-                path = folder / f"{slug(cell['name'])}--{name}--seed-{seed}.json"
+                path = folder / f"{slug(cell['name'])}--{slug(name)}--seed-{seed}.json"
                 if path.exists() or arguments.only not in path.name:
                     continue
                 result = run_cell(cell, name, plan["data"][name], seed, arguments.work.resolve())

@@ -1,0 +1,122 @@
+"""The data sets of the quality benchmark as the lists that the verbs take: fit on one, judge on the other.
+
+Every split is by group and the same for all seeds of a fit; what a fit holds out for itself is drawn by its own seed.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ad_jobs.phantom import generate
+
+COLUMNS = ("image", "anomalous", "group", "mask")
+
+
+class Lists(NamedTuple):
+    """What one cell is fitted on and judged on."""
+
+    normal: str  # a list, or a folder
+    anomalous: str | None  # a list, for a detector that learns from anomalous images
+    archive: str  # what is scanned
+    labels: Path
+    masks: bool
+
+
+def lists(data: dict[str, Any], folder: Path, seed: int) -> Lists:
+    """The lists of one data set, written below `folder`; `seed` draws the anomalous images to fit on, if any."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"split": _split, "boards": _boards, "phantom": _phantom}[data["kind"]](data, folder, seed)
+
+
+def _split(data: dict[str, Any], folder: Path, seed: int) -> Lists:
+    """A split file (image, anomalous, split); `anomalous: N` moves N anomalous images, whole groups, from test to fit."""
+    root = Path(data["root"]).resolve()
+    groups = {row["image"]: row["group"] for row in _read(data["labels"])}
+    rows = [{**row, "group": groups[row["image"]]} for row in _read(data["split"])]
+    test = [row for row in rows if row["split"] == "test"]
+    moved: list[dict[str, str]] = []
+    if wanted := data.get("anomalous"):
+        names = sorted({row["group"] for row in test if row["anomalous"] == "1"})
+        for number in np.random.default_rng(seed).permutation(len(names)):
+            found = [row for row in test if row["group"] == names[number] and row["anomalous"] == "1"]
+            if len(moved) + len(found) <= wanted:
+                moved += found
+        # Nothing of a moved group is judged, its normal images included.
+        test = [row for row in test if row["group"] not in {row["group"] for row in moved}]
+    normal = [row for row in rows if row["split"] == "train"]
+    return Lists(
+        str(_write(folder / "normal.csv", root, normal)),
+        str(_write(folder / "anomalous.csv", root, moved)) if moved else None,
+        str(_write(folder / "test.csv", root, test)),
+        folder / "test.csv",
+        masks=False,
+    )
+
+
+def _boards(data: dict[str, Any], folder: Path, seed: int) -> Lists:  # noqa: ARG001
+    """DeepPCB: templates of some boards to fit on, both kinds of the others to judge, defect boxes as masks."""
+    root = Path(data["root"]).resolve()
+    rows = list(_read(root / "labels.csv"))
+    boxes: dict[str, list[list[int]]] = {}
+    for row in _read(root / "boxes.csv"):
+        boxes.setdefault(row["image"], []).append([int(row[key]) for key in ("x1", "y1", "x2", "y2")])
+    test = [row for row in rows if row["group"] in data["test_groups"]]
+    for row in test:
+        if row["anomalous"] == "1":
+            row["mask"] = str(folder / "masks" / f"{Path(row['image']).stem}.png")
+            _draw(Path(row["mask"]), root / row["image"], boxes[row["image"]])
+    normal = [row for row in rows if row["group"] not in data["test_groups"] and row["anomalous"] == "0"]
+    return Lists(
+        str(_write(folder / "normal.csv", root, normal)),
+        None,
+        str(_write(folder / "test.csv", root, test)),
+        folder / "test.csv",
+        masks=True,
+    )
+
+
+def _draw(path: Path, image: Path, boxes: list[list[int]]) -> None:
+    with Image.open(image) as opened:
+        mask = np.zeros((opened.height, opened.width), np.uint8)
+    for x1, y1, x2, y2 in boxes:
+        mask[y1:y2, x1:x2] = 255
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(mask).save(path)
+
+
+def _phantom(data: dict[str, Any], folder: Path, seed: int) -> Lists:  # noqa: ARG001
+    """The demo's archive of DICOM phantoms, the same for every seed; lesions to fit on come from other patients."""
+    made = folder / "phantoms"
+    if not made.exists():
+        unfinished = folder / "unfinished"
+        generate(unfinished / "demo", seed=0)
+        counts = dict.fromkeys(("train", "calibration", "normals", "multiframe", "broken", "non_images"), 0)
+        generate(unfinished / "lesions", seed=1, anomalous=data["anomalous"], **counts)
+        unfinished.rename(made)
+    demo = made / "demo"
+    return Lists(
+        str(demo / "train"),
+        str(made / "lesions" / "archive"),
+        str(demo / "archive"),
+        demo / "labels.csv",
+        masks=True,
+    )
+
+
+def _read(path: str | Path) -> Iterable[dict[str, str]]:
+    with Path(path).open(newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def _write(path: Path, root: Path, rows: list[dict[str, str]]) -> Path:
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS, extrasaction="ignore", restval="")
+        table.writeheader()
+        table.writerows({**row, "image": str(root / row["image"])} for row in rows)
+    return path
