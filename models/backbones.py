@@ -120,9 +120,7 @@ class Backbone(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
         """The tapped maps of RGB (or grey) images in [0, 1], shallow to deep."""
-        if images_BCHW.shape[1] == 1:
-            images_BCHW = images_BCHW.expand(-1, 3, -1, -1)
-        x = ((images_BCHW - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = self.prepare(images_BCHW)
         if self.name not in VGG:
             return tuple(self.network(x))
         maps = []
@@ -137,11 +135,56 @@ class Backbone(nn.Module):
                     break
         return tuple(maps)
 
+    def prepare(self, images_BCHW: Tensor) -> Tensor:
+        """RGB (or grey) images in [0, 1] as the network takes them."""
+        if images_BCHW.shape[1] == 1:
+            images_BCHW = images_BCHW.expand(-1, 3, -1, -1)
+        return ((images_BCHW - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def stages(self) -> list[nn.Sequential]:
+        """The network cut behind each tap: run on a prepared image one after the other, they give the tapped maps.
+
+        Found by trying: the layers are run in order on noise until one gives the tapped map.
+
+        Raises:
+            ConfigError: a network whose layers do not follow one another.
+        """
+        noise = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+        layers = _flat(self.network)
+        stages: list[nn.Sequential] = []
+        with torch.no_grad():
+            x = self.prepare(noise)
+            for wanted in self(noise):
+                stage: list[nn.Module] = []
+                found = False
+                while layers and not found:
+                    stage.append(layers.pop(0))
+                    try:
+                        x = stage[-1](x)
+                    except (TypeError, RuntimeError):  # it takes something else than the last one gives
+                        break
+                    found = x.shape == wanted.shape and torch.equal(x, wanted)
+                if not found:
+                    raise ConfigError(
+                        f"A backbone must be a chain of layers to be cut into stages. Got: {self.name}. "
+                        f"Choose {LITE0}, a vgg or a resnet."
+                    )
+                stages.append(nn.Sequential(*stage))
+        return stages
+
     def taps(self) -> tuple[Tap, ...]:
         """Channels of each tap, read from a dry run."""
         with torch.no_grad():
             maps = self(torch.zeros(1, 3, 64, 64))
         return tuple(Tap(h, m.shape[1]) for h, m in zip(self.halvings, maps, strict=True))
+
+
+def _flat(network: nn.Module) -> list[nn.Module]:
+    """The layers of a network in order, containers taken apart."""
+    layers: list[nn.Module] = []
+    for child in network.children():
+        layers += _flat(child) if isinstance(child, nn.Sequential) else [child]
+    return layers
 
 
 def native_norm(name: str, weights: str | None) -> str:

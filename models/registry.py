@@ -51,6 +51,17 @@ DETECTORS: dict[str, Entry] = {
             needs_anomalous=False,
             weights="ImageNet: EfficientNet-Lite0 installed with retroscan; VGG-16 by download or --set weights=FILE",
         ),
+        Entry(
+            kind="fyd",
+            module="models.fyd",
+            detector="FYD",
+            config="FYDConfig",
+            title="Focus your distribution (FYD-style, re-derived)",
+            source="Zheng et al., ICME 2022, arXiv 2110.04538",
+            channels=3,
+            needs_anomalous=False,
+            weights="ImageNet: EfficientNet-Lite0 installed with retroscan; others by download or --set weights=FILE",
+        ),
     )
 }
 

@@ -1,0 +1,113 @@
+"""Spatial transformers with bounded transforms: where to look, the warp, and its exact inverse.
+
+Transforms are 3x3 matrices that map output to input coordinates (the convention of `affine_grid`, -1 to 1 over the
+image, align_corners=False everywhere).
+
+Shape suffixes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Family = Literal["rotation", "rotation_translation", "rotation_scale", "affine"]
+_PARAMETERS: dict[Family, int] = {"rotation": 1, "rotation_translation": 3, "rotation_scale": 3, "affine": 6}
+_HALF_TURN = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
+
+
+class SpatialTransformer(nn.Module):
+    """A small network that reads a map and predicts how to transform it; the identity when new.
+
+    Two convolutions with batch norm, ReLU and pooling, and two linear layers. All families but `affine` are bounded by
+    tanh: a free transform can lower an alignment loss by shrinking the object instead of aligning it.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size_px: tuple[int, int],
+        family: Family,
+        *,
+        hidden: int,
+        max_angle_deg: float = 15.0,
+        max_shift: float = 0.1,
+        max_scale: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.family = family
+        self.limits = (math.radians(max_angle_deg), max_shift, max_scale)
+        self.size_px = size_px
+        height, width = (math.ceil(math.ceil(side / 2) / 2) for side in size_px)
+        self.localise = nn.Sequential(
+            *_block(channels, 64),
+            *_block(64, 16),
+            nn.Flatten(),
+            nn.Linear(16 * height * width, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, _PARAMETERS[family]),
+        )
+        last = self.localise[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        """The transform of each map, [B, 3, 3]; the map is first pooled to the size this network reads."""
+        if maps_BCHW.shape[-2:] != self.size_px:
+            maps_BCHW = F.adaptive_avg_pool2d(maps_BCHW, self.size_px)
+        raw = self.localise(maps_BCHW)
+        height, width = self.size_px
+        aspect = height / width
+        if self.family == "affine":
+            free = raw.view(-1, 2, 3)
+            identity = torch.eye(3, dtype=raw.dtype, device=raw.device)
+            return identity + F.pad(free, (0, 0, 0, 1))
+        angle_limit, shift_limit, scale_limit = self.limits
+        bounded = torch.tanh(raw)
+        angle = angle_limit * bounded[:, 0]
+        cos, sin = torch.cos(angle), torch.sin(angle)
+        one, zero = torch.ones_like(angle), torch.zeros_like(angle)
+        scale_x = scale_y = one
+        shift_x = shift_y = zero
+        if self.family == "rotation_scale":
+            scale_x, scale_y = (1 + scale_limit * bounded[:, n] for n in (1, 2))
+        elif self.family == "rotation_translation":
+            shift_x, shift_y = (shift_limit * bounded[:, n] for n in (1, 2))
+        # R(angle) diag(scale) in pixels; coordinates run from -1 to 1 over either side, hence the aspect.
+        rows = (
+            torch.stack([cos * scale_x, -sin * scale_y * aspect, shift_x], 1),
+            torch.stack([sin * scale_x / aspect, cos * scale_y, shift_y], 1),
+            torch.stack([zero, zero, one], 1),
+        )
+        return torch.stack(rows, 1)
+
+
+def _block(before: int, after: int) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)
+
+
+def warp(maps_BCHW: Tensor, transform_B33: Tensor, *, padding: str = "reflection") -> Tensor:
+    """Each map as its transform shows it, bilinear; what lies outside is reflected, or what `padding` says."""
+    grid = F.affine_grid(transform_B33[:, :2], list(maps_BCHW.shape), align_corners=False)
+    return F.grid_sample(maps_BCHW, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+
+
+def unwarp(maps_BHW: Tensor, transform_B33: Tensor) -> Tensor:
+    """Maps of the transformed frame back in the frame they were taken from.
+
+    Places that the transformed frame does not show take the value of its nearest border.
+    """
+    inverse = torch.linalg.inv(transform_B33)
+    return warp(maps_BHW.unsqueeze(1), inverse, padding="border").squeeze(1)
+
+
+def half_turn(transform_B33: Tensor, turned_B: Tensor) -> Tensor:
+    """The transforms, those that `turned_B` marks followed by a rotation of 180 degrees."""
+    turn = torch.tensor(_HALF_TURN, dtype=transform_B33.dtype, device=transform_B33.device)
+    return torch.where(turned_B.view(-1, 1, 1), transform_B33 @ turn, transform_B33)
