@@ -11,19 +11,28 @@ from torch import Tensor
 
 
 @lru_cache(maxsize=32)
-def _blur_matrix(size: int, sigma_px: float) -> Tensor:
-    """[size, size] matrix that blurs a line as scipy does (reflected border, truncated at 4 sigma)."""
-    return torch.from_numpy(gaussian_filter1d(np.eye(size), sigma_px, axis=0, mode="reflect")).float()
+def _blur_matrix(size: int, sigma_px: float, radius_px: int | None) -> Tensor:
+    """[size, size] matrix that blurs a line as scipy does (reflected border, truncated at 4 sigma or `radius_px`)."""
+    blurred = gaussian_filter1d(np.eye(size), sigma_px, axis=0, mode="reflect", radius=radius_px)
+    return torch.from_numpy(blurred).float()
 
 
-def gaussian_blur(maps_BHW: Tensor, sigma_px: float) -> Tensor:
-    """Blurred maps [B, H, W], equal to scipy.ndimage.gaussian_filter with its defaults; sigma 0 changes nothing."""
+def gaussian_blur(
+    maps_BHW: Tensor, sigma_px: float, *, radius_px: int | None = None, columns_too: bool = True
+) -> Tensor:
+    """Blurred maps [..., H, W], equal to scipy.ndimage.gaussian_filter with its defaults; sigma 0 changes nothing.
+
+    Args:
+        maps_BHW: any number of leading axes.
+        sigma_px: standard deviation.
+        radius_px: where the kernel ends; 4 sigma by default.
+        columns_too: also blur down the columns, not along the rows alone.
+    """
     if sigma_px <= 0:
         return maps_BHW
     height, width = maps_BHW.shape[-2:]
-    rows = _blur_matrix(height, sigma_px).to(maps_BHW)
-    columns = _blur_matrix(width, sigma_px).to(maps_BHW)
-    return rows @ maps_BHW @ columns.T
+    maps_BHW = maps_BHW @ _blur_matrix(width, sigma_px, radius_px).to(maps_BHW).T
+    return _blur_matrix(height, sigma_px, radius_px).to(maps_BHW) @ maps_BHW if columns_too else maps_BHW
 
 
 def cross_opening(maps_BHW: Tensor) -> Tensor:

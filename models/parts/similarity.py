@@ -1,0 +1,100 @@
+"""How far a reconstruction lies from its image: SSIM, multi-scale gradient magnitude similarity, and their loss.
+
+Everything here takes images in [0, 1]: the constants assume that range. Borders are reflected, so that maps have the
+size of their images.
+
+Shape suffixes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.parts.maps import gaussian_blur
+
+SSIM_SIGMA_PX, SSIM_RADIUS_PX = 1.5, 5  # an 11x11 window
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+GMS_C = 0.0026
+EPSILON = torch.finfo(torch.float64).eps  # within the root: a flat area has a gradient too
+
+
+def ssim(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+    """Structural similarity at each pixel, mean over channels, [B, H, W] in [-1, 1] (Wang et al., 2004)."""
+
+    def local(z: Tensor) -> Tensor:
+        return gaussian_blur(z, SSIM_SIGMA_PX, radius_px=SSIM_RADIUS_PX)
+
+    mean_x, mean_y = local(x_BCHW), local(y_BCHW)
+    variance_x = local(x_BCHW.square()) - mean_x.square()
+    variance_y = local(y_BCHW.square()) - mean_y.square()
+    covariance = local(x_BCHW * y_BCHW) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x.square() + mean_y.square() + SSIM_C1)
+    structure = (2 * covariance + SSIM_C2) / (variance_x + variance_y + SSIM_C2)
+    return (luminance * structure).mean(1)
+
+
+def gms_scales(x_BCHW: Tensor, y_BCHW: Tensor, scales: int = 4) -> list[Tensor]:
+    """1 - gradient magnitude similarity at each pixel of each scale, [B, h, w] in [0, 1]; scales halve in size.
+
+    A uniform change of brightness is invisible to it: it compares edges alone (Xue et al., 2014).
+    """
+    found = []
+    for scale in range(scales):
+        if scale:
+            x_BCHW, y_BCHW = F.avg_pool2d(x_BCHW, 2), F.avg_pool2d(y_BCHW, 2)
+        edges_x, edges_y = _gradient(x_BCHW), _gradient(y_BCHW)
+        found.append(1 - (2 * edges_x * edges_y + GMS_C) / (edges_x.square() + edges_y.square() + GMS_C))
+    return found
+
+
+def gms_map(x_BCHW: Tensor, y_BCHW: Tensor, scales: int = 4) -> Tensor:
+    """1 - GMS, the mean of all scales raised to the images' size by bilinear interpolation, [B, H, W] in [0, 1]."""
+    size = x_BCHW.shape[-2:]
+    raised = [
+        F.interpolate(found.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
+        for found in gms_scales(x_BCHW, y_BCHW, scales)
+    ]
+    return torch.stack(raised).mean(0)
+
+
+def reconstruction_loss(x_BCHW: Tensor, y_BCHW: Tensor, scales: int = 4) -> dict[str, Tensor]:
+    """The three terms that SSM and PMAD add up, each a scalar: `mse`, `gms` (mean over scales), `ssim` (1 - SSIM)."""
+    return {
+        "mse": F.mse_loss(y_BCHW, x_BCHW),
+        "gms": torch.stack([found.mean() for found in gms_scales(x_BCHW, y_BCHW, scales)]).mean(),
+        "ssim": 1 - ssim(x_BCHW, y_BCHW).mean(),
+    }
+
+
+def _gradient(images_BCHW: Tensor) -> Tensor:
+    """Prewitt's gradient magnitude of the median-filtered grey image, [B, H, W]."""
+    grey = _median(images_BCHW.mean(1))
+    padded = F.pad(grey.unsqueeze(1), (1, 1, 1, 1), mode="reflect").squeeze(1)
+    rows = (padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]) / 3
+    columns = (padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]) / 3
+    across = rows[:, :, 2:] - rows[:, :, :-2]
+    down = columns[:, 2:] - columns[:, :-2]
+    return (across.square() + down.square() + EPSILON).sqrt()
+
+
+def _median(maps_BHW: Tensor) -> Tensor:
+    """The 3x3 median: of a sorted column's minima the largest, of its maxima the smallest, and the medians' median."""
+    padded = F.pad(maps_BHW.unsqueeze(1), (1, 1, 1, 1), mode="reflect").squeeze(1)
+    above, here, below = padded[:, :-2], padded[:, 1:-1], padded[:, 2:]
+    low, high = torch.minimum(above, here), torch.maximum(above, here)
+    low, middle, high = torch.minimum(low, below), _median_of_3(above, here, below), torch.maximum(high, below)
+
+    def neighbours(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return z[:, :, :-2], z[:, :, 1:-1], z[:, :, 2:]
+
+    a, b, c = neighbours(low)
+    largest_low = torch.maximum(torch.maximum(a, b), c)
+    a, b, c = neighbours(high)
+    smallest_high = torch.minimum(torch.minimum(a, b), c)
+    return _median_of_3(largest_low, _median_of_3(*neighbours(middle)), smallest_high)
+
+
+def _median_of_3(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
