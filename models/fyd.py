@@ -11,8 +11,9 @@ reproduction, and these are ours:
 * Transforms are bounded (`stn.py`), rotations are real ones, and each stage's Gaussians live in that stage's own aligned
   frame; only the score maps are carried back (`unwarp=score`). `unwarp=features` is RegAD's order: it carries the
   features back before any Gaussian is fitted. What a carried-back map does not cover takes the nearest border's value.
-* One bank of Gaussians a stage (`bank=stage`), its distances on the scale of held-out normals, position by position, so
-  that stages add up. `bank=joint` with `normalise=none` is PaDiM's: all stages side by side on the finest grid.
+* One bank of Gaussians a stage (`bank=stage`). A distance counts by how far it lies beyond what training images have at
+  that position, and stages are levelled by held-out normals, so that they add up (`normalise=position`). PaDiM puts all
+  stages side by side on the finest grid and leaves its distances as they are (`bank=joint`, `normalise=none`).
 * Features are averaged over 3x3 positions first (`patch`), as PatchCore does.
 * Stages at strides 8, 16 and 32 by default, where PaDiM takes 4, 8 and 16.
 * Which steps are on by default is what the ablation decided (benchmarks/results/quality.md), not the paper.
@@ -44,7 +45,7 @@ from models.detector import (
     evaluating,
     finite_or_stop,
 )
-from models.parts.gaussian import GaussianBank, GaussianSums, PositionScale
+from models.parts.gaussian import GaussianBank, GaussianSums, PositionScale, sums_of
 from models.parts.maps import gaussian_blur
 from models.parts.stn import Family, SpatialTransformer, half_turn, unwarp, warp
 
@@ -192,6 +193,11 @@ class FYD(Detector):
             "turned_mean", torch.zeros(3, *((spec.height_px, spec.width_px) if config.flip else (0, 0)))
         )
 
+    @property
+    def gaussians(self) -> list[GaussianBank]:
+        """The banks, shallow to deep."""
+        return [bank for bank in self.banks if isinstance(bank, GaussianBank)]
+
     def source_record(self) -> dict[str, Any]:
         return self.trunk.source_record
 
@@ -234,7 +240,7 @@ class FYD(Detector):
             size = (self.spec.height_px, self.spec.width_px)
             maps = []
             for x, frame, bank, scale, grid in zip(
-                features, frames, self.banks, self.scales, self.grids, strict=True
+                features, frames, self.gaussians, self.scales, self.grids, strict=True
             ):
                 distance = scale(bank.distance(x)).unflatten(1, grid)
                 raised = F.interpolate(
@@ -312,7 +318,7 @@ def cut_and_paste(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class FYDLearner:
-    """Phases: `align`, `orient`, `contrast` as configured; then `statistics`, and `scale` over held-out normals."""
+    """Phases: `align`, `orient`, `contrast` as configured; then `statistics`, `scale`, and `level` over held-out normals."""
 
     def __init__(self, detector: FYD, runtime: Runtime) -> None:
         config = detector.config
@@ -325,7 +331,8 @@ class FYDLearner:
             *((Phase("orient", ORIENT_PASSES),) if config.flip else ()),
             *((Phase("contrast", config.epochs),) if self.contrasted else ()),
             Phase("statistics", 1),
-            *((Phase("scale", 1, "held_out"),) if config.normalise != "none" else ()),
+            *((Phase("scale", 1),) if config.normalise == "position" else ()),
+            *((Phase("level", 1, "held_out"),) if config.normalise != "none" else ()),
         )
         self.phase = ""
         self.epoch = 0  # finished epochs of the current phase
@@ -349,16 +356,13 @@ class FYDLearner:
             self.optimizer = torch.optim.SGD(trained, config.lr, momentum=0.9, weight_decay=1e-4)
         self._mean = torch.zeros(1, *detector.turned_mean.shape, dtype=torch.float64)  # with its count behind
         self._mean_count = torch.zeros((), dtype=torch.float64)
-        self._sums = [GaussianSums(len(b.mean), b.mean.shape[1]) for b in self._banks()]
-        self._scale_sums = [torch.zeros(3, len(b.mean), dtype=torch.float64) for b in self._banks()]
+        self._sums = [GaussianSums(len(b.mean), b.mean.shape[1]) for b in self.detector.gaussians]
+        self._scale_sums = [torch.zeros(3, len(b.mean), dtype=torch.float64) for b in self.detector.gaussians]
         self._kept: dict[int, Tensor] = {}  # training images that are watched, by position
         self.best: dict[str, Tensor] = {}
         self.best_auroc = 0.0
         self.synthetic_auroc: Tensor | None = None
         self.stopped = False
-
-    def _banks(self) -> list[GaussianBank]:
-        return [bank for bank in self.detector.banks if isinstance(bank, GaussianBank)]
 
     def _image_parameters(self) -> list[nn.Parameter]:
         stn = self.detector.trunk.image_stn
@@ -395,9 +399,11 @@ class FYDLearner:
                 for sums, x in zip(self._sums, features, strict=True):
                     sums.add(x)
                 return {}
-            for scale_sums, bank, x in zip(self._scale_sums, self._banks(), features, strict=True):
-                distance = bank.distance(x).double().cpu()
-                scale_sums += torch.stack([torch.ones_like(distance), distance, distance.square()]).sum(1)
+            for number, x in enumerate(features):
+                distance = self.detector.gaussians[number].distance(x)
+                if self.phase == "level":
+                    distance = self.detector.scales[number](distance)
+                self._scale_sums[number] += sums_of(distance)
         return {}
 
     def _align(self, images: Tensor) -> dict[str, Tensor]:
@@ -468,8 +474,7 @@ class FYDLearner:
         pasted = cut_and_paste(kept[half:], torch.Generator().manual_seed(self.runtime.seed))
         trial = copy.deepcopy(self.detector)
         with torch.no_grad(), evaluating(trial):
-            for number, bank in enumerate(trial.banks):
-                assert isinstance(bank, GaussianBank)
+            for number, bank in enumerate(trial.gaussians):
                 sums = GaussianSums(len(bank.mean), bank.mean.shape[1])
                 sums.add(trial.features(kept[:half])[0][number])
                 bank.fit(sums, self.config.cov_reg)
@@ -481,13 +486,18 @@ class FYDLearner:
         if phase == "contrast" and self.config.selection == "watch":
             self.detector.trunk.load_state_dict(self.best)
         elif phase == "statistics":
-            for bank, sums in zip(self._banks(), self._sums, strict=True):
+            for bank, sums in zip(self.detector.gaussians, self._sums, strict=True):
                 sums.all_reduce(self.runtime.all_reduce_sum)
                 bank.fit(sums, self.config.cov_reg)
-        elif phase == "scale":
-            for scale, scale_sums in zip(self.detector.scales, self._scale_sums, strict=True):
+        elif phase in ("scale", "level"):
+            for number, scale in enumerate(self.detector.scales):
                 assert isinstance(scale, PositionScale)
-                scale.fit(self.runtime.all_reduce_sum(scale_sums), self.config.normalise == "position")
+                total = self.runtime.all_reduce_sum(self._scale_sums[number])
+                if phase == "scale":
+                    scale.fit_positions(total)
+                else:
+                    scale.fit_level(total)
+                self._scale_sums[number] = torch.zeros_like(total)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {

@@ -41,6 +41,17 @@ DETECTORS: dict[str, Entry] = {
     entry.kind: entry
     for entry in (
         Entry(
+            kind="ssm",
+            module="models.ssm",
+            detector="SSM",
+            config="SSMConfig",
+            title="Self-supervised masking",
+            source="Huang et al., IEEE TMM 2023, arXiv 2205.06568",
+            channels=3,
+            needs_anomalous=False,
+            weights="none needed",
+        ),
+        Entry(
             kind="mkd",
             module="models.mkd",
             detector="MKD",

@@ -93,12 +93,10 @@ class GaussianBank(nn.Module):
 
 
 class PositionScale(nn.Module):
-    """Mean and spread of P scores over held-out normals, each position's own drawn towards that of all.
+    """What P distances of normal images are usually: a mean and a spread for every position."""
 
-    Fewer than some tens of images say little of one position: its mean and variance count as `n` images beside
-    `PRIOR` images of the overall ones.
-    """
-
+    # Images say little of one position if they are few: its own mean and variance count as `n` images beside so many of
+    # the overall ones.
     PRIOR = 10.0
     mean: Tensor
     spread: Tensor
@@ -108,23 +106,42 @@ class PositionScale(nn.Module):
         self.register_buffer("mean", torch.zeros(positions))
         self.register_buffer("spread", torch.ones(positions))
 
-    def fit(self, sums_3P: Tensor, by_position: bool) -> None:
-        """Take the scale from all-reduced sums [3, P]: counts, sums and sums of squares, float64."""
-        count, total, squares = sums_3P
-        n = count.clamp_min(1)
-        mean = total / n
-        variance = (squares / n - mean.square()).clamp_min(0)
-        overall_mean = total.sum() / count.sum().clamp_min(1)
-        overall = (squares.sum() / count.sum().clamp_min(1) - overall_mean.square()).clamp_min(0)
-        if by_position:
-            mean = (n * mean + self.PRIOR * overall_mean) / (n + self.PRIOR)
-            variance = (n * variance + self.PRIOR * overall) / (n + self.PRIOR)
-        else:
-            mean, variance = overall_mean.expand_as(mean), overall.expand_as(mean)
+    def fit_positions(self, sums_3P: Tensor) -> None:
+        """Take each position's scale from all-reduced sums of raw distances [3, P]: counts, sums, sums of squares."""
+        n, mean, variance = _moments(sums_3P)
+        _, overall_mean, overall_variance = _moments(sums_3P.sum(1, keepdim=True))
+        mean = (n * mean + self.PRIOR * overall_mean) / (n + self.PRIOR)
+        variance = (n * variance + self.PRIOR * overall_variance) / (n + self.PRIOR)
         self.mean.copy_(mean)
-        # Held-out normals that are all alike leave the scores as they are.
-        self.spread.copy_(torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance)))
+        self.spread.copy_(_spread(variance))
 
-    def forward(self, scores_BP: Tensor) -> Tensor:
-        """How many spreads each score lies above the mean of normals, [B, P]."""
-        return (scores_BP - self.mean) / self.spread
+    def fit_level(self, sums_3P: Tensor) -> None:
+        """Shift and stretch all positions alike, so that these distances, already scaled, have mean 0 and spread 1.
+
+        Distances of the images that the Gaussians were fitted on are too low; held-out ones are not.
+        """
+        _, mean, variance = _moments(sums_3P.sum(1, keepdim=True))
+        self.mean.copy_(self.mean + mean.float() * self.spread)
+        self.spread.copy_(self.spread * _spread(variance).float())
+
+    def forward(self, distances_BP: Tensor) -> Tensor:
+        """How many spreads each distance lies above the mean of normals, [B, P]."""
+        return (distances_BP - self.mean) / self.spread
+
+
+def sums_of(distances_BP: Tensor) -> Tensor:
+    """Counts, sums and sums of squares over the batch, [3, P] in float64: they add up over batches and workers."""
+    x = distances_BP.detach().double().cpu()
+    return torch.stack([torch.ones_like(x), x, x.square()]).sum(1)
+
+
+def _moments(sums_3P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(count, mean, variance) of each column."""
+    count, total, squares = sums_3P
+    n = count.clamp_min(1)
+    return n, total / n, (squares / n - (total / n).square()).clamp_min(0)
+
+
+def _spread(variance: Tensor) -> Tensor:
+    # Normals that are all alike leave a score as it is.
+    return torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance))
