@@ -15,8 +15,20 @@ from models.registry import DETECTORS
 
 # Options under which a kind fits within seconds and still finds a pasted defect.
 FAST_OPTIONS: dict[str, dict[str, Any]] = {
+    "ssm": {"epochs": 6, "batch_size": 4, "width": 4, "cells": (2, 4, 8)},
+    "pmad": {"epochs": 12, "batch_size": 4, "width": 4, "warmup": 2, "items": 20},
     # Six epochs: the late average has two, and a fit can stop between them.
     "mkd": {"epochs": 6, "batch_size": 8, "lr": 3e-3},
+    "cyclegan": {"epochs": 4, "batch_size": 4, "lr": 1e-3, "ngf": 4, "blocks": 1, "ndf": 4},
+    "fyd": {
+        "epochs": 2,
+        "batch_size": 8,
+        "layers": (2, 3, 4),
+        "align_image": True,
+        "align_stages": True,
+        "contrast": True,
+        "align_epochs": 3,
+    },
 }
 # Other ways through the same detector, held to the same rules.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -30,6 +42,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "layers_score": (3, 4),
         },
     ),
+    "ssm-joint": ("ssm", {"refine": "joint", "refine_steps": 2, "masks": "disjoint", "score": "max"}),
+    "ssm-autoencoder": ("ssm", {"model": "autoencoder", "epochs": 12}),
+    "pmad-pixel": ("pmad", {"query": "pixel", "shared_memory": True, "error": "both", "score": "mean"}),
+    "pmad-plain": ("pmad", {"modes": ("none", "none", "none", "none"), "hee": False}),
+    "cyclegan-paper": ("cyclegan", {"residual": False, "augment": "dihedral", "score": "max", "epochs": 8}),
+    "fyd-features": ("fyd", {"unwarp": "features", "bank": "joint", "flip": True, "selection": "watch"}),
 }
 
 
