@@ -413,9 +413,9 @@ class FYDLearner:
         )
         loss = alignment_loss(warp(pooled, self.aligner(pooled)))
         losses = {"loss": loss.detach()}
+        finite_or_stop(self.phase, losses)
         self.align_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        finite_or_stop(self.phase, losses)
         self.align_optimizer.step()
         return losses
 
@@ -429,9 +429,9 @@ class FYDLearner:
             losses["spread"] = torch.zeros(())
         if self.synthetic_auroc is not None:
             losses["synthetic_auroc"] = self.synthetic_auroc
+        finite_or_stop(self.phase, losses)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        finite_or_stop(self.phase, losses)
         self.optimizer.step()
         return losses
 

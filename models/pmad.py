@@ -50,6 +50,7 @@ from models.parts.unet import UNet, check_size
 
 Mode = Literal["none", "skip", "pmb"]
 Query = Literal["channel_map", "pixel", "block"]
+LARGEST_ERROR = 2.0  # of absolute difference and gradient similarity together
 DECAYS_AT = (0.8, 0.9)  # shares of the epochs after which the learning rate falls to a fifth
 
 
@@ -120,9 +121,13 @@ class PartitionMemory(nn.Module):
         self.side, self.query, self.temperature = side, config.query, config.temperature
         self.items = nn.Parameter(torch.randn(memories, config.items, dims))
         self.shrinks = True  # off while the learner warms up
-        # Of the last forward pass in training mode: mean entropy of the weights, and their mean maximum.
-        self.entropy: Tensor | None = None
-        self.largest: Tensor | None = None
+        self._usage: tuple[Tensor, Tensor] | None = None
+
+    def usage(self) -> tuple[Tensor, Tensor]:
+        """Mean entropy of the weights and their mean maximum in the last forward pass in training mode; asked for once."""
+        assert self._usage is not None
+        found, self._usage = self._usage, None
+        return found
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
         b, c, *size = maps_BCHW.shape
@@ -135,8 +140,8 @@ class PartitionMemory(nn.Module):
         similarity = F.normalize(queries, dim=-1) @ F.normalize(self.items, dim=-1).transpose(1, 2)
         weights_BTQN = (similarity / self.temperature).softmax(-1)
         if self.training:
-            self.entropy = -(weights_BTQN * weights_BTQN.clamp_min(1e-12).log()).sum(-1).mean()
-            self.largest = weights_BTQN.detach().amax(-1).mean()
+            entropy = -(weights_BTQN * weights_BTQN.clamp_min(1e-12).log()).sum(-1).mean()
+            self._usage = entropy, weights_BTQN.detach().amax(-1).mean()
         if self.shrinks:
             weights_BTQN = shrink(weights_BTQN)
         answers = weights_BTQN @ self.items
@@ -159,7 +164,7 @@ class PMAD(Detector):
         self.spec = spec
         self.network = UNet(width=config.width, out_channels=3, bridges=[self._bridge(n) for n in range(4)])
         self.register_buffer("error_top", torch.ones(()))
-        self.register_buffer("mode_cap", torch.full((), float("inf")))
+        self.register_buffer("mode_cap", torch.full((), LARGEST_ERROR))
 
     def _bridge(self, level: int) -> nn.Module | None:
         config = self.config
@@ -224,7 +229,7 @@ class PMADLearner:
         self.optimizer = torch.optim.Adam(detector.network.parameters(), lr=config.lr)
         self.phase = ""
         self.epoch = 0  # finished epochs of the current phase
-        self._histogram = LogHistogram(1e-6, 4.0)
+        self._histogram = LogHistogram(1e-6, LARGEST_ERROR)
 
     def start(self, phase: str) -> None:
         self.phase, self.epoch = phase, 0
@@ -248,7 +253,7 @@ class PMADLearner:
                 self._histogram.add(errors)
             else:
                 self._histogram.add(
-                    histogram_error.background(errors, self.detector.error_top, float("inf")).mode
+                    histogram_error.background(errors, self.detector.error_top, LARGEST_ERROR).mode
                 )
         return {}
 
@@ -257,10 +262,9 @@ class PMADLearner:
         terms = reconstruction_loss(images, rebuilt, self.config.gms_scales)
         loss = terms["mse"] + terms["gms"] + terms["ssim"]
         for number, memory in enumerate(self.detector.memories()):
-            assert memory.entropy is not None
-            assert memory.largest is not None
-            loss = loss + self.config.lambda_entropy * memory.entropy
-            terms |= {f"entropy_{number}": memory.entropy, f"largest_{number}": memory.largest}
+            entropy, largest = memory.usage()
+            loss = loss + self.config.lambda_entropy * entropy
+            terms |= {f"entropy_{number}": entropy, f"largest_{number}": largest}
         losses = {"loss": loss.detach()} | {name: term.detach() for name, term in terms.items()}
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

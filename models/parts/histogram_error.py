@@ -53,7 +53,7 @@ def _histogram(errors_BHW: Tensor, top: Tensor | float) -> Tensor:
     """Smoothed counts [B, BINS]; errors beyond the end are left out."""
     place = errors_BHW.flatten(1) / top * (BINS - 1)
     inside = (place <= BINS - 1).to(place)
-    place = place.clamp(0, BINS - 1)
+    place = torch.where(inside > 0, place, torch.zeros_like(place)).clamp_min(0)  # also of NaN
     lower = place.floor().clamp_max(BINS - 2)
     share = place - lower
     counts = torch.zeros(len(place), BINS, dtype=place.dtype, device=place.device)

@@ -93,9 +93,17 @@ def _block(before: int, after: int) -> tuple[nn.Module, ...]:
 
 
 def warp(maps_BCHW: Tensor, transform_B33: Tensor, *, padding: str = "reflection") -> Tensor:
-    """Each map as its transform shows it, bilinear; what lies outside is reflected, or what `padding` says."""
-    grid = F.affine_grid(transform_B33[:, :2], list(maps_BCHW.shape), align_corners=False)
-    return F.grid_sample(maps_BCHW, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    """Each map as its transform shows it, bilinear; what lies outside is reflected, or what `padding` says.
+
+    A transform that is not finite gives a map of NaN.
+    """
+    # grid_sample's backward pass writes outside its memory where a grid is not finite (seen with torch 2.14).
+    broken_B = ~torch.isfinite(transform_B33).flatten(1).all(1)
+    identity = torch.eye(3, dtype=transform_B33.dtype, device=transform_B33.device)
+    sound_B33 = torch.where(broken_B.view(-1, 1, 1), identity, transform_B33)
+    grid = F.affine_grid(sound_B33[:, :2], list(maps_BCHW.shape), align_corners=False)
+    warped = F.grid_sample(maps_BCHW, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    return warped.masked_fill(broken_B.view(-1, 1, 1, 1), float("nan"))
 
 
 def unwarp(maps_BHW: Tensor, transform_B33: Tensor) -> Tensor:

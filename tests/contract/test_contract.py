@@ -19,7 +19,7 @@ FAST_OPTIONS: dict[str, dict[str, Any]] = {
     "pmad": {"epochs": 12, "batch_size": 4, "width": 4, "warmup": 2, "items": 20},
     # Six epochs: the late average has two, and a fit can stop between them.
     "mkd": {"epochs": 6, "batch_size": 8, "lr": 3e-3},
-    "cyclegan": {"epochs": 4, "batch_size": 4, "lr": 1e-3, "ngf": 4, "blocks": 1, "ndf": 4},
+    "cyclegan": {"epochs": 8, "batch_size": 4, "lr": 3e-3, "ngf": 4, "blocks": 1, "ndf": 4},
     "fyd": {
         "epochs": 2,
         "batch_size": 8,
@@ -46,7 +46,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ssm-autoencoder": ("ssm", {"model": "autoencoder", "epochs": 12}),
     "pmad-pixel": ("pmad", {"query": "pixel", "shared_memory": True, "error": "both", "score": "mean"}),
     "pmad-plain": ("pmad", {"modes": ("none", "none", "none", "none"), "hee": False}),
-    "cyclegan-paper": ("cyclegan", {"residual": False, "augment": "dihedral", "score": "max", "epochs": 8}),
+    "cyclegan-paper": ("cyclegan", {"residual": False, "augment": "dihedral", "score": "max", "lr": 2e-3}),
     "fyd-features": ("fyd", {"unwarp": "features", "bank": "joint", "flip": True, "selection": "watch"}),
 }
 
