@@ -197,7 +197,9 @@ class PMAD(Detector):
         self.spec.check(images)
         sigma_px = self.config.blur * self.spec.height_px / 128
         with evaluating(self), torch.no_grad():
-            errors = self.errors(images)
+            # One by one: shrinking drops an item from one step of the last digit to the next, and that digit hangs on the
+            # size of the batch.
+            errors = torch.cat([self.errors(image.unsqueeze(0)) for image in images])
             if self.config.hee:
                 background = histogram_error.background(errors, self.error_top, self.mode_cap)
                 heatmap, judged = (
