@@ -9,8 +9,8 @@ Departures from the paper and its published code:
 
 * Pairs of normal and anomalous images are drawn anew each epoch from the fit's seed; the code draws one list, unseeded.
 * The map (squared residual, blurred) is ours; the code has none. Scores are not rounded.
-* `residual=true` lets generators predict the change instead of the whole image: a new one then starts near the
-  identity, where the paper's generator needs many epochs to come. `residual=false` is the paper's.
+* `residual=true` lets generators predict the change instead of the whole image: a new one is the identity, where the
+  paper's generator needs many epochs to come. `residual=false` is the paper's.
 * `score=max` takes the blurred map's largest value; `score=sse`, the paper's, the sum over all pixels.
 * The deployable threshold comes from held-out anomalous images, lowered by a margin (`retroscan fit` sets it). The
   paper's, the lowest score of the anomalous test images, is an oracle: `retroscan evaluate` reports it as one.
@@ -85,10 +85,12 @@ class Generator(nn.Module):
             *_normed(nn.ConvTranspose2d(4 * width, 2 * width, 3, 2, 1, output_padding=1)),
             *_normed(nn.ConvTranspose2d(2 * width, width, 3, 2, 1, output_padding=1)),
             nn.ReflectionPad2d(3),
-            nn.Conv2d(width, channels, 7),
+            last := nn.Conv2d(width, channels, 7),
             nn.Tanh(),
         )
         _initialise(self)
+        if residual:
+            nn.init.zeros_(last.weight)  # new, it is the identity
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """The translated images; in residual form they may leave [-1, 1]."""
