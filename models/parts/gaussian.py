@@ -78,8 +78,10 @@ class GaussianBank(nn.Module):
                 dimensions solvable.
         """
         covariance = sums.covariance()
-        variance = covariance.diagonal(dim1=1, dim2=2).mean().clamp_min(torch.finfo(torch.float32).tiny)
-        covariance.diagonal(dim1=1, dim2=2).add_(ridge * variance)
+        variance = float(covariance.diagonal(dim1=1, dim2=2).mean())
+        # Features that do not vary: below a millionth of their size is rounding.
+        least = 1e-6 * float(sums.mean().square().mean()) or 1.0
+        covariance.diagonal(dim1=1, dim2=2).add_(ridge * max(variance, least))
         factor = torch.linalg.cholesky(covariance)
         identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
         # The inverse of the factor, so that measuring is one matrix product and no triangular solve.
