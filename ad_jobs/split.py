@@ -18,11 +18,12 @@ ANOMALOUS_HELD_OUT = 10
 
 
 def split_by_group(
-    groups: list[str], seed: int, share: float = HELD_OUT_SHARE
+    groups: list[str], seed: int, share: float = HELD_OUT_SHARE, *, beyond: bool = True
 ) -> tuple[list[int], list[int]]:
     """Positions to fit on and positions held out: whole groups, drawn by seed, until `share` of the images is reached.
 
-    A single group is split by image, with a warning: its two parts are not independent.
+    Not `beyond`: groups that would go over the share are passed over, if another one is held out already. A single group is
+    split by image, with a warning: its two parts are not independent.
     """
     if len(groups) < 2:
         raise JobError(
@@ -43,14 +44,15 @@ def split_by_group(
     for number in order[:-1]:  # at least one group stays to fit on
         if len(held) >= wanted:
             break
-        held.update(members[names[number]])
+        if beyond or not held or len(held) + len(members[names[number]]) <= wanted:
+            held.update(members[names[number]])
     return [p for p in range(len(groups)) if p not in held], sorted(held)
 
 
 def split_anomalous(groups: list[str], seed: int) -> tuple[list[int], list[int]]:
     """Positions of anomalous images to fit on and held out for the threshold: whole groups, drawn by seed.
 
-    Held out are a fifth of them and at least ten, but never more than half.
+    Held out are a fifth of them and at least ten, but not more than half: only a single large group can be more.
     """
     count = len(groups)
     held_out = min(max(ANOMALOUS_HELD_OUT, round(ANOMALOUS_SHARE * count)), count // 2)
@@ -59,7 +61,7 @@ def split_anomalous(groups: list[str], seed: int) -> tuple[list[int], list[int]]
             f"A fit on anomalous images needs at least two, one of them to hold out. Got: {count}.",
             "Name more with --anomalous.",
         )
-    return split_by_group(groups, seed, held_out / count)
+    return split_by_group(groups, seed, held_out / count, beyond=False)
 
 
 def pair(

@@ -40,6 +40,15 @@ def test_a_fifth_of_the_anomalous_is_held_out_and_ten_if_half_of_them_allow(
     assert (len(train), len(held)) == (count - held_out, held_out)
 
 
+@given(st.lists(st.integers(1, 8), min_size=3, max_size=20), st.integers(0, 5))
+def test_groups_of_anomalous_images_do_not_take_more_than_half(sizes: list[int], seed: int) -> None:
+    groups = [str(number) for number, size in enumerate(sizes) for _ in range(size)]
+    train, held = split_anomalous(groups, seed)
+    assert held
+    assert len(held) <= max(len(groups) // 2, max(sizes))
+    assert not {groups[p] for p in train} & {groups[p] for p in held}
+
+
 def test_one_anomalous_image_is_too_few() -> None:
     with pytest.raises(JobError, match=r"at least two, one of them to hold out\. Got: 1"):
         split_anomalous(["a"], 0)
