@@ -72,12 +72,12 @@ class PMADConfig(DetectorConfig):
     lambda_entropy: float = Field(default=2e-4, ge=0)
     max_memory: int = Field(default=50_000_000, ge=1)  # parameters of one level's memories
     gms_scales: int = Field(default=4, ge=1, le=4)
-    error: Literal["abs", "gms", "both"] = "abs"
+    error: Literal["abs", "gms", "both"] = "gms"
     hee: bool = True
     kappa_map: float = Field(default=0.0, ge=0)
     kappa_image: float = Field(default=2.0, ge=0)
     blur: float = Field(default=2.0, ge=0)  # sigma in pixels at 128 px, scaled with the image's height
-    score: Literal["max", "mean"] = "max"
+    score: Literal["max", "mean"] = "mean"
 
 
 def tile(maps_BCHW: Tensor, side: int) -> Tensor:

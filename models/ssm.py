@@ -15,6 +15,7 @@ Departures from the paper and its published code:
 * Borders are reflected in every filter, smoothing is two-dimensional (`legacy_1d` is the code's, which smooths rows
   alone), and the score's two parts are z-scored by held-out normals, never by the test set.
 * `color_weight` adds the absolute difference to the similarity map, which cannot see a uniform change of brightness.
+* `score=mean` takes the map's mean, `max` its maximum, `max+mse` the code's sum of maximum and mean squared error.
 * `mask_variety` shows more of the image in half of the steps, as refined masks do; the code never trains that.
 * The last epoch is kept. The code keeps the one with the best test AUROC.
 * `model=autoencoder` is no part of the paper: the same network without masks or skips, to measure what masks are worth.
@@ -82,10 +83,10 @@ class SSMConfig(DetectorConfig):
     )  # share of a block that must look normal to uncover it
     gms_scales: int = Field(default=4, ge=1, le=4)
     cell_weights: Literal["squared", "uniform"] = "squared"  # squared: by the cell's area, as the code
-    color_weight: float = Field(default=1.0, ge=0)
+    color_weight: float = Field(default=0.0, ge=0)
     smoothing: float = Field(default=7.0, ge=0)  # sigma in pixels at 128 px, scaled with the image's height
     legacy_1d: bool = False
-    score: Literal["max", "max+mse"] = "max+mse"
+    score: Literal["max", "mean", "max+mse"] = "mean"
 
 
 def disjoint_masks(cell: int, n: int, size_px: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -240,8 +241,8 @@ class SSM(Detector):
             maps, errors, _ = zip(*(self.refined(image.unsqueeze(0)) for image in images), strict=True)
             heatmap = torch.stack(maps)
             highest = heatmap.flatten(1).amax(1)
-            if self.config.score == "max":
-                return Scores(highest, heatmap)
+            if self.config.score != "max+mse":
+                return Scores(highest if self.config.score == "max" else heatmap.flatten(1).mean(1), heatmap)
             parts = (torch.stack([highest, torch.stack(errors)], 1) - self.score_mean) / self.score_spread
             return Scores(parts.sum(1), heatmap)
 

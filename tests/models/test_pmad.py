@@ -158,7 +158,7 @@ def test_a_pasted_patch_comes_back_worse_through_memories_than_through_open_skip
     bad, masks = with_defects(normal)
     inside = {}
     for name, modes in (("memory", SMALL_MODES), ("skips", ("skip",) * 4)):
-        detector = pmad((64, 64), epochs=20, lr=3e-3, modes=modes, hee=False)
+        detector = pmad((64, 64), epochs=20, lr=3e-3, modes=modes, hee=False, error="abs")
         run_fit(detector, batches(images, 4), batches(held_out, 3))
         with torch.no_grad():
             errors = detector.errors(bad)
@@ -260,7 +260,7 @@ def test_quantiles_of_a_histogram_are_those_of_its_values():
 
 def test_image_and_map_take_off_their_own_shares():
     images = textures(3, *SIZE)
-    plain, cut = pmad(kappa_image=0.0), pmad(kappa_image=4.0)
+    plain, cut = (pmad(kappa_image=kappa, score="max", error="abs") for kappa in (0.0, 4.0))
     for detector in (plain, cut):
         detector.error_top.fill_(1.0)
     assert torch.equal(plain.score(images).heatmap, cut.score(images).heatmap)

@@ -173,7 +173,7 @@ def test_two_workers_find_the_threshold_and_the_scale_of_one():
 
 
 def test_scores_of_held_out_normals_have_mean_zero_and_their_parts_spread_one():
-    detector = ssm(refine="none")
+    detector = ssm(refine="none", score="max+mse")
     held_out = textures(8, *SIZE, seed=3)
     run_phase(detector.learner(Runtime()), "scale", batches(held_out, 3))
     scores = detector.score(held_out).image
@@ -201,8 +201,8 @@ def test_smoothing_spreads_both_ways_and_the_codes_own_along_rows_alone():
     image = torch.zeros(1, 3, 64, 64)
     painted = image.repeat(3, 1, 1, 1)
     painted[:, :, 32, 32] = 1
-    wide = ssm((64, 64)).difference(image, painted)
-    rows = ssm((64, 64), legacy_1d=True).difference(image, painted)
+    wide = ssm((64, 64), color_weight=1.0).difference(image, painted)
+    rows = ssm((64, 64), color_weight=1.0, legacy_1d=True).difference(image, painted)
     assert float(wide[26, 32]) > 0.2 * float(wide[32, 26]) > 0
     assert float(rows[22, 32]) < 1e-3 * float(rows[32, 32])
     assert float(rows[32, 22]) > 1e-3 * float(rows[32, 32])
