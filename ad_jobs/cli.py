@@ -130,7 +130,7 @@ def demo(
 
 @app.command(epilog=_example("retroscan detectors"))
 def detectors(json_: Json = False) -> None:
-    """The detectors: what each needs, and where its weights come from."""
+    """The detectors: which to choose, what each needs, and where its weights come from."""
     from models.registry import DETECTORS
 
     rows = [
@@ -140,14 +140,11 @@ def detectors(json_: Json = False) -> None:
             "source": e.source,
             "needs_anomalous": e.needs_anomalous,
             "weights": e.weights,
+            "choose": e.choose,
         }
         for e in DETECTORS.values()
     ]
-    _print(
-        rows,
-        json_,
-        lambda value: _rows_table(value, ["detector", "method", "needs_anomalous", "weights", "source"]),
-    )
+    _print(rows, json_, lambda value: "\n\n".join(map(_detector_text, value)))
 
 
 @app.command(epilog=_example("retroscan index s3://archive/2024 --out s3://results/manifest --headers"))
@@ -411,6 +408,18 @@ def _rows_table(rows: list[dict[str, Any]], columns: list[str]) -> Table:
             *(("yes" if row[c] else "no") if isinstance(row[c], bool) else str(row[c]) for c in columns)
         )
     return table
+
+
+def _detector_text(row: dict[str, Any]) -> str:
+    needs = "normal and anomalous images" if row["needs_anomalous"] else "normal images"
+    return "\n".join(
+        (
+            f"{row['detector']}: {row['method']}",
+            f"  choose it for  {row['choose']}",
+            f"  needs          {needs}; weights: {row['weights']}",
+            f"  source         {row['source']}",
+        )
+    )
 
 
 def _calibration_text(value: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ a query that keeps context, and the histogram of the difference image. Ours are:
 * The query is a channel's map within a tile (`query=channel_map`); `pixel` is MemAE's within a tile, `block` a whole tile.
 * Cosine similarity with a temperature, weights shrunk at 1/N, and the nearest item alone where all would be shrunk away:
   without a temperature, or at MemAE's constant, such weights are close to uniform or all zero.
-* The histogram's mode is subtracted, then the map is blurred; the image score takes off more than the map (`kappa_image`).
+* The histogram's mode is subtracted, then the map is blurred; the image score can take off more (`kappa_image`).
 * `modes=[none,none,none,none]` is the plain auto-encoder, `hee=false` leaves the error as it is.
 
 Shape suffixes: B batch, C channels, H height, W width, T tiles, Q queries of a tile, N items, D dimensions of a query.
@@ -75,7 +75,7 @@ class PMADConfig(DetectorConfig):
     error: Literal["abs", "gms", "both"] = "gms"
     hee: bool = True
     kappa_map: float = Field(default=0.0, ge=0)
-    kappa_image: float = Field(default=2.0, ge=0)
+    kappa_image: float = Field(default=0.0, ge=0)
     blur: float = Field(default=2.0, ge=0)  # sigma in pixels at 128 px, scaled with the image's height
     score: Literal["max", "mean"] = "mean"
 

@@ -27,6 +27,9 @@ class Entry:
     channels: int
     needs_anomalous: bool
     weights: str
+    choose: str = (
+        ""  # when to choose it: strengths, weaknesses and cost, as measured (benchmarks/results/quality.md)
+    )
 
     def detector_class(self) -> type[Detector]:
         found: type[Detector] = getattr(importlib.import_module(self.module), self.detector)
@@ -50,6 +53,8 @@ DETECTORS: dict[str, Entry] = {
             channels=3,
             needs_anomalous=False,
             weights="none needed",
+            choose="images for which no pretrained network is wanted, if normal ones are alike; the slowest to fit and to scan, "
+            "as every image is painted in many times",
         ),
         Entry(
             kind="pmad",
@@ -61,6 +66,7 @@ DETECTORS: dict[str, Entry] = {
             channels=3,
             needs_anomalous=False,
             weights="none needed",
+            choose="images for which no pretrained network is wanted, if normal ones are alike and aligned; faster than ssm",
         ),
         Entry(
             kind="mkd",
@@ -72,6 +78,7 @@ DETECTORS: dict[str, Entry] = {
             channels=3,
             needs_anomalous=False,
             weights="ImageNet: EfficientNet-Lite0 installed with retroscan; VGG-16 by download or --set weights=FILE",
+            choose="a second opinion beside fyd, on images of any kind; minutes to fit",
         ),
         Entry(
             kind="cyclegan",
@@ -83,6 +90,8 @@ DETECTORS: dict[str, Entry] = {
             channels=3,
             needs_anomalous=True,
             weights="none needed",
+            choose="archives of which some 30 or more anomalous images are known, and where a miss costs more than a false "
+            "alarm: its threshold is set by them",
         ),
         Entry(
             kind="fyd",
@@ -94,6 +103,8 @@ DETECTORS: dict[str, Entry] = {
             channels=3,
             needs_anomalous=False,
             weights="ImageNet: EfficientNet-Lite0 installed with retroscan; others by download or --set weights=FILE",
+            choose="a beginning: of those that need no anomalous images it found most in our tests, and it is fitted within a "
+            "minute or two; best where objects lie alike",
         ),
     )
 }

@@ -19,7 +19,7 @@ def test_a_row_leads_to_a_detector_and_its_configuration(kind: str):
     assert issubclass(entry.config_class(), DetectorConfig)
     assert registry.configure(kind, {}) == entry.config_class()()
     assert entry.channels in (1, 3)
-    assert all((entry.title, entry.source, entry.weights))
+    assert all((entry.title, entry.source, entry.weights, entry.choose))
 
 
 @pytest.mark.parametrize("kind", registry.DETECTORS)
