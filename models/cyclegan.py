@@ -97,6 +97,11 @@ class Generator(nn.Module):
         out: Tensor = self.layers(images_BCHW)
         return images_BCHW + out if self.residual else out
 
+    def change(self, images_BCHW: Tensor) -> Tensor:
+        """Translated minus given images; in residual form without the rounding of a sum and a difference."""
+        out: Tensor = self.layers(images_BCHW)
+        return out if self.residual else out - images_BCHW
+
 
 class Discriminator(nn.Module):
     """A 70x70 PatchGAN: one verdict a patch, [B, 1, h, w], 1 for real and 0 for fake, not squashed."""
@@ -167,8 +172,7 @@ class CycleGAN(Detector):
     def score(self, images: Tensor) -> Scores:
         self.spec.check(images)
         with evaluating(self), torch.no_grad():
-            x = 2 * images - 1
-            squared_BHW = (x - self.to_normal(x)).square().sum(1)
+            squared_BHW = self.to_normal.change(2 * images - 1).square().sum(1)
             heatmap = gaussian_blur(squared_BHW, self.config.blur * self.spec.height_px / 128)
             sse = squared_BHW.flatten(1).sum(1)
         return Scores(sse if self.config.score == "sse" else heatmap.flatten(1).amax(1), heatmap)

@@ -169,9 +169,17 @@ def test_the_score_is_the_sum_of_squares_of_what_changed():
     with torch.no_grad():
         changed = detector.to_normal(2 * images - 1) - (2 * images - 1)
     torch.testing.assert_close(detector.score(images).image, changed.square().flatten(1).sum(1))
-    detector.to_normal = nn.Identity()
-    assert detector.score(images).image.tolist() == [0, 0, 0]
-    assert float(detector.score(images).heatmap.abs().max()) == 0
+    same = cyclegan(residual=True).score(images)  # new: the identity
+    assert same.image.tolist() == [0, 0, 0]
+    assert float(same.heatmap.abs().max()) == 0
+
+
+def test_small_changes_are_not_lost_to_rounding():
+    detector = cyclegan(residual=True)
+    with torch.no_grad():
+        detector.to_normal.layers[-2].bias.fill_(1e-9)  # far below the last digit of a pixel
+    images = textures(1, *SIZE)
+    assert float(detector.score(images).image) == pytest.approx(3 * SIZE[0] * SIZE[1] * 1e-18, rel=1e-3)
 
 
 def test_scores_follow_the_option():
