@@ -360,6 +360,21 @@ def _stopping_phase(learner: Learner, poison: Batch) -> str | None:
     return None
 
 
+def check_held_out_images_do_not_train(make: Maker) -> None:
+    """Other held-out images give other constants, never other parameters or running statistics of a network."""
+    data, bad = images(FEW, make, seed=0), anomalous(make, SIZE_PX)
+    others = data.clone()
+    others[3::4] = images(FEW, make, seed=7)[3::4]  # those that the fit holds out
+    one, other = make(), make()
+    fit(one, data, bad)
+    fit(other, others, bad)
+    trained = dict(one.named_parameters())
+    trained |= {name: b for name, b in one.named_buffers() if "running_" in name}
+    after = dict(other.named_parameters()) | dict(other.named_buffers())
+    for name, tensor in trained.items():
+        assert torch.equal(tensor, after[name]), f"{name} was trained on held-out images"
+
+
 def check_diverging_fit_stops(make: Maker) -> None:
     detector = Maker(make.entry, {**make.options, "lr": 1e30})()
     try:

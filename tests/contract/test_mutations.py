@@ -47,6 +47,7 @@ MUTATIONS = (
         checks.check_non_finite_loss_stops_before_the_update,
         "update before the check",
     ),
+    (toys.TrainsOnHeldOutImages, checks.check_held_out_images_do_not_train, "was trained on held-out images"),
     (toys.NeverStops, checks.check_diverging_fit_stops, "must raise NonFiniteLoss"),
     (toys.StopsAfterTheUpdate, checks.check_diverging_fit_stops, "not finite where the fit stopped"),
     (toys.ScoresTheWrongWay, checks.check_defects_score_higher, "must score higher"),

@@ -405,6 +405,17 @@ class ReportsAttachedLosses(Toy):
         return LearnerWithAttachedLoss(self, runtime)
 
 
+class LearnerOnHeldOutImages(ToyLearner):
+    def __init__(self, detector: Toy, runtime: Runtime) -> None:
+        super().__init__(detector, runtime)
+        self.phases = (*self.phases, Phase("tune", 1, "held_out"))
+
+
+class TrainsOnHeldOutImages(Toy):
+    def learner(self, runtime: Runtime) -> ToyLearner:
+        return LearnerOnHeldOutImages(self, runtime)
+
+
 class ScoresTheWrongWay(Toy):
     def score(self, images: Tensor) -> Scores:
         image, heatmap = super().score(images)
