@@ -196,6 +196,11 @@ def test_half_turns_are_resolved():
     before = torch.deg2rad(angles)
     assert math.hypot(float(torch.cos(before).mean()), float(torch.sin(before).mean())) < 0.4
     assert resultant > 0.9
+    with torch.no_grad():
+        shown = warp(images, detector.transform(images))
+    assert float((shown - detector.turned_mean).square().mean()) < float(
+        (shown.flip(2, 3) - detector.turned_mean).square().mean()
+    )
 
 
 def test_contrast_tunes_the_backbone_and_leaves_its_statistics():
