@@ -161,13 +161,17 @@ def write_table(folder: Path) -> None:
     for cell in cells:
         groups = tables.setdefault(cell.get("table", "main"), {})
         groups.setdefault((cell["cell"], cell["data"]), []).append(cell)
-    first = cells[0]
+    machines = sorted(
+        {
+            f"{c['machine']['cpu']} with {c['threads']} thread(s), torch {c['versions']['torch']}"
+            for c in cells
+        }
+    )
     lines = [
         "# Quality",
         "",
-        f"Mean and standard deviation over seeds. {first['machine']['cpu']}, {first['threads']} thread(s), torch "
-        f"{first['versions']['torch']}. Times were taken on a machine shared with other work; memory is that of the largest "
-        "process, without what it shares. Oracle metrics (F1-max, accuracy-max, zero-FN accuracy) pick their threshold on the "
+        f"Mean and standard deviation over seeds. Machines: {'; '.join(machines)}. Times were taken beside other work; "
+        "memory is that of the largest process, without what it shares. Oracle metrics (F1-max, accuracy-max, zero-FN accuracy) pick their threshold on the "
         "labels they are judged by.",
     ]
     for name, groups in sorted(tables.items(), key=lambda item: (item[0] != "main", item[0])):
@@ -194,7 +198,7 @@ def _quality_table(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[
     rows = [
         (
             name, data, len(found), *(_spread(found, metric) for metric in METRICS), _fitted_on(found[0]),
-            _mean(found, "fit_s", ".0f"), _mean(found, "images_per_s"), f"{found[0].get('parameters', 0):,}",
+            _mean(found, "fit_s", ".0f"), _mean(found, "images_per_s"), _mean(found, "parameters", ",.0f"),
             _mean(found, "fit_peak_mib", ".0f"),
         )
         for (name, data), found in sorted(groups.items())
