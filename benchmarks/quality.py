@@ -171,8 +171,8 @@ def write_table(folder: Path) -> None:
         "# Quality",
         "",
         f"Mean and standard deviation over seeds. Machines: {'; '.join(machines)}. Times were taken beside other work; "
-        "memory is that of the largest process, without what it shares. Oracle metrics (F1-max, accuracy-max, zero-FN accuracy) pick their threshold on the "
-        "labels they are judged by.",
+        "memory is that of the largest process, without what it shares. Oracle metrics (F1-max, accuracy-max, zero-FN "
+        "accuracy) pick their threshold on the labels they are judged by.",
     ]
     for name, groups in sorted(tables.items(), key=lambda item: (item[0] != "main", item[0])):
         lines += ["", *([f"## {name}", ""] if name != "main" else []), *_quality_table(groups)]
