@@ -138,7 +138,7 @@ def _open(models: list[str]) -> list[OpenModel]:
             raise UsageError(
                 "The models of a scan must differ: rows are told apart by model_id.",
                 f"{seen[model.model_id]} and {model.uri}, both {model.model_id}",
-                "Name each model once.",
+                "Name each --model once.",
             )
         seen[model.model_id] = model.uri
     return opened

@@ -175,7 +175,7 @@ def test_no_model_and_no_calibration(tmp_path: Path, model: Path, pictures: Path
     refused(run("scan", pictures, "--model", bare, "--out", tmp_path / "r"), "retroscan calibrate")
 
 
-def test_models_of_mixed_sizes(tmp_path: Path, model: Path, pictures: Path) -> None:
+def test_the_same_model_twice(tmp_path: Path, model: Path, pictures: Path) -> None:
     refused(run("scan", pictures, "--model", model, "--model", model, "--out", tmp_path / "r"), "--model")
 
 

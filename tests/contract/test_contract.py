@@ -42,10 +42,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "layers_score": (3, 4),
         },
     ),
-    "ssm-joint": ("ssm", {"refine": "joint", "refine_steps": 2, "masks": "disjoint", "score": "max"}),
-    "ssm-autoencoder": ("ssm", {"model": "autoencoder", "epochs": 12}),
+    "ssm-joint": (
+        "ssm",
+        {"refine": "joint", "refine_steps": 2, "masks": "disjoint", "score": "max", "color_weight": 1.0},
+    ),
+    "ssm-autoencoder": ("ssm", {"model": "autoencoder", "epochs": 12, "score": "max", "color_weight": 1.0}),
     "pmad-pixel": ("pmad", {"query": "pixel", "shared_memory": True, "error": "both", "score": "mean"}),
-    "pmad-plain": ("pmad", {"modes": ("none", "none", "none", "none"), "hee": False}),
+    "pmad-plain": (
+        "pmad",
+        {"modes": ("none", "none", "none", "none"), "hee": False, "error": "abs", "score": "max"},
+    ),
     "cyclegan-paper": ("cyclegan", {"residual": False, "augment": "dihedral", "score": "max", "lr": 2e-3}),
     "fyd-features": ("fyd", {"unwarp": "features", "bank": "joint", "flip": True, "selection": "watch"}),
 }
