@@ -3,7 +3,7 @@
     RetroscanError
     ├── UsageError       exit 2: refused before any work
     ├── JobError         exit 1: a verb could not do what it was asked
-    └── TooManyFailed    exit 3: finished, but more images failed than --max-failed allows
+    └── TooManyFailed    exit 3: ended, as more images failed than --max-failed allows
     ImageError           one bad object: becomes a row of the table, never ends a run
 
 Every class hands all of its arguments to ``Exception.__init__`` and formats in ``__str__``, so that it survives
@@ -47,7 +47,7 @@ class JobError(RetroscanError):
 
 
 class TooManyFailed(RetroscanError):
-    """The run is complete and closed, but its share of failed objects is above ``--max-failed``."""
+    """More objects failed than ``--max-failed`` allows: the run ended there, unfinished; what is done is kept."""
 
     exit_code = 3
 
@@ -60,7 +60,8 @@ class TooManyFailed(RetroscanError):
     def __str__(self) -> str:
         return (
             f"{self.failed} of {self.objects} objects failed ({self.failed / self.objects:.2%}), more than "
-            f"--max-failed {self.allowed:g} allows. The table is complete; column error_code says why each failed."
+            f"--max-failed {self.allowed:g} allows. What is done is kept; column error_code says why they failed "
+            "(of an unfinished run: read_scores(RUN, allow_unfinished=True)). A larger --max-failed goes on from there."
         )
 
 

@@ -6,22 +6,29 @@ Nothing here knows a detector: the processes that fetch and decode must not pay 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import logging
+import random
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
-from ad_jobs.errors import SKIP_CODES, ErrorCode, ImageError
+from ad_jobs.errors import SKIP_CODES, ErrorCode, ImageError, JobError
 from ad_jobs.images.decode import Decoded, Frame
 from ad_jobs.images.policy import Limits, PixelPolicy
 from cluster import storage
+
+log = logging.getLogger(__name__)
 
 SCORED = "scored"
 FAILED = "failed"
 SKIPPED = "skipped"
 
 FETCH_THREADS = 8  # GETs under way in one worker: a store's latency is many decodes long
+FETCH_ATTEMPTS = 3  # of an object, each with the client's own retries, before others are asked for
+LONGEST_PAUSE_S = 15.0  # between two attempts
 FETCH_AHEAD_BYTES = 64 << 20  # of objects fetched and not yet decoded in one worker
 # What error_detail says of a row that was scored all the same.
 CONSTANT_FRAME = "constant_frame"  # the frame holds one value only: some decoders give up that way
@@ -98,23 +105,74 @@ def _size(source: Source) -> int:
 
 
 def fetch_one(source: Source, max_bytes: int) -> FetchedObject:
-    """One object's bytes, or the reason why the store did not deliver them as an ImageError."""
+    """One object's bytes, or the reason why the store did not deliver them as an ImageError.
+
+    A store that is away is waited for: an outage is no property of the objects it hits.
+
+    Raises:
+        JobError: the store refuses the credentials as such, or was away for longer than `storage.PATIENCE_S`.
+    """
     start = time.perf_counter()
     data: bytes | None = None
     changed = False
     error: ImageError | None = None
     try:
-        data, etag = storage.fetch(source.uri, max_bytes)
+        data, etag = _insist(source, max_bytes)
         changed = None not in (etag, source.etag) and etag != source.etag
     except storage.NotFound as refused:
         error = ImageError(ErrorCode.NOT_FOUND, _detail(refused))
     except storage.AccessDenied as refused:
+        if isinstance(refused, storage.KeysRefused) or (_last_good and not _delivers(_last_good)):
+            raise JobError(
+                f"The store refuses these credentials: {refused.detail}.",
+                "Renew them (the AWS variables or profile), and run the same command again: it continues.",
+            ) from refused
         error = ImageError(ErrorCode.ACCESS_DENIED, _detail(refused))
     except storage.TooLarge as refused:
         error = ImageError(ErrorCode.TOO_MANY_BYTES, _detail(refused))
     except storage.StorageError as refused:
         error = ImageError(ErrorCode.FETCH_FAILED, _detail(refused))
     return FetchedObject(source, data, changed, error, 1e3 * (time.perf_counter() - start))
+
+
+_last_good: str | None = (
+    None  # an object that this process got: what to ask for to see whether the store answers
+)
+
+
+def _insist(source: Source, max_bytes: int) -> storage.Fetched:
+    """The object, tried until it comes, or until it is seen that its store delivers others and not it."""
+    global _last_good
+    deadline = time.monotonic() + storage.PATIENCE_S
+    for attempt in itertools.count(1):
+        try:
+            fetched = storage.fetch(source.uri, max_bytes)
+        except storage.Unreachable as error:
+            # A disk that fails before it gave anything is no server that comes back.
+            if attempt >= FETCH_ATTEMPTS and (
+                _delivers(_last_good) if _last_good else not storage.is_s3(source.uri)
+            ):
+                raise
+            log.warning("%s: the store does not answer. Waiting for it.", error.detail)
+            if time.monotonic() > deadline:
+                raise JobError(
+                    f"The store has not answered for {storage.PATIENCE_S / 60:.0f} minutes: {error.detail}.",
+                    "Run the same command again once it does: it continues.",
+                ) from error
+            time.sleep(min(0.5 * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.5))
+        else:
+            _last_good = source.uri
+            return fetched
+    raise AssertionError("the loop ends by a return or an error")
+
+
+def _delivers(uri: str) -> bool:
+    """Whether the store gives a byte of an object that it gave before."""
+    try:
+        storage.fetch_range(uri, 0, 1)
+    except storage.StorageError as error:
+        return isinstance(error, storage.NotFound)  # deleted since: an answer, too
+    return True
 
 
 def _detail(error: storage.StorageError) -> str:

@@ -12,6 +12,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ad_jobs.errors import JobError, UsageError
@@ -95,18 +96,61 @@ def read_parts(info: ManifestInfo, columns: Sequence[str] | None = None) -> Iter
         JobError: A part is missing or is not what `manifest.json` says.
     """
     for part in info.parts:
-        try:
-            data = storage.read_bytes(storage.join(info.uri, part.name))
-        except storage.StorageError as error:
-            raise JobError(
-                f"A part of the manifest cannot be read: {error}.", "Index the source again."
-            ) from error
-        if hashlib.sha256(data).hexdigest() != part.sha256:
-            raise JobError(
-                f"{part.name} of the manifest {info.uri} is not what {RECORD} describes (sha256 differs).",
-                "Index the source again, into a new folder.",
-            )
-        yield pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
+        data = pa.BufferReader(_read_part(info, part))
+        yield pq.read_table(data, columns=None if columns is None else list(columns))
+
+
+def _read_part(info: ManifestInfo, part: Part) -> bytes:
+    try:
+        data = storage.patiently(lambda: storage.read_bytes(storage.join(info.uri, part.name)))
+    except storage.StorageError as error:
+        raise JobError(
+            f"A part of the manifest cannot be read: {error}.", "Index the source again."
+        ) from error
+    if hashlib.sha256(data).hexdigest() != part.sha256:
+        raise JobError(
+            f"{part.name} of the manifest {info.uri} is not what {RECORD} describes (sha256 differs).",
+            "Index the source again, into a new folder.",
+        )
+    return data
+
+
+class RowReader:
+    """Some rows of a manifest at a time, without ever holding more than one of its parts."""
+
+    def __init__(self, info: ManifestInfo) -> None:
+        self._info = info
+        self._ends = np.cumsum([part.rows for part in info.parts])  # ids are positions over all parts
+        self._opened: tuple[int, pq.ParquetFile] | None = None
+
+    def rows(self, ids: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """The rows of one or more ids, which ascend.
+
+        Raises:
+            JobError: a part is missing or damaged.
+        """
+        of_part = np.searchsorted(self._ends, ids, side="right")
+        return pa.concat_tables(
+            self._rows_of_part(int(number), ids[of_part == number], columns) for number in np.unique(of_part)
+        )
+
+    def _rows_of_part(self, number: int, ids: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        file = self._open(number)
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        starts = self._ends[number] - self._info.parts[number].rows + np.cumsum([0, *sizes[:-1]])
+        of_group = np.searchsorted(starts, ids, side="right") - 1
+        tables = []
+        for group in np.unique(of_group):
+            table = file.read_row_group(int(group), columns=list(columns))
+            tables.append(table.take(pa.array(ids[of_group == group] - starts[group])))
+        return pa.concat_tables(tables)
+
+    def _open(self, number: int) -> pq.ParquetFile:
+        if self._opened is None or self._opened[0] != number:
+            self._opened = None  # before the next is read: one of them is much
+            data = _read_part(self._info, self._info.parts[number])
+            self._opened = number, pq.ParquetFile(pa.BufferReader(data))
+        return self._opened[1]
 
 
 def read_manifest(uri: str, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:

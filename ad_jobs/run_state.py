@@ -1,7 +1,7 @@
 """A run's life on disk: intended, begun (`run.pending.json`), closed (`run.json`); may it be continued?
 
 The run id follows from everything that decides the table, so the same command finds its own run again and
-another command is refused.
+another command is refused. While a process writes there, it holds the folder's `run.lock`.
 """
 
 from __future__ import annotations
@@ -9,39 +9,39 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyarrow import fs
 
+from ad_jobs import chapters
+from ad_jobs.chapters import CHAPTER_OBJECTS
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.index import index
-from ad_jobs.manifest import ManifestInfo, find_manifest, read_manifest, refusal
+from ad_jobs.manifest import ManifestInfo, RowReader, find_manifest, read_manifest, read_parts, refusal
 from ad_jobs.results.heatmaps import KeepPolicy
-from ad_jobs.results.parts import HEATMAPS_FOLDER
 from ad_jobs.results.run import (
+    Counts,
     ManifestRef,
     ModelRef,
     RunRecord,
-    assert_balanced,
-    count_table,
-    describe_heatmap_parts,
-    describe_parts,
     machine,
-    part_uris,
     read_record,
     versions,
     write_record,
 )
 from ad_jobs.results.schema import SCORES_VERSION
 from ad_jobs.sources import source_uri
-from ad_jobs.stages import MANIFEST_COLUMNS, Identifiers, Judgement, ModelUse
-from cluster import storage
+from ad_jobs.stages import Identifiers, Judgement, ModelUse
+from cluster import lease, storage
 
 if TYPE_CHECKING:
     from ad_jobs.modelstore import OpenModel
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("retroscan.scan")
 
 PENDING_FILE = "run.pending.json"
+LOCK_FILE = "run.lock"
 MANIFEST_FOLDER = "manifest"
 
 
@@ -61,7 +62,7 @@ class Plan:
     out: str
     manifest: ManifestInfo
     where: str | None
-    objects: pa.Table  # MANIFEST_COLUMNS of the selected objects, ascending ids
+    selected: NDArray[np.int64] | None  # ids of the objects that `where` selects, ascending; None without it
     models: tuple[ModelRef, ...]
     uses: tuple[ModelUse, ...]  # of each model
     policies: tuple[PixelPolicy, ...]  # the different ones among the models
@@ -70,9 +71,24 @@ class Plan:
     config: dict[str, Any]
 
     @property
-    def commits(self) -> str:
-        """Where the ids of committed parts are kept while the run is not closed."""
+    def checkpoint(self) -> str:
+        """The folder of the committed chapters, while the run is not closed."""
         return storage.join(self.out, f"checkpoint-{self.run_id}")
+
+    @property
+    def objects(self) -> int:
+        """How many objects are to be scanned."""
+        return self.manifest.objects if self.selected is None else len(self.selected)
+
+    @property
+    def chapters(self) -> int:
+        """In how many chapters."""
+        return -(-self.objects // CHAPTER_OBJECTS)
+
+    def ids(self, chapter: int) -> NDArray[np.int64]:
+        """The ids of a chapter's objects, ascending."""
+        first, end = chapter * CHAPTER_OBJECTS, min(self.objects, (chapter + 1) * CHAPTER_OBJECTS)
+        return np.arange(first, end) if self.selected is None else self.selected[first:end]
 
 
 def intend(
@@ -94,16 +110,11 @@ def intend(
     source, out = source_uri(source), source_uri(out)
     try:
         manifest = _manifest(source, out)
-        objects = read_manifest(manifest.uri, columns=MANIFEST_COLUMNS, where=where)
-        _probe(objects["uri"][0].as_py())
-        if manifest.headers:
-            syntaxes = read_manifest(manifest.uri, columns=["transfer_syntax"], where=where)[
-                "transfer_syntax"
-            ]
-            for syntax, count in undecodable(syntaxes).items():
-                log.warning(
-                    "%d objects have transfer syntax %s: no decoder here, they will fail.", count, syntax
-                )
+        selected = None
+        if where is not None:
+            selected = read_manifest(manifest.uri, columns=["object_id"], where=where)["object_id"].to_numpy()
+        first = np.zeros(1, np.int64) if selected is None else selected[:1]
+        _probe(RowReader(manifest).rows(first, ["uri"])["uri"][0].as_py())
     except storage.StorageError as error:
         raise refusal(error) from error
     policies = tuple(dict.fromkeys(model.policy for model in models))
@@ -123,7 +134,7 @@ def intend(
         out=out,
         manifest=manifest,
         where=where,
-        objects=objects,
+        selected=selected,
         models=references,
         uses=tuple(
             ModelUse(
@@ -183,6 +194,34 @@ def undecodable(syntaxes: pa.ChunkedArray) -> dict[str, int]:
     return {row["values"]: row["counts"] for row in counts if not decodable(row["values"])}
 
 
+def _warn_of_undecodable(plan: Plan) -> None:
+    found: Counter[str] = Counter()
+    for table in read_parts(plan.manifest, ["object_id", "transfer_syntax"]):
+        if plan.selected is not None:
+            table = table.filter(pa.array(np.isin(table["object_id"].to_numpy(), plan.selected)))
+        found.update(undecodable(table["transfer_syntax"]))
+    for syntax, count in found.items():
+        log.warning("%d objects have transfer syntax %s: no decoder here, they will fail.", count, syntax)
+
+
+@contextmanager
+def writing(plan: Plan) -> Iterator[lease.Lease]:
+    """The output folder for this process alone, for the length of the block.
+
+    Raises:
+        UsageError: another scan writes there, or the folder cannot be written.
+    """
+    try:
+        with lease.lease(storage.join(plan.out, LOCK_FILE)) as held:
+            yield held
+    except lease.Held as error:
+        raise UsageError(
+            "One scan at a time writes to a folder.",
+            f"{plan.out}, which {error.holder} is writing to",
+            "Wait for it, end it, or name another --out. A scan that has died is found out by itself.",
+        ) from error
+
+
 def finished(plan: Plan) -> RunRecord | None:
     """The record of this very run if it is closed; None if it is to be begun or continued.
 
@@ -191,7 +230,11 @@ def finished(plan: Plan) -> RunRecord | None:
     """
     try:
         # A call that ends here before `begin` has left at most the manifest.
-        names = [name for name in storage.list_names(plan.out) if not name.startswith(f"{MANIFEST_FOLDER}/")]
+        names = [
+            name
+            for name in storage.list_names(plan.out)
+            if not name.startswith(f"{MANIFEST_FOLDER}/") and name != LOCK_FILE
+        ]
     except storage.NotFound:
         return None
     except storage.StorageError as error:
@@ -237,6 +280,8 @@ def begin(plan: Plan) -> None:
     try:
         if storage.exists(marker):
             return
+        if plan.manifest.headers:
+            _warn_of_undecodable(plan)
         content = {"run_id": plan.run_id, "started_at": datetime.now(UTC).isoformat(), "config": plan.config}
         storage.write_bytes(marker, (json.dumps(content, indent=2) + "\n").encode())
     except storage.StorageError as error:
@@ -244,35 +289,36 @@ def begin(plan: Plan) -> None:
 
 
 def close(plan: Plan) -> RunRecord:
-    """Count the table, assert its balance, and write run.json, after which the run is finished.
+    """Write run.json from the committed chapters, after which the run is finished.
 
     Raises:
-        JobError: the table does not hold every object exactly once, or storage failed; the run stays
-        unfinished.
+        JobError: storage failed; the run stays unfinished.
     """
     marker = storage.join(plan.out, PENDING_FILE)
     try:
         pending = json.loads(storage.read_bytes(marker))
-        ids = plan.objects["object_id"].to_numpy()
-        model_ids = [model.model_id for model in plan.models]
-        table = count_table(plan.out, objects=len(ids), model_ids=model_ids, selected=ids)
-        assert_balanced(table, len(ids))
-        _drop_orphans(plan.out)
+        done = [chapter for _, chapter in sorted(chapters.committed(plan.checkpoint).items())]
+        counts = _sum([chapter.counts for chapter in done])
+        if len(done) != plan.chapters or counts.objects != plan.objects:
+            raise JobError(
+                f"{len(done)} of {plan.chapters} chapters with {counts.objects} of {plan.objects} objects are committed.",
+                "Run the same command again.",
+            )
         record = RunRecord(
             run_id=plan.run_id,
             started_at=datetime.fromisoformat(pending["started_at"]),
             ended_at=datetime.now(UTC),
             source=plan.source,
             manifest=ManifestRef(
-                uri=plan.manifest.uri, digest=plan.manifest.digest, objects=len(ids), where=plan.where
+                uri=plan.manifest.uri, digest=plan.manifest.digest, objects=plan.objects, where=plan.where
             ),
             models=list(plan.models),
             config=plan.config,
             versions=versions(),
             machine=machine(),
-            counts=table.counts,
-            parts=describe_parts(plan.out),
-            heatmap_parts=describe_heatmap_parts(plan.out),
+            counts=counts,
+            parts=[part for chapter in done for part in chapter.parts],
+            heatmap_parts=[part for chapter in done for part in chapter.heatmap_parts],
         )
         write_record(plan.out, record)
         _tidy(plan)
@@ -283,26 +329,17 @@ def close(plan: Plan) -> RunRecord:
     return record
 
 
+def _sum(counts: list[Counts]) -> Counts:
+    codes: Counter[str] = Counter()
+    for one in counts:
+        codes.update(one.by_code)
+    names = [name for name in Counts.model_fields if name != "by_code"]
+    return Counts(**{name: sum(getattr(one, name) for one in counts) for name in names}, by_code=dict(codes))
+
+
 def _tidy(plan: Plan) -> None:
     """Remove what only an unfinished run needs."""
-    filesystem, commits = storage.filesystem(plan.commits)
-    if filesystem.get_file_info(commits).type != fs.FileType.NotFound:
-        filesystem.delete_dir(commits)
+    filesystem, checkpoint = storage.filesystem(plan.checkpoint)
+    if filesystem.get_file_info(checkpoint).type != fs.FileType.NotFound:
+        filesystem.delete_dir(checkpoint)
     storage.delete(storage.join(plan.out, PENDING_FILE))
-
-
-def _drop_orphans(out: str) -> None:
-    """Delete heatmap shards that no row refers to: a killed task's part was dropped, its shard was not."""
-    referenced: set[str] = set()
-    for uri in part_uris(out):
-        filesystem, path = storage.filesystem(uri)
-        with filesystem.open_input_file(path) as file:
-            column = pq.read_table(file, columns=["heatmap"])["heatmap"].drop_null()
-        referenced |= {reference.partition("#")[0] for reference in np.unique(column.to_numpy())}
-    root = storage.join(out, HEATMAPS_FOLDER)
-    if not storage.is_folder(root):
-        return
-    for name in storage.list_names(root):
-        if f"{HEATMAPS_FOLDER}/{name}" not in referenced:
-            log.info("Dropping %s: no row refers to it.", name)
-            storage.delete(storage.join(root, name))

@@ -3,45 +3,49 @@
     manifest slices -> fetch + decode (CPU tasks) -> detector (actor pool) -> heatmap shards + Parquet parts
     (tasks)
 
-Run again, the same command continues where it stopped: parts that are committed are not done again. What a
-stage does to its rows stands in `stages`; here is how Ray runs them.
+chapter after chapter (see `chapters`). Run again, the same command continues where it stopped: what is in a part is not
+done again. What a stage does to its rows stands in `stages`; here is how Ray runs them.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import ray.data
-from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
-from ad_jobs import run_state
-from ad_jobs.errors import JobError, TooManyFailed, UsageError
+from ad_jobs import chapters, run_state
+from ad_jobs.errors import JobError, RetroscanError, TooManyFailed, UsageError
+from ad_jobs.fetching import FAILED, SCORED, status_of
 from ad_jobs.images.decode import Decoded
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.manifest import refusal
+from ad_jobs.manifest import RowReader, refusal
+from ad_jobs.progress import ScanProgress
 from ad_jobs.results.heatmaps import KeepPolicy
 from ad_jobs.results.run import RunRecord
-from ad_jobs.results.schema import SCORES
 from ad_jobs.run_state import Plan
 from ad_jobs.stages import (
+    MANIFEST_COLUMNS,
     IdentifierMode,
     Identifiers,
     ModelUse,
-    finish_rows,
     prepare_objects,
     score_objects,
+    write_part,
 )
-from cluster import dataset, storage
+from cluster import board, dataset, storage
 from cluster.errors import ClusterError
+from cluster.lease import Lease
+from cluster.metrics import ScanMetrics
 from cluster.session import Resources, data_context, plan, session
 
 # torch stands behind these two. Fetching workers import this module for `_fetch` and do without it.
@@ -82,7 +86,7 @@ def scan(
         where: SQL condition over the manifest's columns that selects objects.
         heatmaps: keep those of flagged images and 1 % of the rest, all, or none.
         identifiers: DICOM UIDs as they are, hashed (URIs too) with `identifiers_key`, or left out.
-        max_failed: the share of objects that may fail, 0 to 1.
+        max_failed: the share of objects that may fail, 0 to 1; one more, and the run ends where it is.
         limits: what one object may cost; the model's own by default.
         address: a running Ray cluster; embedded by default, with `num_cpus` logical CPUs.
         batch_size: frames scored at once; it does not change a score.
@@ -91,7 +95,7 @@ def scan(
     Raises:
         UsageError: refused before any work: a rule broken, the value, the remedy.
         JobError: the workers failed, or the table does not balance; what is done is kept.
-        TooManyFailed: the run is complete, but more than `max_failed` of its objects failed.
+        TooManyFailed: more than `max_failed` of the objects failed; the run is unfinished, what is done is kept.
     """
     started = time.monotonic()
     opened = _open(models)
@@ -107,16 +111,19 @@ def scan(
     if record is not None:
         log.info("The run in %s is finished already.", intent.out)
     else:
-        run_state.begin(intent)
-        _run(intent, address, num_cpus, batch_size)
-        record = run_state.close(intent)
+        with run_state.writing(intent) as lease:
+            record = run_state.finished(intent)  # by the one who had the folder until now
+            if record is None:
+                run_state.begin(intent)
+                _run(intent, lease, max_failed, address, num_cpus, batch_size)
+                record = run_state.close(intent)
     counts = record.counts
     log.info(
         "%d scored + %d failed + %d skipped = %d in the manifest; %d rows, %d flagged, %.1f s",
         counts.scored, counts.failed, counts.skipped, counts.objects, counts.rows, counts.flagged,
         time.monotonic() - started,
     )  # fmt: skip
-    if counts.failed > max_failed * counts.objects:
+    if counts.failed > max_failed * counts.objects:  # a finished run, asked for again under a stricter rule
         raise TooManyFailed(counts.failed, counts.objects, max_failed)
     return record
 
@@ -167,61 +174,103 @@ def _identifiers(mode: IdentifierMode, key: bytes | None) -> Identifiers:
     return Identifiers(mode, key or b"")
 
 
-def _run(intent: Plan, address: str | None, num_cpus: int | None, batch_size: int | None) -> None:
-    """Score what is left and write it; every part is committed when this returns."""
-    filesystem, parts = storage.filesystem(storage.join(intent.out, "scores"))
-    _, commits = storage.filesystem(intent.commits)
-    done = dataset.recover(parts, commits, filesystem, "object_id")
-    left = _left(intent.objects, done)
-    if len(done):
-        log.info("Continuing: %d of %d objects are done.", len(done), intent.objects.num_rows)
-    if not left.num_rows:
-        return
+def _run(
+    intent: Plan,
+    lease: Lease,
+    max_failed: float,
+    address: str | None,
+    num_cpus: int | None,
+    batch_size: int | None,
+) -> None:
+    """Score what is left of every chapter; all of them are committed when this returns."""
+    committed = chapters.committed(intent.checkpoint)
+    done = sum(chapter.counts.objects for chapter in committed.values())
+    failed_before = sum(chapter.counts.failed for chapter in committed.values())
+    manifest = RowReader(intent.manifest)
+
+    def check(failed: int) -> None:
+        lease.check()
+        if failed > max_failed * intent.objects:
+            raise TooManyFailed(failed, intent.objects, max_failed)
+
+    with ExitStack() as stack:
+        work: _Work | None = None
+        for number in range(intent.chapters):
+            if number in committed:
+                continue
+            objects = manifest.rows(intent.ids(number), MANIFEST_COLUMNS)
+            left = chapters.left_to_do(intent.out, number, objects)
+            # More than once only where another process, thought dead, has written a part meanwhile.
+            while left.objects.num_rows:
+                failed = failed_before + left.failed
+                check(failed)
+                if work is None:  # Ray starts only if there is work
+                    done += objects.num_rows - left.objects.num_rows
+                    work = stack.enter_context(_at_work(intent, done, failed, address, num_cpus, batch_size))
+                for part in work(left.objects, number):
+                    failed += part["failed"]
+                    check(failed)
+                left = chapters.left_to_do(intent.out, number, objects)
+            check(failed_before + left.failed)
+            model_ids = [model.model_id for model in intent.models]
+            chapter = chapters.commit(intent.checkpoint, intent.out, number, objects, model_ids)
+            failed_before += chapter.counts.failed
+
+
+_Work = Callable[
+    [pa.Table, int], Iterator[dict[str, int]]
+]  # objects and their chapter to parts, as they are written
+
+
+@contextmanager
+def _at_work(
+    intent: Plan, done: int, failed: int, address: str | None, num_cpus: int | None, batch_size: int | None
+) -> Iterator[_Work]:
+    """Ray, and what scores objects on it."""
+    if done:
+        log.info("Continuing: %d of %d objects are done.", done, intent.objects)
     try:
-        with session(address, num_cpus=num_cpus) as has:
+        with session(address, num_cpus=num_cpus) as has, data_context():
             resources = plan(has.cpus, has.gpus, has.memory)
             if batch_size is not None:
                 resources = resources._replace(batch_size=batch_size, block_rows=2 * batch_size)
             log.info(
                 "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %d.",
-                left.num_rows, resources.actors, resources.actor_cpus, resources.actor_gpus,
+                intent.objects - done, resources.actors, resources.actor_cpus, resources.actor_gpus,
                 resources.batch_size,
             )  # fmt: skip
-            with data_context() as context:
-                context.checkpoint_config = dataset.checkpoint(commits, filesystem, "object_id")
-                sink = dataset.PartSink(
-                    parts,
-                    filesystem,
-                    schema=SCORES,
-                    finish=partial(finish_rows, run_uri=intent.out, run_id=intent.run_id, models=intent.uses),
-                    min_rows=_part_rows(left.num_rows, intent, resources.batch_size),
-                )
-                _pipeline(left, intent, resources).write_datasink(
-                    sink, ray_remote_args={"num_cpus": resources.write_cpus}
-                )
+            tally = board.tally()
+            with (
+                ScanProgress(intent.objects, done, failed) as progress,
+                board.watching(tally, progress.update, progress.every_s),
+            ):
+                yield partial(_parts, intent=intent, resources=resources, tally=tally)
     except ClusterError as error:
         raise JobError(error.problem, error.remedy) from error
     except RayError as error:
-        raise JobError(
-            f"The scan's workers failed: {_cause(error)}.",
-            "Run the same command again: it continues from here.",
-        ) from error
+        raise _of_workers(error) from error
 
 
-def _left(objects: pa.Table, done: NDArray[np.int64]) -> pa.Table:
-    if not len(done):
-        return objects
-    return objects.filter(pa.array(~np.isin(objects["object_id"].to_numpy(), done)))
+def _parts(
+    left: pa.Table, chapter: int, *, intent: Plan, resources: Resources, tally: Any
+) -> Iterator[dict[str, int]]:
+    return dataset.follow(
+        _pipeline(left, intent, resources, tally),
+        partial(write_part, run_uri=intent.out, run_id=intent.run_id, chapter=chapter, models=intent.uses),
+        rows=_part_rows(intent, resources.batch_size),
+        num_cpus=resources.write_cpus,
+    )
 
 
-def _part_rows(objects: int, intent: Plan, batch_size: int) -> int:
+def _part_rows(intent: Plan, batch_size: int) -> int:
     """Objects of one part: a hundredth of the run, so few that all of their heatmaps fit into PART_BYTES."""
     policies = [intent.policies[use.policy] for use in intent.uses]
     fit = PART_BYTES // sum(2 * policy.height_px * policy.width_px for policy in policies)
-    return max(batch_size, min(objects // PARTS_AT_LEAST, fit, MAX_PART_OBJECTS))
+    rows = min(intent.objects // PARTS_AT_LEAST, fit, MAX_PART_OBJECTS)
+    return max(1, rows // batch_size) * batch_size  # whole batches, as they come
 
 
-def _pipeline(left: pa.Table, intent: Plan, resources: Resources) -> ray.data.Dataset:
+def _pipeline(left: pa.Table, intent: Plan, resources: Resources, tally: Any) -> ray.data.Dataset:
     rows = min(resources.block_rows, max(1, -(-left.num_rows // 8)))  # a small run, too, keeps every CPU busy
     slices = dataset.SliceSource(left, rows)
     # Reading and fetching have equal resources, so that Ray makes one task of them; scoring has others.
@@ -237,7 +286,7 @@ def _pipeline(left: pa.Table, intent: Plan, resources: Resources) -> ray.data.Da
         _ScoringActor,
         fn_constructor_kwargs={
             "uris": [model.uri for model in intent.models], "uses": intent.uses, "policies": intent.policies,
-            "batch_size": resources.batch_size, "threads": resources.actor_threads,
+            "batch_size": resources.batch_size, "threads": resources.actor_threads, "tally": tally,
         },
         batch_size=resources.batch_size,
         batch_format="pyarrow",
@@ -276,14 +325,17 @@ class _ScoringActor:
         policies: Sequence[PixelPolicy],
         batch_size: int,
         threads: int,
+        tally: Any,
     ) -> None:
         from ad_jobs.modelstore import open_model
         from ad_jobs.scoring import Scorer
 
         self._policies = policies
+        self._tally = tally
+        self._metrics = ScanMetrics()
         self._models = []
         for uri, use in zip(uris, uses, strict=True):
-            model = open_model(uri)
+            model = storage.patiently(partial(open_model, uri))
             if model.model_id != use.judgement.model_id:
                 raise JobError(
                     f"The model at {uri} changed while the scan ran: {use.judgement.model_id} before, "
@@ -293,12 +345,52 @@ class _ScoringActor:
             self._models.append((Scorer(model.detector, batch_size=batch_size, threads=threads), use))
 
     def __call__(self, prepared: pa.Table) -> pa.Table:
-        return score_objects(prepared, self._policies, self._models)
+        started = time.perf_counter()
+        scored = score_objects(prepared, self._policies, self._models)
+        self._report(prepared, time.perf_counter() - started)
+        return scored
+
+    def _report(self, prepared: pa.Table, seconds: float) -> None:
+        """Tell the terminal and Prometheus what was done: numbers and codes, never whose images they were."""
+        columns = ["error_code", "bytes", "fetch_ms", "decode_ms", "frames"]
+        counts: Counter[str] = Counter()
+        for row in prepared.select(columns).to_pylist():
+            code, frames = row["error_code"], len(row["frames"])
+            counts.update(objects=1, frames=frames, failed=int(status_of(code) == FAILED))
+            self._metrics.object(code or SCORED, row["bytes"])
+            self._metrics.took("fetch", row["fetch_ms"] / 1e3)
+            if row["decode_ms"] is not None:
+                self._metrics.took("decode", row["decode_ms"] / 1e3)
+        if counts["frames"]:
+            for _ in range(counts["frames"]):
+                self._metrics.took("score", seconds / counts["frames"])
+        self._tally.add.remote(dict(counts))
 
 
-def _cause(error: BaseException) -> str:
-    """The innermost message of a chain: Ray wraps a worker's error several times over."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = inner
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+def _of_workers(error: RayError) -> RetroscanError:
+    """What a worker raised on purpose, or that the workers failed."""
+    for one in _chain(error):
+        if isinstance(one, RetroscanError):
+            return one
+        if isinstance(one, storage.Full):
+            return JobError(
+                f"No room is left for the run: {one}.", "Make room, and run the same command again."
+            )
+        if isinstance(one, storage.StorageError):
+            return JobError(
+                f"The store failed: {one}.", "Mend it, and run the same command again: it continues."
+            )
+    *_, last = _chain(error)
+    lines = str(last).strip().splitlines()
+    return JobError(
+        f"The scan's workers failed: {type(last).__name__}: {lines[-1] if lines else 'no message'}.",
+        "Run the same command again: it continues from here.",
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those it came from, innermost last: Ray wraps a worker's error several times over."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = getattr(found, "cause", None) or found.__cause__

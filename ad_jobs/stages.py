@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -18,12 +19,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ad_jobs.errors import ErrorCode
 from ad_jobs.fetching import (
     CONSTANT_FRAME,
     ETAG_CHANGED,
+    FAILED,
     Decoder,
     Prepared,
     Source,
@@ -35,6 +39,7 @@ from ad_jobs.images.decode import Frame
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.heatmaps import FULL_SCALE, KeepPolicy, encode_png, keep, member_name, on_scale, pack
+from ad_jobs.results.parts import SCORES_FOLDER, part_name
 from ad_jobs.results.schema import HEADER, SCORES
 from cluster import storage
 
@@ -234,13 +239,33 @@ def _quantized(unit: NDArray[np.float32]) -> bytes:
     return np.rint(unit.astype(np.float64) * FULL_SCALE).astype(np.uint16).tobytes()
 
 
-def finish_rows(scored: pa.Table, run_uri: str, run_id: str, models: Sequence[ModelUse]) -> pa.Table:
+def write_part(
+    scored: pa.Table, run_uri: str, run_id: str, chapter: int, models: Sequence[ModelUse]
+) -> pa.Table:
+    """Write SCORED_OBJECTS rows as one part of the score table: what it holds, in one row (objects, failed).
+
+    The heatmaps go before the part: a row never refers to what is not there. The part is written whole or not at all,
+    and under a name that follows from its objects: a task that is run again overwrites its own.
+    """
+    rows = finish_rows(scored, run_uri, run_id, chapter, models)
+    file = io.BytesIO()
+    pq.write_table(rows, file, compression="zstd")
+    name = part_name(chapter, map(str, scored["object_id"].to_pylist()))
+    uri = storage.join(run_uri, SCORES_FOLDER, f"{name}.parquet")
+    storage.patiently(lambda: storage.write_bytes(uri, file.getvalue()))
+    failed = rows.filter(pc.equal(rows["status"], FAILED))["object_id"]
+    return pa.table({"objects": [scored.num_rows], "failed": [len(failed.unique())]})
+
+
+def finish_rows(
+    scored: pa.Table, run_uri: str, run_id: str, chapter: int, models: Sequence[ModelUse]
+) -> pa.Table:
     """SCORES rows of SCORED_OBJECTS rows, one a frame and model; heatmaps are packed and written below `run_uri`."""
     frames = [
         [_frame_rows(row, number, use.judgement) for number, use in enumerate(models)]
         for row in scored.select(_FRAME_INPUT).to_pylist()
     ]
-    references = _write_heatmaps(_members(scored, frames, models), run_uri)
+    references = _write_heatmaps(_members(scored, frames, models), run_uri, chapter)
     columns = [row for of_object in frames for rows in of_object for row in rows]
     for row in columns:
         row["heatmap"] = references.get(_member(row, models))
@@ -342,11 +367,11 @@ def _members(
                     yield _member(row, models), encode_png(unit, placed)
 
 
-def _write_heatmaps(members: Iterable[tuple[str, bytes]], run_uri: str) -> dict[str, str]:
+def _write_heatmaps(members: Iterable[tuple[str, bytes]], run_uri: str, chapter: int) -> dict[str, str]:
     """Write the members as one shard; what the table's `heatmap` column says of each."""
     kept = list(members)
     if not kept:
         return {}
-    shard = pack(kept)
-    storage.write_bytes(storage.join(run_uri, shard.name), shard.data)
+    shard = pack(kept, chapter)
+    storage.patiently(lambda: storage.write_bytes(storage.join(run_uri, shard.name), shard.data))
     return {name: shard.reference(name) for name, _ in kept}

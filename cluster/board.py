@@ -1,10 +1,11 @@
-"""Lines from a worker to the user's terminal, as they come: Ray Train's workers have no way there of their own."""
+"""From workers to the user's terminal while they work: lines of text, and running totals."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,26 +36,59 @@ class _Board:
 @contextmanager
 def listening(board: Any, log: logging.Logger) -> Iterator[None]:
     """Log the board's lines as they come, for the length of the block."""
+    seen = 0
+
+    def show(lines: list[str]) -> None:
+        nonlocal seen
+        for line in lines:
+            log.info("%s", line)
+        seen += len(lines)
+
+    with _asking(lambda: board.since.remote(seen), show, POLL_S):
+        yield
+
+
+def tally() -> Any:
+    """The handle of new totals, for workers to `add.remote({"name": number})` to."""
+    return ray.remote(num_cpus=0, max_restarts=-1)(_Tally).remote()
+
+
+class _Tally:
+    """The actor that adds up."""
+
+    def __init__(self) -> None:
+        self._totals: Counter[str] = Counter()
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        self._totals.update(counts)
+
+    def totals(self) -> dict[str, int]:
+        return dict(self._totals)
+
+
+@contextmanager
+def watching(tally: Any, show: Callable[[dict[str, int]], None], every_s: float) -> Iterator[None]:
+    """Call `show` with the totals every so often, and once at the end, for the length of the block."""
+    with _asking(lambda: tally.totals.remote(), show, every_s):
+        yield
+
+
+@contextmanager
+def _asking(ask: Callable[[], Any], show: Callable[[Any], None], every_s: float) -> Iterator[None]:
     done = threading.Event()
 
     def listen() -> None:
-        seen = 0
-        while True:
-            last = done.wait(POLL_S)
+        last = False
+        while not last:
+            last = done.wait(every_s)
             try:
-                lines = ray.get(board.since.remote(seen), timeout=POLL_S)
-            except (
-                RayError,
-                TimeoutError,
-            ):  # a busy or dying cluster: the lines come later, or the fit's own error does
-                lines = []
-            for line in lines:
-                log.info("%s", line)
-            seen += len(lines)
-            if last:
-                return
+                answer = ray.get(ask(), timeout=POLL_S)
+            except (RayError, TimeoutError):
+                # A busy or dying cluster: it is shown later, or the job's own error is.
+                continue
+            show(answer)
 
-    listener = threading.Thread(target=listen, name="fit-progress", daemon=True)
+    listener = threading.Thread(target=listen, name="board", daemon=True)
     listener.start()
     try:
         yield

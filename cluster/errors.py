@@ -3,8 +3,11 @@
 ClusterError        no usable Ray
 StorageError
 ├── NotFound        no such object, folder or bucket
-├── AccessDenied    the store refuses these credentials, or there are none
+├── AccessDenied    the store refuses the object, or:
+│   └── KeysRefused the store refuses these credentials for whatever they ask, or there are none
 ├── Unreachable     the store did not answer, or answered with a server error, after all retries
+├── Exists          there is an object already where a new one was to be
+├── Full            no room is left
 └── TooLarge        larger than the caller allows; nothing of it was read
 """
 
@@ -26,11 +29,23 @@ class NotFound(StorageError):
 
 
 class AccessDenied(StorageError):
-    """The store refuses these credentials, or there are none."""
+    """The store refuses the object to these credentials."""
+
+
+class KeysRefused(AccessDenied):
+    """The store refuses these credentials for whatever they ask (unknown, expired, wrong), or there are none."""
 
 
 class Unreachable(StorageError):
     """The store did not answer, or answered with a server error, after all retries."""
+
+
+class Exists(StorageError):
+    """There is an object already where a new one was to be."""
+
+
+class Full(StorageError):
+    """No room is left: the disk, the quota or the store is full."""
 
 
 class TooLarge(StorageError):

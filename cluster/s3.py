@@ -14,7 +14,7 @@ import botocore.session
 import urllib3.exceptions
 from botocore.config import Config
 
-from cluster.errors import AccessDenied, NotFound, StorageError, Unreachable
+from cluster.errors import AccessDenied, Exists, Full, KeysRefused, NotFound, StorageError, Unreachable
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -76,10 +76,9 @@ def _new_client() -> S3Client:
 
 
 # Codes whose HTTP status says something else: an expired token is a 400, an invalid bucket name too.
-_DENIED = frozenset(
+_DENIED = frozenset({"AccessDenied", "AllAccessDisabled"})
+_KEYS_REFUSED = frozenset(
     {
-        "AccessDenied",
-        "AllAccessDisabled",
         "ExpiredToken",
         "InvalidAccessKeyId",
         "InvalidToken",
@@ -88,6 +87,7 @@ _DENIED = frozenset(
         "TokenRefreshRequired",
     }
 )
+_FULL = frozenset({"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"})
 _MISSING = frozenset({"InvalidBucketName", "NoSuchBucket", "NoSuchKey"})
 _BUSY = frozenset({"RequestTimeout", "SlowDown", "Throttling"})
 
@@ -107,7 +107,7 @@ def s3_errors(uri: str) -> Iterator[None]:
         boto_errors.SSOError,
         boto_errors.ProfileNotFound,
     ) as error:
-        raise AccessDenied(uri, str(error)) from error
+        raise KeysRefused(uri, str(error)) from error
     except boto_errors.ParamValidationError as error:
         reason = str(error).splitlines()[-1].partition(": ")[0]  # what follows is a regular expression
         raise NotFound(uri, f"no store can hold such a name: {reason}") from error
@@ -134,6 +134,12 @@ def _of_answer(uri: str, error: boto_errors.ClientError) -> StorageError:
     detail = f"{code or status}: {message} (HTTP {status})"
     if code in _MISSING or status == 404:
         return NotFound(uri, detail)
+    if code in _KEYS_REFUSED:
+        return KeysRefused(uri, detail)
+    if code in _FULL or status == 507:
+        return Full(uri, detail)
+    if code in ("PreconditionFailed", "ConditionalRequestConflict") or status == 412:
+        return Exists(uri, detail)
     if code in _DENIED or status in (401, 403):
         return AccessDenied(uri, detail)
     if status >= 500 or code in _BUSY:

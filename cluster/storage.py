@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import random
 import re
 import shutil
 import stat as stat_modes
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -21,16 +23,29 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 import botocore.exceptions as boto_errors
 import urllib3.exceptions
+from botocore.response import StreamingBody
 from pyarrow import fs
 
 from cluster import s3, uris
-from cluster.errors import AccessDenied, NotFound, StorageError, TooLarge, Unreachable
+from cluster.errors import (
+    AccessDenied,
+    Exists,
+    Full,
+    KeysRefused,
+    NotFound,
+    StorageError,
+    TooLarge,
+    Unreachable,
+)
 from cluster.listing import Walk, sort_bounded
 from cluster.uris import absolute, is_s3, join, parent
 
 __all__ = [
     "AccessDenied",
+    "Exists",
     "Fetched",
+    "Full",
+    "KeysRefused",
     "NotFound",
     "ObjectInfo",
     "StorageError",
@@ -38,6 +53,7 @@ __all__ = [
     "Unreachable",
     "absolute",
     "check_bucket",
+    "create_bytes",
     "delete",
     "download_folder",
     "exists",
@@ -50,6 +66,7 @@ __all__ = [
     "list_names",
     "list_objects",
     "parent",
+    "patiently",
     "read_bytes",
     "stat",
     "upload_file",
@@ -62,6 +79,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BODY_ATTEMPTS = 3  # of one object whose body broke off: botocore repeats requests, not bodies
+# Longest time one body may take: its parts may each come in time, and the last one never.
+BODY_TIMEOUT_S = 300.0
+# How long a store may be away before those who wait for it give up: time to restart a server, or for an operator to.
+PATIENCE_S = 600.0
+_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 
 
 class ObjectInfo(NamedTuple):
@@ -84,7 +106,9 @@ class Fetched(NamedTuple):
 _LOCAL: dict[int, type[StorageError]] = {
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG), NotFound),
     **dict.fromkeys((errno.EACCES, errno.EPERM), AccessDenied),
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST), StorageError),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), Full),
+    errno.EEXIST: Exists,
+    errno.EROFS: StorageError,
 }
 
 
@@ -262,10 +286,25 @@ def _fetch_s3(uri: str, max_bytes: int | None) -> Fetched:
         with closing(answer["Body"]) as body:
             if max_bytes is not None and answer["ContentLength"] > max_bytes:
                 raise _too_large(uri, answer["ContentLength"], max_bytes)
-            return Fetched(body.read(), _etag(answer.get("ETag")))
+            return Fetched(_read_in_time(uri, body, answer["ContentLength"]), _etag(answer.get("ETag")))
 
     with s3.s3_errors(uri):
         return _repeat_body(once)
+
+
+def _read_in_time(uri: str, body: StreamingBody, length: int) -> bytes:
+    """The whole body. botocore's own `read` waits for each packet anew, and so for ever where they trickle."""
+    deadline = time.monotonic() + BODY_TIMEOUT_S
+    pieces = bytearray()
+    # Its `read1` returns what one packet brought; the wrapper has no such call.
+    stream = body._raw_stream  # type: ignore[attr-defined]
+    while piece := stream.read1(1 << 20):
+        pieces += piece
+        if time.monotonic() > deadline:
+            raise Unreachable(uri, f"{len(pieces)} of {length} bytes within {BODY_TIMEOUT_S:g} s")
+    if len(pieces) != length:
+        raise boto_errors.IncompleteReadError(actual_bytes=len(pieces), expected_bytes=length)
+    return bytes(pieces)
 
 
 def _repeat_body(once: Callable[[], T]) -> T:
@@ -352,6 +391,43 @@ def write_bytes(uri: str, data: bytes) -> None:
         return
     with _local_errors(uri), _replacing(Path(uris.local_path(uri))) as file:
         file.write(data)
+
+
+def create_bytes(uri: str, data: bytes) -> None:
+    """As `write_bytes`, where no object is yet.
+
+    Raises:
+        Exists: There is one.
+    """
+    if is_s3(uri):
+        bucket, key = uris.split(uri)
+        with s3.s3_errors(uri):
+            s3.client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        return
+    path = Path(uris.local_path(uri))
+    with _local_errors(uri):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            file.write(data)
+
+
+def patiently(call: Callable[[], T], patience_s: float | None = None) -> T:
+    """`call()`, repeated while its store does not answer, for up to `patience_s` (PATIENCE_S by default).
+
+    Raises:
+        Unreachable: It did not answer in all that time.
+    """
+    deadline = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
+    pause_s = _PAUSE_S
+    while True:
+        try:
+            return call()
+        except Unreachable as error:
+            if time.monotonic() >= deadline:
+                raise
+            log.warning("%s. Waiting for it.", error)
+            time.sleep(pause_s * random.uniform(0.5, 1.5))  # not all workers at once
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 @contextmanager

@@ -52,7 +52,12 @@ class TableCounts:
 
 
 def count_table(
-    run_uri: str, *, objects: int, model_ids: list[str], selected: NDArray[np.int64] | None = None
+    run_uri: str,
+    *,
+    objects: int,
+    model_ids: list[str],
+    selected: NDArray[np.int64] | None = None,
+    prefix: str = "",
 ) -> TableCounts:
     """Count the score table by object and look for lost, repeated and foreign rows.
 
@@ -61,6 +66,7 @@ def count_table(
         objects: how many objects were to be scanned.
         model_ids: the models of the run; every object must have its rows under each.
         selected: their ids, int64 [objects], ascending; None means 0 .. objects - 1.
+        prefix: of the names of the parts to count; all by default.
 
     Raises:
         ValueError: `selected` is not ascending or not `objects` long.
@@ -70,7 +76,7 @@ def count_table(
             f"selected must hold {objects} ascending ids. Got: {len(selected)}. Sort them and drop doubles."
         )
     table = _Tally(objects, model_ids, selected)
-    for uri in part_uris(run_uri):
+    for uri in part_uris(run_uri, prefix):
         filesystem, path = storage.filesystem(uri)
         with filesystem.open_input_file(path) as file:
             for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=_COLUMNS):

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.geometry import Geometry
+from ad_jobs.results.parts import HEATMAPS_FOLDER, part_name
 
 KeepPolicy = Literal["flagged", "all", "none"]
 
@@ -138,14 +139,13 @@ class Shard(NamedTuple):
         return f"{self.name}#{offset},{length}"
 
 
-def shard_name(members: Iterable[str]) -> str:
+def shard_name(members: Iterable[str], chapter: int = 0) -> str:
     """A shard's name, from what it holds (objects, frames, models): a retried task overwrites its own."""
-    joined = "\n".join(sorted(members)).encode()
-    return f"heatmaps/part-{hashlib.sha256(joined).hexdigest()[:16]}.tar"
+    return f"{HEATMAPS_FOLDER}/{part_name(chapter, members)}.tar"
 
 
-def pack(members: Iterable[tuple[str, bytes]]) -> Shard:
-    """The shard that holds `members` (name, PNG bytes), sorted by name: a ustar file without times or owners.
+def pack(members: Iterable[tuple[str, bytes]], chapter: int = 0) -> Shard:
+    """The shard of a chapter that holds `members` (name, PNG bytes), sorted by name: a ustar file without times or owners.
 
     Raises:
         ValueError: no member, or two of one name.
@@ -168,7 +168,7 @@ def pack(members: Iterable[tuple[str, bytes]]) -> Shard:
         blocks += [block, data, b"\0" * (-len(data) % _BLOCK)]
         offset += sum(map(len, blocks[-3:]))
     blocks.append(b"\0" * (2 * _BLOCK))  # end of archive: two empty blocks
-    return Shard(shard_name(names), b"".join(blocks), ranges)
+    return Shard(shard_name(names, chapter), b"".join(blocks), ranges)
 
 
 class Reference(NamedTuple):

@@ -1,10 +1,14 @@
-"""The files a run consists of, described as they lie in storage: rows, members, bytes and sha256."""
+"""The files a run consists of, described as they lie in storage: rows, members, bytes and sha256.
+
+A part belongs to a chapter of the run (see `ad_jobs.chapters`) and is named by what it holds, so that a task that is
+run again overwrites its own: `part-CHAPTER-HASH`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, cast
 
@@ -41,19 +45,33 @@ class HeatmapPart(_Part):
     members: int = Field(ge=0)
 
 
-def describe_parts(run_uri: str) -> list[ScorePart]:
-    """The Parquet files of the score table as they lie in storage, by name, each with its rows and sha256."""
+def chapter_prefix(chapter: int) -> str:
+    """What the names of a chapter's parts begin with."""
+    return f"part-{chapter:05d}-"
+
+
+def part_name(chapter: int, held: Iterable[str]) -> str:
+    """A part's name without folder and ending, from what it holds, in any order."""
+    joined = "\n".join(sorted(held)).encode()
+    return chapter_prefix(chapter) + hashlib.sha256(joined).hexdigest()[:16]
+
+
+def describe_parts(run_uri: str, prefix: str = "") -> list[ScorePart]:
+    """The Parquet files of the score table as they lie in storage, by name, each with its rows and sha256.
+
+    `prefix`: of the names of the files that are wanted; all by default, here and below.
+    """
     return [
         ScorePart(name=name, rows=part_rows(uri), sha256=digest, bytes=size)
-        for name, uri in _files(run_uri, SCORES_FOLDER, ".parquet")
+        for name, uri in _files(run_uri, SCORES_FOLDER, prefix, ".parquet")
         for digest, size in [sha256_of(uri)]
     ]
 
 
-def describe_heatmap_parts(run_uri: str) -> list[HeatmapPart]:
+def describe_heatmap_parts(run_uri: str, prefix: str = "") -> list[HeatmapPart]:
     """The heatmap shards as they lie in storage, by name, each with its members counted and its sha256."""
     parts = []
-    for name, uri in _files(run_uri, HEATMAPS_FOLDER, ".tar"):
+    for name, uri in _files(run_uri, HEATMAPS_FOLDER, prefix, ".tar"):
         with _open_stream(uri) as stream:
             hashing = _Hashing(stream)
             try:
@@ -71,9 +89,14 @@ def describe_heatmap_parts(run_uri: str) -> list[HeatmapPart]:
     return parts
 
 
-def part_uris(run_uri: str) -> list[str]:
+def part_uris(run_uri: str, prefix: str = "") -> list[str]:
     """URIs of the score table's Parquet files as they lie in storage, by name."""
-    return [uri for _, uri in _files(run_uri, SCORES_FOLDER, ".parquet")]
+    return [uri for _, uri in _files(run_uri, SCORES_FOLDER, prefix, ".parquet")]
+
+
+def heatmap_part_uris(run_uri: str, prefix: str = "") -> list[str]:
+    """URIs of the heatmap shards as they lie in storage, by name."""
+    return [uri for _, uri in _files(run_uri, HEATMAPS_FOLDER, prefix, ".tar")]
 
 
 def part_rows(uri: str) -> int:
@@ -92,14 +115,14 @@ def sha256_of(uri: str) -> tuple[str, int]:
     return hashing.sha256.hexdigest(), hashing.bytes
 
 
-def _files(run_uri: str, folder: str, suffix: str) -> Iterator[tuple[str, str]]:
+def _files(run_uri: str, folder: str, prefix: str, suffix: str) -> Iterator[tuple[str, str]]:
     root = storage.join(run_uri, folder)
     try:
         names = sorted(storage.list_names(root))
     except storage.NotFound:
         return
     for name in names:
-        if name.endswith(suffix):
+        if name.startswith(prefix) and name.endswith(suffix):
             yield f"{folder}/{name}", storage.join(root, name)
 
 

@@ -258,7 +258,7 @@ def refused(home: Path, **options: Any) -> UsageError:
 
 def test_bad_usage_is_refused_before_any_work(home: Path, tmp_path: Path) -> None:
     assert "missing" in str(refused(home, source=str(home / "missing")))
-    assert "Name each model once" in str(refused(home, models=[str(home / "model")] * 2))
+    assert "Name each --model once" in str(refused(home, models=[str(home / "model")] * 2))
     assert "one or more --model" in str(refused(home, models=[]))
     assert "--max-failed" in str(refused(home, max_failed=5))
     assert "needs a key" in str(refused(home, identifiers="hashed"))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster import storage
+from cluster.errors import KeysRefused
 from cluster.storage import AccessDenied, NotFound, StorageError, TooLarge, Unreachable
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -132,7 +133,7 @@ def test_a_server_error_is_tried_again(misbehaving: Misbehaving) -> None:
         (error(503, "SlowDown"), Unreachable),
         (error(403), AccessDenied),
         (error(401), AccessDenied),
-        (error(400, "ExpiredToken"), AccessDenied),
+        (error(400, "ExpiredToken"), KeysRefused),
         (error(404), NotFound),
         (error(400, "InvalidBucketName"), NotFound),
         (error(400, "KeyTooLongError"), StorageError),
