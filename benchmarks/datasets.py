@@ -35,7 +35,10 @@ def lists(data: dict[str, Any], folder: Path, seed: int) -> Lists:
 
 
 def _split(data: dict[str, Any], folder: Path, seed: int) -> Lists:
-    """A split file (image, anomalous, split); `anomalous: N` moves N anomalous images, whole groups, from test to fit."""
+    """A split file (image, anomalous, split); `anomalous: N` moves N anomalous images, whole groups, from test to fit.
+
+    `turned: {degrees, shift}` turns and shifts every image, normal or not, by its own amount up to these.
+    """
     root = Path(data["root"]).resolve()
     groups = {row["image"]: row["group"] for row in _read(data["labels"])}
     rows = [{**row, "group": groups[row["image"]]} for row in _read(data["split"])]
@@ -50,6 +53,8 @@ def _split(data: dict[str, Any], folder: Path, seed: int) -> Lists:
         # Nothing of a moved group is judged, its normal images included.
         test = [row for row in test if row["group"] not in {row["group"] for row in moved}]
     normal = [row for row in rows if row["split"] == "train"]
+    if turned := data.get("turned"):
+        root = _turned(normal + test, root, folder / "turned", **turned)
     return Lists(
         str(_write(folder / "normal.csv", root, normal)),
         str(_write(folder / "anomalous.csv", root, moved)) if moved else None,
@@ -57,6 +62,31 @@ def _split(data: dict[str, Any], folder: Path, seed: int) -> Lists:
         folder / "test.csv",
         masks=False,
     )
+
+
+def _turned(rows: list[dict[str, str]], root: Path, folder: Path, *, degrees: float, shift: float) -> Path:
+    """The images of `rows`, each turned by up to `degrees` and shifted by up to the share `shift` of its sides.
+
+    What comes in from outside continues the image by reflection, so that no black corner tells an image from another.
+    """
+    draw = np.random.default_rng(0)
+    for row in sorted(rows, key=lambda row: row["image"]):
+        angle, x, y = draw.uniform(-1, 1, 3) * (degrees, shift, shift)
+        path = folder / row["image"]
+        if path.exists():
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(root / row["image"]) as opened:
+            image = np.asarray(opened)
+        high, wide = image.shape[:2]
+        edges = [(high // 2, high // 2), (wide // 2, wide // 2)] + [(0, 0)] * (image.ndim - 2)
+        larger = Image.fromarray(np.pad(image, edges, mode="symmetric"))
+        larger = larger.rotate(angle, Image.Resampling.BICUBIC, translate=(round(x * wide), round(y * high)))
+        # Without loss and whole or not at all; the name keeps its ending, the decoder goes by the content.
+        unfinished = path.with_suffix(".unfinished")
+        larger.crop((wide // 2, high // 2, wide // 2 + wide, high // 2 + high)).save(unfinished, format="PNG")
+        unfinished.rename(path)
+    return folder
 
 
 def _boards(data: dict[str, Any], folder: Path, seed: int) -> Lists:  # noqa: ARG001
