@@ -140,6 +140,13 @@ class S3Server:
         self.client.get_object(Bucket=self.bucket, Key="ready")["Body"].read()
         self.client.delete_object(Bucket=self.bucket, Key="ready")
 
+    def kill(self) -> None:
+        """End the server at once, by its own pid; what it holds stays, and `start` brings it back."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
     def stop(self) -> None:
         """End the server, by its own pid, and remove its folder's data."""
         if self._process is not None:

@@ -1,0 +1,108 @@
+"""An archive behind a proxy that fails on purpose, and the table of a scan that nothing disturbed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scankit as kit
+from s3server import S3Server
+
+from ad_jobs.index import index
+from ad_jobs.scan import scan
+from tests.faults.proxy import FaultProxy
+
+PREFIX = "faults/archive"
+OBJECTS = kit.good_objects(110) | {name: data for name, (data, _) in kit.bad_objects().items()}
+CHAPTER = 50  # objects, in the scans here: three chapters
+
+
+def statement(source: str, model: str, out: str, **options: object) -> str:
+    """A scan in small chapters, as a statement for `scankit.in_a_process`."""
+    given = "".join(f", {name}={value!r}" for name, value in options.items())
+    return (
+        f"import ad_jobs.run_state as r; r.CHAPTER_OBJECTS = {CHAPTER}; "
+        f"scan({source!r}, [{model!r}], {out!r}, batch_size=4, num_cpus=2{given})"
+    )
+
+
+def assert_as_undisturbed(run: str, undisturbed: pd.DataFrame) -> None:
+    """The same rows, once each; scores within 1e-5; the same flags, statuses, errors and digests."""
+    table = kit.table(run)
+    assert not table.index.duplicated().any()
+    assert table.index.tolist() == undisturbed.index.tolist()
+    np.testing.assert_allclose(table["score"], undisturbed["score"], rtol=0, atol=1e-5)
+    for column in ("object_id", "flagged", "status", "error_code", "content_sha256", "bytes"):
+        assert table[column].astype(object).where(table[column].notna(), None).tolist() == (
+            undisturbed[column].astype(object).where(undisturbed[column].notna(), None).tolist()
+        ), column
+    assert table["heatmap"].notna().tolist() == undisturbed["heatmap"].notna().tolist()
+
+
+def asked_for(proxy: FaultProxy, since: int = 0) -> Counter[str]:
+    """How often each object of the archive, by name, was asked for from the request numbered `since` on."""
+    folder = f"archive/{PREFIX}/"
+    names = (
+        request.key.removeprefix(folder) for request in proxy.requests[since:] if request.method == "GET"
+    )
+    return Counter(name for name in names if name in OBJECTS)
+
+
+@pytest.fixture(scope="session")
+def through(s3: S3Server) -> Iterator[FaultProxy]:
+    """The proxy; as long as it lives the environment leads to it."""
+    proxy = FaultProxy(s3.endpoint)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        try:
+            yield proxy
+        finally:
+            proxy.close()
+
+
+@pytest.fixture
+def proxy(through: FaultProxy) -> Iterator[FaultProxy]:
+    """The proxy, which fails in no way until the test says so."""
+    yield through
+    through.rule = lambda _: None
+
+
+@pytest.fixture(autouse=True)
+def small_chapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three chapters for the scans in this process, too."""
+    monkeypatch.setattr("ad_jobs.run_state.CHAPTER_OBJECTS", CHAPTER)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small model on disk."""
+    return kit.make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def source(s3: S3Server) -> str:
+    """The archive, as a SOURCE."""
+    for name, data in OBJECTS.items():
+        s3.put(f"{PREFIX}/{name}", data)
+    return s3.uri(PREFIX)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    source: str, model: str, through: FaultProxy, tmp_path_factory: pytest.TempPathFactory
+) -> pd.DataFrame:
+    """The table of a scan without faults, in one chapter: every object was asked for once."""
+    out: Path = tmp_path_factory.mktemp("undisturbed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ad_jobs.run_state.CHAPTER_OBJECTS", 10 * len(OBJECTS))
+        index(source, str(out / "manifest"))  # reads the headers of DICOM objects, a range of each
+        since = len(through.requests)
+        scan(source, [model], str(out), batch_size=4, num_cpus=2)
+    gets = asked_for(through, since)
+    assert set(gets.values()) == {1}
+    assert len(gets) == len(OBJECTS)
+    return kit.table(str(out))
