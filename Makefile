@@ -10,11 +10,12 @@ DEMO ?= demo
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install test check lint types imports unit demo format clean
+.PHONY: help install test check lint types imports unit faults demo format clean
 
 help:
 	@echo "make demo     a phantom archive through every verb; the report lies in $(DEMO)/run/report/index.html"
 	@echo "make test     format, lint, types, import rules and tests"
+	@echo "make faults   every fault of a scan, also the longer forms that make test leaves out"
 	@echo "make check    the same without the tests"
 	@echo "make format   write the formatter's and linter's fixes"
 	@echo "make clean    remove $(VENV) and $(DEMO)"
@@ -43,7 +44,10 @@ imports: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full" $(TESTS)
+
+faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
 
 test: check unit
 

@@ -148,6 +148,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("proxy")
 def test_a_disk_without_room(small_disk: Path, source: str, model: str, undisturbed: pd.DataFrame) -> None:
     ballast = small_disk / "ballast"
