@@ -11,7 +11,8 @@ Departures from the paper and its published code:
 * Masks at scoring are a fixed checkerboard and its complement by default, as in the paper's figure; the code's random
   disjoint masks (`masks=disjoint`) come from a seeded generator of their own.
 * `refine=disjoint` is the code's rule (uncover blocks in every mask), `refine=joint` the figure's (one mask that hides
-  all that is suspect); the visible area only grows, and pixels that no mask hides are told by counting.
+  all that is suspect); the visible area only grows, and pixels that no mask hides are told by counting. The default is
+  a single pass: on real images refinement was measured to cost 4 to 6 points of AUROC, and twice the time.
 * Borders are reflected in every filter, smoothing is two-dimensional (`legacy_1d` is the code's, which smooths rows
   alone), and the score's two parts are z-scored by held-out normals, never by the test set.
 * `color_weight` adds the absolute difference to the similarity map, which cannot see a uniform change of brightness.
@@ -61,7 +62,7 @@ JOINT_AT_MOST = 0.6  # hidden share up to which one mask can hide all that is su
 class SSMConfig(DetectorConfig):
     """SSM's options; the defaults suit 64 to 128 px on CPU. The paper's: width 64, lr 1e-4, batch 32, 50 epochs."""
 
-    epochs: int = Field(default=20, ge=1)
+    epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=8, ge=1)
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-5, ge=0)
@@ -75,7 +76,7 @@ class SSMConfig(DetectorConfig):
     mask_variety: bool = True
     masks: Literal["checkerboard", "disjoint"] = "checkerboard"  # at scoring
     mask_seed: int = 8
-    refine: Literal["none", "disjoint", "joint"] = "disjoint"
+    refine: Literal["none", "disjoint", "joint"] = "none"
     refine_steps: int = Field(default=1, ge=1, le=5)
     refine_quantile: float = Field(default=0.95, gt=0, lt=1)
     refine_ratio: float = Field(

@@ -47,7 +47,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"refine": "joint", "refine_steps": 2, "masks": "disjoint", "score": "max", "color_weight": 1.0},
     ),
     "ssm-autoencoder": ("ssm", {"model": "autoencoder", "epochs": 12, "score": "max", "color_weight": 1.0}),
-    "pmad-pixel": ("pmad", {"query": "pixel", "shared_memory": True, "error": "both", "score": "mean"}),
+    "pmad-pixel": (
+        "pmad",
+        {
+            "modes": ("none", "pmb", "skip", "pmb"),
+            "query": "pixel",
+            "shared_memory": True,
+            "error": "both",
+            "score": "mean",
+        },
+    ),
     "pmad-plain": (
         "pmad",
         {"modes": ("none", "none", "none", "none"), "hee": False, "error": "abs", "score": "max"},

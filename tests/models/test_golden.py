@@ -28,7 +28,11 @@ SIZE = (32, 48)
 CURVES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "ssm": ("ssm", {"width": 4, "epochs": 10}, ("paint",)),
     "ssm-autoencoder": ("ssm", {"width": 4, "epochs": 10, "model": "autoencoder"}, ("paint",)),
-    "pmad": ("pmad", {"width": 4, "epochs": 10, "items": 6, "warmup": 4}, ("rebuild",)),
+    "pmad": (
+        "pmad",
+        {"width": 4, "epochs": 10, "items": 6, "warmup": 4, "modes": ["none", "pmb", "skip", "pmb"]},
+        ("rebuild",),
+    ),
     "cyclegan": ("cyclegan", {"ngf": 4, "blocks": 1, "ndf": 4, "epochs": 10}, ("translate",)),
     "cyclegan-paper": ("cyclegan", {"ngf": 4, "blocks": 1, "ndf": 4, "epochs": 10, "residual": False}, ("translate",)),
     "fyd": (

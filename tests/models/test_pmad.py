@@ -16,7 +16,8 @@ from models.parts.histogram import LogHistogram
 from models.pmad import PMAD, PartitionMemory, PMADConfig, shrink, tile, untile
 
 SIZE = (32, 48)
-SMALL = {"width": 4, "epochs": 2, "batch_size": 4, "items": 8, "warmup": 0}
+ALTERNATE = ("none", "pmb", "skip", "pmb")
+SMALL = {"width": 4, "epochs": 2, "batch_size": 4, "items": 8, "warmup": 0, "modes": ALTERNATE}
 
 
 def pmad(size_px: tuple[int, int] = SIZE, **options: object) -> PMAD:

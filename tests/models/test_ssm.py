@@ -11,7 +11,7 @@ from models.detector import ConfigError, Runtime
 from models.ssm import SSM, checkerboard_masks, code_threshold, disjoint_masks
 
 SIZE = (32, 48)
-SMALL = {"width": 4, "epochs": 2, "batch_size": 4}
+SMALL = {"width": 4, "epochs": 2, "batch_size": 4, "refine": "disjoint"}
 
 
 def ssm(size_px: tuple[int, int] = SIZE, **options: object) -> SSM:
