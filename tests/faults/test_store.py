@@ -14,7 +14,7 @@ import pytest
 import scankit as kit
 from s3server import S3Server
 
-from ad_jobs.errors import JobError, UsageError
+from ad_jobs.errors import JobError, TooManyFailed, UsageError
 from ad_jobs.index import index
 from ad_jobs.results.read import read_scores
 from ad_jobs.scan import scan
@@ -208,3 +208,21 @@ def test_an_archive_that_changes_between_index_and_scan(
     same = undisturbed.loc[[name not in (changed, gone) for name, _ in undisturbed.index]]
     assert table.loc[others].index.tolist() == same.index.tolist()
     pd.testing.assert_series_equal(table.loc[others]["score"], same["score"], rtol=0, atol=1e-5)
+
+
+def test_too_many_failures_end_the_run_and_keep_what_is_done(tmp_path: Path, model: str) -> None:
+    bad = {f"bad/{number:03d}.png": b"no picture\n" * 9 for number in range(60)}
+    archive = kit.write_archive(tmp_path / "archive", bad | kit.good_objects(60))
+    out = str(tmp_path / "run")
+    with pytest.raises(TooManyFailed) as caught:
+        scan(archive, [model], out, batch_size=4, num_cpus=2, max_failed=0.05)
+    assert caught.value.exit_code == 3
+    with pytest.raises(UsageError, match="Run the same scan command again"):
+        read_scores(out)
+    half = read_scores(out, allow_unfinished=True)
+    # It ended there: more than 6 of 120 had failed, and not all were tried.
+    assert 6 < (half["status"] == "failed").sum() <= half["object_id"].nunique() < 120
+    record = scan(archive, [model], out, batch_size=4, num_cpus=2, max_failed=0.6)
+    assert (record.counts.failed, record.counts.scored) == (60, 60)
+    kept = read_scores(out).set_index("object_id")["scored_at"]
+    assert (kept[half["object_id"]].to_numpy() == half["scored_at"].to_numpy()).all()
