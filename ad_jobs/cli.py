@@ -270,7 +270,9 @@ def scan(
     identifiers_key: Annotated[
         Path | None, typer.Option(help="File with the key for --identifiers hashed.", metavar="FILE")
     ] = None,
-    max_failed: Annotated[float, typer.Option(help="Exit 3 if a larger share of the objects fails.")] = 1.0,
+    max_failed: Annotated[
+        float, typer.Option(help="End the run, exit code 3, once a larger share of the objects has failed.")
+    ] = 1.0,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Frames scored at once; does not change a score.")
     ] = None,
