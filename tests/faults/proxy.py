@@ -21,12 +21,11 @@ Kind = Literal["error", "slow", "reset", "cut"]
 
 
 class Request(NamedTuple):
-    """One request as the proxy sees it: `number` counts those of this method for this key, from 1."""
+    """One request as the proxy sees it."""
 
     method: str
     key: str  # bucket and key
     query: str
-    number: int
 
 
 class Fault(NamedTuple):
@@ -51,7 +50,6 @@ class FaultProxy:
         self.rule: Rule = lambda _: None
         self.requests: list[Request] = []
         self.faults: Counter[str] = Counter()
-        self._counts: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
         address = urlsplit(upstream)
         self.upstream = (str(address.hostname), int(address.port or 80))
@@ -72,9 +70,7 @@ class FaultProxy:
     def decide(self, method: str, path: str) -> Fault | None:
         parts = urlsplit(path)
         with self._lock:
-            key = unquote(parts.path).lstrip("/")
-            self._counts[method, key] += 1
-            request = Request(method, key, parts.query, self._counts[method, key])
+            request = Request(method, unquote(parts.path).lstrip("/"), parts.query)
             self.requests.append(request)
             fault = self.rule(request)
             if fault is not None:
