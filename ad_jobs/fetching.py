@@ -28,7 +28,6 @@ SKIPPED = "skipped"
 
 FETCH_THREADS = 8  # GETs under way in one worker: a store's latency is many decodes long
 FETCH_ATTEMPTS = 3  # of an object, each with the client's own retries, before others are asked for
-LONGEST_PAUSE_S = 15.0  # between two attempts
 FETCH_AHEAD_BYTES = 64 << 20  # of objects fetched and not yet decoded in one worker
 # What error_detail says of a row that was scored all the same.
 CONSTANT_FRAME = "constant_frame"  # the frame holds one value only: some decoders give up that way
@@ -159,7 +158,7 @@ def _insist(source: Source, max_bytes: int) -> storage.Fetched:
                     f"The store has not answered for {storage.PATIENCE_S / 60:.0f} minutes: {error.detail}.",
                     "Run the same command again once it does: it continues.",
                 ) from error
-            time.sleep(min(0.5 * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.5))
+            time.sleep(min(0.5 * 2**attempt, storage.LONGEST_PAUSE_S) * random.uniform(0.5, 1.5))
         else:
             _last_good = source.uri
             return fetched

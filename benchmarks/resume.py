@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -53,8 +54,8 @@ def write_manifest(folder: Path, objects: int) -> None:
         return (SourceObject(uri_of(n), 524_288, f"{n:032x}", now, None) for n in range(objects))
 
     (folder / "archive").mkdir()
-    index_verb.iter_source = listed  # type: ignore[assignment]
-    index_verb.index(str(folder / "archive"), str(folder / "manifest"))
+    with patch.object(index_verb, "iter_source", listed):
+        index_verb.index(str(folder / "archive"), str(folder / "manifest"))
 
 
 def begin(folder: Path, model: str) -> tuple[int, int]:
@@ -117,11 +118,11 @@ def measure(folder: Path, model: str) -> dict[str, float]:
 
         yield work
 
-    scan_verb._at_work = at_work  # type: ignore[assignment]
     before = peak_mib()
     start = time.perf_counter()
     try:
-        scan_verb.scan(str(folder / "manifest"), [model], str(folder / "run"))
+        with patch.object(scan_verb, "_at_work", at_work):
+            scan_verb.scan(str(folder / "manifest"), [model], str(folder / "run"))
     except Stop:
         pass
     else:

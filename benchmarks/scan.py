@@ -83,23 +83,15 @@ def encoded(number: int, form: str) -> bytes:
 def _dicom(number: int, stored: NDArray[np.uint16]) -> bytes:
     """An MR image of 12 bits in JPEG 2000."""
     import scankit as kit
-    from pydicom.dataset import FileMetaDataset
     from pydicom.encaps import encapsulate
     from pydicom.uid import JPEG2000Lossless, MRImageStorage
 
     data = kit._dataset(number, MRImageStorage)
-    data.Modality, data.Rows, data.Columns = "MR", *stored.shape
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    data.Modality = "MR"
+    kit.describe_grey(data, *stored.shape)
     data.PixelData = encapsulate([compress(stored, JPEG_2000_LOSSLESS)])
     data["PixelData"].is_undefined_length = True
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = JPEG2000Lossless
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-    file = io.BytesIO()
-    data.save_as(file, enforce_file_format=True)
-    return file.getvalue()
+    return kit._written(data, JPEG2000Lossless)
 
 
 def write_archive(folder: Path, form: str, count: int) -> None:

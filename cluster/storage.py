@@ -83,7 +83,7 @@ BODY_ATTEMPTS = 3  # of one object whose body broke off: botocore repeats reques
 BODY_TIMEOUT_S = 300.0
 # How long a store may be away before those who wait for it give up: time to restart a server, or for an operator to.
 PATIENCE_S = 600.0
-_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
+_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0  # between two attempts
 
 
 class ObjectInfo(NamedTuple):
@@ -427,7 +427,7 @@ def patiently(call: Callable[[], T], patience_s: float | None = None) -> T:
                 raise
             log.warning("%s. Waiting for it.", error)
             time.sleep(pause_s * random.uniform(0.5, 1.5))  # not all workers at once
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+    UID,
     ComprehensiveSRStorage,
     ExplicitVRLittleEndian,
     MRImageStorage,
@@ -96,13 +97,18 @@ def dicom(number: int, frames: int = 1) -> bytes:
     )
     pixels = np.stack([np.rint(picture(number + 1000 * k) * 4095).astype("<u2") for k in range(frames)])
     data.Modality = "MR" if frames == 1 else "OT"
-    data.Rows, data.Columns = pixels.shape[1:]
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    describe_grey(data, *pixels.shape[1:])
     if frames > 1:
         data.NumberOfFrames = frames
     data.PixelData = pixels.tobytes()
     return _written(data)
+
+
+def describe_grey(data: Dataset, rows: int, columns: int) -> None:
+    """Say of `data` that its pixels are 12 bits in 16, MONOCHROME2."""
+    data.Rows, data.Columns = rows, columns
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
 
 
 def structured_report(number: int) -> bytes:
@@ -122,9 +128,9 @@ def _dataset(number: int, sop_class: str) -> Dataset:
     return data
 
 
-def _written(data: Dataset) -> bytes:
+def _written(data: Dataset, syntax: UID = ExplicitVRLittleEndian) -> bytes:
     data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.TransferSyntaxUID = syntax
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
     file = io.BytesIO()

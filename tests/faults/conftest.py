@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from tests.faults.proxy import FaultProxy
 
 PREFIX = "faults/archive"
 OBJECTS = kit.good_objects(110) | {name: data for name, (data, _) in kit.bad_objects().items()}
+WAIT_S = 300.0
 CHAPTER = 50  # objects, in the scans here: three chapters
 
 
@@ -28,6 +31,27 @@ def statement(source: str, model: str, out: str, **options: object) -> str:
         f"import ad_jobs.run_state as r; r.CHAPTER_OBJECTS = {CHAPTER}; "
         f"scan({source!r}, [{model!r}], {out!r}, batch_size=4, num_cpus=2{given})"
     )
+
+
+def wait_for(
+    condition: Callable[[], object],
+    process: subprocess.Popen[bytes] | None = None,
+    within_s: float = WAIT_S,
+) -> None:
+    """Return once the condition holds; fail if the process ends before, or after `within_s`."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if process is not None and process.poll() is not None:
+            _, errors = process.communicate()
+            pytest.fail(f"the scan ended before: {errors.decode()[-2000:]}")
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.01)
+
+
+def finish(process: subprocess.Popen[bytes], within_s: float = WAIT_S) -> None:
+    """Wait for a scan that must succeed."""
+    _, errors = process.communicate(timeout=within_s)
+    assert process.returncode == 0, errors.decode()[-3000:]
 
 
 def assert_as_undisturbed(run: str, undisturbed: pd.DataFrame) -> None:

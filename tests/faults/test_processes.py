@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -17,11 +17,10 @@ import scankit as kit
 from ray.cluster_utils import Cluster
 
 from ad_jobs.results.read import read_scores
-from tests.faults.conftest import OBJECTS, asked_for, assert_as_undisturbed, statement
+from tests.faults.conftest import OBJECTS, asked_for, assert_as_undisturbed, finish, statement, wait_for
 from tests.faults.proxy import Fault, FaultProxy, Request
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
-WAIT_S = 300.0
 
 
 def done_in(out: Path) -> int:
@@ -30,23 +29,6 @@ def done_in(out: Path) -> int:
     for part in kit.parts(out):
         rows += len(set(pq.read_table(part, columns=["object_id"])["object_id"].to_pylist()))
     return rows
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes] | None = None) -> None:
-    """Return once the condition holds; fail if the process ends before, or after WAIT_S."""
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        if process is not None and process.poll() is not None:
-            _, errors = process.communicate()
-            pytest.fail(f"the scan ended before: {errors.decode()[-2000:]}")
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.01)
-
-
-def finish(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a scan that must succeed."""
-    _, errors = process.communicate(timeout=WAIT_S)
-    assert process.returncode == 0, errors.decode()[-3000:]
 
 
 def slowly(request: Request) -> Fault | None:
@@ -67,9 +49,8 @@ def test_the_driver_is_killed(
 
     def rule(request: Request) -> Fault | None:
         held = share == 0.99 and request.key.endswith(last) and request.method == "GET"
-        return Fault("error", 503, "SlowDown") if held and not released else slowly(request)
+        return Fault("error", 503, "SlowDown") if held else slowly(request)
 
-    released: list[bool] = []
     proxy.rule = rule
     process = kit.in_a_process(statement(source, model, str(out)), stderr=subprocess.PIPE)
     # What is done together with the object that is held back is held back with it.
@@ -77,7 +58,6 @@ def test_the_driver_is_killed(
     wait_for(lambda: done_in(out) >= enough, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    released.append(True)
     proxy.rule = lambda _: None
     half = read_scores(str(out), allow_unfinished=True)
     done = set(half["uri"].str.removeprefix(f"{source}/"))

@@ -19,7 +19,15 @@ from ad_jobs.errors import JobError, TooManyFailed, UsageError
 from ad_jobs.index import index
 from ad_jobs.results.read import read_scores
 from ad_jobs.scan import scan
-from tests.faults.conftest import OBJECTS, PREFIX, asked_for, assert_as_undisturbed, statement
+from tests.faults.conftest import (
+    OBJECTS,
+    PREFIX,
+    asked_for,
+    assert_as_undisturbed,
+    finish,
+    statement,
+    wait_for,
+)
 from tests.faults.proxy import Fault, FaultProxy, Request
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
@@ -174,17 +182,12 @@ def test_two_scans_into_one_folder(
         Fault("slow") if of_objects(request) else None
     )  # so that the first is still there
     first = kit.in_a_process(statement(source, model, out), stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "run.lock").exists():
-        assert first.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for((tmp_path / "run" / "run.lock").exists, first, within_s=120)
     with pytest.raises(UsageError, match="One scan at a time writes to a folder") as caught:
         scan(source, [model], out, batch_size=4, num_cpus=2)
     assert str(first.pid) in str(caught.value)
     proxy.rule = lambda _: None
-    _, errors = first.communicate(timeout=240)
-    assert first.returncode == 0, errors.decode()[-2000:]
+    finish(first, within_s=240)
     assert_as_undisturbed(out, undisturbed)
 
 
