@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed-$(shell sha256sum pyproject.toml | cut -c1-16)
 TORCH := torch torchvision
 TESTS ?= tests
 DEMO ?= demo
+# Processes of pytest, each with a Ray and a store of its own: tests wait for those more than they compute.
+JOBS ?= 3
 
 export RAY_USAGE_STATS_ENABLED := 0
 
@@ -44,10 +46,10 @@ imports: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full" $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not full" $(TESTS)
 
 faults: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults
 
 test: check unit
 

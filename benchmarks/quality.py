@@ -12,16 +12,13 @@ import argparse
 import csv
 import json
 import os
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import yaml
 
 from ad_jobs.fetching import Source, fetch_all, prepare
@@ -32,6 +29,7 @@ from ad_jobs.results.read import read_scores
 from ad_jobs.results.run import machine, versions
 from ad_jobs.scoring import Scorer
 from benchmarks.datasets import lists
+from benchmarks.measuring import cost_of
 from models import registry
 
 RESULTS = Path(__file__).parent / "results"
@@ -43,34 +41,8 @@ METRICS = ("image_auroc", "image_ap", "f1_max", "accuracy_max", "accuracy_zero_f
 
 def retroscan(*arguments: str) -> tuple[dict[str, Any], float, int]:
     """One verb as a user runs it: its JSON result, its seconds, and the MiB of its largest process."""
-    command = [sys.executable, "-m", "ad_jobs", *arguments, "--json"]
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peak = [0]
-    watcher = threading.Thread(target=_watch, args=(process, peak), daemon=True)
-    watcher.start()
-    output, _ = process.communicate()
-    watcher.join()
-    if process.returncode:
-        raise SystemExit(f"retroscan {' '.join(arguments)} ended with exit code {process.returncode}")
-    return json.loads(output), time.perf_counter() - start, peak[0]
-
-
-def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
-    """Keep the largest resident set, in MiB, of any process below `process`."""
-    while process.poll() is None:
-        try:
-            family = psutil.Process(process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return
-        for member in family:
-            try:
-                # Without what it shares, such as the images in the object store.
-                memory = member.memory_info()
-            except psutil.NoSuchProcess:
-                continue
-            peak[0] = max(peak[0], (memory.rss - memory.shared) >> 20)
-        time.sleep(1.0)
+    spent = cost_of([sys.executable, "-m", "ad_jobs", *arguments, "--json"])
+    return json.loads(spent.output), spent.seconds, spent.peaks.largest
 
 
 def run_cell(cell: dict[str, Any], name: str, data: dict[str, Any], seed: int, work: Path) -> dict[str, Any]:

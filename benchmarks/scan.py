@@ -16,10 +16,8 @@ import io
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +26,6 @@ from typing import Any
 
 import boto3
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -40,6 +37,7 @@ from ad_jobs.modelstore import open_model, write_calibration
 from ad_jobs.phantom.codecs import JPEG_2000_LOSSLESS, compress
 from ad_jobs.results.run import machine, versions
 from ad_jobs.scoring import Scorer
+from benchmarks.measuring import busy_s, cost_of
 from models import artifact, registry
 from models.detector import InputSpec
 
@@ -53,26 +51,28 @@ MODELS: dict[str, tuple[str, int, dict[str, Any], int]] = {
     # detector, input px, options, n
     "light": ("mkd", 64, {}, 300),
     "heavy": ("ssm", 64, {"cells": [2, 4, 8]}, 60),
+    "fyd": ("fyd", 64, {"layers": [2, 3, 4]}, 300),
+    "pmad": ("pmad", 64, {}, 300),
 }
 BATCH = 32
+COMPARED = ("light", "heavy")
 
 
 # --- What is scored, and with what
 
 
-def picture(number: int) -> NDArray[np.float64]:
+def picture(number: int, side_px: int) -> NDArray[np.float64]:
     """A smooth field with grain, [0, 1], that compresses as radiographs do."""
     rng = np.random.default_rng(number)
     coarse = Image.fromarray(rng.random((12, 12)).astype(np.float32)).resize(
-        (SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC
+        (side_px, side_px), Image.Resampling.BICUBIC
     )
-    return np.clip(
-        np.asarray(coarse, np.float64) * 0.8 + 0.1 + 0.01 * rng.standard_normal((SIDE_PX, SIDE_PX)), 0, 1
-    )
+    grain = 0.01 * rng.standard_normal((side_px, side_px))
+    return np.clip(np.asarray(coarse, np.float64) * 0.8 + 0.1 + grain, 0, 1)
 
 
-def encoded(number: int, form: str) -> bytes:
-    values = picture(number)
+def encoded(number: int, form: str, side_px: int = SIDE_PX) -> bytes:
+    values = picture(number, side_px)
     if form == "dicom":
         return _dicom(number, np.rint(4095 * values).astype(np.uint16))
     file = io.BytesIO()
@@ -114,7 +114,7 @@ def make_model(folder: Path, name: str) -> str:
     ).eval()
     policy = {"channels": 3, "height_px": size, "width_px": size}
     model_id = artifact.save(folder, kind, detector, policy, {})
-    normal = [frame_of(picture(number), size) for number in range(40)]
+    normal = [frame_of(picture(number, SIDE_PX), size) for number in range(40)]
     found = calibrate_on(detector, iter(normal), model_id=model_id, max_fpr=0.1, source="benchmark")
     write_calibration(str(folder), found)
     return str(folder)
@@ -237,50 +237,22 @@ def plain_ray(source: str, model: str, out: Path) -> None:
 # --- Measuring
 
 
-def busy_s() -> float:
-    """CPU-seconds that the machine has worked since its start."""
-    spent = psutil.cpu_times()
-    return float(spent.user + spent.system + spent.nice)
-
-
-def peak_mib(process: subprocess.Popen[bytes], found: list[int]) -> None:
-    """Keep the largest sum, in MiB, of what the processes of a way hold for themselves."""
-    while process.poll() is None:
-        total = 0
-        try:
-            members = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return
-        for member in members:
-            try:
-                memory = member.memory_info()
-            except psutil.NoSuchProcess:
-                continue
-            total += memory.rss - memory.shared
-        found[0] = max(found[0], total >> 20)
-        time.sleep(0.5)
-
-
 def measure(way: str, source: str, model: str, out: Path) -> dict[str, float]:
     """Seconds, CPU-seconds and MiB of one way over one archive."""
     command = [sys.executable, "-m", "benchmarks.scan", "--way", way, source, model, str(out)]
     if way == "scan":
-        command = [
-            sys.executable, "-m", "ad_jobs", "scan", source, "--model", model, "--out", str(out), "--heatmaps", "none",
-        ]  # fmt: skip
-    peak = [0]
-    before, start = busy_s(), time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    watcher = threading.Thread(target=peak_mib, args=(process, peak), daemon=True)
-    watcher.start()
-    _, errors = process.communicate()
-    found = {"seconds": time.perf_counter() - start, "cpu_s": busy_s() - before, "peak_mib": float(peak[0])}
-    watcher.join()
-    if process.returncode:
-        raise SystemExit(f"{way} ended with {process.returncode}: {errors.decode()[-2000:]}")
+        command = scan_command(source, [model], out)
+    spent = cost_of(command)
+    found = {"seconds": spent.seconds, "cpu_s": spent.cpu_s, "peak_mib": float(spent.peaks.total)}
     if (out / "own.json").exists():
         found |= json.loads((out / "own.json").read_text())
     return found
+
+
+def scan_command(source: str, models: list[str], out: Path) -> list[str]:
+    """The scan as a user calls it, without heatmaps: the other ways keep none."""
+    given = [word for model in models for word in ("--model", model)]
+    return [sys.executable, "-m", "ad_jobs", "scan", source, *given, "--out", str(out), "--heatmaps", "none"]
 
 
 def cell(way: str, form: str, store: str, name: str, work: Path) -> dict[str, Any]:
@@ -362,7 +334,7 @@ def write_table() -> None:
         f"`python -m benchmarks.scan` on {'; '.join(about)}, {os.cpu_count()} cores: {SIDE_PX} x {SIDE_PX} images, "
         + "; ".join(
             f"{name}: {kind} at {size} px, {n} and {10 * n} images"
-            for name, (kind, size, _, n) in MODELS.items()
+            for name, (kind, size, _, n) in ((name, MODELS[name]) for name in COMPARED)
         )
         + ". Images per second and CPU are marginal, from n to 10 n; the bare detector reads and writes nothing.",
         "",
@@ -392,7 +364,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     folder = RESULTS / "scan"
     folder.mkdir(exist_ok=True)
-    for name, store, form, way in itertools.product(MODELS, ("local", "s3"), FORMATS, WAYS):
+    for name, store, form, way in itertools.product(COMPARED, ("local", "s3"), FORMATS, WAYS):
         path = folder / f"{name}-{store}-{form}-{way}.json"
         if (
             path.exists()
