@@ -46,7 +46,7 @@ from cluster import board, dataset, storage
 from cluster.errors import ClusterError
 from cluster.lease import Lease
 from cluster.metrics import ScanMetrics
-from cluster.session import Resources, data_context, plan, session
+from cluster.session import Resources, data_context, for_objects, plan, session
 
 # torch stands behind these two. Fetching workers import this module for `_fetch` and do without it.
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ def _at_work(
             resources = plan(has.cpus, has.gpus, has.memory)
             if batch_size is not None:
                 resources = resources._replace(batch_size=batch_size, block_rows=2 * batch_size)
+            resources = for_objects(resources, intent.objects - done)
             log.info(
                 "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %d.",
                 intent.objects - done, resources.actors, resources.actor_cpus, resources.actor_gpus,

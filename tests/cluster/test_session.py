@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from cluster.errors import ClusterError
-from cluster.session import GIB, MIB, object_store_bytes, plan, session
+from cluster.session import GIB, MIB, for_objects, object_store_bytes, plan, session
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 4])
@@ -28,9 +28,27 @@ def test_no_two_stages_ask_for_the_same(cpus: int, gpus: int) -> None:
     assert len(asked) == 3, "stages of equal resources are fused, and do not overlap"
 
 
-def test_two_cpus_hold_one_actor_of_two_threads() -> None:
+def test_two_cpus_hold_two_actors_of_one_thread() -> None:
     found = plan(2)
-    assert (found.actors, found.actor_cpus, found.actor_threads) == (1, 1.0, 2)
+    assert (found.actors, found.actor_cpus, found.actor_threads) == (2, 0.5, 1)
+
+
+def test_actors_fit_into_memory() -> None:
+    assert plan(16, memory=3 * GIB).actors == 3
+    assert plan(16, memory=GIB // 2).actors == 1
+
+
+def test_few_objects_are_worth_few_actors() -> None:
+    found = plan(8, memory=64 * GIB)._replace(batch_size=10)
+    assert [for_objects(found, objects).actors for objects in (0, 1, 160, 161, 480, 10_000)] == [
+        1,
+        1,
+        1,
+        2,
+        3,
+        8,
+    ]
+    assert for_objects(plan(8, 2), 10**6).actors == 2
 
 
 def test_one_actor_for_each_gpu() -> None:
