@@ -27,6 +27,7 @@ GIB = 1 << 30
 MIB = 1 << 20
 NO_PROGRESS_TIMEOUT_S = 900.0  # Ray's default, 1800 s, is half an hour of silence; a model loads in seconds
 BLOCK_BYTES = 64 * MIB
+IDLE_WORKER_MS = 600_000
 ACTOR_BYTES = GIB  # of memory for each actor: torch, the models, a batch and its heatmaps
 # An actor takes as long to start as to score some hundred images: so many batches at least for each.
 ACTOR_BATCHES = 16
@@ -152,6 +153,9 @@ def session(
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             # Ray's default, 15, gives its workers what everyone else on the machine leaves: they are the job.
             os.environ.setdefault("RAY_worker_niceness", "0")
+            # Ray ends workers that were idle for a second, and starts others a moment later: fifteen in a minute
+            # of scanning, each of which imports for as long as hundreds of images take to decode.
+            os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKER_MS))
         else:
             # An embedded Ray's workers inherit the environment; those of a running cluster are told. Where
             # its nodes have roles of their own, no key is set here and none is sent.
