@@ -48,9 +48,9 @@ WAYS = ("bare", "loader", "ray", "scan")
 FORMATS = ("dicom", "png", "jpeg")
 # Untrained: what a score costs does not hang on what the weights hold.
 MODELS: dict[str, tuple[str, int, dict[str, Any], int]] = {
-    # detector, input px, options, n: with the light one at both numbers so many that all actors start
+    # detector, input px, options, n
     "light": ("mkd", 64, {}, 520),
-    "heavy": ("ssm", 64, {"cells": [2, 4, 8]}, 60),
+    "heavy": ("ssm", 64, {"cells": [2, 4, 8]}, 120),
     "fyd": ("fyd", 64, {"layers": [2, 3, 4]}, 300),
     "pmad": ("pmad", 64, {}, 300),
 }

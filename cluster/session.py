@@ -30,7 +30,7 @@ BLOCK_BYTES = 64 * MIB
 IDLE_WORKER_MS = 600_000
 ACTOR_BYTES = GIB  # of memory for each actor: torch, the models, a batch and its heatmaps
 # An actor takes as long to start as to score some hundred images: so many batches at least for each.
-ACTOR_BATCHES = 16
+ACTOR_BATCHES = 32
 START_ATTEMPTS = 3  # of an embedded Ray: on a machine that is busy its own 30 s are short
 _ROOT = Path(__file__).resolve().parent.parent
 

@@ -40,7 +40,7 @@ def test_actors_fit_into_memory() -> None:
 
 def test_few_objects_are_worth_few_actors() -> None:
     found = plan(8, memory=64 * GIB)._replace(batch_size=10)
-    assert [for_objects(found, objects).actors for objects in (0, 1, 160, 161, 480, 10_000)] == [
+    assert [for_objects(found, objects).actors for objects in (0, 1, 320, 321, 960, 10_000)] == [
         1,
         1,
         1,

@@ -66,7 +66,7 @@ def home(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Home:
     folder = tmp_path_factory.mktemp("detectors")
     counts: dict[str, Any] = {
         "train": 30,
-        "normals": 10,
+        "normals": 22,
         "anomalous": 6,
         "multiframe": 2,
         "broken": 3,
