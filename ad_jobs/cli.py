@@ -20,8 +20,8 @@ from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from ad_jobs import show
-from ad_jobs.config import FitSpec, parse_settings, parse_size, parse_window, read_config
-from ad_jobs.errors import RetroscanError, UsageError
+from ad_jobs.config import FitSpec, parse_settings, parse_size, parse_window, read_config, read_key
+from ad_jobs.errors import RetroscanError
 from cluster.errors import ClusterError, StorageError
 
 
@@ -108,7 +108,8 @@ Address = Annotated[
 Dashboard = Annotated[
     str | None,
     typer.Option(
-        help="Cluster's dashboard, http://host:8265; by default RAY_ADDRESS, or this machine's.", metavar="URL"
+        help="Cluster's dashboard, http://host:8265; by default RAY_ADDRESS, or this machine's.",
+        metavar="URL",
     ),
 ]
 SOURCE = "Folder, s3://bucket/prefix, manifest, or CSV/Parquet list with a column `image`."
@@ -291,7 +292,7 @@ def scan(
         "source": source, "model": model, "out": folder, "where": where, "heatmaps": heatmaps.value,
         "identifiers": identifiers.value, "max_failed": max_failed, "config": str(config) if config else None,
     }  # fmt: skip
-    key = _read_key(identifiers_key)
+    key = read_key(identifiers_key)
     from ad_jobs.scan import scan as run
 
     record = run(
@@ -377,7 +378,8 @@ def score(
 def submit(
     context: typer.Context,
     words: Annotated[
-        list[str] | None, typer.Argument(help="Verb and its arguments.", metavar="VERB ARGS...", show_default=False)
+        list[str] | None,
+        typer.Argument(help="Verb and its arguments.", metavar="VERB ARGS...", show_default=False),
     ] = None,
     address: Dashboard = None,
     names: Annotated[
@@ -405,7 +407,9 @@ def submit(
     _print(
         {**verb.as_json(job), "submitted": submitted},
         json_,
-        lambda v: v["id"] if detach else f"job {v['id']} {v['status'].lower()}, exit code {verb.exit_code(job)}",
+        lambda v: (
+            v["id"] if detach else f"job {v['id']} {v['status'].lower()}, exit code {verb.exit_code(job)}"
+        ),
     )
     if not detach:
         raise typer.Exit(verb.exit_code(job))
@@ -444,7 +448,8 @@ def doctor(
 ) -> None:
     """What is here and what is missing: packages, decoders, memory, disks, credentials, S3, Ray. Exit 1 if anything is."""
     del config
-    from ad_jobs.doctor import MISSING, doctor as verb
+    from ad_jobs.doctor import MISSING
+    from ad_jobs.doctor import doctor as verb
 
     checks = [check._asdict() for check in verb(address=address, bucket=bucket)]
     healthy = all(check["status"] != MISSING for check in checks)
@@ -470,17 +475,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _complain(text: str) -> None:
     print(f"retroscan: {text}", file=sys.stderr)
-
-
-def _read_key(path: Path | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        return path.read_bytes().strip()
-    except OSError as error:
-        raise UsageError(
-            "--identifiers-key must name a readable file.", f"{path} ({error.strerror})", "Check the path."
-        ) from error
 
 
 def _print(value: Any, as_json: bool, render: Callable[[Any], Any]) -> None:

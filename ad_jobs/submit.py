@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from ad_jobs.errors import UsageError
 from cluster import uris
-from cluster.submit import Job, Jobs, code_digest
+from cluster.submit import Job, Jobs, code_digest, named_address
 
 log = logging.getLogger("retroscan.submit")
 
@@ -107,7 +107,7 @@ def parse(verbs: Mapping[str, Any], words: Sequence[str], *, here: bool) -> Requ
 
 def on_this_machine(address: str | None) -> bool:
     """Whether a cluster's address names this machine; a tunnel to another one cannot be told from it."""
-    address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "auto"
+    address = named_address(address) or "auto"
     host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
     return host in ("auto", "localhost", "::1", socket.gethostname()) or host.startswith("127.")
 
@@ -173,7 +173,9 @@ def submit(
     try:
         job = jobs.follow(job_id, _to_stderr)
     except KeyboardInterrupt:
-        log.warning("Job %s goes on without this terminal; `retroscan jobs --stop %s` ends it.", job_id, job_id)
+        log.warning(
+            "Job %s goes on without this terminal; `retroscan jobs --stop %s` ends it.", job_id, job_id
+        )
         raise
     if not is_new and job.exit_code == 0:
         log.info("Job %s had succeeded before; another --submission-id would run it again.", job_id)
@@ -248,4 +250,3 @@ def _package(name: str) -> Path:
 def _to_stderr(text: str) -> None:
     sys.stderr.write(text)
     sys.stderr.flush()
-

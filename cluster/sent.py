@@ -31,9 +31,10 @@ def pack(folder: Path, values: Mapping[str, str]) -> None:
     """Write `values`, variables by name, into the folder that will be a job's working directory."""
     # Ray names a package by a digest of its content: the random part keeps values from being guessed by it, and a
     # package from being taken for an earlier one, whose file is deleted already.
-    content = json.dumps({"values": dict(values), "random": secrets.token_hex(16)})
-    with open(os.open(folder / FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(content)
+    content = {"values": dict(values), "random": secrets.token_hex(16)}
+    path = folder / FILE
+    path.touch(0o600, exist_ok=False)
+    path.write_text(json.dumps(content))
 
 
 def receive() -> None:

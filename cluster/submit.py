@@ -34,7 +34,9 @@ log = logging.getLogger("retroscan.submit")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 ANSWER_S = 5.0  # for a first word from the address
-FOLLOW_ATTEMPTS = 20  # to find a job again that is being followed: a head that is replaced is away for a minute
+FOLLOW_ATTEMPTS = (
+    20  # to find a job again that is being followed: a head that is replaced is away for a minute
+)
 FOLLOW_EVERY_S = 3.0
 _NOT_CODE = shutil.ignore_patterns("__pycache__", "*.pyc")
 
@@ -86,22 +88,31 @@ def attempt(wanted: str, statuses: Mapping[str, str]) -> tuple[str, bool]:
     return taken[-1], False
 
 
+def named_address(address: str | None) -> str | None:
+    """The address as it is given, or for none and `auto` as the environment has it, if it has one."""
+    if address not in (None, "auto"):
+        return address
+    return next(filter(None, map(os.environ.get, ADDRESS_VARIABLES)), None)
+
+
 class Jobs:
     """The jobs of the cluster whose dashboard is at an address.
 
     Args:
         address: http(s)://host:port of the dashboard; host:port of the dashboard or of the cluster itself; `auto` for
-            the cluster of this machine. By default RAY_API_SERVER_ADDRESS, RAY_ADDRESS or a dashboard on this machine.
+            what `named_address` says, or else any cluster of this machine. By default what `named_address` says, or
+            else a dashboard on this machine.
 
     Raises:
         ClusterError: nothing answers there, or it takes no token of ours.
     """
 
     def __init__(self, address: str | None = None) -> None:
-        asked = address or next(filter(None, map(os.environ.get, ADDRESS_VARIABLES)), DEFAULT_ADDRESS)
+        asked = named_address(address) or address or DEFAULT_ADDRESS
+        headers = _authorization()
         _hush()
         with _answers(asked), _only_by_argument():
-            self._client: Any = JobSubmissionClient(_reachable(asked))
+            self._client: Any = JobSubmissionClient(_reachable(asked), headers=headers)
         self.address: str = _shown(self._client.get_address())
         # Ray keeps it to itself, and has no other way to ask.
         self.ray_version: str = self._client._server_ray_version
@@ -250,6 +261,20 @@ def _reachable(address: str) -> str:
     return address  # the cluster's own port, where Ray asks for the dashboard's
 
 
+def _authorization() -> dict[str, str]:
+    """The header with the token that the environment names; Ray by itself sends one under RAY_AUTH_MODE=token alone."""
+    token, path = os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if not token and path:
+        try:
+            token = Path(path).read_text().strip()
+        except OSError as error:
+            raise ClusterError(
+                f"RAY_AUTH_TOKEN_PATH must name a readable file. Got: {path} ({error.strerror}).",
+                "Write the cluster's token into it, or set RAY_AUTH_TOKEN.",
+            ) from error
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
 @contextmanager
 def _only_by_argument() -> Iterator[None]:
     """A block in which an address given to Ray's client is not overridden by the environment."""
@@ -269,15 +294,18 @@ def _answers(address: str) -> Iterator[None]:
         raise ClusterError(
             f"The cluster takes only those with its token. Got: address {_shown(address)}, "
             f"{str(error).splitlines()[0].removesuffix('.')}.",
-            "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token or RAY_AUTH_TOKEN to "
-            "the token itself.",
+            "Set RAY_AUTH_TOKEN_PATH to a file with the cluster's token, or RAY_AUTH_TOKEN to the token itself.",
         ) from error
     except RuntimeError as error:  # the client's answer to any other HTTP status
         raise ClusterError(
             f"The cluster refused. Got: address {_shown(address)}, {str(error).splitlines()[0]}",
             "See `retroscan jobs`, and the logs of the cluster's dashboard.",
         ) from error
-    except (OSError, ValueError, KeyError) as error:  # requests' errors are OSErrors; the others: it is no dashboard
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+    ) as error:  # requests' errors are OSErrors; the others: it is no dashboard
         raise ClusterError(
             f"No Ray cluster answers. Got: address {_shown(address)} ({type(error).__name__}: {error}).",
             "Give the dashboard's --address, http://HEAD:8265, or set RAY_ADDRESS to it; a cluster on Kubernetes is "

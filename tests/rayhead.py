@@ -37,7 +37,7 @@ class RayHead:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the head, and return once its dashboard answers."""
+        """Start the head, and return once it takes jobs."""
         beside = Path(sys.executable).parent
         without = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
         agent, agent_grpc, metrics, client, runtime_env = self._ports
@@ -75,6 +75,11 @@ class RayHead:
             time.sleep(0.2)
 
     def _answers(self) -> bool:
+        """Whether a job can be sent: the dashboard hands it to the node's agent, which is there a little later."""
+        try:
+            socket.create_connection((NODE_IP, self._ports[0]), 5).close()
+        except OSError:
+            return False
         request = urllib.request.Request(f"{self.address}/api/version", headers=self._authorization)
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
