@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.data import DataContext
 
+from cluster import growth
 from cluster.errors import ClusterError
 
 log = logging.getLogger("retroscan.session")
@@ -125,9 +126,10 @@ def session(
 
     An embedded one ends with the block and leaves nothing behind. Inside another `session` the outer one is
     lent. The workers see this process's AWS_* variables and import the packages from where this process does.
+    A running cluster whose deployment asks for a size (`cluster.growth`) is waited for.
 
     Raises:
-        ClusterError: no cluster answers at the address.
+        ClusterError: no cluster answers at the address, or it does not grow.
     """
     if ray.is_initialized():
         yield _describe("connected")
@@ -164,6 +166,8 @@ def session(
             options["runtime_env"] = {"env_vars": told}
         _hush()
         _connect(address, options)
+        if address != "local":
+            growth.grow(growth.asked())
         yield _describe(address)
     finally:
         ray.shutdown()
