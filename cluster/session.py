@@ -146,6 +146,7 @@ def session(
             scratch = Path(tempfile.mkdtemp(prefix="rs-", dir="/tmp"))
             options |= {
                 "include_dashboard": False,
+                "_node_ip_address": "127.0.0.1",  # nobody else's: no listener off this machine
                 "num_cpus": num_cpus,
                 "object_store_memory": object_store_memory or object_store_bytes(_machine_memory()),
                 "_temp_dir": str(scratch),
