@@ -12,11 +12,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
+from ray._private import ray_constants
 from ray.data import DataContext
 
 from cluster import growth
@@ -146,7 +147,6 @@ def session(
             scratch = Path(tempfile.mkdtemp(prefix="rs-", dir="/tmp"))
             options |= {
                 "include_dashboard": False,
-                "_node_ip_address": "127.0.0.1",  # nobody else's: no listener off this machine
                 "num_cpus": num_cpus,
                 "object_store_memory": object_store_memory or object_store_bytes(_machine_memory()),
                 "_temp_dir": str(scratch),
@@ -181,7 +181,8 @@ def session(
 def _connect(address: str, options: dict[str, Any]) -> None:
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            ray.init(address=address, **options)
+            with _in_no_cluster() if address == "local" else nullcontext():
+                ray.init(address=address, **options)
         except Exception as error:  # Ray raises the bare class when its start takes over 30 s
             ray.shutdown()
             if type(error) is Exception and attempt < START_ATTEMPTS:
@@ -192,6 +193,21 @@ def _connect(address: str, options: dict[str, Any]) -> None:
                 "Check --address and RAY_ADDRESS, or leave both out for an embedded Ray.",
             ) from error
         return
+
+
+@contextmanager
+def _in_no_cluster() -> Iterator[None]:
+    """A block in which Ray takes this machine for one that can be in no cluster, as it takes a Mac.
+
+    What starts then listens on loopback alone. There is no option for that: Ray replaces a node address of 127.0.0.1 by
+    one that others can reach.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _hush() -> None:
