@@ -70,11 +70,11 @@ class Left(NamedTuple):
     failed: int
 
 
-def left_to_do(out: str, number: int, objects: pa.Table) -> Left:
+def left_to_do(out: str, number: int, objects: pa.Table, *, mend: bool = True) -> Left:
     """What is left of a chapter, by its parts as they lie in storage.
 
     Where two parts hold the same object, as when a process that was thought dead still wrote one, the second is deleted
-    and the rest of its objects are done again.
+    and the rest of its objects are done again; not `mend`: it is left alone, and does not count.
     """
     ids = objects["object_id"].to_numpy()
     done = np.zeros(len(ids), bool)
@@ -86,8 +86,9 @@ def left_to_do(out: str, number: int, objects: pa.Table) -> Left:
         held = np.unique(rows["object_id"].to_numpy())
         places = _places(ids, held, uri)
         if done[places].any():
-            log.warning("%s holds objects that another part holds too: dropped.", uri)
-            storage.delete(uri)
+            if mend:
+                log.warning("%s holds objects that another part holds too: dropped.", uri)
+                storage.delete(uri)
         else:
             done[places] = True
             failed += len(rows.filter(pc.equal(rows["status"], FAILED))["object_id"].unique())

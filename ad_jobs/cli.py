@@ -99,6 +99,12 @@ Config = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Show how the cluster would be divided and what is left to do; write nothing."
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Option(
@@ -204,6 +210,7 @@ def fit(
         list[str] | None,
         typer.Option("--set", help="Detector option key=value, repeatable.", metavar="KEY=VALUE"),
     ] = None,
+    dry_run: DryRun = False,
     address: Address = None,
     json_: Json = False,
     config: Config = None,
@@ -215,14 +222,18 @@ def fit(
         options["epochs"] = epochs
     size_px = parse_size(size)
     policy = {"window": parse_window(window), "resize": resize.value}
+    spec = FitSpec(
+        detector=detector, normal=normal, anomalous=anomalous, out=folder, size_px=size_px, options=options,
+        policy=policy, seed=seed, workers=workers, address=address,
+    )  # fmt: skip
+    if dry_run:
+        from ad_jobs.dry_run import fit_outlook, fit_text
+
+        _print(fit_outlook(spec), json_, fit_text)
+        return
     from ad_jobs.fit import fit as run
 
-    record = run(
-        FitSpec(
-            detector=detector, normal=normal, anomalous=anomalous, out=folder, size_px=size_px, options=options,
-            policy=policy, seed=seed, workers=workers, address=address,
-        )
-    )  # fmt: skip
+    record = run(spec)
     _print(
         record,
         json_,
@@ -283,6 +294,7 @@ def scan(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Frames scored at once; does not change a score.")
     ] = None,
+    dry_run: DryRun = False,
     address: Address = None,
     json_: Json = False,
     config: Config = None,
@@ -292,13 +304,18 @@ def scan(
         "source": source, "model": model, "out": folder, "where": where, "heatmaps": heatmaps.value,
         "identifiers": identifiers.value, "max_failed": max_failed, "config": str(config) if config else None,
     }  # fmt: skip
-    key = read_key(identifiers_key)
+    options: dict[str, Any] = {
+        "where": where, "heatmaps": heatmaps.value, "identifiers": identifiers.value,
+        "identifiers_key": read_key(identifiers_key), "batch_size": batch_size, "address": address,
+    }  # fmt: skip
+    if dry_run:
+        from ad_jobs.dry_run import scan_outlook, scan_text
+
+        _print(scan_outlook(source, model, folder, **options), json_, scan_text)
+        return
     from ad_jobs.scan import scan as run
 
-    record = run(
-        source, model, folder, where=where, heatmaps=heatmaps.value, identifiers=identifiers.value, identifiers_key=key,
-        max_failed=max_failed, batch_size=batch_size, address=address, config=resolved,
-    )  # fmt: skip
+    record = run(source, model, folder, max_failed=max_failed, config=resolved, **options)
     _print(record.model_dump(mode="json"), json_, lambda r: show.balance_text(r, folder))
 
 

@@ -101,15 +101,18 @@ def intend(
     limits: Limits,
     identifiers: Identifiers,
     config: dict[str, Any],
+    index_to: str | None = None,
 ) -> Plan:
-    """The resolved run; a SOURCE that is no manifest is indexed into `out`/manifest, if that is not done.
+    """The resolved run; a SOURCE that is no manifest is indexed, if `out`/manifest does not have it yet.
+
+    The index goes to `out`/manifest, or to the folder `index_to`.
 
     Raises:
         UsageError: a source, selection or output folder that cannot be used as given.
     """
     source, out = source_uri(source), source_uri(out)
     try:
-        manifest = _manifest(source, out)
+        manifest = _manifest(source, out, index_to)
         selected = None
         if where is not None:
             selected = read_manifest(manifest.uri, columns=["object_id"], where=where)["object_id"].to_numpy()
@@ -168,12 +171,12 @@ def _reference(model: OpenModel) -> ModelRef:
     )
 
 
-def _manifest(source: str, out: str) -> ManifestInfo:
+def _manifest(source: str, out: str, index_to: str | None) -> ManifestInfo:
     if (given := find_manifest(source)) is not None:
         return given
     below = storage.join(out, MANIFEST_FOLDER)
     if (stored := find_manifest(below)) is None:
-        return index(source, below)
+        return index(source, index_to or below)
     # Listed once: what a resumed run works on is the archive as it was when the run began.
     if stored.source != source:
         _refuse(out, f"a scan of {stored.source}")
@@ -223,7 +226,19 @@ def writing(plan: Plan) -> Iterator[lease.Lease]:
 
 
 def finished(plan: Plan) -> RunRecord | None:
-    """The record of this very run if it is closed; None if it is to be begun or continued.
+    """The record of this very run if it is closed, what only an unfinished one needs removed; None otherwise.
+
+    Raises:
+        UsageError: as `look`.
+    """
+    record = look(plan)
+    if record is not None:
+        _tidy(plan)
+    return record
+
+
+def look(plan: Plan) -> RunRecord | None:
+    """The record of this very run if it is closed; None if it is to be begun or continued. Nothing is written.
 
     Raises:
         UsageError: the folder holds another run, or something else.
@@ -243,7 +258,6 @@ def finished(plan: Plan) -> RunRecord | None:
         record = read_record(plan.out)
         if record.run_id != plan.run_id:
             _refuse(plan.out, f"the finished run {record.run_id}")
-        _tidy(plan)
         return record
     if PENDING_FILE in names:
         pending = json.loads(storage.read_bytes(storage.join(plan.out, PENDING_FILE)))

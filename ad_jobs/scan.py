@@ -43,10 +43,11 @@ from ad_jobs.stages import (
     write_part,
 )
 from cluster import board, dataset, storage
+from cluster.division import Resources, plan
 from cluster.errors import ClusterError
 from cluster.lease import Lease
 from cluster.metrics import ScanMetrics
-from cluster.session import Resources, data_context, for_objects, plan, session
+from cluster.session import data_context, session
 
 # torch stands behind these two. Fetching workers import this module for `_fetch` and do without it.
 if TYPE_CHECKING:
@@ -98,20 +99,19 @@ def scan(
         TooManyFailed: more than `max_failed` of the objects failed; the run is unfinished, what is done is kept.
     """
     started = time.monotonic()
-    opened = _open(models)
     if not 0.0 <= max_failed <= 1.0:
         raise UsageError(
             "--max-failed must be a share of the objects, 0 to 1.", max_failed, "Give 0.05 for 5 %."
         )
-    intent = run_state.intend(
-        source, out, opened, where=where, heatmaps=heatmaps, limits=limits or _common_limits(opened),
-        identifiers=_identifiers(identifiers, identifiers_key), config=config or {},
+    intent = resolve(
+        source, models, out, where=where, heatmaps=heatmaps, identifiers=identifiers,
+        identifiers_key=identifiers_key, limits=limits, config=config,
     )  # fmt: skip
     record = run_state.finished(intent)
     if record is not None:
         log.info("The run in %s is finished already.", intent.out)
     else:
-        with run_state.writing(intent) as lease:
+        with _errors_of_ray(), run_state.writing(intent) as lease:
             record = run_state.finished(intent)  # by the one who had the folder until now
             if record is None:
                 run_state.begin(intent)
@@ -126,6 +126,27 @@ def scan(
     if counts.failed > max_failed * counts.objects:  # a finished run, asked for again under a stricter rule
         raise TooManyFailed(counts.failed, counts.objects, max_failed)
     return record
+
+
+def resolve(
+    source: str,
+    models: list[str],
+    out: str,
+    *,
+    where: str | None = None,
+    heatmaps: KeepPolicy = "flagged",
+    identifiers: IdentifierMode = "plain",
+    identifiers_key: bytes | None = None,
+    limits: Limits | None = None,
+    config: dict[str, Any] | None = None,
+    index_to: str | None = None,
+) -> Plan:
+    """The run that `scan` would make, its source indexed (see `run_state.intend`); raises UsageError as `scan` does."""
+    opened = _open(models)
+    return run_state.intend(
+        source, out, opened, where=where, heatmaps=heatmaps, limits=limits or _common_limits(opened),
+        identifiers=_identifiers(identifiers, identifiers_key), config=config or {}, index_to=index_to,
+    )  # fmt: skip
 
 
 def _open(models: list[str]) -> list[OpenModel]:
@@ -229,27 +250,19 @@ def _at_work(
     """Ray, and what scores objects on it."""
     if done:
         log.info("Continuing: %d of %d objects are done.", done, intent.objects)
-    try:
-        with session(address, num_cpus=num_cpus) as has, data_context():
-            resources = plan(has.cpus, has.gpus, has.memory)
-            if batch_size is not None:
-                resources = resources._replace(batch_size=batch_size, block_rows=2 * batch_size)
-            resources = for_objects(resources, intent.objects - done)
-            log.info(
-                "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %d.",
-                intent.objects - done, resources.actors, resources.actor_cpus, resources.actor_gpus,
-                resources.batch_size,
-            )  # fmt: skip
-            tally = board.tally()
-            with (
-                ScanProgress(intent.objects, done, failed) as progress,
-                board.watching(tally, progress.update, progress.every_s),
-            ):
-                yield partial(_parts, intent=intent, resources=resources, tally=tally)
-    except ClusterError as error:
-        raise JobError(error.problem, error.remedy) from error
-    except RayError as error:
-        raise _of_workers(error) from error
+    with session(address, num_cpus=num_cpus) as has, data_context():
+        resources = plan(has.nodes, batch_size, intent.objects - done)
+        log.info(
+            "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %d.",
+            intent.objects - done, resources.actors, resources.actor_cpus, resources.actor_gpus,
+            resources.batch_size,
+        )  # fmt: skip
+        tally = board.tally()
+        with (
+            ScanProgress(intent.objects, done, failed) as progress,
+            board.watching(tally, progress.update, progress.every_s),
+        ):
+            yield partial(_parts, intent=intent, resources=resources, tally=tally)
 
 
 def _parts(
@@ -258,12 +271,12 @@ def _parts(
     return dataset.follow(
         _pipeline(left, intent, resources, tally),
         partial(write_part, run_uri=intent.out, run_id=intent.run_id, chapter=chapter, models=intent.uses),
-        rows=_part_rows(intent, resources.batch_size),
+        rows=part_rows(intent, resources.batch_size),
         num_cpus=resources.write_cpus,
     )
 
 
-def _part_rows(intent: Plan, batch_size: int) -> int:
+def part_rows(intent: Plan, batch_size: int) -> int:
     """Objects of one part: a hundredth of the run, so few that all of their heatmaps fit into PART_BYTES."""
     policies = [intent.policies[use.policy] for use in intent.uses]
     fit = PART_BYTES // sum(2 * policy.height_px * policy.width_px for policy in policies)
@@ -271,9 +284,13 @@ def _part_rows(intent: Plan, batch_size: int) -> int:
     return max(1, rows // batch_size) * batch_size  # whole batches, as they come
 
 
+def block_rows(left: int, resources: Resources) -> int:
+    """Objects of one fetch-and-decode task, with so many left in the chapter: a small run, too, keeps every CPU busy."""
+    return min(resources.block_rows, max(1, -(-left // 8)))
+
+
 def _pipeline(left: pa.Table, intent: Plan, resources: Resources, tally: Any) -> ray.data.Dataset:
-    rows = min(resources.block_rows, max(1, -(-left.num_rows // 8)))  # a small run, too, keeps every CPU busy
-    slices = dataset.SliceSource(left, rows)
+    slices = dataset.SliceSource(left, block_rows(left.num_rows, resources))
     # Reading and fetching have equal resources, so that Ray makes one task of them; scoring has others.
     fetched = ray.data.read_datasource(
         slices, override_num_blocks=slices.tasks, num_cpus=resources.fetch_cpus
@@ -287,9 +304,9 @@ def _pipeline(left: pa.Table, intent: Plan, resources: Resources, tally: Any) ->
         _ScoringActor,
         fn_constructor_kwargs={
             "uris": [model.uri for model in intent.models], "uses": intent.uses, "policies": intent.policies,
-            "batch_size": resources.batch_size, "threads": resources.actor_threads, "tally": tally,
+            "batch_size": resources.batch_size, "tally": tally,
         },
-        batch_size=resources.batch_size,
+        batch_size=resources.call_rows,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=resources.actors),
         num_cpus=resources.actor_cpus,
@@ -325,7 +342,6 @@ class _ScoringActor:
         uses: Sequence[ModelUse],
         policies: Sequence[PixelPolicy],
         batch_size: int,
-        threads: int,
         tally: Any,
     ) -> None:
         from ad_jobs.modelstore import open_model
@@ -343,7 +359,7 @@ class _ScoringActor:
                     f"{model.model_id} now.",
                     "Restore it, and run the same command again.",
                 )
-            self._models.append((Scorer(model.detector, batch_size=batch_size, threads=threads), use))
+            self._models.append((Scorer(model.detector, batch_size=batch_size, threads=1), use))
 
     def __call__(self, prepared: pa.Table) -> pa.Table:
         started = time.perf_counter()
@@ -366,6 +382,17 @@ class _ScoringActor:
             for _ in range(counts["frames"]):
                 self._metrics.took("score", seconds / counts["frames"])
         self._tally.add.remote(dict(counts))
+
+
+@contextmanager
+def _errors_of_ray() -> Iterator[None]:
+    """What Ray raises inside the block, as an error of the scan."""
+    try:
+        yield
+    except ClusterError as error:
+        raise JobError(error.problem, error.remedy) from error
+    except RayError as error:
+        raise _of_workers(error) from error
 
 
 def _of_workers(error: RayError) -> RetroscanError:

@@ -55,13 +55,18 @@ def split_anomalous(groups: list[str], seed: int) -> tuple[list[int], list[int]]
     Held out are a fifth of them and at least ten, but not more than half: only a single large group can be more.
     """
     count = len(groups)
-    held_out = min(max(ANOMALOUS_HELD_OUT, round(ANOMALOUS_SHARE * count)), count // 2)
+    held_out = held_out_anomalous(count)
     if held_out == 0:
         raise JobError(
             f"A fit on anomalous images needs at least two, one of them to hold out. Got: {count}.",
             "Name more with --anomalous.",
         )
     return split_by_group(groups, seed, held_out / count, beyond=False)
+
+
+def held_out_anomalous(count: int) -> int:
+    """How many of so many anomalous images are held out, were each a group of its own."""
+    return min(max(ANOMALOUS_HELD_OUT, round(ANOMALOUS_SHARE * count)), count // 2)
 
 
 def pair(

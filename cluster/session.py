@@ -1,8 +1,4 @@
-"""A Ray session: embedded in this process, or a running cluster; and how its CPUs and GPUs are divided.
-
-The division is a pure function (`plan`), so that it is tested without a cluster; `session` and `data_context`
-act.
-"""
+"""A Ray session: embedded in this process, or a running cluster. How its nodes are divided is in `division`."""
 
 from __future__ import annotations
 
@@ -21,93 +17,34 @@ from ray._private import ray_constants
 from ray.data import DataContext
 
 from cluster import growth
+from cluster.division import GIB, Node
 from cluster.errors import ClusterError
 
 log = logging.getLogger("retroscan.session")
 
-GIB = 1 << 30
 MIB = 1 << 20
 NO_PROGRESS_TIMEOUT_S = 900.0  # Ray's default, 1800 s, is half an hour of silence; a model loads in seconds
 BLOCK_BYTES = 64 * MIB
 IDLE_WORKER_MS = 600_000
-ACTOR_BYTES = GIB  # of memory for each actor: torch, the models, a batch and its heatmaps
-# An actor takes as long to start as to score some hundred images: so many batches at least for each.
-ACTOR_BATCHES = 32
 START_ATTEMPTS = 3  # of an embedded Ray: on a machine that is busy its own 30 s are short
 _ROOT = Path(__file__).resolve().parent.parent
 
 
 class Session(NamedTuple):
-    """A connected Ray, and what it has: logical CPUs and GPUs, and memory in bytes."""
+    """A connected Ray: its address, and the nodes it had when it was looked at."""
 
     address: str
-    cpus: float
-    gpus: float
-    memory: int
+    nodes: tuple[Node, ...]
 
+    @property
+    def cpus(self) -> float:
+        """Logical CPUs of all nodes."""
+        return sum(node.cpus for node in self.nodes)
 
-class Resources(NamedTuple):
-    """How a streaming job divides a cluster. Fetching, scoring and writing ask for different amounts of CPU.
-
-    Ray fuses neighbouring stages whose resources are equal, and a fused stage decodes and scores in turn,
-    never both at once. And what the actors hold for good must leave CPUs free: otherwise nothing is read, and
-    the job hangs.
-    """
-
-    actors: int  # scoring processes
-    actor_cpus: float  # logical CPUs each of them holds
-    actor_gpus: float
-    actor_threads: int  # threads each of them computes with
-    fetch_cpus: float  # of one fetch-and-decode task
-    write_cpus: float  # of one writing task
-    batch_size: int  # frames scored at once
-    block_rows: int  # objects of one fetch-and-decode task, a multiple of batch_size
-
-
-def plan(cpus: float, gpus: float = 0.0, memory: int = 8 * GIB) -> Resources:
-    """How to divide a cluster of `cpus` logical CPUs, `gpus` GPUs and `memory` bytes.
-
-    With GPUs: one actor each. Without: one actor of one thread for each CPU, of which it holds half; the other half is for
-    fetching and decoding, so that whichever of the two is slower gets what the other leaves. Measured on two CPUs, two
-    actors of one thread scored 1.9 times as many images as one of two threads: its threads wait for each other at every
-    layer. The actors never hold all of the CPUs.
-
-    Raises:
-        ClusterError: the cluster has no CPU.
-    """
-    if cpus <= 0:
-        raise ClusterError(
-            f"A scan needs at least one CPU for its workers. Got: a cluster with {cpus:g} CPUs.",
-            "Start worker nodes, or give the head some (--num-cpus).",
-        )
-    if gpus >= 1:
-        actors = int(gpus)
-        held = min(1.0, cpus / 2 / actors)
-        threads = 1
-    else:
-        actors = max(1, min(int(cpus), memory // ACTOR_BYTES))
-        held, threads = min(1.0, cpus) / 2, 1
-    free = cpus - actors * held
-    share = min(1.0, free)  # what one fetch task and one write task fit into, side by side
-    batch_size = 128 if gpus >= 1 else 32
-    if memory < 4 * GIB:
-        batch_size //= 4
-    return Resources(
-        actors=actors,
-        actor_cpus=round(held, 3),
-        actor_gpus=1.0 if gpus >= 1 else 0.0,
-        actor_threads=threads,
-        fetch_cpus=round(0.8 * share, 3),
-        write_cpus=round(0.1 * share, 3),
-        batch_size=batch_size,
-        block_rows=2 * batch_size,
-    )
-
-
-def for_objects(resources: Resources, objects: int) -> Resources:
-    """The same division with no more actors than that many objects are worth."""
-    worth = -(-objects // (ACTOR_BATCHES * resources.batch_size))
-    return resources._replace(actors=max(1, min(resources.actors, worth)))
+    @property
+    def gpus(self) -> float:
+        """Logical GPUs of all nodes."""
+        return sum(node.gpus for node in self.nodes)
 
 
 def object_store_bytes(memory: int) -> int:
@@ -237,8 +174,26 @@ def _environment() -> dict[str, str]:
 
 
 def _describe(address: str) -> Session:
-    has = ray.cluster_resources()
-    return Session(address, has.get("CPU", 0.0), has.get("GPU", 0.0), int(has.get("memory", 0)))
+    return Session(address, alive_nodes())
+
+
+def alive_nodes() -> tuple[Node, ...]:
+    """The nodes of the connected Ray that are alive now, the largest first."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return tuple(
+        sorted(
+            (
+                Node(
+                    has.get("CPU", 0.0),
+                    has.get("GPU", 0.0),
+                    int(has.get("memory", 0)),
+                    int(has.get("object_store_memory", 0)),
+                )
+                for has in resources
+            ),
+            reverse=True,
+        )
+    )
 
 
 def _machine_memory() -> int:
