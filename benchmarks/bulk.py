@@ -151,9 +151,7 @@ CELLS: dict[str, Callable[[Path, str], dict[str, Any]]] = {
     "small": archive_cell(lambda folder: small_files(folder, 2000, broken=True)),
     "large": archive_cell(large_files),
     "long": archive_cell(long_file),
-    "hundred": archive_cell(
-        lambda folder: small_files(folder, 100_000, ["png", "dicom", "jpeg"], broken=True)
-    ),
+    "hundred": archive_cell(lambda folder: small_files(folder, 100_000, broken=True)),
     "alone": alone,
     "together": together,
 }
