@@ -17,11 +17,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
 from typer.core import TyperGroup
 
-from ad_jobs.config import FitSpec, parse_settings, parse_size, parse_window, read_config
-from ad_jobs.errors import RetroscanError, UsageError
+from ad_jobs import show
+from ad_jobs.config import FitSpec, parse_settings, parse_size, parse_window, read_config, read_key
+from ad_jobs.errors import RetroscanError
 from cluster.errors import ClusterError, StorageError
 
 
@@ -111,6 +111,13 @@ Address = Annotated[
         help="Running Ray cluster (auto, host:port, ray://...); embedded by default.", metavar="ADDRESS"
     ),
 ]
+Dashboard = Annotated[
+    str | None,
+    typer.Option(
+        help="Cluster's dashboard, http://host:8265; by default RAY_ADDRESS, or this machine's.",
+        metavar="URL",
+    ),
+]
 SOURCE = "Folder, s3://bucket/prefix, manifest, or CSV/Parquet list with a column `image`."
 
 
@@ -131,7 +138,7 @@ def demo(
     del config
     from ad_jobs.demo import demo as run
 
-    _print(run(folder, seed=seed), json_, _demo_table)
+    _print(run(folder, seed=seed), json_, show.demo_table)
 
 
 @app.command(epilog=_example("retroscan detectors"))
@@ -150,7 +157,7 @@ def detectors(json_: Json = False) -> None:
         }
         for e in DETECTORS.values()
     ]
-    _print(rows, json_, lambda value: "\n\n".join(map(_detector_text, value)))
+    _print(rows, json_, lambda value: "\n\n".join(map(show.detector_text, value)))
 
 
 @app.command(epilog=_example("retroscan index s3://archive/2024 --out s3://results/manifest --headers"))
@@ -255,7 +262,7 @@ def calibrate(
     from ad_jobs.calibrate import calibrate as run
 
     found = run(model, normal=normal, anomalous=anomalous, max_fpr=max_fpr, max_fnr=max_fnr, margin=margin)
-    _print(found.model_dump(mode="json"), json_, _calibration_text)
+    _print(found.model_dump(mode="json"), json_, show.calibration_text)
 
 
 @app.command(
@@ -305,7 +312,7 @@ def scan(
     }  # fmt: skip
     options: dict[str, Any] = {
         "where": where, "heatmaps": heatmaps.value, "identifiers": identifiers.value,
-        "identifiers_key": _read_key(identifiers_key), "batch_size": batch_size, "amp": amp, "address": address,
+        "identifiers_key": read_key(identifiers_key), "batch_size": batch_size, "amp": amp, "address": address,
     }  # fmt: skip
     if dry_run:
         from ad_jobs.dry_run import scan_outlook, scan_text
@@ -315,7 +322,7 @@ def scan(
     from ad_jobs.scan import scan as run
 
     record = run(source, model, folder, max_failed=max_failed, config=resolved, **options)
-    _print(record.model_dump(mode="json"), json_, lambda r: _balance_text(r, folder))
+    _print(record.model_dump(mode="json"), json_, lambda r: show.balance_text(r, folder))
 
 
 @app.command(epilog=_example("retroscan evaluate ./run --labels labels.csv"))
@@ -331,7 +338,7 @@ def evaluate(
     del config
     from ad_jobs.evaluate import evaluate as verb
 
-    _print(verb(run, labels, seed=seed, bootstrap=bootstrap), json_, _metrics_table)
+    _print(verb(run, labels, seed=seed, bootstrap=bootstrap), json_, show.metrics_table)
 
 
 @app.command(epilog=_example("retroscan report ./run"))
@@ -385,6 +392,95 @@ def score(
     print(json.dumps(verb(model, images), indent=2))
 
 
+@app.command(
+    context_settings={"allow_interspersed_args": False},  # options after the verb are the verb's
+    epilog=_example(
+        "retroscan submit --address http://head:8265 -- scan s3://archive --model s3://models/m --out s3://results/r"
+    ),
+)
+def submit(
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="Verb and its arguments.", metavar="VERB ARGS...", show_default=False),
+    ] = None,
+    address: Dashboard = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env", metavar="NAME", help="Variable to send along, repeatable; its value is shown nowhere."
+        ),
+    ] = None,
+    submission_id: Annotated[
+        str | None, typer.Option(help="Id of the job; by default it comes from VERB, ARGS and the code.")
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Print the id as soon as the cluster has the job.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Run any verb as a Ray job on a cluster, and end with its exit code. Run again to follow it, or to continue."""
+    from ad_jobs import submit as verb
+
+    verbs = context.parent.command.commands  # type: ignore[union-attr]
+    request = verb.parse(verbs, words or [], here=verb.on_this_machine(address))
+    job, submitted = verb.submit(
+        request, address=address, submission_id=submission_id, names=names or [], detach=detach
+    )
+    _print(
+        {**verb.as_json(job), "submitted": submitted},
+        json_,
+        lambda v: (
+            v["id"] if detach else f"job {v['id']} {v['status'].lower()}, exit code {verb.exit_code(job)}"
+        ),
+    )
+    if not detach:
+        raise typer.Exit(verb.exit_code(job))
+
+
+@app.command(epilog=_example("retroscan jobs --address http://head:8265"))
+def jobs(
+    address: Dashboard = None,
+    stop: Annotated[str | None, typer.Option(help="End this job instead.", metavar="ID")] = None,
+    json_: Json = False,
+    config: Config = None,
+) -> None:
+    """The jobs of a cluster, the latest first."""
+    del config
+    from ad_jobs.submit import as_json
+    from cluster.submit import Jobs
+
+    cluster = Jobs(address)
+    if stop is None:
+        _print([as_json(job) for job in cluster.list()], json_, show.jobs_text)
+        return
+    stopped = cluster.stop(stop)
+    _print(
+        {"id": stop, "stopped": stopped},
+        json_,
+        lambda v: f"job {v['id']} {'is being stopped' if v['stopped'] else 'was over already'}",
+    )
+
+
+@app.command(epilog=_example("retroscan doctor --bucket archive"))
+def doctor(
+    address: Dashboard = None,
+    bucket: Annotated[str | None, typer.Option(help="Bucket in which to look whether S3 answers.")] = None,
+    json_: Json = False,
+    config: Config = None,
+) -> None:
+    """What is here and what is missing: packages, decoders, memory, disks, credentials, S3, Ray. Exit 1 if anything is."""
+    del config
+    from ad_jobs.doctor import MISSING
+    from ad_jobs.doctor import doctor as verb
+
+    checks = [check._asdict() for check in verb(address=address, bucket=bucket)]
+    healthy = all(check["status"] != MISSING for check in checks)
+    _print({"ok": healthy, "checks": checks}, json_, lambda v: show.checks_text(v["checks"]))
+    if not healthy:
+        raise typer.Exit(1)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
     handler: logging.Handler
@@ -404,17 +500,6 @@ def _complain(text: str) -> None:
     print(f"retroscan: {text}", file=sys.stderr)
 
 
-def _read_key(path: Path | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        return path.read_bytes().strip()
-    except OSError as error:
-        raise UsageError(
-            "--identifiers-key must name a readable file.", f"{path} ({error.strerror})", "Check the path."
-        ) from error
-
-
 def _print(value: Any, as_json: bool, render: Callable[[Any], Any]) -> None:
     if as_json:
         print(json.dumps(value, indent=2))
@@ -424,81 +509,6 @@ def _print(value: Any, as_json: bool, render: Callable[[Any], Any]) -> None:
         print(shown)
     else:
         out.print(shown)
-
-
-def _rows_table(rows: list[dict[str, Any]], columns: list[str]) -> Table:
-    table = Table(*columns, show_lines=True)
-    for row in rows:
-        table.add_row(
-            *(("yes" if row[c] else "no") if isinstance(row[c], bool) else str(row[c]) for c in columns)
-        )
-    return table
-
-
-def _detector_text(row: dict[str, Any]) -> str:
-    needs = "normal and anomalous images" if row["needs_anomalous"] else "normal images"
-    return "\n".join(
-        (
-            f"{row['detector']}: {row['method']}",
-            f"  choose it for  {row['choose']}",
-            f"  needs          {needs}; weights: {row['weights']}",
-            f"  source         {row['source']}",
-        )
-    )
-
-
-def _calibration_text(value: dict[str, Any]) -> str:
-    what = "normal images flagged" if value["rule"] == "max_fpr" else "anomalous images missed"
-    n = value["n_normal"] if value["rule"] == "max_fpr" else value["n_anomalous"]
-    return (
-        f"threshold {value['threshold']:.6g} ({value['method']}): {value['rate']:.2%} of {n} {what}, "
-        f"95 % interval {value['rate_low']:.2%} to {value['rate_high']:.2%}"
-    )
-
-
-def _balance_text(record: dict[str, Any], folder: str) -> str:
-    counts = record["counts"]
-    codes = ", ".join(f"{code} {count}" for code, count in sorted(counts["by_code"].items()))
-    return (
-        f"scored {counts['scored']} + failed {counts['failed']} + skipped {counts['skipped']} = manifest {counts['objects']}\n"
-        f"{counts['rows']} rows, {counts['flagged']} flagged, {counts['heatmaps']} heatmaps kept, "
-        f"run {record['run_id']} in {folder}" + (f"\n{codes}" if codes else "")
-    )
-
-
-METRICS = (
-    "image_auroc",
-    "image_ap",
-    "f1_max",
-    "accuracy_max",
-    "accuracy_zero_fn",
-    "pixel_auroc",
-    "aupro",
-    "pixel_ap",
-)
-
-
-def _metrics_table(value: dict[str, Any]) -> Table:
-    table = Table(
-        "metric",
-        "value",
-        "95 % interval",
-        title=f"{value['n_normal']} normal, {value['n_anomalous']} anomalous",
-    )
-    for name in METRICS:
-        found = value[name]
-        shown = "-" if found["value"] is None else f"{found['value']:.4f}"
-        interval = "-" if found["low"] is None else f"{found['low']:.4f} to {found['high']:.4f}"
-        table.add_row(name, shown, interval)
-    if value.get("pixel_note"):
-        table.caption = value["pixel_note"]
-    return table
-
-
-def _demo_table(value: dict[str, Any]) -> Any:
-    from rich.console import Group
-
-    return Group(_metrics_table(value["evaluation"]), f"report: {value['report']}")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,18 @@ def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
     return options
 
 
+def read_key(path: Path | None) -> bytes | None:
+    """The key in a file, without white space around it; raises UsageError if it cannot be read."""
+    if path is None:
+        return None
+    try:
+        return path.read_bytes().strip()
+    except OSError as error:
+        raise UsageError(
+            "--identifiers-key must name a readable file.", f"{path} ({error.strerror})", "Check the path."
+        ) from error
+
+
 def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
     """`--set key=value` pairs as a mapping; each value is read as YAML (numbers, true, [2, 3])."""
     settings: dict[str, Any] = {}

@@ -58,14 +58,13 @@ def scan_outlook(
     with session(address, num_cpus=num_cpus) as has:
         if amp:
             refuse_amp_without_gpu(has)
-        resources = plan(has.nodes, batch_size)
+        resources = plan(has.nodes, batch_size, sum(left))
     return {
         "run_id": intent.run_id,
         "cluster": _cluster(has.nodes),
         "actors": resources.actors,
         "actor_cpus": resources.actor_cpus,
         "actor_gpus": resources.actor_gpus,
-        "actor_threads": resources.actor_threads,
         "fetch_tasks": resources.fetch_tasks,
         "fetch_cpus": resources.fetch_cpus,
         "write_cpus": resources.write_cpus,
@@ -172,11 +171,7 @@ def scan_text(found: dict[str, Any]) -> str:
     done = found["objects"] - found["objects_left"]
     return _lines(
         ("cluster", _cluster_text(found["cluster"])),
-        (
-            "actors",
-            f"{found['actors']} of {found['actor_cpus']:g} CPUs, {found['actor_gpus']:g} GPUs and "
-            f"{found['actor_threads']} threads",
-        ),
+        ("actors", f"{found['actors']} of {found['actor_cpus']:g} CPUs and {found['actor_gpus']:g} GPUs"),
         (
             "tasks",
             f"{found['fetch_tasks']} to fetch and decode fit beside them, of {found['fetch_cpus']:g} CPUs; to write, of "

@@ -265,7 +265,7 @@ def _at_work(
     if done:
         log.info("Continuing: %d of %d objects are done.", done, intent.objects)
     with session(address, num_cpus=num_cpus) as has, data_context():
-        resources = plan(has.nodes, batch_size)
+        resources = plan(has.nodes, batch_size, intent.objects - done)
         log.info(
             "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %d.",
             intent.objects - done, resources.actors, resources.actor_cpus, resources.actor_gpus,
@@ -318,7 +318,7 @@ def _pipeline(left: pa.Table, intent: Plan, resources: Resources, tally: Any) ->
         _ScoringActor,
         fn_constructor_kwargs={
             "uris": [model.uri for model in intent.models], "uses": intent.uses, "policies": intent.policies,
-            "batch_size": resources.batch_size, "threads": resources.actor_threads, "amp": intent.amp, "tally": tally,
+            "batch_size": resources.batch_size, "amp": intent.amp, "tally": tally,
         },
         batch_size=resources.call_rows,
         batch_format="pyarrow",
@@ -356,7 +356,6 @@ class _ScoringActor:
         uses: Sequence[ModelUse],
         policies: Sequence[PixelPolicy],
         batch_size: int,
-        threads: int,
         amp: bool,
         tally: Any,
     ) -> None:
@@ -375,7 +374,7 @@ class _ScoringActor:
                     f"{model.model_id} now.",
                     "Restore it, and run the same command again.",
                 )
-            scorer = Scorer(model.detector, batch_size=batch_size, threads=threads, amp=amp)
+            scorer = Scorer(model.detector, batch_size=batch_size, threads=1, amp=amp)
             self._models.append((scorer, use))
 
     def __call__(self, prepared: pa.Table) -> pa.Table:

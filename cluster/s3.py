@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 ATTEMPTS = 6  # of one request, the first included; AWS_MAX_ATTEMPTS overrides
+PROBE_TIMEOUT_S = 5.0
 CONNECTIONS = 64  # of one process; more threads than this would wait for each other
 
 _clients: dict[tuple[str, ...], S3Client] = {}
@@ -52,7 +53,24 @@ def client() -> S3Client:
         return _clients[key]
 
 
-def _new_client() -> S3Client:
+def probe(bucket: str | None = None) -> None:
+    """Ask the store one cheap signed question, about `bucket` or for its buckets, and wait only briefly.
+
+    Raises:
+        StorageError: what the store, or the way to it, has against it.
+    """
+    with s3_errors(f"s3://{bucket}" if bucket else endpoint() or "s3://"):
+        client = _new_client(
+            connect_timeout=PROBE_TIMEOUT_S, read_timeout=PROBE_TIMEOUT_S, retries={"total_max_attempts": 1}
+        )
+        if bucket:
+            client.list_objects_v2(Bucket=bucket, MaxKeys=1)  # of a HEAD that is refused nobody says why
+        else:
+            client.list_buckets()
+
+
+def _new_client(**options: Any) -> S3Client:
+    """A client by the policy; `options` of botocore's Config win over it."""
     core = botocore.session.get_session()
     session = boto3.session.Session(botocore_session=core)
     custom = endpoint() or core.get_scoped_config().get("endpoint_url")
@@ -72,7 +90,9 @@ def _new_client() -> S3Client:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return session.client("s3", endpoint_url=endpoint(), region_name=region(), config=config)
+    return session.client(
+        "s3", endpoint_url=endpoint(), region_name=region(), config=config.merge(Config(**options))
+    )
 
 
 # Codes whose HTTP status says something else: an expired token is a 400, an invalid bucket name too.

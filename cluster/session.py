@@ -8,13 +8,15 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
+from ray._private import ray_constants
 from ray.data import DataContext
 
+from cluster import growth
 from cluster.division import GIB, Node
 from cluster.errors import ClusterError
 
@@ -23,6 +25,7 @@ log = logging.getLogger("retroscan.session")
 MIB = 1 << 20
 NO_PROGRESS_TIMEOUT_S = 900.0  # Ray's default, 1800 s, is half an hour of silence; a model loads in seconds
 BLOCK_BYTES = 64 * MIB
+IDLE_WORKER_MS = 600_000
 START_ATTEMPTS = 3  # of an embedded Ray: on a machine that is busy its own 30 s are short
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,9 +64,10 @@ def session(
 
     An embedded one ends with the block and leaves nothing behind. Inside another `session` the outer one is
     lent. The workers see this process's AWS_* variables and import the packages from where this process does.
+    A running cluster whose deployment asks for a size (`cluster.growth`) is waited for.
 
     Raises:
-        ClusterError: no cluster answers at the address.
+        ClusterError: no cluster answers at the address, or it does not grow.
     """
     if ray.is_initialized():
         yield _describe("connected")
@@ -89,6 +93,9 @@ def session(
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             # Ray's default, 15, gives its workers what everyone else on the machine leaves: they are the job.
             os.environ.setdefault("RAY_worker_niceness", "0")
+            # Ray ends workers that were idle for a second, and starts others a moment later: fifteen in a minute
+            # of scanning, each of which imports for as long as hundreds of images take to decode.
+            os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKER_MS))
         else:
             # An embedded Ray's workers inherit the environment; those of a running cluster are told. Where
             # its nodes have roles of their own, no key is set here and none is sent.
@@ -97,6 +104,8 @@ def session(
             options["runtime_env"] = {"env_vars": told}
         _hush()
         _connect(address, options)
+        if address != "local":
+            growth.grow(growth.asked())
         yield _describe(address)
     finally:
         ray.shutdown()
@@ -109,7 +118,8 @@ def session(
 def _connect(address: str, options: dict[str, Any]) -> None:
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            ray.init(address=address, **options)
+            with _in_no_cluster() if address == "local" else nullcontext():
+                ray.init(address=address, **options)
         except Exception as error:  # Ray raises the bare class when its start takes over 30 s
             ray.shutdown()
             if type(error) is Exception and attempt < START_ATTEMPTS:
@@ -120,6 +130,21 @@ def _connect(address: str, options: dict[str, Any]) -> None:
                 "Check --address and RAY_ADDRESS, or leave both out for an embedded Ray.",
             ) from error
         return
+
+
+@contextmanager
+def _in_no_cluster() -> Iterator[None]:
+    """A block in which Ray takes this machine for one that can be in no cluster, as it takes a Mac.
+
+    What starts then listens on loopback alone. There is no option for that: Ray replaces a node address of 127.0.0.1 by
+    one that others can reach.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _hush() -> None:

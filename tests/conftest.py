@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rayhead import RayHead
 from s3server import S3Server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with the longest tests first, so that processes that share them out end together."""
+    items.sort(key=lambda item: item.path.parent.name not in ("faults", "e2e"))  # stable
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +37,14 @@ def s3() -> Iterator[S3Server]:
         finally:
             server.stop()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayHead]:
+    """A running Ray head with a token, to which jobs are sent; the environment does not lead to it."""
+    head = RayHead()
+    try:
+        head.start()
+        yield head
+    finally:
+        head.stop()

@@ -40,16 +40,18 @@ def greyscale(
         modality, full_range = _modality(ds, frame)
         own = _voi(ds, frame, full_range)
         padding = _padding(stored, ds) if policy == "percentile" else None
-    with np.errstate(over="ignore", invalid="ignore"):  # looked for below, in the result
-        values = modality(stored.astype(np.float64))
-    check_finite(values, frame)
-    shown = window.apply(values, policy, own, padding)
-    # PS3.3 C.7.6.3.1.2: MONOCHROME1 shows its minimum as white, after any VOI transformation. Presentation
-    # LUT Shape says the same of the same images (C.8.11.3.1.2: INVERSE goes with MONOCHROME1) and must not
-    # invert once more.
-    if photometric == "MONOCHROME1":
-        shown = 1.0 - shown
-    return shown.astype(np.float32)
+
+    def shown(of: Grey) -> npt.NDArray[np.float32]:
+        with np.errstate(over="ignore", invalid="ignore"):  # looked for below, in the result
+            values = modality(of)
+        check_finite(values, frame)
+        found = window.apply(values, policy, own, padding)
+        # PS3.3 C.7.6.3.1.2: MONOCHROME1 shows its minimum as white, after any VOI transformation. Presentation
+        # LUT Shape says the same of the same images (C.8.11.3.1.2: INVERSE goes with MONOCHROME1) and must not
+        # invert once more.
+        return ((1.0 - found) if photometric == "MONOCHROME1" else found).astype(np.float32)
+
+    return shown(stored.astype(np.float64)) if policy == "percentile" else window.each(stored, shown)
 
 
 def stored_range(ds: Any) -> tuple[float, float] | None:

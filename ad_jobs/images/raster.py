@@ -154,12 +154,15 @@ def shown(
     """
     depth = samples.shape[2]
     if depth <= 2:
-        grey = window.apply(
-            samples[..., 0].astype(np.float64),
-            policy.window,
-            lambda values: window.spread(values, *full_range),
+
+        def grey(values: window.Grey) -> Pixels:
+            found = window.apply(values, policy.window, lambda own: window.spread(own, *full_range))
+            return ((1.0 - found) if inverted else found).astype(np.float32)
+
+        stored = samples[..., 0]
+        pixels = (
+            grey(stored.astype(np.float64)) if policy.window == "percentile" else window.each(stored, grey)
         )
-        pixels = ((1.0 - grey) if inverted else grey).astype(np.float32)
     else:
         low, high = full_range
         # Half a picture's time goes into making floats of colour: one pass where the range starts at 0.

@@ -50,6 +50,21 @@ def lookup(values: Grey, first: int, table: npt.NDArray[Any]) -> Grey:
     return table[index].astype(np.float64)
 
 
+def each(
+    stored: npt.NDArray[Any], function: Callable[[Grey], npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float32]:
+    """`function` of every stored value, which must treat each by itself: the same numbers as of all of them at once.
+
+    Integers of up to 16 bits have fewer values than a picture has pixels: it is worked out once a value, and looked up.
+    """
+    if stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2 and stored.size:
+        low, high = int(stored.min()), int(stored.max())
+        if high - low < stored.size:
+            table = function(np.arange(low, high + 1, dtype=np.float64))
+            return table[stored if low == 0 else stored.astype(np.intp) - low]
+    return function(stored.astype(np.float64))
+
+
 def percentile_range(values: Grey, ignored: npt.NDArray[np.bool_] | None = None) -> tuple[float, float]:
     """The low and high percentile of `values`; their minimum and maximum where the percentiles coincide.
 

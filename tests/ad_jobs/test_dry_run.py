@@ -58,12 +58,11 @@ def test_a_new_scan(home: Path) -> None:
     found = told(home, "never")
     assert (found["objects"], found["objects_left"]) == (len(OBJECTS), len(OBJECTS))
     assert (found["chapters"], found["chapters_left"]) == (1, 1)
-    assert (found["actors"], found["actor_cpus"], found["actor_threads"], found["fetch_tasks"]) == (
+    assert (found["actors"], found["actor_cpus"], found["fetch_tasks"]) == (
         1,
+        0.5,
         1,
-        2,
-        1,
-    )
+    )  # few objects are worth one
     assert (found["cluster"]["nodes"], found["cluster"]["cpus"]) == (1, 2)
     assert found["batch_size"] == 4
     assert found["block_rows"] == 3, "an eighth of the objects"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cluster.division import GIB, Node, Resources, divide_for_training, plan
+from cluster.division import GIB, Node, Resources, divide_for_training, layout, plan
 from cluster.errors import ClusterError
 
 NODES = st.lists(
@@ -72,6 +72,19 @@ def test_fetch_tasks_are_those_that_fit_beside_the_actors(nodes: list[Node]) -> 
 
 
 @UNTIMED
+@given(NODES, st.sampled_from([None, 1, 5000]))
+def test_the_layout_is_that_of_the_plan(nodes: list[Node], objects: int | None) -> None:
+    found = plan(nodes, objects=objects)
+    placed = layout(nodes, found)
+    assert sum(one.actors for one in placed) == found.actors
+    assert sum(one.fetch_tasks for one in placed) == found.fetch_tasks
+    for one, node in zip(placed, nodes, strict=True):
+        assert one.actors <= places(node, found)
+        held = one.actors * found.actor_cpus + one.fetch_tasks * found.fetch_cpus
+        assert held <= node.cpus + ROUNDING * (one.actors + one.fetch_tasks)
+
+
+@UNTIMED
 @given(NODES)
 def test_no_two_stages_ask_for_the_same(nodes: list[Node]) -> None:
     found = plan(nodes)
@@ -88,45 +101,47 @@ def test_calls_and_blocks_are_whole_batches(nodes: list[Node], size: int | None)
 
 
 @pytest.mark.parametrize(
-    ("cpus", "expected"),  # actors, CPUs, threads, CPUs to fetch with, fetch tasks
+    ("cpus", "expected"),  # actors, CPUs they hold, CPUs to fetch with, fetch tasks
     [
-        (1, (1, 0.5, 1, 0.4, 1)),
-        (2, (1, 1.0, 2, 0.8, 1)),
-        (3, (1, 1.0, 2, 0.8, 2)),
-        (4, (1, 2.0, 2, 0.8, 2)),
-        (7, (1, 2.0, 2, 0.8, 6)),
-        (8, (2, 2.0, 2, 0.8, 4)),
-        (96, (24, 2.0, 2, 0.8, 59)),
+        (0.5, (1, 0.25, 0.2, 1)),
+        (1, (1, 0.5, 0.4, 1)),
+        (2, (2, 0.5, 0.8, 1)),
+        (3, (3, 0.5, 0.8, 1)),
+        (4, (4, 0.5, 0.8, 2)),
+        (8, (8, 0.5, 0.8, 4)),
+        (96, (96, 0.5, 0.8, 59)),
     ],
 )
-def test_a_single_node(cpus: int, expected: tuple[float, ...]) -> None:
-    found = plan([Node(cpus)])
-    assert (
-        found.actors,
-        found.actor_cpus,
-        found.actor_threads,
-        found.fetch_cpus,
-        found.fetch_tasks,
-    ) == expected
+def test_a_single_node(cpus: float, expected: tuple[float, ...]) -> None:
+    found = plan([Node(cpus, memory=512 * GIB)])
+    assert (found.actors, found.actor_cpus, found.fetch_cpus, found.fetch_tasks) == expected
     assert (found.batch_size, found.call_rows, found.block_rows) == (32, 32, 64)
 
 
 @pytest.mark.parametrize(
-    ("shapes", "expected"),  # actors, CPUs, threads
+    ("shapes", "expected"),  # actors, CPUs to fetch with
     [
-        ([1] * 8, (4, 1.0, 1)),  # a two-CPU actor would fit nowhere
-        ([2] * 4, (2, 2.0, 2)),
-        ([6] * 4, (6, 2.0, 2)),
-        ([4, *[1] * 20], (12, 1.0, 1)),  # one two-CPU actor would leave twenty nodes without any
-        ([16, *[1] * 4], (5, 2.0, 2)),
-        ([2, 1, 1, 1, 1], (3, 1.0, 2)),  # most of them have two
-        ([2, 1], (1, 1.0, 2)),  # a small node takes nothing from the other
-        ([0, 8, 8], (4, 2.0, 2)),  # a head without CPUs
+        ([1] * 8, (8, 0.4)),  # an actor on each leaves half a CPU everywhere
+        ([2] * 4, (8, 0.8)),
+        ([16, *[1] * 4], (20, 0.8)),
+        ([2, 1], (3, 0.6)),  # 0.75 of one of them is free at least
+        ([0, 8, 8], (16, 0.8)),  # a head without CPUs
     ],
 )
 def test_several_nodes(shapes: list[int], expected: tuple[float, ...]) -> None:
-    found = plan([Node(cpus) for cpus in shapes])
-    assert (found.actors, found.actor_cpus, found.actor_threads) == expected
+    found = plan([Node(cpus, memory=64 * GIB) for cpus in shapes])
+    assert (found.actors, found.fetch_cpus) == expected
+
+
+def test_actors_fit_into_memory() -> None:
+    assert plan([Node(16, memory=3 * GIB)]).actors == 3
+    assert plan([Node(16, memory=GIB // 2)]).actors == 1
+
+
+def test_few_objects_are_worth_few_actors() -> None:
+    nodes = [Node(8, memory=64 * GIB)]
+    found = [plan(nodes, 10, objects).actors for objects in (0, 1, 320, 321, 960, 10_000)]
+    assert found == [1, 1, 1, 2, 3, 8]
 
 
 def test_one_actor_for_each_gpu_wherever_it_is() -> None:
@@ -140,7 +155,7 @@ def test_one_actor_for_each_gpu_wherever_it_is() -> None:
 def test_a_node_with_little_memory_makes_small_batches_where_it_may_hold_an_actor() -> None:
     small, large = Node(8, memory=2 * GIB), Node(8, memory=64 * GIB)
     assert plan([small, large]).batch_size < plan([large, large]).batch_size
-    assert plan([small._replace(cpus=1), large]).batch_size == plan([large]).batch_size
+    assert plan([small._replace(cpus=0), large]).batch_size == plan([large]).batch_size
 
 
 def test_nodes_without_cpus_are_refused() -> None:

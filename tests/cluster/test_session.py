@@ -4,6 +4,7 @@ import os
 import pickle
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -67,3 +68,23 @@ def test_workers_see_the_environment_and_the_packages_and_nothing_stays(
     assert not {
         folder for folder in set(Path("/tmp").glob("rs-*")) - folders if (folder / "session_latest").exists()
     }
+
+
+@ray.remote(num_cpus=1)
+def _alive() -> bool:
+    return True
+
+
+@pytest.mark.ray
+def test_an_embedded_ray_listens_on_this_machine_alone() -> None:
+    with session(num_cpus=1):
+        assert ray.get(_alive.remote())
+        family = psutil.Process().children(recursive=True)
+        listening = [
+            (process.name(), connection.laddr)
+            for process in family
+            for connection in process.net_connections(kind="inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    assert listening
+    assert not [found for found in listening if not found[1].ip.removeprefix("::ffff:").startswith("127.")]

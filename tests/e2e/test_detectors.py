@@ -39,6 +39,11 @@ class Home(NamedTuple):
     root: str
     phantoms: PhantomArchive
 
+    @property
+    def run(self) -> str:
+        """The finished run of all models, on S3 too."""
+        return f"{self.root}/run"
+
     def spec(self, kind: str, out: str) -> FitSpec:
         needs = DETECTORS[kind].needs_anomalous
         return FitSpec(
@@ -54,11 +59,14 @@ class Home(NamedTuple):
 
 @pytest.fixture(scope="module")
 def home(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A small archive of phantoms in the bucket, and a model of every kind fitted on it."""
+    """A small archive of phantoms in the bucket, a model of every kind fitted on it, and runs of all models at once.
+
+    All on one Ray: the archive as it is, and the same objects one by one under names in another order.
+    """
     folder = tmp_path_factory.mktemp("detectors")
     counts: dict[str, Any] = {
         "train": 30,
-        "normals": 10,
+        "normals": 22,
         "anomalous": 6,
         "multiframe": 2,
         "broken": 3,
@@ -73,20 +81,20 @@ def home(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Home:
         ("lesions", lesions.archive),
     ):
         storage.upload_folder(path, f"{root}/{name}")
+    rng = np.random.default_rng(0)
+    paths = [path for path in sorted(phantoms.archive.rglob("*")) if path.is_file()]
+    for number, place in enumerate(rng.permutation(len(paths))):
+        storage.write_bytes(f"{root}/shuffled/{number:03d}{paths[place].suffix}", paths[place].read_bytes())
     made = Home(root, phantoms)
     with session(num_cpus=2):
         for kind in DETECTORS:
             fit(made.spec(kind, "models"))
+        fit(made.spec("cyclegan", "again"))
+        scan(f"{root}/archive", models(made), made.run, heatmaps="all")
+        scan(f"{root}/archive", models(made), f"{root}/run-by-sevens", heatmaps="none", batch_size=7)
+        # So small batches are worth a second actor.
+        scan(f"{root}/shuffled", models(made), f"{root}/run-shuffled", heatmaps="none", batch_size=1)
     return made
-
-
-@pytest.fixture(scope="module")
-def run(home: Home) -> str:
-    """The finished run of all models at once, on S3 too."""
-    out = f"{home.root}/run"
-    with session(num_cpus=2):
-        scan(f"{home.root}/archive", models(home), out, heatmaps="all")
-    return out
 
 
 def models(home: Home, which: str = "models") -> list[str]:
@@ -118,18 +126,18 @@ def test_fits_held_out_normals_and_say_what_they_were_fitted_on(home: Home) -> N
             assert (calibration.rule, calibration.target, calibration.n_normal) == ("max_fpr", 0.01, 5)
 
 
-def test_every_object_has_its_rows_under_every_model(home: Home, run: str) -> None:
-    counts = read_run(run).counts
+def test_every_object_has_its_rows_under_every_model(home: Home) -> None:
+    counts = read_run(home.run).counts
     assert counts.objects == home.phantoms.objects
     assert counts.scored + counts.failed + counts.skipped == counts.objects
-    rows = read_scores(run)
+    rows = read_scores(home.run)
     scored = rows[rows["status"] == "scored"].groupby("model_id").size()
     assert scored.tolist() == [home.phantoms.frames] * len(DETECTORS)
     assert rows.loc[rows["status"] == "scored", "heatmap"].notna().all()
     assert rows.groupby("model_id")["score"].nunique().min() > 10, "a detector that tells images apart"
 
 
-def test_it_is_judged_verified_and_reported(home: Home, run: str) -> None:
+def test_it_is_judged_verified_and_reported(home: Home) -> None:
     with home.phantoms.labels.open() as file:
         labels = pd.read_csv(file)
     labels["image"] = [f"{home.root}/{name}" for name in labels["image"]]
@@ -138,44 +146,34 @@ def test_it_is_judged_verified_and_reported(home: Home, run: str) -> None:
     ]
     path = home.phantoms.root / "labels-s3.csv"
     labels.to_csv(path, index=False)
-    evaluation = evaluate(run, str(path), bootstrap=20)
+    evaluation = evaluate(home.run, str(path), bootstrap=20)
     assert len(evaluation["models"]) == len(DETECTORS) - 1
     for judged in (evaluation, *evaluation["models"].values()):
         assert judged["n_anomalous"] == home.phantoms.anomalous
         assert all(judged[name]["value"] is not None for name in ("image_auroc", "pixel_auroc", "aupro"))
-    assert verify(run, sample=8).differences == []
-    page = storage.read_bytes(report(run, top=2)).decode()
+    assert verify(home.run, sample=8).differences == []
+    page = storage.read_bytes(report(home.run, top=2)).decode()
     assert "Side by side" in page
     assert all(f"{kind} <code>" in page for kind in DETECTORS)
 
 
-def test_scores_hang_on_neither_batches_order_nor_actors(home: Home, run: str, s3: S3Server) -> None:
-    """Batches of 1 and 7, two actors, and the same objects under names in another order: the same scores and flags."""
-    expected = by_content(run)
-    rng = np.random.default_rng(0)
-    paths = [path for path in sorted(home.phantoms.archive.rglob("*")) if path.is_file()]
-    for number, place in enumerate(rng.permutation(len(paths))):
-        key = f"e2e-detectors/shuffled/{number:03d}{paths[place].suffix}"
-        s3.client.put_object(Bucket=s3.bucket, Key=key, Body=paths[place].read_bytes())
-    for name, batch_size, cpus in (("archive", 7, 8), ("shuffled", 1, 2)):
-        out = f"{home.root}/run-{name}-{batch_size}"
-        with session(num_cpus=cpus):
-            scan(f"{home.root}/{name}", models(home), out, heatmaps="none", batch_size=batch_size)
+def test_scores_hang_on_neither_batches_order_nor_actors(home: Home) -> None:
+    """Batches of 1 and 7, one and two actors, and the same objects under names in another order: the same scores and flags."""
+    expected = by_content(home.run)
+    for out in (f"{home.root}/run-by-sevens", f"{home.root}/run-shuffled"):
         found = by_content(out)
         assert found.index.equals(expected.index)
         assert found["flagged"].tolist() == expected["flagged"].tolist()
         for model_id, rows in expected.groupby(level="model_id"):
             largest = rows["score"].abs().max()
             worst = (found.loc[model_id, "score"] - rows["score"].droplevel("model_id")).abs().max() / largest
-            assert worst <= 1e-5, f"{model_id}: {worst:.1e} with batches of {batch_size}, {name}"
+            assert worst <= 1e-5, f"{model_id}: {worst:.1e} in {out}"
 
 
 def test_two_fits_of_one_seed_give_the_same_model(home: Home) -> None:
     """Through Ray Train, of the kind that draws most while it learns; for all kinds it is a rule of the contract."""
-    with session(num_cpus=2):
-        again = fit(home.spec("cyclegan", "again"))
     first, second = (open_model(f"{home.root}/{which}/cyclegan") for which in ("models", "again"))
-    assert again["fit_digest"] == first.record["fit_digest"]
+    assert first.record["fit_digest"] == second.record["fit_digest"]
     for name, tensor in first.detector.state_dict().items():
         scale = max(float(tensor.abs().max()), 1e-6)
         assert float((tensor - second.detector.state_dict()[name]).abs().max()) <= 1e-4 * scale, name

@@ -1,10 +1,9 @@
-"""Source, model, run and checkpoints on S3: a scan, a killed one, and refused credentials."""
+"""Source, model and run on S3: a scan, a fit, and refused credentials."""
 
 from pathlib import Path
 
 import pytest
 import scankit as kit
-from killkit import OBJECTS, kill_and_compare
 from s3server import S3Server
 
 from ad_jobs.config import FitSpec
@@ -15,6 +14,7 @@ from ad_jobs.results.read import open_heatmap, read_scores
 from ad_jobs.scan import scan
 from ad_jobs.verify import verify
 from cluster import storage
+from cluster.session import session
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
@@ -40,13 +40,14 @@ def test_everything_on_s3_gives_the_local_table(s3: S3Server, model: str, tmp_pa
     good, bad = kit.good_objects(16), kit.bad_objects()
     objects = good | {name: data for name, (data, _) in bad.items()}
     source, out = upload(s3, "e2e-scan/mixed", objects), f"s3://{s3.bucket}/runs/mixed"
-    record = scan(source, [model], out, batch_size=4)
+    local = kit.write_archive(tmp_path / "archive", objects)
+    with session(num_cpus=2):
+        record = scan(source, [model], out, batch_size=4)
+        scan(local, [model], str(tmp_path / "run"), batch_size=4)
     assert (record.counts.scored, record.counts.skipped, record.counts.failed) == (len(good), 1, len(bad) - 1)
     names = storage.list_names(out)
     assert not [name for name in names if "checkpoint" in name or "pending" in name]
 
-    local = kit.write_archive(tmp_path / "archive", objects)
-    scan(local, [model], str(tmp_path / "run"), batch_size=4)
     there, here = kit.table(out), kit.table(str(tmp_path / "run"))
     columns = ["object_id", "status", "error_code", "flagged", "content_sha256", "bytes", "modality"]
     assert there[columns].equals(here[columns])
@@ -58,11 +59,6 @@ def test_everything_on_s3_gives_the_local_table(s3: S3Server, model: str, tmp_pa
     s3.client.put_object(Bucket=s3.bucket, Key="e2e-scan/mixed/good/0001.png", Body=kit.png(8))
     [only] = verify(out, sample=100).differences
     assert "good/0001.png" in only
-
-
-def test_killed_and_repeated_on_s3(s3: S3Server, model: str) -> None:
-    source = upload(s3, "e2e-scan/many", OBJECTS)
-    kill_and_compare(source, model, f"s3://{s3.bucket}/runs/killed", f"s3://{s3.bucket}/runs/undisturbed")
 
 
 def test_wrong_keys_are_refused_before_any_work(

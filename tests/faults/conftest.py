@@ -76,9 +76,9 @@ def asked_for(proxy: FaultProxy, since: int = 0) -> Counter[str]:
     return Counter(name for name in names if name in OBJECTS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def through(s3: S3Server) -> Iterator[FaultProxy]:
-    """The proxy; as long as it lives the environment leads to it."""
+    """The proxy; as long as it lives, for the tests of this folder, the environment leads to it."""
     proxy = FaultProxy(s3.endpoint)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
@@ -107,7 +107,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return kit.make_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def source(s3: S3Server) -> str:
     """The archive, as a SOURCE."""
     for name, data in OBJECTS.items():
@@ -115,7 +115,7 @@ def source(s3: S3Server) -> str:
     return s3.uri(PREFIX)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def undisturbed(
     source: str, model: str, through: FaultProxy, tmp_path_factory: pytest.TempPathFactory
 ) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 SLOW_S = 1.0
 Kind = Literal["error", "slow", "reset", "cut"]
@@ -77,9 +77,12 @@ class FaultProxy:
                 self.faults[fault.kind if fault.kind != "error" else str(fault.status)] += 1
             return fault
 
-    def listings(self, since: int = 0) -> int:
-        """How often a bucket was listed."""
-        return sum("list-type" in request.query for request in self.requests[since:])
+    def listings(self, folder: str, since: int = 0) -> int:
+        """How often what lies below a folder of the bucket was listed."""
+        prefix = f"prefix={quote(folder, safe='')}"
+        return sum(
+            "list-type" in request.query and prefix in request.query for request in self.requests[since:]
+        )
 
 
 class _Handler(BaseHTTPRequestHandler):

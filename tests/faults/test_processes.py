@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -15,20 +16,44 @@ import pyarrow.parquet as pq
 import pytest
 import scankit as kit
 from ray.cluster_utils import Cluster
+from s3server import S3Server
 
-from ad_jobs.results.read import read_scores
-from tests.faults.conftest import OBJECTS, asked_for, assert_as_undisturbed, finish, statement, wait_for
+from ad_jobs.errors import UsageError
+from ad_jobs.results.read import read_run, read_scores
+from cluster import storage
+from tests.faults.conftest import (
+    OBJECTS,
+    PREFIX,
+    asked_for,
+    assert_as_undisturbed,
+    finish,
+    statement,
+    wait_for,
+)
 from tests.faults.proxy import Fault, FaultProxy, Request
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 
-def done_in(out: Path) -> int:
-    """Objects that are in the parts of a run so far."""
-    rows = 0
-    for part in kit.parts(out):
-        rows += len(set(pq.read_table(part, columns=["object_id"])["object_id"].to_pylist()))
-    return rows
+class Parts:
+    """The parts of a run, wherever it lies, each read once."""
+
+    def __init__(self, out: str) -> None:
+        self._folder = storage.join(out, "scores")
+        self._objects: dict[str, int] = {}
+
+    def done(self) -> int:
+        """Objects that are in them so far."""
+        try:
+            names = storage.list_names(self._folder)
+        except storage.NotFound:
+            return 0
+        for name in set(names) - set(self._objects):
+            if name.endswith(".parquet"):
+                data = io.BytesIO(storage.read_bytes(storage.join(self._folder, name)))
+                ids = pq.read_table(data, columns=["object_id"])["object_id"]
+                self._objects[name] = len(ids.unique())
+        return sum(self._objects.values())
 
 
 def slowly(request: Request) -> Fault | None:
@@ -39,12 +64,25 @@ def slowly(request: Request) -> Fault | None:
 
 
 @pytest.mark.parametrize(
-    "share", [pytest.param(0.1, marks=pytest.mark.full), 0.5, pytest.param(0.9, marks=pytest.mark.full), 0.99]
+    ("share", "place"),
+    [
+        pytest.param(0.1, "disk", marks=pytest.mark.full),
+        (0.5, "s3"),
+        pytest.param(0.9, "disk", marks=pytest.mark.full),
+        (0.99, "disk"),
+    ],
 )
 def test_the_driver_is_killed(
-    share: float, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame, tmp_path: Path
+    share: float,
+    place: str,
+    s3: S3Server,
+    proxy: FaultProxy,
+    source: str,
+    model: str,
+    undisturbed: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
-    out = tmp_path / "run"
+    out = s3.uri(f"faults/driver-{share}") if place == "s3" else str(tmp_path / "run")
     last = "good/multi frame #1?.dcm"  # of the manifest: 99 % are done while it is held back
 
     def rule(request: Request) -> Fault | None:
@@ -52,25 +90,35 @@ def test_the_driver_is_killed(
         return Fault("error", 503, "SlowDown") if held else slowly(request)
 
     proxy.rule = rule
-    process = kit.in_a_process(statement(source, model, str(out)), stderr=subprocess.PIPE)
+    process = kit.in_a_process(statement(source, model, out), stderr=subprocess.PIPE)
     # What is done together with the object that is held back is held back with it.
     enough = min(share * len(OBJECTS), len(OBJECTS) - 4)
-    wait_for(lambda: done_in(out) >= enough, process)
+    parts = Parts(out)
+    wait_for(lambda: parts.done() >= enough, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     proxy.rule = lambda _: None
-    half = read_scores(str(out), allow_unfinished=True)
+    with pytest.raises(UsageError, match="Run the same scan command again"):
+        read_run(out)
+    half = read_scores(out, allow_unfinished=True)
     done = set(half["uri"].str.removeprefix(f"{source}/"))
     assert enough <= len(done) < len(OBJECTS)
 
     time.sleep(1.0)  # requests of the killed process that are still under way
     since = len(proxy.requests)
-    finish(kit.in_a_process(statement(source, model, str(out)), stderr=subprocess.PIPE))
-    assert_as_undisturbed(str(out), undisturbed)
+    finish(kit.in_a_process(statement(source, model, out), stderr=subprocess.PIPE))
+    assert_as_undisturbed(out, undisturbed)
     asked = asked_for(proxy, since)
     assert set(asked.values()) == {1}
     assert set(asked) == set(OBJECTS) - done
-    assert proxy.listings(since) == 0
+    assert proxy.listings(PREFIX, since) == 0
+    folders = {name.partition("/")[0] for name in storage.list_names(out)}
+    assert folders == {
+        "heatmaps",
+        "manifest",
+        "run.json",
+        "scores",
+    }  # what only an unfinished run needs is gone
 
 
 def worker(process: subprocess.Popen[bytes], name: str) -> psutil.Process | None:
@@ -92,7 +140,8 @@ def test_a_worker_is_killed(
     out = tmp_path / "run"
     proxy.rule = slowly
     process = kit.in_a_process(statement(source, model, str(out)), stderr=subprocess.PIPE)
-    wait_for(lambda: done_in(out) >= 8, process)
+    parts = Parts(str(out))
+    wait_for(lambda: parts.done() >= 8, process)
     found: list[psutil.Process] = []
     wait_for(lambda: found.extend(filter(None, [worker(process, name)])) or found, process)
     found[0].kill()
@@ -129,7 +178,8 @@ def test_a_node_is_removed(
     process = kit.in_a_process(
         statement(source, model, str(out), address=cluster.address), stderr=subprocess.PIPE
     )
-    wait_for(lambda: done_in(out) >= 8, process)
+    parts = Parts(str(out))
+    wait_for(lambda: parts.done() >= 8, process)
     node = sorted(cluster.worker_nodes, key=lambda node: node.unique_id)[0]
     cluster.remove_node(node, allow_graceful=False)
     proxy.rule = lambda _: None

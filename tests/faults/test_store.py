@@ -19,6 +19,7 @@ from ad_jobs.errors import JobError, TooManyFailed, UsageError
 from ad_jobs.index import index
 from ad_jobs.results.read import read_scores
 from ad_jobs.scan import scan
+from cluster.session import session
 from tests.faults.conftest import (
     OBJECTS,
     PREFIX,
@@ -40,58 +41,93 @@ def of_objects(request: Request) -> bool:
     return request.method == "GET" and request.key.startswith(ARCHIVE) and not request.query
 
 
-def test_an_object_is_asked_for_once(undisturbed: pd.DataFrame) -> None:
-    assert len(undisturbed) >= len(OBJECTS)  # the fixture has counted its requests
+@pytest.fixture(scope="class")
+def one_ray(through: FaultProxy) -> Iterator[None]:
+    """One Ray for a class of tests; it knows the store by the proxy."""
+    del through
+    with session(num_cpus=2):
+        yield
 
 
-def test_answers_that_fail(
-    s3: S3Server, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame
-) -> None:
-    asked: Counter[tuple[str, str]] = (
-        Counter()
-    )  # in this test: the proxy's own count goes on from those before
-    parts: list[str] = []
+@pytest.mark.usefixtures("one_ray")
+class TestStoreThatRecovers:
+    """Scans that end well, on one Ray."""
 
-    def rule(request: Request) -> Fault | None:
-        asked[request.method, request.key] += 1
-        number = asked[request.method, request.key]
-        if of_objects(request) and number <= 2:  # a third of the objects, twice each, every kind of fault
-            place = zlib.crc32(request.key.encode())
-            return KINDS[(place // 3 + number) % len(KINDS)] if place % 3 == 0 else None
-        if request.method == "PUT" and "/scores/" in request.key and number == 1:
-            parts.append(request.key)
-            return KINDS[len(parts) % 2]
-        return None
+    def test_an_object_is_asked_for_once(self, undisturbed: pd.DataFrame) -> None:
+        assert len(undisturbed) >= len(OBJECTS)  # the fixture has counted its requests
 
-    proxy.rule = rule
-    proxy.faults.clear()
-    out = s3.uri("faults/answers")
-    scan(source, [model], out, batch_size=4, num_cpus=2)
-    assert {"500", "503", "slow", "reset", "cut"} == set(proxy.faults)
-    assert_as_undisturbed(out, undisturbed)
+    def test_answers_that_fail(
+        self, s3: S3Server, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame
+    ) -> None:
+        # In this test: the proxy's own count goes on from those before.
+        asked: Counter[tuple[str, str]] = Counter()
+        parts: list[str] = []
 
+        def rule(request: Request) -> Fault | None:
+            asked[request.method, request.key] += 1
+            number = asked[request.method, request.key]
+            # An eighth of the objects, twice each, every kind of fault.
+            if of_objects(request) and number <= 2:
+                place = zlib.crc32(request.key.encode())
+                return KINDS[(place // 8 + number) % len(KINDS)] if place % 8 == 0 else None
+            if request.method == "PUT" and "/scores/" in request.key and number == 1:
+                parts.append(request.key)
+                return KINDS[len(parts) % 2]
+            return None
 
-def test_a_server_that_is_killed_and_comes_back(
-    s3: S3Server, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame
-) -> None:
-    since = len(proxy.requests)
-    away = threading.Event()
+        proxy.rule = rule
+        proxy.faults.clear()
+        out = s3.uri("faults/answers")
+        scan(source, [model], out, batch_size=4, num_cpus=2)
+        assert {"500", "503", "slow", "reset", "cut"} == set(proxy.faults)
+        assert_as_undisturbed(out, undisturbed)
 
-    def kill() -> None:
-        while len(asked_for(proxy, since)) < len(OBJECTS) // 3:
-            time.sleep(0.02)
-        s3.kill()
-        away.set()
-        time.sleep(3.0)
-        s3.start()
+    def test_a_server_that_is_killed_and_comes_back(
+        self, s3: S3Server, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame
+    ) -> None:
+        since = len(proxy.requests)
+        away = threading.Event()
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    out = s3.uri("faults/killed")
-    scan(source, [model], out, batch_size=4, num_cpus=2)
-    killer.join()
-    assert away.is_set()
-    assert_as_undisturbed(out, undisturbed)
+        def kill() -> None:
+            while len(asked_for(proxy, since)) < len(OBJECTS) // 3:
+                time.sleep(0.02)
+            s3.kill()
+            away.set()
+            time.sleep(3.0)
+            s3.start()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        out = s3.uri("faults/killed")
+        scan(source, [model], out, batch_size=4, num_cpus=2)
+        killer.join()
+        assert away.is_set()
+        assert_as_undisturbed(out, undisturbed)
+
+    @pytest.mark.usefixtures("proxy")
+    def test_an_archive_that_changes_between_index_and_scan(
+        self, s3: S3Server, source: str, model: str, undisturbed: pd.DataFrame, tmp_path: Path
+    ) -> None:
+        manifest, out = str(tmp_path / "manifest"), str(tmp_path / "run")
+        index(source, manifest)
+        names = sorted(name for name in OBJECTS if name.endswith(".png") and name.startswith("good/"))
+        changed, gone = names[3], names[7]
+        try:
+            s3.put(f"{PREFIX}/{changed}", kit.png(4001))
+            s3.client.delete_object(Bucket=s3.bucket, Key=f"{PREFIX}/{gone}")
+            scan(manifest, [model], out, batch_size=4, num_cpus=2)
+        finally:
+            for name in (changed, gone):
+                s3.put(f"{PREFIX}/{name}", OBJECTS[name])
+        table = kit.table(out)
+        row = table.loc[(changed, 0)]
+        assert (row["status"], row["error_detail"]) == ("scored", "etag_changed")
+        lost = table.xs(gone, level="name").iloc[0]
+        assert (lost["status"], lost["error_code"]) == ("failed", "not_found")
+        others = [name not in (changed, gone) for name, _ in table.index]
+        same = undisturbed.loc[[name not in (changed, gone) for name, _ in undisturbed.index]]
+        assert table.loc[others].index.tolist() == same.index.tolist()
+        pd.testing.assert_series_equal(table.loc[others]["score"], same["score"], rtol=0, atol=1e-5)
 
 
 def test_keys_that_end_in_the_middle(
@@ -120,7 +156,7 @@ def test_keys_that_end_in_the_middle(
     asked = asked_for(proxy, again)
     assert not set(asked) & done  # what was done is not fetched again
     assert len(asked) == len(OBJECTS) - len(done)
-    assert proxy.listings(again) == 0
+    assert proxy.listings(PREFIX, again) == 0
 
 
 def test_a_store_without_room(
@@ -189,32 +225,6 @@ def test_two_scans_into_one_folder(
     proxy.rule = lambda _: None
     finish(first, within_s=240)
     assert_as_undisturbed(out, undisturbed)
-
-
-@pytest.mark.usefixtures("proxy")
-def test_an_archive_that_changes_between_index_and_scan(
-    s3: S3Server, source: str, model: str, undisturbed: pd.DataFrame, tmp_path: Path
-) -> None:
-    manifest, out = str(tmp_path / "manifest"), str(tmp_path / "run")
-    index(source, manifest)
-    names = sorted(name for name in OBJECTS if name.endswith(".png") and name.startswith("good/"))
-    changed, gone = names[3], names[7]
-    try:
-        s3.put(f"{PREFIX}/{changed}", kit.png(4001))
-        s3.client.delete_object(Bucket=s3.bucket, Key=f"{PREFIX}/{gone}")
-        scan(manifest, [model], out, batch_size=4, num_cpus=2)
-    finally:
-        for name in (changed, gone):
-            s3.put(f"{PREFIX}/{name}", OBJECTS[name])
-    table = kit.table(out)
-    row = table.loc[(changed, 0)]
-    assert (row["status"], row["error_detail"]) == ("scored", "etag_changed")
-    lost = table.xs(gone, level="name").iloc[0]
-    assert (lost["status"], lost["error_code"]) == ("failed", "not_found")
-    others = [name not in (changed, gone) for name, _ in table.index]
-    same = undisturbed.loc[[name not in (changed, gone) for name, _ in undisturbed.index]]
-    assert table.loc[others].index.tolist() == same.index.tolist()
-    pd.testing.assert_series_equal(table.loc[others]["score"], same["score"], rtol=0, atol=1e-5)
 
 
 def test_too_many_failures_end_the_run_and_keep_what_is_done(tmp_path: Path, model: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from ad_jobs.images import window
 from ad_jobs.images.decode import to_input
@@ -88,3 +90,23 @@ def test_stored_frames_become_floats_by_one_rule(batch: int, height: int, width:
     if colour:
         with pytest.raises(ValueError, match="1 or 1 channels"):
             to_input(stored, 1)
+
+
+@given(
+    hnp.arrays(
+        st.sampled_from([np.uint8, np.int8, np.uint16, np.int16, np.int32, np.float32]),
+        st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    ),
+    st.floats(-3, 3),
+    st.floats(-1e4, 1e4),
+)
+def test_each_gives_what_the_function_gives_of_all(
+    stored: npt.NDArray[Any], slope: float, intercept: float
+) -> None:
+    def function(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        return window.spread(values * slope + intercept, -500.0, 800.0).astype(np.float32)
+
+    found = window.each(stored, function)
+    assert found.dtype == np.float32
+    assert found.flags.writeable
+    np.testing.assert_array_equal(found, function(stored.astype(np.float64)))

@@ -1,0 +1,101 @@
+"""Results for people: the tables and lines that the command line prints where it is not asked for JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+
+def detector_text(row: dict[str, Any]) -> str:
+    """One of `retroscan detectors`, on four lines."""
+    needs = "normal and anomalous images" if row["needs_anomalous"] else "normal images"
+    return "\n".join(
+        (
+            f"{row['detector']}: {row['method']}",
+            f"  choose it for  {row['choose']}",
+            f"  needs          {needs}; weights: {row['weights']}",
+            f"  source         {row['source']}",
+        )
+    )
+
+
+def calibration_text(value: dict[str, Any]) -> str:
+    """A threshold, and what it was found to do."""
+    what = "normal images flagged" if value["rule"] == "max_fpr" else "anomalous images missed"
+    n = value["n_normal"] if value["rule"] == "max_fpr" else value["n_anomalous"]
+    return (
+        f"threshold {value['threshold']:.6g} ({value['method']}): {value['rate']:.2%} of {n} {what}, "
+        f"95 % interval {value['rate_low']:.2%} to {value['rate_high']:.2%}"
+    )
+
+
+def balance_text(record: dict[str, Any], folder: str) -> str:
+    """A run's counts, which add up to its manifest's."""
+    counts = record["counts"]
+    codes = ", ".join(f"{code} {count}" for code, count in sorted(counts["by_code"].items()))
+    return (
+        f"scored {counts['scored']} + failed {counts['failed']} + skipped {counts['skipped']} = manifest {counts['objects']}\n"
+        f"{counts['rows']} rows, {counts['flagged']} flagged, {counts['heatmaps']} heatmaps kept, "
+        f"run {record['run_id']} in {folder}" + (f"\n{codes}" if codes else "")
+    )
+
+
+METRICS = (
+    "image_auroc",
+    "image_ap",
+    "f1_max",
+    "accuracy_max",
+    "accuracy_zero_fn",
+    "pixel_auroc",
+    "aupro",
+    "pixel_ap",
+)
+
+
+def metrics_table(value: dict[str, Any]) -> Table:
+    """An evaluation's metrics with their intervals."""
+    table = Table(
+        "metric",
+        "value",
+        "95 % interval",
+        title=f"{value['n_normal']} normal, {value['n_anomalous']} anomalous",
+    )
+    for name in METRICS:
+        found = value[name]
+        shown = "-" if found["value"] is None else f"{found['value']:.4f}"
+        interval = "-" if found["low"] is None else f"{found['low']:.4f} to {found['high']:.4f}"
+        table.add_row(name, shown, interval)
+    if value.get("pixel_note"):
+        table.caption = value["pixel_note"]
+    return table
+
+
+def demo_table(value: dict[str, Any]) -> Any:
+    """The demo's metrics, and where its report lies."""
+    return Group(metrics_table(value["evaluation"]), f"report: {value['report']}")
+
+
+def jobs_text(jobs: list[dict[str, Any]]) -> str:
+    """Jobs in columns, one a line, under a heading."""
+    rows = [("id", "status", "verb", "started (UTC)", "ended (UTC)", "exit", "message")]
+    for job in jobs:
+        times = [(job[key] or "-")[:19].replace("T", " ") for key in ("started", "ended")]
+        code = "-" if job["exit_code"] is None else str(job["exit_code"])
+        message = job["message"].strip().rpartition("\n")[2][:120]  # of a log, what was said last
+        rows.append((job["id"], job["status"], job["verb"] or "-", times[0], times[1], code, message))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def checks_text(checks: list[dict[str, str]]) -> str:
+    """What the doctor found, one check a line; what to do about it stands below it."""
+    lines = []
+    for check in checks:
+        lines.append(f"{check['status']:<8} {check['name']}: {check['found']}")
+        if check["remedy"]:
+            lines.append(f"{'':<8} -> {check['remedy']}")
+    return "\n".join(lines)
