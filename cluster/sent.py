@@ -79,7 +79,7 @@ def _giver(values: dict[str, str], mark: str) -> Callable[[], None]:
 
 def _forget(mark: str) -> None:
     """Delete the workers' function from the head's memory: Ray, which knows no job yet as it stores it, never does."""
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.exceptions import RpcError
 
     try:
