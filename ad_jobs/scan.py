@@ -285,17 +285,21 @@ def _parts(
     return dataset.follow(
         _pipeline(left, intent, resources, tally),
         partial(write_part, run_uri=intent.out, run_id=intent.run_id, chapter=chapter, models=intent.uses),
-        rows=part_rows(intent, resources.batch_size),
+        rows=part_rows(intent, resources),
         num_cpus=resources.write_cpus,
     )
 
 
-def part_rows(intent: Plan, batch_size: int) -> int:
-    """Objects of one part: a hundredth of the run, so few that all of their heatmaps fit into PART_BYTES."""
+def part_rows(intent: Plan, resources: Resources) -> int:
+    """Objects of one part: a hundredth of the run, so few that all of their heatmaps fit into PART_BYTES.
+
+    Whole blocks, as they come from the actors: of a block that is cut, the rest becomes a part of its own.
+    """
     policies = [intent.policies[use.policy] for use in intent.uses]
     fit = PART_BYTES // sum(2 * policy.height_px * policy.width_px for policy in policies)
     rows = min(intent.objects // PARTS_AT_LEAST, fit, MAX_PART_OBJECTS)
-    return max(1, rows // batch_size) * batch_size  # whole batches, as they come
+    unit = resources.block_rows if rows >= resources.block_rows else resources.batch_size
+    return max(1, rows // unit) * unit
 
 
 def block_rows(left: int, resources: Resources) -> int:
