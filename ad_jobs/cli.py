@@ -294,6 +294,12 @@ def scan(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Frames scored at once; does not change a score.")
     ] = None,
+    amp: Annotated[
+        bool,
+        typer.Option(
+            "--amp", help="Reduced precision, on GPUs alone: faster; scores agree within a wider tolerance."
+        ),
+    ] = False,
     dry_run: DryRun = False,
     address: Address = None,
     json_: Json = False,
@@ -306,7 +312,7 @@ def scan(
     }  # fmt: skip
     options: dict[str, Any] = {
         "where": where, "heatmaps": heatmaps.value, "identifiers": identifiers.value,
-        "identifiers_key": read_key(identifiers_key), "batch_size": batch_size, "address": address,
+        "identifiers_key": read_key(identifiers_key), "batch_size": batch_size, "amp": amp, "address": address,
     }  # fmt: skip
     if dry_run:
         from ad_jobs.dry_run import scan_outlook, scan_text
@@ -366,7 +372,7 @@ def verify(
         json_,
         lambda v: (
             f"{'verified' if v['ok'] else 'DIFFERENT'}: run {v['run_id']}, {v['parts']} parts, {v['heatmap_parts']} heatmap "
-            f"shards, {v['sampled']} objects scored again"
+            f"shards, {v['sampled']} objects scored again within {v['tolerance']:g}"
         ),
     )
     found.raise_if_different()

@@ -28,6 +28,8 @@ class FitSpec(BaseModel):
     limits: Limits = Field(default_factory=Limits)
     seed: int = Field(default=0, ge=0)
     workers: int = Field(default=1, ge=1)
+    # Of decoded images in memory; None: half of the object store. What is beyond is decoded again in every epoch.
+    keep_mib: int | None = Field(default=None, ge=0)
     address: str | None = None
 
 

@@ -38,6 +38,7 @@ def scan_outlook(
     address: str | None = None,
     num_cpus: int | None = None,
     batch_size: int | None = None,
+    amp: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """What `scan` with the same arguments would begin with, as plain values.
@@ -48,13 +49,15 @@ def scan_outlook(
         UsageError: as `scan`.
         ClusterError: no cluster answers, or it has no CPU.
     """
-    from ad_jobs.scan import block_rows, part_rows, resolve
+    from ad_jobs.scan import block_rows, part_rows, refuse_amp_without_gpu, resolve
 
     with tempfile.TemporaryDirectory(prefix="retroscan-dry-run-") as scratch:
-        intent = resolve(source, models, out, index_to=scratch, **options)
+        intent = resolve(source, models, out, amp=amp, index_to=scratch, **options)
         finished = run_state.look(intent) is not None
         left = [0] if finished else objects_left(intent)
     with session(address, num_cpus=num_cpus) as has:
+        if amp:
+            refuse_amp_without_gpu(has)
         resources = plan(has.nodes, batch_size, sum(left))
     return {
         "run_id": intent.run_id,
@@ -67,7 +70,7 @@ def scan_outlook(
         "write_cpus": resources.write_cpus,
         "batch_size": resources.batch_size,
         "block_rows": block_rows(max(left), resources),
-        "part_rows": part_rows(intent, resources.batch_size),
+        "part_rows": part_rows(intent, resources),
         "chapters": intent.chapters,
         "chapters_left": sum(count > 0 for count in left),
         "objects": intent.objects,

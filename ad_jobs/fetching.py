@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -80,7 +80,7 @@ def status_of(code: str | None) -> str:
     return SKIPPED if code in SKIP_CODES else FAILED
 
 
-def fetch_all(sources: Sequence[Source], max_bytes: int) -> Iterator[FetchedObject]:
+def fetch_all(sources: Sequence[Source], max_bytes: int) -> Generator[FetchedObject, None, None]:
     """Every source in order, fetched by one GET each, a bounded number of bytes ahead of the caller."""
     waiting = deque(sources)
     under_way: deque[tuple[Source, Future[FetchedObject]]] = deque()

@@ -68,6 +68,7 @@ class Plan:
     policies: tuple[PixelPolicy, ...]  # the different ones among the models
     limits: Limits
     identifiers: Identifiers
+    amp: bool  # whether scores are computed in reduced precision
     config: dict[str, Any]
 
     @property
@@ -101,6 +102,7 @@ def intend(
     limits: Limits,
     identifiers: Identifiers,
     config: dict[str, Any],
+    amp: bool = False,
     index_to: str | None = None,
 ) -> Plan:
     """The resolved run; a SOURCE that is no manifest is indexed, if `out`/manifest does not have it yet.
@@ -130,6 +132,7 @@ def intend(
         "heatmaps": heatmaps,
         "limits": limits.model_dump(mode="json"),
         "identifiers": [identifiers.mode, hashlib.sha256(b"retroscan key" + identifiers.key).hexdigest()],
+        **({"amp": True} if amp else {}),
     }
     return Plan(
         run_id=hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12],
@@ -149,8 +152,9 @@ def intend(
         policies=policies,
         limits=limits,
         identifiers=identifiers,
+        amp=amp,
         config={
-            **config, "where": where, "heatmaps": heatmaps, "identifiers": identifiers.mode,
+            **config, "where": where, "heatmaps": heatmaps, "identifiers": identifiers.mode, "amp": amp,
             "limits": deciding["limits"],
         },
     )  # fmt: skip

@@ -47,7 +47,7 @@ from cluster.division import Resources, plan
 from cluster.errors import ClusterError
 from cluster.lease import Lease
 from cluster.metrics import ScanMetrics
-from cluster.session import data_context, session
+from cluster.session import Session, data_context, session
 
 # torch stands behind these two. Fetching workers import this module for `_fetch` and do without it.
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def scan(
     address: str | None = None,
     num_cpus: int | None = None,
     batch_size: int | None = None,
+    amp: bool = False,
     config: dict[str, Any] | None = None,
 ) -> RunRecord:
     """The record of the finished run in `out`, whose table has every object of `source`.
@@ -91,6 +92,7 @@ def scan(
         limits: what one object may cost; the model's own by default.
         address: a running Ray cluster; embedded by default, with `num_cpus` logical CPUs.
         batch_size: frames scored at once; it does not change a score.
+        amp: compute in reduced precision, on GPUs alone; scores then agree within `scoring.AMP_TOLERANCE`.
         config: the resolved configuration, for run.json.
 
     Raises:
@@ -105,13 +107,16 @@ def scan(
         )
     intent = resolve(
         source, models, out, where=where, heatmaps=heatmaps, identifiers=identifiers,
-        identifiers_key=identifiers_key, limits=limits, config=config,
+        identifiers_key=identifiers_key, limits=limits, amp=amp, config=config,
     )  # fmt: skip
     record = run_state.finished(intent)
     if record is not None:
         log.info("The run in %s is finished already.", intent.out)
     else:
-        with _errors_of_ray(), run_state.writing(intent) as lease:
+        with _errors_of_ray(), ExitStack() as stack:
+            if amp:  # before the folder is this run's: without --amp it will be another
+                refuse_amp_without_gpu(stack.enter_context(session(address, num_cpus=num_cpus)))
+            lease = stack.enter_context(run_state.writing(intent))
             record = run_state.finished(intent)  # by the one who had the folder until now
             if record is None:
                 run_state.begin(intent)
@@ -138,6 +143,7 @@ def resolve(
     identifiers: IdentifierMode = "plain",
     identifiers_key: bytes | None = None,
     limits: Limits | None = None,
+    amp: bool = False,
     config: dict[str, Any] | None = None,
     index_to: str | None = None,
 ) -> Plan:
@@ -145,8 +151,16 @@ def resolve(
     opened = _open(models)
     return run_state.intend(
         source, out, opened, where=where, heatmaps=heatmaps, limits=limits or _common_limits(opened),
-        identifiers=_identifiers(identifiers, identifiers_key), config=config or {}, index_to=index_to,
+        identifiers=_identifiers(identifiers, identifiers_key), amp=amp, config=config or {}, index_to=index_to,
     )  # fmt: skip
+
+
+def refuse_amp_without_gpu(has: Session) -> None:
+    """Raise UsageError where a scan with `amp` would find no GPU."""
+    if has.gpus < 1:
+        from ad_jobs.scoring import no_gpu_for_amp
+
+        raise no_gpu_for_amp(f"a cluster of {has.cpus:g} CPUs and {has.gpus:g} GPUs")
 
 
 def _open(models: list[str]) -> list[OpenModel]:
@@ -271,17 +285,21 @@ def _parts(
     return dataset.follow(
         _pipeline(left, intent, resources, tally),
         partial(write_part, run_uri=intent.out, run_id=intent.run_id, chapter=chapter, models=intent.uses),
-        rows=part_rows(intent, resources.batch_size),
+        rows=part_rows(intent, resources),
         num_cpus=resources.write_cpus,
     )
 
 
-def part_rows(intent: Plan, batch_size: int) -> int:
-    """Objects of one part: a hundredth of the run, so few that all of their heatmaps fit into PART_BYTES."""
+def part_rows(intent: Plan, resources: Resources) -> int:
+    """Objects of one part: a hundredth of the run, so few that all of their heatmaps fit into PART_BYTES.
+
+    Whole blocks, as they come from the actors: of a block that is cut, the rest becomes a part of its own.
+    """
     policies = [intent.policies[use.policy] for use in intent.uses]
     fit = PART_BYTES // sum(2 * policy.height_px * policy.width_px for policy in policies)
     rows = min(intent.objects // PARTS_AT_LEAST, fit, MAX_PART_OBJECTS)
-    return max(1, rows // batch_size) * batch_size  # whole batches, as they come
+    unit = resources.block_rows if rows >= resources.block_rows else resources.batch_size
+    return max(1, rows // unit) * unit
 
 
 def block_rows(left: int, resources: Resources) -> int:
@@ -304,7 +322,7 @@ def _pipeline(left: pa.Table, intent: Plan, resources: Resources, tally: Any) ->
         _ScoringActor,
         fn_constructor_kwargs={
             "uris": [model.uri for model in intent.models], "uses": intent.uses, "policies": intent.policies,
-            "batch_size": resources.batch_size, "tally": tally,
+            "batch_size": resources.batch_size, "amp": intent.amp, "tally": tally,
         },
         batch_size=resources.call_rows,
         batch_format="pyarrow",
@@ -342,6 +360,7 @@ class _ScoringActor:
         uses: Sequence[ModelUse],
         policies: Sequence[PixelPolicy],
         batch_size: int,
+        amp: bool,
         tally: Any,
     ) -> None:
         from ad_jobs.modelstore import open_model
@@ -359,7 +378,8 @@ class _ScoringActor:
                     f"{model.model_id} now.",
                     "Restore it, and run the same command again.",
                 )
-            self._models.append((Scorer(model.detector, batch_size=batch_size, threads=1), use))
+            scorer = Scorer(model.detector, batch_size=batch_size, threads=1, amp=amp)
+            self._models.append((scorer, use))
 
     def __call__(self, prepared: pa.Table) -> pa.Table:
         started = time.perf_counter()

@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ad_jobs.devices import best_device
 from ad_jobs.errors import JobError, RetroscanError
 from ad_jobs.fetching import Prepared, Source, fetch_all, prepare_each, status_of
 from ad_jobs.images.guard import GuardedDecoder
@@ -24,7 +25,7 @@ from ad_jobs.results.heatmaps import on_scale
 from ad_jobs.results.parts import HEATMAPS_FOLDER, SCORES_FOLDER, part_uris, sha256_of
 from ad_jobs.results.read import open_heatmap, read_run, read_scores
 from ad_jobs.results.run import ModelRef, RunRecord
-from ad_jobs.scoring import FrameScore, Scorer
+from ad_jobs.scoring import AMP_TOLERANCE, FrameScore, Scorer
 from cluster import storage
 from models.detector import DetectorError
 
@@ -43,6 +44,7 @@ class Verification(NamedTuple):
     parts: int
     heatmap_parts: int
     sampled: int
+    tolerance: float  # by how much a score may differ: AMP_TOLERANCE for a run of `scan --amp`
     differences: list[str]
 
     @property
@@ -80,7 +82,14 @@ def verify(run: str, *, sample: int = 100, seed: int = 0) -> Verification:
             rows = _choose(read_scores(run_uri), sample, seed)
             sampled = rows["object_id"].nunique()
             differences += _check_sample(run_uri, record, models, rows)
-    return Verification(record.run_id, len(record.parts), len(record.heatmap_parts), sampled, differences)
+    tolerance = AMP_TOLERANCE if _amp(record) else SCORE_TOLERANCE
+    return Verification(
+        record.run_id, len(record.parts), len(record.heatmap_parts), sampled, tolerance, differences
+    )
+
+
+def _amp(record: RunRecord) -> bool:
+    return bool(record.config.get("amp"))
 
 
 def _check_parts(run_uri: str, record: RunRecord) -> list[str]:
@@ -184,7 +193,9 @@ def _choose(rows: pd.DataFrame, sample: int, seed: int) -> pd.DataFrame:
 
 def _check_sample(run_uri: str, record: RunRecord, models: list[OpenModel], rows: pd.DataFrame) -> list[str]:
     limits = Limits.model_validate(record.config["limits"])
-    scorers = [Scorer(model.detector) for model in models]
+    amp = _amp(record)
+    # Without a GPU here, in float32: what --amp did to a score is within its tolerance either way.
+    scorers = [Scorer(model.detector, amp=amp and best_device().amp) for model in models]
     policies = [model.policy for model in models]
     by_object = {int(group["object_id"].iloc[0]): group for _, group in rows.groupby("object_id")}
     uris = _uris(record, by_object)
@@ -198,7 +209,7 @@ def _check_sample(run_uri: str, record: RunRecord, models: list[OpenModel], rows
                 found = list(scorer.score(frame.pixels for frame in prepared.frames))
                 differences += [
                     f"object {source.object_id} ({source.uri}): {text}"
-                    for text in _object_differences(run_uri, model, of_model, prepared, found)
+                    for text in _object_differences(run_uri, model, of_model, prepared, found, amp)
                 ]
     return differences
 
@@ -213,7 +224,12 @@ def _uris(record: RunRecord, by_object: dict[int, pd.DataFrame]) -> dict[int, st
 
 
 def _object_differences(
-    run_uri: str, model: OpenModel, group: pd.DataFrame, prepared: Prepared, found: list[FrameScore]
+    run_uri: str,
+    model: OpenModel,
+    group: pd.DataFrame,
+    prepared: Prepared,
+    found: list[FrameScore],
+    amp: bool,
 ) -> list[str]:
     if group.empty:
         return [f"no row of model {model.model_id}"]
@@ -235,16 +251,24 @@ def _object_differences(
     for row, answer in zip(group.to_dict("records"), found, strict=False):
         if row["status"] != status_of(None):
             continue
-        if not np.isclose(answer.score, row["score"], rtol=SCORE_TOLERANCE, atol=SCORE_TOLERANCE):
+        if not _same_score(answer.score, row["score"], row["threshold"], amp):
             differences.append(
                 f"frame {row['frame']} scores {answer.score:.7g}; the table has {row['score']:.7g}"
             )
         if (reference := _plain(row["heatmap"])) is not None:
-            differences += _heatmap_differences(run_uri, str(reference), model, answer)
+            differences += _heatmap_differences(run_uri, str(reference), model, answer, amp)
     return differences
 
 
-def _heatmap_differences(run_uri: str, reference: str, model: OpenModel, answer: FrameScore) -> list[str]:
+def _same_score(again: float, then: float, threshold: float, amp: bool) -> bool:
+    if amp:  # near the threshold is where a difference would matter
+        return abs(again - then) <= AMP_TOLERANCE * max(abs(then), abs(threshold))
+    return bool(np.isclose(again, then, rtol=SCORE_TOLERANCE, atol=SCORE_TOLERANCE))
+
+
+def _heatmap_differences(
+    run_uri: str, reference: str, model: OpenModel, answer: FrameScore, amp: bool
+) -> list[str]:
     try:
         kept = open_heatmap(run_uri, reference).values
     except (RetroscanError, storage.StorageError) as error:
@@ -252,7 +276,8 @@ def _heatmap_differences(run_uri: str, reference: str, model: OpenModel, answer:
     scale = model.calibration
     again = on_scale(answer.heatmap, scale.heatmap_low, scale.heatmap_high)
     worst = float(np.abs(kept - again).max())
-    return [f"heatmap {reference} differs by {worst:.3g}"] if worst > HEATMAP_TOLERANCE else []
+    allowed = AMP_TOLERANCE if amp else HEATMAP_TOLERANCE
+    return [f"heatmap {reference} differs by {worst:.3g}"] if worst > allowed else []
 
 
 def _plain(value: Any) -> Any:

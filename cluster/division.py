@@ -44,6 +44,13 @@ class Resources(NamedTuple):
     block_rows: int  # objects of one fetch-and-decode task, a multiple of batch_size
 
 
+class Placement(NamedTuple):
+    """What comes to one node."""
+
+    actors: int
+    fetch_tasks: int
+
+
 class Workers(NamedTuple):
     """How a training divides a cluster: so many workers, each with so many CPUs, GPUs and threads."""
 
@@ -84,7 +91,7 @@ def plan(nodes: Sequence[Node], batch_size: int | None = None, objects: int | No
     )
     if objects is not None:
         actors = max(1, min(actors, -(-objects // (ACTOR_BATCHES * size))))
-    placed = spread(nodes, actors, held, gpu=bool(with_gpu))
+    spread = _spread(nodes, actors, held, gpu=bool(with_gpu))
     share = min(1.0, free)  # what one fetch task and one write task fit into, side by side
     fetch, write = round(0.8 * share, 3), round(0.1 * share, 3)
     return Resources(
@@ -92,7 +99,7 @@ def plan(nodes: Sequence[Node], batch_size: int | None = None, objects: int | No
         actor_cpus=round(held, 3),
         actor_gpus=1.0 if with_gpu else 0.0,
         fetch_cpus=fetch,
-        fetch_tasks=_fetch_tasks(nodes, placed, held, fetch, write),
+        fetch_tasks=sum(_fetch_tasks(nodes, spread, held, fetch, write)),
         write_cpus=write,
         batch_size=size,
         call_rows=size * (GPU_BATCHES_A_CALL if with_gpu else 1),
@@ -127,26 +134,34 @@ def _batch_size(hosts: Sequence[Node], *, gpu: bool) -> int:
     return size // 4 if min(node.memory for node in hosts) < SMALL_MEMORY else size
 
 
-def spread(nodes: Sequence[Node], actors: int, held: float, *, gpu: bool) -> list[int]:
-    """How many of the actors come to each node where they are spread, as Ray Data asks for."""
-    if gpu:
-        return [int(node.gpus) for node in nodes]
-    free = [node.cpus for node in nodes]
+def layout(nodes: Sequence[Node], found: Resources) -> list[Placement]:
+    """What comes to each node where the actors of a plan are spread, as Ray Data asks for."""
+    order = sorted(range(len(nodes)), key=lambda place: nodes[place], reverse=True)  # as `plan` looks at them
+    largest_first = [nodes[place] for place in order]
+    spread = _spread(largest_first, found.actors, found.actor_cpus, gpu=found.actor_gpus > 0)
+    tasks = _fetch_tasks(largest_first, spread, found.actor_cpus, found.fetch_cpus, found.write_cpus)
+    placed = dict(zip(order, map(Placement, spread, tasks), strict=True))
+    return [placed[place] for place in range(len(nodes))]
+
+
+def _spread(nodes: Sequence[Node], actors: int, held: float, *, gpu: bool) -> list[int]:
+    """How many of the actors come to each node, one after the other to that with the most CPUs left, or the most GPUs."""
+    free = [float(int(node.gpus)) if gpu else node.cpus for node in nodes]
     placed = [0] * len(nodes)
     for _ in range(actors):
         most = free.index(max(free))
         placed[most] += 1
-        free[most] -= held
+        free[most] -= 1 if gpu else held
     return placed
 
 
 def _fetch_tasks(
-    nodes: Sequence[Node], placed: Sequence[int], held: float, fetch: float, write: float
-) -> int:
-    """Fetch tasks that fit beside the actors and one writing task."""
-    free = [node.cpus - count * held for node, count in zip(nodes, placed, strict=True)]
+    nodes: Sequence[Node], spread: Sequence[int], held: float, fetch: float, write: float
+) -> list[int]:
+    """Fetch tasks of each node that fit beside its actors, and one writing task on some node."""
+    free = [node.cpus - count * held for node, count in zip(nodes, spread, strict=True)]
     free[free.index(max(free))] -= write
-    return sum(int(max(0.0, left) / fetch + 1e-6) for left in free)
+    return [int(max(0.0, left) / fetch + 1e-6) for left in free]
 
 
 def divide_for_training(nodes: Sequence[Node], workers: int, threads: int | None = None) -> Workers:

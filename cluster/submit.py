@@ -296,9 +296,12 @@ def _answers(address: str) -> Iterator[None]:
             f"{str(error).splitlines()[0].removesuffix('.')}.",
             "Set RAY_AUTH_TOKEN_PATH to a file with the cluster's token, or RAY_AUTH_TOKEN to the token itself.",
         ) from error
-    except RuntimeError as error:  # the client's answer to any other HTTP status
+    except (
+        RuntimeError
+    ) as error:  # the client's answer to any other HTTP status; with a traceback, what it ends with
+        *_, reason = (line for line in str(error).splitlines() if line.strip(". "))
         raise ClusterError(
-            f"The cluster refused. Got: address {_shown(address)}, {str(error).splitlines()[0]}",
+            f"The cluster refused. Got: address {_shown(address)}, {reason}",
             "See `retroscan jobs`, and the logs of the cluster's dashboard.",
         ) from error
     except (

@@ -23,10 +23,10 @@ Shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -211,28 +211,34 @@ def decay(epoch: int, epochs: int, start: float) -> float:
 
 
 def is_real(verdicts: Tensor) -> Tensor:
-    """LSGAN: the mean squared distance from 1."""
-    return (verdicts - 1).square().mean()
+    """LSGAN: the squared distances from 1."""
+    return (verdicts - 1).square()
 
 
 def is_fake(verdicts: Tensor) -> Tensor:
-    """LSGAN: the mean squared distance from 0."""
-    return verdicts.square().mean()
+    """LSGAN: the squared distances from 0."""
+    return verdicts.square()
 
 
-def turned(images_BCHW: Tensor, augment: str, generator: torch.Generator) -> Tensor:
-    """Each image flipped (`flip`), or flipped and turned by right angles as far as its shape allows (`dihedral`)."""
+def ways(count: int, augment: str, generator: torch.Generator) -> list[tuple[int, int]]:
+    """Whether to flip, and by how many right angles to turn, each of `count` images."""
     if augment == "none":
-        return images_BCHW
-    square = images_BCHW.shape[2] == images_BCHW.shape[3]
-    found = []
-    for image in images_BCHW:
+        return [(0, 0)] * count
+    drawn = []
+    for _ in range(count):
         flip, turns = (int(torch.randint(high, (), generator=generator)) for high in (2, 4))
-        turned_CHW = image.flip(2) if flip else image
-        if augment == "dihedral":
-            turned_CHW = turned_CHW.rot90(turns if square else 2 * (turns // 2), (1, 2))
-        found.append(turned_CHW)
-    return torch.stack(found)
+        drawn.append((flip, turns if augment == "dihedral" else 0))
+    return drawn
+
+
+def turned(images_BCHW: Tensor, drawn: Sequence[tuple[int, int]]) -> Tensor:
+    """Each image flipped and turned in its own way, as far as its shape allows."""
+    square = images_BCHW.shape[2] == images_BCHW.shape[3]
+    found = torch.empty_like(images_BCHW)
+    for place, image, (flip, turns) in zip(found, images_BCHW, drawn, strict=True):
+        flipped = image.flip(2) if flip else image
+        place.copy_(flipped.rot90(turns if square else 2 * (turns // 2), (1, 2)))
+    return found
 
 
 class CycleGANLearner:
@@ -269,7 +275,7 @@ class CycleGANLearner:
         )
         self.phase = ""
         self.epoch = 0
-        self.steps = 0  # what is drawn follows from seed, rank and step
+        self.steps = 0  # what is drawn follows from seed and step
         self.normal_fakes, self.anomalous_fakes = ReplayBuffer(), ReplayBuffer()
 
     def start(self, phase: str) -> None:
@@ -284,19 +290,26 @@ class CycleGANLearner:
                 "Name some with --anomalous."
             )
         self.steps += 1
-        draw = torch.Generator().manual_seed(
-            (self.runtime.seed * 1_000_003 + self.steps) * 1_009 + self.runtime.rank
-        )
+        # Drawn for the global batch, equally on every rank, each of which takes its own.
+        draw = torch.Generator().manual_seed((self.runtime.seed * 1_000_003 + self.steps) * 1_009)
+        mine = self.runtime.mine(batch.total)
         normal, anomalous = (
-            2 * turned(images.to(self.runtime.device, non_blocking=True), self.config.augment, draw) - 1
-            for images in (batch.images, batch.anomalous)
+            2 * turned(images.to(self.runtime.device, non_blocking=True), drawn[mine]) - 1
+            for images, drawn in (
+                (batch.images, ways(batch.total, self.config.augment, draw)),
+                (batch.anomalous, ways(batch.total, self.config.augment, draw)),
+            )
         )
         for judge in (self.normal_judge, self.anomalous_judge):
             judge.requires_grad_(False)  # no gradient of the generators' losses
         generators, fake_normal, fake_anomalous = self._generators(normal, anomalous)
         for judge in (self.normal_judge, self.anomalous_judge):
             judge.requires_grad_(True)
-        judges = self._judges(normal, fake_normal, anomalous, fake_anomalous, draw)
+        old_normal, old_anomalous = (
+            buffer.exchange(self.runtime.gather(fakes.detach(), batch.total), draw)[mine]
+            for buffer, fakes in ((self.normal_fakes, fake_normal), (self.anomalous_fakes, fake_anomalous))
+        )
+        judges = self._judges(normal, old_normal, anomalous, old_anomalous)
         losses = {name: value.detach() for name, value in (generators | judges).items()}
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -309,35 +322,31 @@ class CycleGANLearner:
 
     def _generators(self, normal: Tensor, anomalous: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Losses of the generators, and their fakes. Instance norm keeps images apart, so passes share a batch."""
-        count = len(normal)
-        fake_normal, same_normal = self.wrapped["to_normal"](torch.cat([anomalous, normal])).split(count)
+        fake_normal, same_normal = self.wrapped["to_normal"](torch.cat([anomalous, normal])).chunk(2)
         fake_anomalous, same_anomalous, back_anomalous = self.wrapped["to_anomalous"](
             torch.cat([normal, anomalous, fake_normal])
-        ).split(count)
+        ).chunk(3)
         back_normal = self.wrapped["to_normal"](fake_anomalous)
-        adversarial = is_real(self.normal_judge(fake_normal)) + is_real(self.anomalous_judge(fake_anomalous))
-        cycle = F.l1_loss(back_normal, normal) + F.l1_loss(back_anomalous, anomalous)
-        identity = F.l1_loss(same_normal, normal) + F.l1_loss(same_anomalous, anomalous)
+        mean = self.runtime.mean
+        verdicts = self.normal_judge(fake_normal), self.anomalous_judge(fake_anomalous)
+        adversarial = mean(is_real(verdicts[0])) + mean(is_real(verdicts[1]))
+        cycle = mean((back_normal - normal).abs()) + mean((back_anomalous - anomalous).abs())
+        identity = mean((same_normal - normal).abs()) + mean((same_anomalous - anomalous).abs())
         loss = adversarial + self.config.lambda_cycle * cycle + self.config.lambda_identity * identity
         terms = {"loss": loss, "adversarial": adversarial, "cycle": cycle, "identity": identity}
         return terms, fake_normal, fake_anomalous
 
     def _judges(
-        self,
-        normal: Tensor,
-        fake_normal: Tensor,
-        anomalous: Tensor,
-        fake_anomalous: Tensor,
-        draw: torch.Generator,
+        self, normal: Tensor, old_normal: Tensor, anomalous: Tensor, old_anomalous: Tensor
     ) -> dict[str, Tensor]:
         """Losses of the two discriminators, on real images and on fakes old and new."""
-        losses = {}
+        mean, losses = self.runtime.mean, {}
         for name, real, fakes in (
-            ("normal", normal, self.normal_fakes.exchange(fake_normal, draw)),
-            ("anomalous", anomalous, self.anomalous_fakes.exchange(fake_anomalous, draw)),
+            ("normal", normal, old_normal),
+            ("anomalous", anomalous, old_anomalous),
         ):
-            on_real, on_fake = self.wrapped[f"{name}_judge"](torch.cat([real, fakes])).split(len(real))
-            losses[f"judge_{name}"] = 0.5 * (is_real(on_real) + is_fake(on_fake))
+            on_real, on_fake = self.wrapped[f"{name}_judge"](torch.cat([real, fakes])).chunk(2)
+            losses[f"judge_{name}"] = 0.5 * (mean(is_real(on_real)) + mean(is_fake(on_fake)))
         return losses
 
     def end_epoch(self) -> None:
@@ -372,5 +381,5 @@ class CycleGANLearner:
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         self.epoch, self.steps = state["epoch"], state["steps"]
-        self.normal_fakes.images = list(state["normal_fakes"])
-        self.anomalous_fakes.images = list(state["anomalous_fakes"])
+        for buffer, name in ((self.normal_fakes, "normal_fakes"), (self.anomalous_fakes, "anomalous_fakes")):
+            buffer.images = [image.to(self.runtime.device) for image in state[name]]

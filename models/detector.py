@@ -15,6 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from models.parts.collective import AllReduceSum, sum_over_ranks
+
 
 class DetectorError(Exception):
     """Base of the errors a detector raises on purpose."""
@@ -100,13 +102,22 @@ class Scores(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One step's images with their dense positions in the phase's set, so that a learner may cache by position."""
+    """One step's images with their dense positions in the phase's set, so that a learner may cache by position.
+
+    With several workers it is this rank's share of the global batch; of a small last one that may be no image at all.
+    """
 
     images: Tensor  # float32 [B, C, H, W] in [0, 1]
     positions: (
         Tensor  # int64 [B], place in the set: the same image has the same one in every epoch over that set
     )
-    anomalous: Tensor | None = None  # float32 [B', C, H, W]: only for a detector whose spec needs them
+    anomalous: Tensor | None = None  # float32 [B, C, H, W]: only for a detector whose spec needs them
+    over_all: int | None = None  # images of the global batch; None: there are no others than these
+
+    @property
+    def total(self) -> int:
+        """Images of the global batch."""
+        return len(self.images) if self.over_all is None else self.over_all
 
 
 class Phase(NamedTuple):
@@ -123,14 +134,39 @@ class Phase(NamedTuple):
 
 @dataclass(frozen=True)
 class Runtime:
-    """What the worker lends a learner. The defaults are a single process on the CPU."""
+    """What the worker lends a learner. The defaults are a single process on the CPU.
+
+    Row i of a global batch lies on rank i mod `world`. On every rank a learner computes the loss of the global batch, by
+    `mean` and `gather`, and back-propagates it; what `wrap` gives then has the gradients, and in training the batch
+    statistics, of the global batch. So each rank takes every step, with however few images.
+    """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wrap: Callable[[nn.Module], nn.Module] = lambda network: network  # DistributedDataParallel in a group
-    all_reduce_sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    all_reduce_sum: AllReduceSum = lambda tensor: tensor
     rank: int = 0
     world: int = 1
     seed: int = 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the values of all ranks, a scalar that gradients pass through; `values` begin with the images."""
+        if self.world == 1:
+            return values.mean()
+        own = torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
+        total, count = sum_over_ranks(own, self.all_reduce_sum)
+        return total / count
+
+    def gather(self, rows: Tensor, total: int) -> Tensor:
+        """All `total` rows of the global batch in its order, from every rank's own; gradients pass through."""
+        if self.world == 1:
+            return rows
+        spread = rows.new_zeros(total, *rows.shape[1:])
+        spread[self.mine(total)] = rows
+        return sum_over_ranks(spread, self.all_reduce_sum)
+
+    def mine(self, total: int) -> slice:
+        """Which of the global batch's `total` rows lie on this rank."""
+        return slice(self.rank, total, self.world)
 
 
 class Learner(Protocol):
@@ -138,7 +174,8 @@ class Learner(Protocol):
 
     The worker calls, for each phase in order: `start`, then `step` for every batch of every epoch with
     `end_epoch` after each, then `finish`. `state_dict` taken between epochs and loaded into a fresh learner of
-    an equal detector continues the fit exactly.
+    an equal detector continues the fit exactly. What a rank has summed up is added to the others' in `end_epoch`, so
+    that between epochs the state is the same on every rank, whatever their number.
     """
 
     phases: tuple[Phase, ...]

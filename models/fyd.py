@@ -45,6 +45,7 @@ from models.detector import (
     evaluating,
     finite_or_stop,
 )
+from models.parts.batch_norm import BatchNorm2d
 from models.parts.gaussian import GaussianBank, GaussianSums, PositionScale, sums_of
 from models.parts.maps import gaussian_blur
 from models.parts.stn import Family, SpatialTransformer, half_turn, unwarp, warp
@@ -267,7 +268,7 @@ class Agreement(nn.Module):
         channels = trunk.shapes[-1][0]
 
         def narrow(before: int) -> list[nn.Module]:
-            return [nn.Conv2d(before, width, 1), nn.BatchNorm2d(width), nn.ReLU()]
+            return [nn.Conv2d(before, width, 1), BatchNorm2d(width), nn.ReLU()]
 
         self.projector = nn.Sequential(*narrow(channels), *narrow(width), nn.Conv2d(width, width, 1))
         self.predictor = nn.Sequential(*narrow(width), nn.Conv2d(width, width, 1))
@@ -381,10 +382,10 @@ class FYDLearner:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         images = batch.images.to(self.runtime.device, non_blocking=True)
         if self.phase == "align":
-            return self._align(images)
+            return self._align(images, batch.total)
         if self.phase == "contrast":
             self._keep(batch)
-            return {} if self.stopped else self._contrast(images)
+            return {} if self.stopped else self._contrast(images, batch.total)
         with torch.no_grad():
             if self.phase == "orient":
                 shown = warp(
@@ -406,12 +407,13 @@ class FYDLearner:
                 self._scale_sums[number] += sums_of(distance)
         return {}
 
-    def _align(self, images: Tensor) -> dict[str, Tensor]:
+    def _align(self, images: Tensor, total: int) -> dict[str, Tensor]:
         assert self.aligner is not None
         pooled = F.adaptive_avg_pool2d(
             images, (min(POOLED_PX, images.shape[2]), min(POOLED_PX, images.shape[3]))
         )
-        loss = alignment_loss(warp(pooled, self.aligner(pooled)))
+        # Every pair counts, also of images on two ranks.
+        loss = alignment_loss(self.runtime.gather(warp(pooled, self.aligner(pooled)), total))
         losses = {"loss": loss.detach()}
         finite_or_stop(self.phase, losses)
         self.align_optimizer.zero_grad(set_to_none=True)
@@ -419,14 +421,14 @@ class FYDLearner:
         self.align_optimizer.step()
         return losses
 
-    def _contrast(self, images: Tensor) -> dict[str, Tensor]:
+    def _contrast(self, images: Tensor, total: int) -> dict[str, Tensor]:
         with torch.no_grad():
             transform = self.detector.transform(images)
-        projected, predicted = self.network(images, transform)
+        projected, predicted = (self.runtime.gather(x, total) for x in self.network(images, transform))
         loss = agreement_loss(predicted, projected)
-        losses = {"loss": loss.detach(), "spread": F.normalize(projected.detach(), dim=1).std(0).mean()}
-        if len(images) < 2:  # nothing to agree with
-            losses["spread"] = torch.zeros(())
+        losses = {"loss": loss.detach(), "spread": loss.new_zeros(())}
+        if total > 1:  # one image has nothing to agree with
+            losses["spread"] = F.normalize(projected.detach(), dim=1).std(0).mean()
         if self.synthetic_auroc is not None:
             losses["synthetic_auroc"] = self.synthetic_auroc
         finite_or_stop(self.phase, losses)
@@ -436,14 +438,21 @@ class FYDLearner:
         return losses
 
     def _keep(self, batch: Batch) -> None:
-        if self.config.selection == "watch" and self.epoch == 0:
-            for position, image in zip(batch.positions.tolist(), batch.images, strict=True):
+        """Keep the first images of the phase, those of all ranks on each."""
+        if self.config.selection == "watch" and self.epoch == 0 and len(self._kept) < WATCHED:
+            positions, images = (self.runtime.gather(x, batch.total) for x in (batch.positions, batch.images))
+            for position, image in zip(positions.tolist(), images, strict=True):
                 if len(self._kept) < WATCHED:
                     self._kept[position] = image.clone()
 
     def end_epoch(self) -> None:
         self.epoch += 1
-        if self.phase == "orient":
+        if self.phase == "statistics":
+            for sums in self._sums:
+                sums.all_reduce(self.runtime.all_reduce_sum)
+        elif self.phase in ("scale", "level"):
+            self._scale_sums = [self.runtime.all_reduce_sum(sums) for sums in self._scale_sums]
+        elif self.phase == "orient":
             total = self.runtime.all_reduce_sum(self._mean)
             count = self.runtime.all_reduce_sum(self._mean_count)
             self.detector.turned_mean.copy_((total / count).squeeze(0))
@@ -487,12 +496,11 @@ class FYDLearner:
             self.detector.trunk.load_state_dict(self.best)
         elif phase == "statistics":
             for bank, sums in zip(self.detector.gaussians, self._sums, strict=True):
-                sums.all_reduce(self.runtime.all_reduce_sum)
                 bank.fit(sums, self.config.cov_reg)
         elif phase in ("scale", "level"):
             for number, scale in enumerate(self.detector.scales):
                 assert isinstance(scale, PositionScale)
-                total = self.runtime.all_reduce_sum(self._scale_sums[number])
+                total = self._scale_sums[number]
                 if phase == "scale":
                     scale.fit_positions(total)
                 else:

@@ -46,6 +46,7 @@ from models.detector import (
     evaluating,
     finite_or_stop,
 )
+from models.parts.batch_norm import BatchNorm2d
 from models.parts.maps import cross_opening, gaussian_blur
 
 CONVS_PER_BLOCK = (2, 2, 3, 3, 3)  # VGG-16's own
@@ -107,7 +108,7 @@ class Cloner(nn.Module):
                 stride = 2 if stem and number == 0 else 1
                 layers.append(nn.Conv2d(before, out, 3, stride, padding=1, bias=False))
                 if not last:
-                    layers += [nn.BatchNorm2d(out, affine=bn_affine), nn.ReLU()]
+                    layers += [BatchNorm2d(out, affine=bn_affine), nn.ReLU()]
                 before = out
             if not signed:
                 layers += [nn.ReLU(), nn.MaxPool2d(2)]
@@ -303,7 +304,8 @@ class MKDLearner:
                 self.detector.cloner(images)
             return {}
         source = tuple(s / scale for s, scale in zip(source, self.detector.source_scale, strict=True))
-        direction, value = (term.mean(0).sum() for term in disagreement(source, self.network(images)))
+        terms = disagreement(source, self.network(images))
+        direction, value = (self.runtime.mean(term.sum(1)) for term in terms)
         loss = direction + self.config.lambda_val * value
         losses = {"loss": loss.detach(), "direction": direction.detach(), "value": value.detach()}
         self.optimizer.zero_grad(set_to_none=True)
@@ -314,6 +316,8 @@ class MKDLearner:
 
     def end_epoch(self) -> None:
         self.epoch += 1
+        if self.phase == "source":
+            self._squares = self.runtime.all_reduce_sum(self._squares)
         if self.phase != "distil" or self.config.selection != "avg_late":
             return
         if self.epoch > self.config.epochs - max(1, self.config.epochs // 3):
@@ -324,7 +328,7 @@ class MKDLearner:
 
     def finish(self, phase: str) -> None:
         if phase == "source":
-            squares, count = self.runtime.all_reduce_sum(self._squares)
+            squares, count = self._squares
             rms = (squares / count).sqrt()
             if not (rms > 0).all():
                 raise ConfigError(
@@ -339,20 +343,17 @@ class MKDLearner:
         elif phase == "statistics":
             for layer in _batch_norms(self.detector.cloner):
                 layer.momentum = 0.1
-                for statistic in (layer.running_mean, layer.running_var):
-                    assert statistic is not None
-                    statistic.copy_(self.runtime.all_reduce_sum(statistic.clone()) / self.runtime.world)
 
     def _source_maps(self, images: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         """Unscaled maps of the source: from memory where they are all known, computed and kept otherwise."""
         places = positions.tolist()
-        if all(place in self._cache for place in places):
+        if places and all(place in self._cache for place in places):
             rows = [self._cache[place] for place in places]
             return tuple(torch.stack(layer).to(images.device) for layer in zip(*rows, strict=True))
         with torch.no_grad():
             maps: tuple[Tensor, ...] = self.detector.source(images)
         kept = [layer.cpu() for layer in maps]
-        row_bytes = sum(layer[0].numel() * layer.element_size() for layer in kept)
+        row_bytes = sum(layer.shape[1:].numel() * layer.element_size() for layer in kept)
         for row, place in enumerate(places):
             if place not in self._cache and self._cache_bytes_left >= row_bytes:
                 self._cache[place] = tuple(layer[row].clone() for layer in kept)
@@ -375,7 +376,7 @@ class MKDLearner:
         self.detector.source_scale.copy_(state["source_scale"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch = state["epoch"]
-        self.late = dict(state["late"])
+        self.late = {name: mean.to(self.runtime.device) for name, mean in state["late"].items()}
         self.late_count = state["late_count"]
         self._squares = state["squares"]
 

@@ -125,13 +125,13 @@ class PartitionMemory(nn.Module):
         self._usage: tuple[Tensor, Tensor] | None = None
 
     def usage(self) -> tuple[Tensor, Tensor]:
-        """Mean entropy of the weights and their mean maximum in the last forward pass in training mode; asked for once."""
+        """Entropies and maxima of the weights [B, T, Q] in the last forward pass in training mode; asked for once."""
         assert self._usage is not None
         found, self._usage = self._usage, None
         return found
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
-        b, c, *size = maps_BCHW.shape
+        size = maps_BCHW.shape[2:]
         tiles = tile(maps_BCHW, self.side)
         queries = {
             "channel_map": tiles,
@@ -141,14 +141,14 @@ class PartitionMemory(nn.Module):
         similarity = F.normalize(queries, dim=-1) @ F.normalize(self.items, dim=-1).transpose(1, 2)
         weights_BTQN = (similarity / self.temperature).softmax(-1)
         if self.training:
-            entropy = -(weights_BTQN * weights_BTQN.clamp_min(1e-12).log()).sum(-1).mean()
-            self._usage = entropy, weights_BTQN.detach().amax(-1).mean()
+            entropy = -(weights_BTQN * weights_BTQN.clamp_min(1e-12).log()).sum(-1)
+            self._usage = entropy, weights_BTQN.detach().amax(-1)
         if self.shrinks:
             weights_BTQN = shrink(weights_BTQN)
         answers = weights_BTQN @ self.items
         if self.query == "pixel":
             answers = answers.transpose(2, 3)
-        return untile(answers.reshape(b, self.side**2, c, -1), self.side, (size[0], size[1]))
+        return untile(answers.reshape(tiles.shape), self.side, (size[0], size[1]))
 
 
 class PMAD(Detector):
@@ -262,10 +262,10 @@ class PMADLearner:
 
     def _rebuild(self, images: Tensor) -> dict[str, Tensor]:
         rebuilt = (self.network(2 * images - 1) + 1) / 2
-        terms = reconstruction_loss(images, rebuilt, self.config.gms_scales)
+        terms = reconstruction_loss(images, rebuilt, self.config.gms_scales, self.runtime.mean)
         loss = terms["mse"] + terms["gms"] + terms["ssim"]
         for number, memory in enumerate(self.detector.memories()):
-            entropy, largest = memory.usage()
+            entropy, largest = (self.runtime.mean(values) for values in memory.usage())
             loss = loss + self.config.lambda_entropy * entropy
             terms |= {f"entropy_{number}": entropy, f"largest_{number}": largest}
         losses = {"loss": loss.detach()} | {name: term.detach() for name, term in terms.items()}
@@ -281,14 +281,14 @@ class PMADLearner:
             passed = sum(self.epoch >= math.ceil(share * self.config.epochs) for share in DECAYS_AT)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.lr * 0.2**passed
+        else:
+            self._histogram.all_reduce(self.runtime.all_reduce_sum)
         self._set_shrinking()
 
     def finish(self, phase: str) -> None:
         if phase == "range":
-            self._histogram.all_reduce(self.runtime.all_reduce_sum)
             self.detector.error_top.fill_(self._histogram.quantile(0.999))
         elif phase == "modes":
-            self._histogram.all_reduce(self.runtime.all_reduce_sum)
             self.detector.mode_cap.fill_(self._histogram.quantile(0.99))
         self._histogram.counts = torch.zeros_like(self._histogram.counts)
 

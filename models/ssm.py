@@ -288,7 +288,7 @@ class SSMLearner:
         if self.phase == "paint":
             return self._paint(images)
         with torch.no_grad():
-            for image in images.split(1):  # type: ignore[no-untyped-call]
+            for image in images.unsqueeze(1):
                 if self.phase == "threshold":
                     unseen = torch.zeros(self.detector.size_px, dtype=image.dtype, device=image.device)
                     self._histogram.add(self.detector.examine(image, unseen)[0])
@@ -324,11 +324,12 @@ class SSMLearner:
             painted = (out[:, :3].unflatten(0, (n, count)) + 1) / 2
             hidden = 1 - masks.unsqueeze(1)
             whole = (painted * hidden).sum(0) + images * (1 - hidden.sum(0))
-            guessed = F.mse_loss(out[:, 3:], visible)
+            guessed = self.runtime.mean(F.mse_loss(out[:, 3:], visible, reduction="none"))
         else:
             whole = (self.network(2 * images - 1) + 1) / 2
             guessed = whole.new_zeros(())
-        terms = reconstruction_loss(images, whole, self.config.gms_scales) | {"mask": guessed}
+        terms = reconstruction_loss(images, whole, self.config.gms_scales, self.runtime.mean)
+        terms |= {"mask": guessed}
         # The published loss adds the guesses of the three masks up; a mean of them times three is that sum.
         loss = terms["mse"] + terms["gms"] + terms["ssim"] + 3 * self.config.lambda_mask * guessed
         losses = {"loss": loss.detach()} | {name: term.detach() for name, term in terms.items()}
@@ -340,16 +341,19 @@ class SSMLearner:
 
     def end_epoch(self) -> None:
         self.epoch += 1
-        if self.phase == "paint" and self.epoch == math.ceil(DECAY_AT * self.config.epochs):
+        if self.phase == "threshold":
+            self._histogram.all_reduce(self.runtime.all_reduce_sum)
+        elif self.phase == "scale":
+            self._sums = self.runtime.all_reduce_sum(self._sums)
+        elif self.epoch == math.ceil(DECAY_AT * self.config.epochs):
             for group in self.optimizer.param_groups:
                 group["lr"] = 0.1 * self.config.lr
 
     def finish(self, phase: str) -> None:
         if phase == "threshold":
-            self._histogram.all_reduce(self.runtime.all_reduce_sum)
             self.detector.normal_below.fill_(self._histogram.quantile(self.config.refine_quantile))
         elif phase == "scale":
-            count, total, squares, share = self.runtime.all_reduce_sum(self._sums)
+            count, total, squares, share = self._sums
             mean = total / count
             variance = (squares - count * mean.square()).clamp_min(0) / (count - 1).clamp_min(1)
             self.detector.score_mean.copy_(mean)

@@ -15,13 +15,16 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-START_S = 120.0
+START_S = 300.0  # on a machine that is busy
 END_S = 30.0
 NODE_IP = "127.0.0.2"  # loopback all the same; Ray takes 127.0.0.1 for an address of the network
 
 
 class RayHead:
-    """A running head: `address` of its dashboard, `folder` with all it writes, `env` with what a client needs."""
+    """A running head: `address` of its dashboard, `cluster_address` of itself, `folder` with all it writes.
+
+    `env` is what a client needs.
+    """
 
     def __init__(self) -> None:
         # Not below pytest's folder: sockets lie in here, and a socket's path has 107 bytes at most.
@@ -29,7 +32,8 @@ class RayHead:
         token = self.folder / "token"
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
-        self.cluster_port, dashboard, *self._ports = _free_ports(7)
+        cluster, dashboard, *self._ports = _free_ports(7)
+        self.cluster_address = f"{NODE_IP}:{cluster}"
         self.address = f"http://127.0.0.1:{dashboard}"
         self._dashboard = dashboard
         self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
@@ -46,7 +50,7 @@ class RayHead:
                 [
                     beside / "ray", "start", "--head", "--block", "--disable-usage-stats",
                     f"--node-ip-address={NODE_IP}",
-                    f"--port={self.cluster_port}",
+                    f"--port={self.cluster_address.partition(':')[2]}",
                     "--dashboard-host=127.0.0.1",
                     f"--dashboard-port={self._dashboard}",
                     f"--dashboard-agent-listen-port={agent}",
@@ -60,12 +64,17 @@ class RayHead:
                     "--num-cpus=2",
                     f"--object-store-memory={128 << 20}",
                 ],
-                # `python` is what a job's command begins with: on this head, the tests' own.
-                env={**without, **self.env, "PATH": f"{beside}:{os.environ['PATH']}"},
+                env={
+                    **without,
+                    **self.env,
+                    "PATH": f"{beside}:{os.environ['PATH']}",  # whose `python` a job's command begins with
+                    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody waits for what still runs
+                },
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 cwd=self.folder,
+                start_new_session=True,
             )  # fmt: skip
         until = time.monotonic() + START_S
         while not self._answers():
@@ -94,8 +103,12 @@ class RayHead:
     def stop(self, *, keep: bool = False) -> None:
         """End the head by its pid; it ends what it started. Its folder goes too, unless it is to be kept."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-            self._process.wait(END_S)
+            self._process.terminate()
+            try:
+                self._process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)  # it leads a session of its own
+                self._process.wait()
             self._process = None
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -37,14 +37,16 @@ class Decoded(NamedTuple):
     header: dict[str, object]
 
 
-def decode(data: bytes, policy: PixelPolicy, limits: Limits) -> Decoded:
+def decode(data: bytes, policy: PixelPolicy, limits: Limits, *, only: int | None = None) -> Decoded:
     """As `decode_each`, under one policy."""
-    (decoded,) = decode_each(data, [policy], limits)
+    (decoded,) = decode_each(data, [policy], limits, only=only)
     return decoded
 
 
-def decode_each(data: bytes, policies: Sequence[PixelPolicy], limits: Limits) -> list[Decoded]:
-    """Every frame of the object `data` under each of the policies, and its header.
+def decode_each(
+    data: bytes, policies: Sequence[PixelPolicy], limits: Limits, *, only: int | None = None
+) -> list[Decoded]:
+    """Every frame of the object `data` (or frame `only`) under each of the policies, and its header.
 
     Frames are decoded and resized one by one, so memory holds one frame at its stored size. Policies of one window
     share a single decoding. The pixels of a grey source have one channel; those of a colour source have
@@ -58,7 +60,7 @@ def decode_each(data: bytes, policies: Sequence[PixelPolicy], limits: Limits) ->
         picture = _open(data, limits)
         for window in dict.fromkeys(policy.window for policy in policies):
             sharing = [number for number, policy in enumerate(policies) if policy.window == window]
-            for index, pixels in picture.read(policies[sharing[0]]):
+            for index, pixels in picture.read(policies[sharing[0]], only=only):
                 for number in sharing:
                     frames[number].append(_frame(index, pixels, policies[number]))
     return [Decoded(found, picture.header) for found in frames]

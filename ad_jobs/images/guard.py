@@ -48,12 +48,14 @@ class GuardedDecoder:
         self._child: _Child | None = None
         self._turn = threading.Lock()
 
-    def decode(self, data: bytes, policy: PixelPolicy, limits: Limits) -> Decoded:
+    def decode(self, data: bytes, policy: PixelPolicy, limits: Limits, *, only: int | None = None) -> Decoded:
         """As `decode_each`, under one policy."""
-        (decoded,) = self.decode_each(data, [policy], limits)
+        (decoded,) = self.decode_each(data, [policy], limits, only=only)
         return decoded
 
-    def decode_each(self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits) -> list[Decoded]:
+    def decode_each(
+        self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits, *, only: int | None = None
+    ) -> list[Decoded]:
         """As `images.decode.decode_each`, within `limits.timeout_s` of wall clock.
 
         Raises:
@@ -66,7 +68,7 @@ class GuardedDecoder:
                 ErrorCode.TOO_MANY_BYTES, f"{len(data)} bytes, over max_bytes {limits.max_bytes}"
             )
         with self._turn:
-            answer = self._ask((data, list(policies), limits), limits.timeout_s)
+            answer = self._ask((data, list(policies), limits, only), limits.timeout_s)
         if isinstance(answer, ImageError):
             raise answer
         assert isinstance(answer, list)
@@ -190,19 +192,21 @@ def serve() -> None:
         while os.getppid() == parent:
             if not select.select([connection], [], [], ORPHAN_CHECK_S)[0]:
                 continue
-            data, policies, limits = _receive(connection, None)
+            data, policies, limits, only = _receive(connection, None)
             _send(connection, TAKEN, None)
             # The default action of SIGALRM ends the process, whatever holds the interpreter.
             signal.setitimer(signal.ITIMER_REAL, limits.timeout_s + ALARM_GRACE_S)
-            answer = _answer(data, policies, limits)
+            answer = _answer(data, policies, limits, only)
             signal.setitimer(signal.ITIMER_REAL, 0)
             del data
             _send(connection, answer, None)
 
 
-def _answer(data: bytes, policies: list[PixelPolicy], limits: Limits) -> list[Decoded] | ImageError:
+def _answer(
+    data: bytes, policies: list[PixelPolicy], limits: Limits, only: int | None
+) -> list[Decoded] | ImageError:
     try:
-        return decode_each(data, policies, limits)
+        return decode_each(data, policies, limits, only=only)
     except ImageError as error:
         return error
     except MemoryError:

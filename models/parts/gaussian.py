@@ -5,10 +5,10 @@ Shape suffixes: B batch, P positions, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
+
+from models.parts.collective import AllReduceSum
 
 
 class GaussianSums:
@@ -32,9 +32,9 @@ class GaussianSums:
         self.total_PD += x_PBD.sum(1)
         self.outer_PDD.baddbmm_(x_PBD.transpose(1, 2), x_PBD)
 
-    def all_reduce(self, all_reduce_sum: Callable[[Tensor], Tensor]) -> None:
+    def all_reduce(self, all_reduce_sum: AllReduceSum) -> None:
         """Add up the workers' sums; afterwards every worker holds the whole."""
-        self.count = all_reduce_sum(self.count.to(self.total_PD.device)).cpu()
+        self.count = all_reduce_sum(self.count)
         self.total_PD = all_reduce_sum(self.total_PD)
         self.outer_PDD = all_reduce_sum(self.outer_PDD)
 

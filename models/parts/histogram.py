@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
+
+from models.parts.collective import AllReduceSum
 
 BINS = 4096
 
@@ -27,7 +27,7 @@ class LogHistogram:
         bins = torch.bucketize(values.detach().double().cpu().flatten(), self.edges[1:-1])
         self.counts += torch.bincount(bins, minlength=BINS).double()
 
-    def all_reduce(self, all_reduce_sum: Callable[[Tensor], Tensor]) -> None:
+    def all_reduce(self, all_reduce_sum: AllReduceSum) -> None:
         """Add up the workers' counts."""
         self.counts = all_reduce_sum(self.counts)
 

@@ -8,6 +8,8 @@ Shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,12 +61,21 @@ def gms_map(x_BCHW: Tensor, y_BCHW: Tensor, scales: int = 4) -> Tensor:
     return torch.stack(raised).mean(0)
 
 
-def reconstruction_loss(x_BCHW: Tensor, y_BCHW: Tensor, scales: int = 4) -> dict[str, Tensor]:
-    """The three terms that SSM and PMAD add up, each a scalar: `mse`, `gms` (mean over scales), `ssim` (1 - SSIM)."""
+def reconstruction_loss(
+    x_BCHW: Tensor, y_BCHW: Tensor, scales: int = 4, mean: Callable[[Tensor], Tensor] = torch.mean
+) -> dict[str, Tensor]:
+    """The three terms that SSM and PMAD add up, each a scalar: `mse`, `gms` (mean over scales), `ssim` (1 - SSIM).
+
+    Args:
+        x_BCHW: images.
+        y_BCHW: their reconstructions.
+        scales: of the gradient similarity.
+        mean: how values become one; that of a `Runtime` counts in all ranks' images.
+    """
     return {
-        "mse": F.mse_loss(y_BCHW, x_BCHW),
-        "gms": torch.stack([found.mean() for found in gms_scales(x_BCHW, y_BCHW, scales)]).mean(),
-        "ssim": 1 - ssim(x_BCHW, y_BCHW).mean(),
+        "mse": mean(F.mse_loss(y_BCHW, x_BCHW, reduction="none")),
+        "gms": torch.stack([mean(found) for found in gms_scales(x_BCHW, y_BCHW, scales)]).mean(),
+        "ssim": 1 - mean(ssim(x_BCHW, y_BCHW)),
     }
 
 

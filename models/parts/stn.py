@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.parts.batch_norm import BatchNorm2d
+
 Family = Literal["rotation", "rotation_translation", "rotation_scale", "affine"]
 _PARAMETERS: dict[Family, int] = {"rotation": 1, "rotation_translation": 3, "rotation_scale": 3, "affine": 6}
 _HALF_TURN = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
@@ -89,7 +91,7 @@ class SpatialTransformer(nn.Module):
 
 def _block(before: int, after: int) -> tuple[nn.Module, ...]:
     convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
-    return convolution, nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)
+    return convolution, BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)
 
 
 def warp(maps_BCHW: Tensor, transform_B33: Tensor, *, padding: str = "reflection") -> Tensor:
@@ -97,6 +99,9 @@ def warp(maps_BCHW: Tensor, transform_B33: Tensor, *, padding: str = "reflection
 
     A transform that is not finite gives a map of NaN.
     """
+    if not len(maps_BCHW):
+        # affine_grid refuses to make no grid; this is as empty, and a gradient (none) reaches both.
+        return maps_BCHW * transform_B33[:, :1, :1].unsqueeze(3)
     # grid_sample's backward pass writes outside its memory where a grid is not finite (seen with torch 2.14).
     broken_B = ~torch.isfinite(transform_B33).flatten(1).all(1)
     identity = torch.eye(3, dtype=transform_B33.dtype, device=transform_B33.device)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.detector import ConfigError, InputSpec
+from models.parts.batch_norm import BatchNorm2d
 
 STRIDE = 16  # four halvings
 
@@ -86,7 +87,7 @@ def _down(before: int, after: int, stride: int) -> nn.Sequential:
 
 
 def _norm(channels: int) -> tuple[nn.Module, nn.Module]:
-    return nn.BatchNorm2d(channels), nn.ReLU()
+    return BatchNorm2d(channels), nn.ReLU()
 
 
 class _Up(nn.Module):
@@ -114,7 +115,7 @@ class _MaskBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = BatchNorm2d(channels)
         self.convolve = nn.Sequential(
             nn.Conv2d(channels + 1, channels, 3, padding=1),
             *_norm(channels),

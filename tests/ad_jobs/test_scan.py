@@ -16,7 +16,7 @@ from ad_jobs.index import index
 from ad_jobs.results.read import open_heatmap, read_run, read_scores
 from ad_jobs.results.schema import SCORES
 from ad_jobs.run_state import undecodable
-from ad_jobs.scan import scan
+from ad_jobs.scan import resolve, scan
 from ad_jobs.score import score
 from ad_jobs.verify import verify
 from cluster.session import session
@@ -269,6 +269,20 @@ def test_bad_usage_is_refused_before_any_work(home: Path, tmp_path: Path) -> Non
     refused(home, source=str(tmp_path / "empty"))
     (tmp_path / "diary.txt").write_text("not a run")
     assert "diary.txt" in str(refused(home, out=str(tmp_path)))
+
+
+@pytest.mark.ray
+def test_reduced_precision_is_another_run_and_refused_without_a_gpu(
+    runs: tuple[str, str], home: Path, tmp_path: Path
+) -> None:
+    del runs  # for its session
+    call = (str(home / "manifest"), [str(home / "model")], str(tmp_path / "run"))
+    exact, reduced = resolve(*call), resolve(*call, amp=True)
+    assert exact.run_id != reduced.run_id
+    assert (exact.config["amp"], reduced.config["amp"]) == (False, True)
+    with pytest.raises(UsageError, match=r"--amp is for GPUs.*2 CPUs and 0 GPUs"):
+        scan(*call, amp=True)
+    assert not (tmp_path / "run").exists(), "the folder is free for a scan without it"
 
 
 def test_syntaxes_without_a_decoder_are_told_before_any_actor_starts() -> None:

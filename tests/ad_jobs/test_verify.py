@@ -1,14 +1,18 @@
 """`verify` passes on what is whole, and names what was changed: image, weights, table or heatmap."""
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scankit as kit
+from numpy.typing import NDArray
 
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.scan import scan
+from ad_jobs.scoring import FrameScore, Scorer
 from ad_jobs.verify import verify
 
 pytestmark = pytest.mark.ray
@@ -119,3 +123,23 @@ def test_an_unfinished_run_is_refused(home: Path) -> None:
     (home / "run/run.json").unlink()
     with pytest.raises(UsageError, match="finished"):
         verify(str(home / "run"))
+
+
+@pytest.mark.parametrize(
+    ("amp", "factor", "same"), [(False, 1.005, False), (True, 1.005, True), (True, 1.05, False)]
+)
+def test_a_run_in_reduced_precision_has_a_wider_tolerance(
+    home: Path, monkeypatch: pytest.MonkeyPatch, amp: bool, factor: float, same: bool
+) -> None:
+    record = json.loads((home / "run/run.json").read_text())
+    record["config"]["amp"] = amp
+    (home / "run/run.json").write_text(json.dumps(record))
+
+    class Off(Scorer):
+        def score(self, pixels: Iterable[NDArray[np.uint16]]) -> Iterator[FrameScore]:
+            return (one._replace(score=factor * one.score) for one in super().score(pixels))
+
+    monkeypatch.setattr("ad_jobs.verify.Scorer", Off)
+    found = verify(str(home / "run"), sample=20)
+    assert found.ok == same, found.differences
+    assert found.tolerance == (0.02 if amp else 1e-5)

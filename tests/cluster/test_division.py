@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cluster.division import GIB, Node, Resources, divide_for_training, plan
+from cluster.division import GIB, Node, Resources, divide_for_training, layout, plan
 from cluster.errors import ClusterError
 
 NODES = st.lists(
@@ -69,6 +69,19 @@ def test_fetch_tasks_are_those_that_fit_beside_the_actors(nodes: list[Node]) -> 
     held = found.actors * found.actor_cpus + found.write_cpus + found.fetch_tasks * found.fetch_cpus
     assert found.fetch_tasks >= 1
     assert held <= sum(node.cpus for node in nodes) + ROUNDING * (found.actors + found.fetch_tasks)
+
+
+@UNTIMED
+@given(NODES, st.sampled_from([None, 1, 5000]))
+def test_the_layout_is_that_of_the_plan(nodes: list[Node], objects: int | None) -> None:
+    found = plan(nodes, objects=objects)
+    placed = layout(nodes, found)
+    assert sum(one.actors for one in placed) == found.actors
+    assert sum(one.fetch_tasks for one in placed) == found.fetch_tasks
+    for one, node in zip(placed, nodes, strict=True):
+        assert one.actors <= places(node, found)
+        held = one.actors * found.actor_cpus + one.fetch_tasks * found.fetch_cpus
+        assert held <= node.cpus + ROUNDING * (one.actors + one.fetch_tasks)
 
 
 @UNTIMED

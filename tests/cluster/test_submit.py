@@ -9,6 +9,8 @@ import os
 import secrets
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -82,6 +84,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder that `sent` takes for the one of the job's code; what it does to the process ends with the test."""
     monkeypatch.setattr(sent, "_ROOT", tmp_path)
     monkeypatch.setattr(sent, "_received", {})
+    monkeypatch.setattr(sent.atexit, "register", lambda *_: None)
     for name in ("SENT_ONE", "RAY_RUNTIME_ENV_HOOK"):
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
@@ -232,6 +235,23 @@ def test_what_is_sent_reaches_driver_and_workers_and_stands_nowhere(
     ]
     assert not holders
     assert not list(ray_head.folder.rglob(sent.FILE))
+    assert _in_memory(ray_head, secret) == []
+
+
+def _in_memory(head: RayHead, secret: str) -> list[str]:
+    """The keys under which the head's memory holds the secret, but for packages: those it drops after a while."""
+    program = (
+        "import sys; from ray._raylet import GcsClient\n"
+        "head = GcsClient(address=sys.argv[1])\n"
+        "for space in (None, b'fun', b'job', b'dashboard', b'cluster', b'session'):\n"
+        "    for key in head.internal_kv_keys(b'', space):\n"
+        "        value = head.internal_kv_get(key, space) or b''\n"
+        "        if sys.argv[2].encode() in value and not key.startswith(b'gcs://'): print(space, key)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, head.cluster_address, secret],
+        env={**os.environ, **head.env}, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
 
 
 def _state(head: RayHead, what: str) -> str:

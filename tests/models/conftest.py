@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from mkdkit import LITE0, VGG, build
+from workerkit import Workers, workers
 
 from models.mkd import MKD
 
@@ -28,6 +29,13 @@ def sources() -> dict[str, MKD]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return {"lite0": build(**LITE0), "vgg16": build(**VGG)}
+
+
+@pytest.fixture(scope="session")
+def three() -> Iterator[Workers]:
+    """Three processes to be ranks."""
+    with workers(3) as found:
+        yield found
 
 
 @pytest.fixture(params=["lite0", "vgg16"])

@@ -99,6 +99,8 @@ def test_rms_over_two_workers_is_that_of_all_images(detector: MKD):
         learner.step(batches(share, 4)[0])
     total = learners[0]._squares + learners[1]._squares
     both = detector.learner(Runtime(all_reduce_sum=lambda _: total, world=2))
+    both.start("source")
+    both.end_epoch()
     both.finish("source")
     with torch.no_grad():
         expected = [float(m.double().square().mean().sqrt()) for m in detector.source(images)]

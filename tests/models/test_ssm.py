@@ -166,6 +166,7 @@ def test_two_workers_find_the_threshold_and_the_scale_of_one():
         totals = {"threshold": sum(p._histogram.counts for p in parts), "scale": sum(p._sums for p in parts)}
         last = both.learner(Runtime(all_reduce_sum=lambda _, total=totals[phase]: total, world=2))
         last.start(phase)
+        last.end_epoch()
         last.finish(phase)
     for name in ("normal_below", "score_mean", "score_spread", "uncovered_share"):
         torch.testing.assert_close(getattr(both, name), getattr(whole, name), rtol=1e-5, atol=1e-7)

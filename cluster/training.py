@@ -1,0 +1,118 @@
+"""A loop on several workers by Ray Train: started, followed and resumed. What it trains is the loop's own affair."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+
+from cluster import board as boards
+from cluster import storage
+from cluster.errors import ClusterError
+from cluster.session import Session
+
+MAX_FAILURES = 3  # of workers, each of which costs what was done since the last checkpoint
+
+
+@contextmanager
+def trained(
+    loop: Callable[[dict[str, Any]], None],
+    options: dict[str, Any],
+    *,
+    name: str,
+    folder: str,
+    workers: int,
+    connected: Session,
+    log: logging.Logger,
+) -> Iterator[Path]:
+    """Run `loop(options)` on every worker to its end; a local folder with the last checkpoint, for the block.
+
+    Args:
+        loop: a function of a module, as the workers import it.
+        options: what it gets; in `board` the handle to whose `say` it may send lines for the user.
+        name: of this training: the same name in the same folder continues, also with another number of workers.
+        folder: where checkpoints go, local or s3.
+        workers: processes in the group.
+        connected: what there is to divide among them.
+        log: where the lines go.
+
+    Raises:
+        ClusterError: the loop failed, or ended without a checkpoint.
+    """
+    # Train V2 is this line's own; the variable must be set before the trainer is built.
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    filesystem, path = storage.filesystem(folder)
+    board = boards.board()
+    on_gpu = connected.gpus >= workers
+    cpus = max(1.0, connected.cpus // workers)
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={**options, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=on_gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if on_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    try:
+        with boards.listening(board, log):
+            result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise ClusterError(
+            f"The training failed: {_root_cause(error)}",
+            "The same command continues from the last checkpoint.",
+        ) from error
+    if result.checkpoint is None:
+        raise ClusterError("The training ended without a checkpoint.", f"Remove {folder} and fit again.")
+    with result.checkpoint.as_directory() as local:
+        yield Path(local)
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
+
+
+# --- Inside the loop
+
+
+def device() -> Any:
+    """The torch.device of this worker."""
+    return get_device()
+
+
+@contextmanager
+def last_checkpoint() -> Iterator[Path | None]:
+    """A local folder with the checkpoint to continue from, for the block; None at the beginning."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as local:
+        yield Path(local)
+
+
+def report(metrics: dict[str, Any], write: Callable[[Path], None]) -> None:
+    """Report one checkpoint, which rank 0 writes into a folder; it counts once every rank has come here."""
+    if ray.train.get_context().get_world_rank() != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
