@@ -5,7 +5,6 @@ A source that is no manifest is listed all the same, into a folder that goes aga
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.run_state import Plan
 from ad_jobs.sources import read_source
 from ad_jobs.split import HELD_OUT_SHARE, held_out_anomalous
-from cluster.division import Node, divide_for_training, plan
+from cluster.division import Node, plan
 from cluster.session import session
 
 # The most that any format took for one pixel while it was decoded and resized, beside its file, measured: 16-bit RGBA
@@ -112,16 +111,14 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
         UsageError: as `fit`.
         ClusterError: no cluster answers, or it has no room for the workers.
     """
-    from ad_jobs.fit import resolve  # Ray Train's import is slow
+    from ad_jobs.fit import divided, kept_bytes, resolve  # Ray Train's import is slow
 
     config, _, policy = resolve(spec)
     normal = len(read_source(spec.normal))
     anomalous = len(read_source(spec.anomalous)) if spec.anomalous else 0
-    threads = os.environ.get("OMP_NUM_THREADS", "")
     with session(spec.address) as has:
-        division = divide_for_training(
-            has.nodes, spec.workers, int(threads) if threads.isdigit() and int(threads) else None
-        )
+        division = divided(has.nodes, spec.workers)
+        kept = kept_bytes(spec)
     return {
         "cluster": _cluster(has.nodes),
         "workers": division.workers,
@@ -129,18 +126,19 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
         "worker_gpus": division.gpus,
         "worker_threads": division.threads,
         "batch_size": config.batch_size,
-        "steps_an_epoch": steps_an_epoch(normal, anomalous, config.batch_size, spec.workers),
+        "steps_an_epoch": steps_an_epoch(normal, anomalous, config.batch_size),
         "normal": normal,
         "anomalous": anomalous,
         "decoded_bytes": {
             kind: (normal + anomalous) * _frame_bytes(policy.model_copy(update={"channels": channels}))
             for kind, channels in (("grey", 1), ("colour", policy.channels))
         },
+        "kept_bytes": kept,
     }
 
 
-def steps_an_epoch(normal: int, anomalous: int, batch_size: int, workers: int) -> int:
-    """Steps of one epoch over the training images; a last batch too small for all workers is no step.
+def steps_an_epoch(normal: int, anomalous: int, batch_size: int) -> int:
+    """Steps of one epoch over the training images.
 
     Each normal image is taken to be a group of its own; with anomalous ones, an epoch is as long as the larger class.
     """
@@ -148,8 +146,7 @@ def steps_an_epoch(normal: int, anomalous: int, batch_size: int, workers: int) -
     images = max(normal - held_out, 0)
     if anomalous:
         images = max(images, anomalous - held_out_anomalous(anomalous))
-    whole, rest = divmod(images, batch_size)
-    return whole * (batch_size >= workers) + (rest >= max(1, workers))
+    return -(-images // batch_size)
 
 
 def _cluster(nodes: Sequence[Node]) -> dict[str, Any]:
@@ -195,7 +192,7 @@ def scan_text(found: dict[str, Any]) -> str:
 def fit_text(found: dict[str, Any]) -> str:
     """What `fit_outlook` found, for a reader."""
     grey, colour = found["decoded_bytes"]["grey"], found["decoded_bytes"]["colour"]
-    store = found["cluster"]["object_store_bytes"]
+    kept = found["kept_bytes"]
     return _lines(
         ("cluster", _cluster_text(found["cluster"])),
         (
@@ -207,8 +204,7 @@ def fit_text(found: dict[str, Any]) -> str:
         ("images", f"{found['normal']:,} normal, {found['anomalous']:,} anomalous, one frame an object"),
         (
             "memory",
-            f"{_size(grey)} decoded ({_size(colour)} in colour), of {_size(store)} in the object store"
-            + (": the rest goes to disk" if grey > store else ""),
+            f"{_size(grey)} decoded ({_size(colour)} in colour), of which {_size(kept)} may stay in the object store",
         ),
     )
 

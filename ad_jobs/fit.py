@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from ad_jobs.split import split_anomalous, split_by_group
 from ad_jobs.training import Batches, State, train
 from cluster import objects, storage, training
 from cluster import session as sessions
+from cluster.division import Node, Workers, divide_for_training
 from cluster.errors import ClusterError
 from models import registry
 from models.detector import ConfigError, Detector, DetectorConfig, InputSpec, WeightsError
@@ -64,7 +66,8 @@ def fit(spec: FitSpec) -> dict[str, Any]:
     detector = _new_detector(spec, config, input_spec)
 
     with sessions.session(spec.address) as connected, ExitStack() as opened:
-        room = _keep_bytes(spec)
+        division = divided(connected.nodes, spec.workers)
+        room = kept_bytes(spec)
         images = decode_all(normal, policy, spec.limits, "normal", cpus=connected.cpus, keep_bytes=room)
         train_on, held_out = split_by_group(images.group, spec.seed)
         log.info("%d normal images: %d to fit, %d held out.", len(images), len(train_on), len(held_out))
@@ -86,14 +89,14 @@ def fit(spec: FitSpec) -> dict[str, Any]:
             "config": config.model_dump(mode="json"),
             "spec": input_spec.model_dump(),
             "seed": spec.seed,
-            "threads": _threads(connected.cpus, spec.workers),
+            "threads": division.threads,
             "images": objects.put(images),
             "positions": objects.put({"train": train_on, "held_out": held_out}),
             "abnormal": None if abnormal is None else objects.put(abnormal),
             "abnormal_train": abnormal_train,
             "initial": objects.put(detector.state_dict()),
         }
-        state = _fitted(options, spec, digest, out, connected)
+        state = _fitted(options, digest, out, division)
         detector.load_state_dict(state["detector"])
         detector.eval()
         record = {
@@ -233,21 +236,24 @@ def _fingerprint(
 # --- Training
 
 
-def _keep_bytes(spec: FitSpec) -> int:
+def kept_bytes(spec: FitSpec) -> int:
     """How much of the decoded images may stay in memory: every node with a worker holds a copy."""
     if spec.keep_mib is not None:
         return spec.keep_mib << 20
     return int(KEPT_SHARE * objects.smallest_store())
 
 
-def _threads(cpus: float, workers: int) -> int:
-    asked = os.environ.get("OMP_NUM_THREADS")
-    return int(asked) if asked and asked.isdigit() else max(1, int(cpus) // workers)
+def divided(nodes: Sequence[Node], workers: int) -> Workers:
+    """What each worker gets of the nodes; OMP_NUM_THREADS sets the threads it computes with.
+
+    Raises:
+        ClusterError: the nodes have no room for so many.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return divide_for_training(nodes, workers, int(asked) if asked.isdigit() and int(asked) else None)
 
 
-def _fitted(
-    options: dict[str, Any], spec: FitSpec, digest: str, out: str, connected: sessions.Session
-) -> State:
+def _fitted(options: dict[str, Any], digest: str, out: str, division: Workers) -> State:
     """Run the training to its end; its last state, which holds the fitted detector and the loss curve."""
     try:
         with training.trained(
@@ -255,8 +261,7 @@ def _fitted(
             options,
             name=digest,  # the same fit resumes; another has another name
             folder=storage.join(out, "fit"),
-            workers=spec.workers,
-            connected=connected,
+            division=division,
             log=log,
         ) as folder:
             return _read_state(folder)
