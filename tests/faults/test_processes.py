@@ -24,6 +24,7 @@ from cluster import storage
 from tests.faults.conftest import (
     OBJECTS,
     PREFIX,
+    WAIT_S,
     asked_for,
     assert_as_undisturbed,
     finish,
@@ -95,8 +96,10 @@ def test_the_driver_is_killed(
     enough = min(share * len(OBJECTS), len(OBJECTS) - 4)
     parts = Parts(out)
     wait_for(lambda: parts.done() >= enough, process)
+    family = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    psutil.wait_procs(family, timeout=WAIT_S)  # its workers may still be asking for something
     proxy.rule = lambda _: None
     with pytest.raises(UsageError, match="Run the same scan command again"):
         read_run(out)
