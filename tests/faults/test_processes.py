@@ -24,7 +24,6 @@ from cluster import storage
 from tests.faults.conftest import (
     OBJECTS,
     PREFIX,
-    WAIT_S,
     asked_for,
     assert_as_undisturbed,
     finish,
@@ -99,7 +98,9 @@ def test_the_driver_is_killed(
     family = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    psutil.wait_procs(family, timeout=WAIT_S)  # its workers may still be asking for something
+    psutil.wait_procs(
+        family, timeout=20.0
+    )  # its workers may still be asking for something; some of Ray stays longer
     proxy.rule = lambda _: None
     with pytest.raises(UsageError, match="Run the same scan command again"):
         read_run(out)
