@@ -8,7 +8,7 @@ TORCH := torch torchvision
 TESTS ?= tests
 DEMO ?= demo
 # Processes of pytest, each with a Ray and a store of its own: tests wait for those more than they compute.
-JOBS ?= 3
+JOBS ?= 2
 
 export RAY_USAGE_STATS_ENABLED := 0
 

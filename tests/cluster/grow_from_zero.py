@@ -31,8 +31,9 @@ def main(folder: Path) -> None:
     from ray.cluster_utils import Cluster
 
     from cluster import growth
+    from cluster.division import plan
     from cluster.errors import ClusterError
-    from cluster.session import plan, session
+    from cluster.session import session
 
     port = 20_000 + os.getpid() % 10_000
     (folder / "cluster.json").write_text(json.dumps(_config(f"{ray.util.get_node_ip_address()}:{port}")))
@@ -56,7 +57,7 @@ def main(folder: Path) -> None:
         os.environ |= {growth.CPUS: "3", growth.GPUS: "1"}
         with session(cluster.address) as has:
             said["grown"] = [has.cpus, has.gpus]
-            said["actors"] = plan(has.cpus, has.gpus, has.memory).actors
+            said["actors"] = plan(has.nodes).actors
             said["short"] = growth.grow(growth.Size(99, 1), patience_s=0.0)
     finally:
         started = psutil.Process().children(recursive=True)

@@ -95,8 +95,12 @@ def test_the_driver_is_killed(
     enough = min(share * len(OBJECTS), len(OBJECTS) - 4)
     parts = Parts(out)
     wait_for(lambda: parts.done() >= enough, process)
+    family = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    psutil.wait_procs(
+        family, timeout=20.0
+    )  # its workers may still be asking for something; some of Ray stays longer
     proxy.rule = lambda _: None
     with pytest.raises(UsageError, match="Run the same scan command again"):
         read_run(out)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.detector import ConfigError, InputError, Runtime
 from models.mkd import MKD, VGG16_WIDTHS, Cloner, disagreement
+from models.parts.batch_norm import BatchNorm2d
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_convolutions_have_no_bias_and_batch_norm_follows_all_but_a_blocks_last(
         for i in convolutions:
             assert layers[i].bias is None
             assert layers[i].kernel_size == (3, 3)
-            followed = i + 1 < len(layers) and isinstance(layers[i + 1], nn.BatchNorm2d)
+            followed = i + 1 < len(layers) and isinstance(layers[i + 1], BatchNorm2d)
             assert followed == (i != convolutions[-1])
 
 
@@ -73,7 +74,7 @@ def test_vgg_cloner_has_a_relu_after_every_convolution_and_ends_blocks_with_max_
     for block, convolutions in zip(vgg_128.cloner.blocks, (2, 2, 3, 3, 3), strict=True):
         kinds = [type(layer) for layer in block]
         last = [nn.Conv2d, nn.ReLU, nn.MaxPool2d]
-        assert kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * (convolutions - 1) + last
+        assert kinds == [nn.Conv2d, BatchNorm2d, nn.ReLU] * (convolutions - 1) + last
 
 
 def test_bn_affine_off_leaves_convolutions_alone():
