@@ -113,6 +113,7 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
         ClusterError: no cluster answers, or it has no room for the workers.
     """
     from ad_jobs.fit import resolve  # Ray Train's import is slow
+    from ad_jobs.imageset import room_for_images
 
     config, _, policy = resolve(spec)
     normal = len(read_source(spec.normal))
@@ -129,18 +130,19 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
         "worker_gpus": division.gpus,
         "worker_threads": division.threads,
         "batch_size": config.batch_size,
-        "steps_an_epoch": steps_an_epoch(normal, anomalous, config.batch_size, spec.workers),
+        "steps_an_epoch": steps_an_epoch(normal, anomalous, config.batch_size),
         "normal": normal,
         "anomalous": anomalous,
         "decoded_bytes": {
             kind: (normal + anomalous) * _frame_bytes(policy.model_copy(update={"channels": channels}))
             for kind, channels in (("grey", 1), ("colour", policy.channels))
         },
+        "room_bytes": room_for_images(has.nodes) if spec.keep_mib is None else spec.keep_mib << 20,
     }
 
 
-def steps_an_epoch(normal: int, anomalous: int, batch_size: int, workers: int) -> int:
-    """Steps of one epoch over the training images; a last batch too small for all workers is no step.
+def steps_an_epoch(normal: int, anomalous: int, batch_size: int) -> int:
+    """Steps of one epoch over the training images, however many workers take them; the last batch may be smaller.
 
     Each normal image is taken to be a group of its own; with anomalous ones, an epoch is as long as the larger class.
     """
@@ -148,8 +150,7 @@ def steps_an_epoch(normal: int, anomalous: int, batch_size: int, workers: int) -
     images = max(normal - held_out, 0)
     if anomalous:
         images = max(images, anomalous - held_out_anomalous(anomalous))
-    whole, rest = divmod(images, batch_size)
-    return whole * (batch_size >= workers) + (rest >= max(1, workers))
+    return -(-images // batch_size)
 
 
 def _cluster(nodes: Sequence[Node]) -> dict[str, Any]:
@@ -195,7 +196,6 @@ def scan_text(found: dict[str, Any]) -> str:
 def fit_text(found: dict[str, Any]) -> str:
     """What `fit_outlook` found, for a reader."""
     grey, colour = found["decoded_bytes"]["grey"], found["decoded_bytes"]["colour"]
-    store = found["cluster"]["object_store_bytes"]
     return _lines(
         ("cluster", _cluster_text(found["cluster"])),
         (
@@ -207,8 +207,8 @@ def fit_text(found: dict[str, Any]) -> str:
         ("images", f"{found['normal']:,} normal, {found['anomalous']:,} anomalous, one frame an object"),
         (
             "memory",
-            f"{_size(grey)} decoded ({_size(colour)} in colour), of {_size(store)} in the object store"
-            + (": the rest goes to disk" if grey > store else ""),
+            f"{_size(grey)} decoded ({_size(colour)} in colour), {_size(found['room_bytes'])} of it may stay so"
+            + (": the rest is decoded again in every epoch" if grey > found["room_bytes"] else ""),
         ),
     )
 

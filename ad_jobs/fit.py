@@ -23,7 +23,7 @@ from ad_jobs.calibrate import calibrate_on
 from ad_jobs.config import FitSpec
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.policy import PixelPolicy
-from ad_jobs.imageset import ImageSet, Reader, decode_all
+from ad_jobs.imageset import ImageSet, Reader, decode_all, room_for_images
 from ad_jobs.modelstore import open_model, publish, read_record, write_calibration
 from ad_jobs.results.run import versions
 from ad_jobs.sources import SourceObject, read_source
@@ -31,6 +31,7 @@ from ad_jobs.split import split_anomalous, split_by_group
 from ad_jobs.training import Batches, State, train
 from cluster import objects, storage, training
 from cluster import session as sessions
+from cluster.division import Workers, divide_for_training
 from cluster.errors import ClusterError
 from models import registry
 from models.detector import ConfigError, Detector, DetectorConfig, InputSpec, WeightsError
@@ -40,7 +41,6 @@ log = logging.getLogger("retroscan.fit")
 
 STATE = "fit.pt"  # of a checkpoint
 ZERO_FN_MARGIN = 0.05  # how far the zero-miss threshold lies below the lowest held-out anomalous score
-KEPT_SHARE = 0.5  # of an object store, for decoded images
 
 
 def fit(spec: FitSpec) -> dict[str, Any]:
@@ -49,6 +49,7 @@ def fit(spec: FitSpec) -> dict[str, Any]:
     Raises:
         UsageError: a request that cannot be carried out: unknown detector or option, empty source, a folder in use.
         JobError: no image could be decoded, or the training failed.
+        ClusterError: no cluster answers, or it has no room for the workers.
     """
     started = time.monotonic()
     config, input_spec, policy = resolve(spec)
@@ -64,7 +65,11 @@ def fit(spec: FitSpec) -> dict[str, Any]:
     detector = _new_detector(spec, config, input_spec)
 
     with sessions.session(spec.address) as connected, ExitStack() as opened:
-        room = _keep_bytes(spec)
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        division = divide_for_training(
+            connected.nodes, spec.workers, int(asked) if asked.isdigit() and int(asked) else None
+        )
+        room = room_for_images(connected.nodes) if spec.keep_mib is None else spec.keep_mib << 20
         images = decode_all(normal, policy, spec.limits, "normal", cpus=connected.cpus, keep_bytes=room)
         train_on, held_out = split_by_group(images.group, spec.seed)
         log.info("%d normal images: %d to fit, %d held out.", len(images), len(train_on), len(held_out))
@@ -86,14 +91,14 @@ def fit(spec: FitSpec) -> dict[str, Any]:
             "config": config.model_dump(mode="json"),
             "spec": input_spec.model_dump(),
             "seed": spec.seed,
-            "threads": _threads(connected.cpus, spec.workers),
+            "threads": division.threads,
             "images": objects.put(images),
             "positions": objects.put({"train": train_on, "held_out": held_out}),
             "abnormal": None if abnormal is None else objects.put(abnormal),
             "abnormal_train": abnormal_train,
             "initial": objects.put(detector.state_dict()),
         }
-        state = _fitted(options, spec, digest, out, connected)
+        state = _fitted(options, digest, out, division)
         detector.load_state_dict(state["detector"])
         detector.eval()
         record = {
@@ -233,21 +238,7 @@ def _fingerprint(
 # --- Training
 
 
-def _keep_bytes(spec: FitSpec) -> int:
-    """How much of the decoded images may stay in memory: every node with a worker holds a copy."""
-    if spec.keep_mib is not None:
-        return spec.keep_mib << 20
-    return int(KEPT_SHARE * objects.smallest_store())
-
-
-def _threads(cpus: float, workers: int) -> int:
-    asked = os.environ.get("OMP_NUM_THREADS")
-    return int(asked) if asked and asked.isdigit() else max(1, int(cpus) // workers)
-
-
-def _fitted(
-    options: dict[str, Any], spec: FitSpec, digest: str, out: str, connected: sessions.Session
-) -> State:
+def _fitted(options: dict[str, Any], digest: str, out: str, division: Workers) -> State:
     """Run the training to its end; its last state, which holds the fitted detector and the loss curve."""
     try:
         with training.trained(
@@ -255,8 +246,7 @@ def _fitted(
             options,
             name=digest,  # the same fit resumes; another has another name
             folder=storage.join(out, "fit"),
-            workers=spec.workers,
-            connected=connected,
+            workers=division,
             log=log,
         ) as folder:
             return _read_state(folder)

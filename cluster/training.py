@@ -16,8 +16,8 @@ from ray.train.torch import TorchTrainer, get_device
 
 from cluster import board as boards
 from cluster import storage
+from cluster.division import Workers
 from cluster.errors import ClusterError
-from cluster.session import Session
 
 MAX_FAILURES = 3  # of workers, each of which costs what was done since the last checkpoint
 
@@ -29,8 +29,7 @@ def trained(
     *,
     name: str,
     folder: str,
-    workers: int,
-    connected: Session,
+    workers: Workers,
     log: logging.Logger,
 ) -> Iterator[Path]:
     """Run `loop(options)` on every worker to its end; a local folder with the last checkpoint, for the block.
@@ -40,8 +39,7 @@ def trained(
         options: what it gets; in `board` the handle to whose `say` it may send lines for the user.
         name: of this training: the same name in the same folder continues, also with another number of workers.
         folder: where checkpoints go, local or s3.
-        workers: processes in the group.
-        connected: what there is to divide among them.
+        workers: how many there are, and what each of them gets.
         log: where the lines go.
 
     Raises:
@@ -51,15 +49,13 @@ def trained(
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     filesystem, path = storage.filesystem(folder)
     board = boards.board()
-    on_gpu = connected.gpus >= workers
-    cpus = max(1.0, connected.cpus // workers)
     trainer = TorchTrainer(
         loop,
         train_loop_config={**options, "board": board},
         scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=on_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if on_gpu else {})},
+            num_workers=workers.workers,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
         ),
         run_config=RunConfig(
             name=name,
