@@ -111,7 +111,8 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
         UsageError: as `fit`.
         ClusterError: no cluster answers, or it has no room for the workers.
     """
-    from ad_jobs.fit import divided, kept_bytes, resolve  # Ray Train's import is slow
+    from ad_jobs.fit import resolve  # Ray Train's import is slow
+    from ad_jobs.imageset import room_for_images
 
     config, _, policy = resolve(spec)
     normal = len(read_source(spec.normal))
@@ -133,12 +134,12 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
             kind: (normal + anomalous) * _frame_bytes(policy.model_copy(update={"channels": channels}))
             for kind, channels in (("grey", 1), ("colour", policy.channels))
         },
-        "kept_bytes": kept,
+        "room_bytes": room_for_images(has.nodes) if spec.keep_mib is None else spec.keep_mib << 20,
     }
 
 
 def steps_an_epoch(normal: int, anomalous: int, batch_size: int) -> int:
-    """Steps of one epoch over the training images.
+    """Steps of one epoch over the training images, however many workers take them; the last batch may be smaller.
 
     Each normal image is taken to be a group of its own; with anomalous ones, an epoch is as long as the larger class.
     """
@@ -192,7 +193,6 @@ def scan_text(found: dict[str, Any]) -> str:
 def fit_text(found: dict[str, Any]) -> str:
     """What `fit_outlook` found, for a reader."""
     grey, colour = found["decoded_bytes"]["grey"], found["decoded_bytes"]["colour"]
-    kept = found["kept_bytes"]
     return _lines(
         ("cluster", _cluster_text(found["cluster"])),
         (
@@ -204,7 +204,8 @@ def fit_text(found: dict[str, Any]) -> str:
         ("images", f"{found['normal']:,} normal, {found['anomalous']:,} anomalous, one frame an object"),
         (
             "memory",
-            f"{_size(grey)} decoded ({_size(colour)} in colour), of which {_size(kept)} may stay in the object store",
+            f"{_size(grey)} decoded ({_size(colour)} in colour), {_size(found['room_bytes'])} of it may stay so"
+            + (": the rest is decoded again in every epoch" if grey > found["room_bytes"] else ""),
         ),
     )
 

@@ -24,7 +24,7 @@ from ad_jobs.calibrate import calibrate_on
 from ad_jobs.config import FitSpec
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.policy import PixelPolicy
-from ad_jobs.imageset import ImageSet, Reader, decode_all
+from ad_jobs.imageset import ImageSet, Reader, decode_all, room_for_images
 from ad_jobs.modelstore import open_model, publish, read_record, write_calibration
 from ad_jobs.results.run import versions
 from ad_jobs.sources import SourceObject, read_source
@@ -32,7 +32,7 @@ from ad_jobs.split import split_anomalous, split_by_group
 from ad_jobs.training import Batches, State, train
 from cluster import objects, storage, training
 from cluster import session as sessions
-from cluster.division import Node, Workers, divide_for_training
+from cluster.division import Workers, divide_for_training
 from cluster.errors import ClusterError
 from models import registry
 from models.detector import ConfigError, Detector, DetectorConfig, InputSpec, WeightsError
@@ -42,7 +42,6 @@ log = logging.getLogger("retroscan.fit")
 
 STATE = "fit.pt"  # of a checkpoint
 ZERO_FN_MARGIN = 0.05  # how far the zero-miss threshold lies below the lowest held-out anomalous score
-KEPT_SHARE = 0.5  # of an object store, for decoded images
 
 
 def fit(spec: FitSpec) -> dict[str, Any]:
@@ -51,6 +50,7 @@ def fit(spec: FitSpec) -> dict[str, Any]:
     Raises:
         UsageError: a request that cannot be carried out: unknown detector or option, empty source, a folder in use.
         JobError: no image could be decoded, or the training failed.
+        ClusterError: no cluster answers, or it has no room for the workers.
     """
     started = time.monotonic()
     config, input_spec, policy = resolve(spec)
@@ -66,8 +66,11 @@ def fit(spec: FitSpec) -> dict[str, Any]:
     detector = _new_detector(spec, config, input_spec)
 
     with sessions.session(spec.address) as connected, ExitStack() as opened:
-        division = divided(connected.nodes, spec.workers)
-        room = kept_bytes(spec)
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        division = divide_for_training(
+            connected.nodes, spec.workers, int(asked) if asked.isdigit() and int(asked) else None
+        )
+        room = room_for_images(connected.nodes) if spec.keep_mib is None else spec.keep_mib << 20
         images = decode_all(normal, policy, spec.limits, "normal", cpus=connected.cpus, keep_bytes=room)
         train_on, held_out = split_by_group(images.group, spec.seed)
         log.info("%d normal images: %d to fit, %d held out.", len(images), len(train_on), len(held_out))
@@ -236,23 +239,6 @@ def _fingerprint(
 # --- Training
 
 
-def kept_bytes(spec: FitSpec) -> int:
-    """How much of the decoded images may stay in memory: every node with a worker holds a copy."""
-    if spec.keep_mib is not None:
-        return spec.keep_mib << 20
-    return int(KEPT_SHARE * objects.smallest_store())
-
-
-def divided(nodes: Sequence[Node], workers: int) -> Workers:
-    """What each worker gets of the nodes; OMP_NUM_THREADS sets the threads it computes with.
-
-    Raises:
-        ClusterError: the nodes have no room for so many.
-    """
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return divide_for_training(nodes, workers, int(asked) if asked.isdigit() and int(asked) else None)
-
-
 def _fitted(options: dict[str, Any], digest: str, out: str, division: Workers) -> State:
     """Run the training to its end; its last state, which holds the fitted detector and the loss curve."""
     try:
@@ -261,7 +247,7 @@ def _fitted(options: dict[str, Any], digest: str, out: str, division: Workers) -
             options,
             name=digest,  # the same fit resumes; another has another name
             folder=storage.join(out, "fit"),
-            division=division,
+            workers=division,
             log=log,
         ) as folder:
             return _read_state(folder)

@@ -20,11 +20,13 @@ from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.sources import SourceObject
 from cluster import objects as store
+from cluster.division import Node
 
 log = logging.getLogger("retroscan.fit")
 
 CHUNK = 64  # objects decoded by one task
 READ_AHEAD = 32  # images decoded before they are asked for
+KEPT_SHARE = 0.5  # of an object store, for decoded images
 
 Pixels = NDArray[np.uint16]  # [c, H, W]
 
@@ -124,6 +126,11 @@ def _ahead(items: Iterator[Pixels], count: int) -> Generator[Pixels, None, None]
 
 
 # --- Making one
+
+
+def room_for_images(nodes: Sequence[Node]) -> int:
+    """Bytes of decoded images that may stay in memory, where every node that can work holds a copy of all of them."""
+    return int(KEPT_SHARE * min(node.object_store for node in nodes if node.cpus >= 1))
 
 
 class Report(NamedTuple):

@@ -38,8 +38,3 @@ def run(
             yield large, ray.get(small)
     for large, small in waiting:
         yield large, ray.get(small)
-
-
-def smallest_store() -> int:
-    """Bytes of the smallest object store among the cluster's nodes: what each of them could hold a copy of."""
-    return int(min(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]))

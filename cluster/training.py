@@ -29,7 +29,7 @@ def trained(
     *,
     name: str,
     folder: str,
-    division: Workers,
+    workers: Workers,
     log: logging.Logger,
 ) -> Iterator[Path]:
     """Run `loop(options)` on every worker to its end; a local folder with the last checkpoint, for the block.
@@ -39,7 +39,7 @@ def trained(
         options: what it gets; in `board` the handle to whose `say` it may send lines for the user.
         name: of this training: the same name in the same folder continues, also with another number of workers.
         folder: where checkpoints go, local or s3.
-        division: the workers, and what each of them holds.
+        workers: how many there are, and what each of them gets.
         log: where the lines go.
 
     Raises:
@@ -49,12 +49,13 @@ def trained(
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     filesystem, path = storage.filesystem(folder)
     board = boards.board()
-    held = {"CPU": division.cpus, **({"GPU": division.gpus} if division.gpus else {})}
     trainer = TorchTrainer(
         loop,
         train_loop_config={**options, "board": board},
         scaling_config=ScalingConfig(
-            num_workers=division.workers, use_gpu=division.gpus > 0, resources_per_worker=held
+            num_workers=workers.workers,
+            use_gpu=workers.gpus > 0,
+            resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
         ),
         run_config=RunConfig(
             name=name,

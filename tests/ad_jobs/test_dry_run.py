@@ -120,6 +120,8 @@ def test_a_fit(home: Path) -> None:
     assert found["kept_bytes"] == store // 2, "as much of the images as stays in the object store"
     result = CliRunner().invoke(app, [*map(str, given)])
     assert "2 of 1 CPUs" in result.output
+    assert 0 < found["room_bytes"] < found["cluster"]["object_store_bytes"]
+    assert "decoded again" not in result.output
     assert not out.exists()
 
 

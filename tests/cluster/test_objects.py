@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module", autouse=True)
 def connected() -> Iterator[None]:
-    with session(num_cpus=2, object_store_memory=80 << 20):
+    with session(num_cpus=2):
         yield
 
 
@@ -42,7 +42,3 @@ def test_what_was_put_comes_back_unwritable():
     found = objects.get(objects.put(np.arange(4)))
     with pytest.raises(ValueError, match="read-only"):
         found[0] = 1
-
-
-def test_the_smallest_store_is_the_one_there_is():
-    assert objects.smallest_store() == 80 << 20
