@@ -5,6 +5,7 @@ A source that is no manifest is listed all the same, into a folder that goes aga
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.run_state import Plan
 from ad_jobs.sources import read_source
 from ad_jobs.split import HELD_OUT_SHARE, held_out_anomalous
-from cluster.division import Node, plan
+from cluster.division import Node, divide_for_training, plan
 from cluster.session import session
 
 # The most that any format took for one pixel while it was decoded and resized, beside its file, measured: 16-bit RGBA
@@ -69,7 +70,7 @@ def scan_outlook(
         "write_cpus": resources.write_cpus,
         "batch_size": resources.batch_size,
         "block_rows": block_rows(max(left), resources),
-        "part_rows": part_rows(intent, resources),
+        "part_rows": part_rows(intent, resources.batch_size),
         "chapters": intent.chapters,
         "chapters_left": sum(count > 0 for count in left),
         "objects": intent.objects,
@@ -117,9 +118,11 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
     config, _, policy = resolve(spec)
     normal = len(read_source(spec.normal))
     anomalous = len(read_source(spec.anomalous)) if spec.anomalous else 0
+    threads = os.environ.get("OMP_NUM_THREADS", "")
     with session(spec.address) as has:
-        division = divided(has.nodes, spec.workers)
-        kept = kept_bytes(spec)
+        division = divide_for_training(
+            has.nodes, spec.workers, int(threads) if threads.isdigit() and int(threads) else None
+        )
     return {
         "cluster": _cluster(has.nodes),
         "workers": division.workers,

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
