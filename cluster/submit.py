@@ -155,22 +155,23 @@ class Jobs:
         job_id, is_new = attempt(wanted, {job.id: job.status for job in self.list()})
         if not is_new:
             return job_id, False
-        with tempfile.TemporaryDirectory(prefix="retroscan-job-") as folder, _answers(self.address):
+        with tempfile.TemporaryDirectory(prefix="retroscan-job-") as folder:
             for package in packages:
                 shutil.copytree(package, Path(folder, package.name), ignore=_NOT_CODE)
             if values:
                 sent.pack(Path(folder), values)
-            try:
-                self._client.submit_job(
-                    entrypoint=command,
-                    submission_id=job_id,
-                    runtime_env={"working_dir": folder},
-                    metadata=dict(metadata),
-                )
-            except RuntimeError as error:
-                if "already exists" in str(error):  # the same request, from elsewhere at the same time
-                    return job_id, False
-                raise
+            with _answers(self.address):
+                try:
+                    self._client.submit_job(
+                        entrypoint=command,
+                        submission_id=job_id,
+                        runtime_env={"working_dir": folder},
+                        metadata=dict(metadata),
+                    )
+                except RuntimeError as error:
+                    if "already exists" in str(error):  # the same request, from elsewhere at the same time
+                        return job_id, False
+                    raise
         return job_id, True
 
     def follow(self, job_id: str, write: Callable[[str], object]) -> Job:
