@@ -517,6 +517,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         "connect_timeout": s3.CONNECT_TIMEOUT_S,
         "request_timeout": s3.READ_TIMEOUT_S,
         "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=s3.ATTEMPTS),
+        "allow_delayed_open": True,  # a small object is one request that can be tried again, and not three
     }
     if region := s3.region():
         options["region"] = region

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -306,3 +309,55 @@ def test_a_job_finds_the_cluster_that_it_runs_on(call: Call, ray_head: RayHead) 
     done = call("submit", "--", "doctor")
     assert done.returncode == 0, done.stderr
     assert f"ok       Ray cluster: {ray_head.address} answers with Ray" in done.stderr
+
+
+@pytest.fixture
+def silent_store() -> Iterator[dict[str, str]]:
+    """Variables that lead to a store that never answers: whoever asks it waits for minutes."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{listening.getsockname()[1]}",
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "nobody",
+            "AWS_SECRET_ACCESS_KEY": "nothing",
+        }
+
+
+@pytest.mark.ray
+def test_an_interrupt_leaves_the_job_running(
+    call: Call, ray_head: RayHead, silent_store: dict[str, str], tmp_path: Path
+) -> None:
+    options = [word for name in silent_store for word in ("--env", name)]
+    index = ("--", "index", "s3://bucket/archive", "--out", tmp_path / "manifest")
+    following = subprocess.Popen(
+        command(ray_head, "submit", "--submission-id", "waiting", *options, *index),
+        env={**ray_environment(ray_head), **silent_store}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert following.stderr is not None
+    until = time.monotonic() + WAIT_S
+    while "Running entrypoint" not in (line := following.stderr.readline()):
+        assert following.poll() is None, line
+        assert time.monotonic() < until
+    following.send_signal(signal.SIGINT)
+    stdout, stderr = following.communicate(timeout=WAIT_S)
+    assert following.returncode == 130, stderr
+    assert stdout == ""
+    assert "Job waiting goes on" in stderr
+    assert "retroscan jobs --stop waiting" in stderr
+
+    assert _status(call, "waiting") == "RUNNING"
+    stopped = call("jobs", "--stop", "waiting")
+    assert stopped.stdout == "job waiting is being stopped\n", stopped.stderr
+    while (status := _status(call, "waiting")) == "RUNNING":
+        assert time.monotonic() < until
+    assert status == "STOPPED"
+    gone = call("jobs", "--stop", "never-submitted")
+    assert gone.returncode == 1
+    assert "does not exist" in gone.stderr
+
+
+def _status(call: Call, job_id: str) -> str:
+    jobs = {job["id"]: job["status"] for job in json.loads(call("jobs", "--json").stdout)}
+    return str(jobs[job_id])

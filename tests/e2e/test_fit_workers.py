@@ -84,17 +84,27 @@ def fitting(normal: Path, out: Path, log: Path, workers: int) -> subprocess.Pope
 
 
 def wait_for_a_checkpoint(
-    process: subprocess.Popen[bytes], out: Path, log: Path, other: set[Path]
-) -> set[Path]:
-    """Checkpoints as soon as there is one that is not among `other`."""
+    process: subprocess.Popen[bytes], out: Path, log: Path, other: set[str]
+) -> set[str]:
+    """The names of checkpoints that count, as soon as there is one that is not among `other`."""
     deadline = time.monotonic() + WAIT_S
     while True:
-        found = set((out / "fit").glob("*/checkpoint_*/fit.pt"))
+        found = set().union(*map(registered, (out / "fit").glob("*/checkpoint_manager_snapshot.json")))
         if found - other:
             return found | other
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.05)
+
+
+def registered(snapshot: Path) -> set[str]:
+    """The checkpoints from which Ray Train would go on: a folder counts once every rank has reported it."""
+    try:
+        return {
+            found["checkpoint_dir_name"] for found in json.loads(snapshot.read_text())["checkpoint_results"]
+        }
+    except ValueError:  # it is being written
+        return set()
 
 
 def ranks(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
