@@ -70,7 +70,7 @@ def scan_outlook(
         "write_cpus": resources.write_cpus,
         "batch_size": resources.batch_size,
         "block_rows": block_rows(max(left), resources),
-        "part_rows": part_rows(intent, resources.batch_size),
+        "part_rows": part_rows(intent, resources),
         "chapters": intent.chapters,
         "chapters_left": sum(count > 0 for count in left),
         "objects": intent.objects,

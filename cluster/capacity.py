@@ -34,7 +34,7 @@ class NodeType(NamedTuple):
     """Nodes of one shape."""
 
     node: Node
-    count: int
+    size: int
     price_per_hour: float = 0.0
     network_bytes_per_s: float = 1.25e9
     speed: float = 1.0  # of a core, against the machine that the costs were measured on
@@ -79,7 +79,7 @@ def predict(
         ClusterError: the nodes have no CPU.
         ValueError: the nodes have GPUs, and the costs lack the detector's time on one.
     """
-    members = [of_type for of_type in types for _ in range(of_type.count)]
+    members = [of_type for of_type in types for _ in range(of_type.size)]
     nodes = [of_type.node for of_type in members]
     found = plan(nodes, objects=objects)
     score = costs.gpu_score if found.actor_gpus else costs.score
@@ -118,4 +118,4 @@ def hours(objects: int, images_per_s: float, assumed: Assumptions) -> float:
 
 def price_per_hour(types: Sequence[NodeType]) -> float:
     """What the nodes cost in an hour."""
-    return sum(of_type.count * of_type.price_per_hour for of_type in types)
+    return sum(of_type.size * of_type.price_per_hour for of_type in types)

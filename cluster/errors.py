@@ -62,3 +62,12 @@ class ClusterError(Exception):
 
     def __str__(self) -> str:
         return f"{self.problem} {self.remedy}"
+
+
+def token_refused(address: str, reason: str) -> ClusterError:
+    """The error of a cluster that takes no token of ours."""
+    return ClusterError(
+        f"The cluster takes only those with its token. Got: address {address}, {reason.removesuffix('.')}.",
+        "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token, or RAY_AUTH_TOKEN to "
+        "the token itself.",
+    )

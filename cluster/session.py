@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from ray.data import DataContext
 
 from cluster import growth
 from cluster.division import GIB, Node
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, token_refused
 
 log = logging.getLogger("retroscan.session")
 
@@ -125,11 +126,24 @@ def _connect(address: str, options: dict[str, Any]) -> None:
             if type(error) is Exception and attempt < START_ATTEMPTS:
                 log.warning("Ray did not start in time (%s). Once more.", error)
                 continue
+            if reason := _token_refused(error):
+                raise token_refused(address, reason) from error
             raise ClusterError(
                 f"Ray did not start or answer. Got: address {address} ({type(error).__name__}: {error}).",
                 "Check --address and RAY_ADDRESS, or leave both out for an embedded Ray.",
             ) from error
         return
+
+
+def _token_refused(error: BaseException | None) -> str | None:
+    """Ray's reason if it was the token, and nothing else; it tells so in the text of some error on the way."""
+    while error is not None:
+        if found := re.search(
+            r"\bAuthentication token [^.]+|Token authentication is enabled [^.]+", str(error)
+        ):
+            return found.group()
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager

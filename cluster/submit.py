@@ -27,7 +27,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
 from cluster import sent
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, token_refused
 
 log = logging.getLogger("retroscan.submit")
 
@@ -292,11 +292,7 @@ def _answers(address: str) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        raise ClusterError(
-            f"The cluster takes only those with its token. Got: address {_shown(address)}, "
-            f"{str(error).splitlines()[0].removesuffix('.')}.",
-            "Set RAY_AUTH_TOKEN_PATH to a file with the cluster's token, or RAY_AUTH_TOKEN to the token itself.",
-        ) from error
+        raise token_refused(_shown(address), str(error).splitlines()[0]) from error
     except (
         RuntimeError
     ) as error:  # the client's answer to any other HTTP status; with a traceback, what it ends with

@@ -1,7 +1,8 @@
-"""A real Ray head for tests of jobs: `ray start` in a process of its own, on loopback, with a token and its own ports."""
+"""Real Ray nodes for tests: `ray start` processes on loopback, with a token, and ports and folders of their own."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -15,60 +16,58 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
+
 START_S = 300.0  # on a machine that is busy
 END_S = 30.0
 NODE_IP = "127.0.0.2"  # loopback all the same; Ray takes 127.0.0.1 for an address of the network
+STORE_BYTES = 128 << 20
+# Ray gives a silent node half a minute; here it is missed after three seconds.
+NOTICED = {
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
 
 
-class RayHead:
-    """A running head: `address` of its dashboard, `cluster_address` of itself, `folder` with all it writes.
+class _Node:
+    """A `ray start` process with a folder and ports of its own."""
 
-    `env` is what a client needs.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, ip: str, token: Path | None = None) -> None:
         # Not below pytest's folder: sockets lie in here, and a socket's path has 107 bytes at most.
         self.folder = Path(tempfile.mkdtemp(prefix="rs-ray-", dir="/tmp"))
-        token = self.folder / "token"
-        token.touch(0o600)
-        token.write_text(secrets.token_hex(32))
-        cluster, dashboard, *self._ports = _free_ports(7)
-        self.cluster_address = f"{NODE_IP}:{cluster}"
-        self.address = f"http://127.0.0.1:{dashboard}"
-        self._dashboard = dashboard
-        self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        self._authorization = {"Authorization": f"Bearer {token.read_text()}"}
+        self._ip = ip
+        self.token = token or self.folder / "token"
+        self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        self._agent, *self._ports = _free_ports(ip, 4)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start the head, and return once it takes jobs."""
+    def _start(self, *options: str, cpus: int) -> None:
         beside = Path(sys.executable).parent
         without = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
-        agent, agent_grpc, metrics, client, runtime_env = self._ports
-        with (self.folder / "head.log").open("ab") as log:
+        agent_grpc, metrics, runtime_env = self._ports
+        with (self.folder / "node.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    beside / "ray", "start", "--head", "--block", "--disable-usage-stats",
-                    f"--node-ip-address={NODE_IP}",
-                    f"--port={self.cluster_address.partition(':')[2]}",
-                    "--dashboard-host=127.0.0.1",
-                    f"--dashboard-port={self._dashboard}",
-                    f"--dashboard-agent-listen-port={agent}",
+                    beside / "ray", "start", "--block", "--disable-usage-stats",
+                    f"--node-ip-address={self._ip}",
+                    f"--dashboard-agent-listen-port={self._agent}",
                     f"--dashboard-agent-grpc-port={agent_grpc}",
                     f"--metrics-export-port={metrics}",
-                    f"--ray-client-server-port={client}",
                     f"--runtime-env-agent-port={runtime_env}",
                     "--min-worker-port=0",
                     "--max-worker-port=0",
                     f"--temp-dir={self.folder / 'r'}",
-                    "--num-cpus=2",
-                    f"--object-store-memory={128 << 20}",
+                    f"--num-cpus={cpus}",
+                    f"--object-store-memory={STORE_BYTES}",
+                    *options,
                 ],
                 env={
                     **without,
                     **self.env,
                     "PATH": f"{beside}:{os.environ['PATH']}",  # whose `python` a job's command begins with
                     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody waits for what still runs
+                    **NOTICED,
                 },
                 stdout=log,
                 stderr=log,
@@ -80,28 +79,32 @@ class RayHead:
         while not self._answers():
             if time.monotonic() > until or self._process.poll() is not None:
                 self.stop(keep=True)
-                raise RuntimeError(f"No Ray head at {self.address}:\n{self.log()[-3000:]}")
+                raise RuntimeError(f"No Ray node at {self._ip}:\n{self.log()[-3000:]}")
             time.sleep(0.2)
 
     def _answers(self) -> bool:
-        """Whether a job can be sent: the dashboard hands it to the node's agent, which is there a little later."""
+        """Whether the node's agent is there, which comes last."""
         try:
-            socket.create_connection((NODE_IP, self._ports[0]), 5).close()
+            socket.create_connection((self._ip, self._agent), 5).close()
         except OSError:
             return False
-        request = urllib.request.Request(f"{self.address}/api/version", headers=self._authorization)
-        try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                return answer.status == 200
-        except (urllib.error.URLError, OSError):
-            return False
+        return True
 
     def log(self) -> str:
         """What `ray start` said."""
-        return (self.folder / "head.log").read_text(errors="replace")
+        return (self.folder / "node.log").read_text(errors="replace")
+
+    def titles(self) -> str:
+        """What the node's processes call themselves, a line each."""
+        assert self._process is not None
+        found = []
+        for child in psutil.Process(self._process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended in between
+                found.append(" ".join(child.cmdline()))
+        return "\n".join(found)
 
     def stop(self, *, keep: bool = False) -> None:
-        """End the head by its pid; it ends what it started. Its folder goes too, unless it is to be kept."""
+        """End the node by its pid; it ends what it started. Its folder goes too, unless it is to be kept."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -114,11 +117,71 @@ class RayHead:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _free_ports(count: int) -> list[int]:
+class RayWorker(_Node):
+    """A node that joined a head's cluster."""
+
+    def __init__(self, head: RayHead, ip: str, cpus: int) -> None:
+        super().__init__(ip, head.token)
+        self._start(f"--address={head.cluster_address}", cpus=cpus)
+
+    def kill(self) -> None:
+        """End every process of the node at once and without grace, as a machine is lost."""
+        assert self._process is not None
+        members = [psutil.Process(self._process.pid)]
+        members += members[0].children(recursive=True)
+        for member in members:
+            member.suspend()  # so that none sees another one end
+        for member in members:
+            member.kill()
+        self._process.wait()
+        self._process = None
+
+
+class RayHead(_Node):
+    """A running head: `address` of its dashboard, `cluster_address` of itself, `folder` with all it writes.
+
+    `env` is what a client needs.
+    """
+
+    def __init__(self, cpus: int = 2) -> None:
+        super().__init__(NODE_IP)
+        self.token.touch(0o600)
+        self.token.write_text(secrets.token_hex(32))
+        cluster, self._client = _free_ports(NODE_IP, 2)
+        (self._dashboard,) = _free_ports("127.0.0.1", 1)
+        self.cluster_address = f"{NODE_IP}:{cluster}"
+        self.address = f"http://127.0.0.1:{self._dashboard}"
+        self._cpus = cpus
+        self._authorization = {"Authorization": f"Bearer {self.token.read_text()}"}
+
+    def start(self) -> None:
+        """Start the head, and return once it takes jobs."""
+        self._start(
+            "--head",
+            f"--port={self.cluster_address.partition(':')[2]}",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self._dashboard}",
+            f"--ray-client-server-port={self._client}",
+            cpus=self._cpus,
+        )
+
+    def _answers(self) -> bool:
+        """Whether a job can be sent: the dashboard hands it to the node's agent."""
+        if not super()._answers():
+            return False
+        request = urllib.request.Request(f"{self.address}/api/version", headers=self._authorization)
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+def _free_ports(ip: str, count: int) -> list[int]:
     held = [socket.socket() for _ in range(count)]  # all at once, so that they differ
     try:
         for one in held:
-            one.bind(("127.0.0.1", 0))
+            one.bind((ip, 0))
         return [one.getsockname()[1] for one in held]
     finally:
         for one in held:

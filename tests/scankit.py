@@ -186,6 +186,19 @@ def named(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(name=name).set_index(["name", "frame"]).sort_index()
 
 
+def assert_as_undisturbed(run: str, undisturbed: pd.DataFrame) -> None:
+    """The same rows, once each; scores within 1e-5; the same flags, statuses, errors and digests."""
+    found = table(run)
+    assert not found.index.duplicated().any()
+    assert found.index.tolist() == undisturbed.index.tolist()
+    np.testing.assert_allclose(found["score"], undisturbed["score"], rtol=0, atol=1e-5)
+    for column in ("object_id", "flagged", "status", "error_code", "content_sha256", "bytes"):
+        assert found[column].astype(object).where(found[column].notna(), None).tolist() == (
+            undisturbed[column].astype(object).where(undisturbed[column].notna(), None).tolist()
+        ), column
+    assert found["heatmap"].notna().tolist() == undisturbed["heatmap"].notna().tolist()
+
+
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of every file below a folder."""
     return {

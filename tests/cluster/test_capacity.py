@@ -44,7 +44,7 @@ ANY_TYPE = st.builds(
     node=st.builds(
         Node, cpus=st.sampled_from([1, 2, 3, 4, 6, 8, 16, 96]), gpus=st.sampled_from([0, 0, 1, 8])
     ),
-    count=st.integers(1, 9),
+    size=st.integers(1, 9),
     network_bytes_per_s=st.floats(1e6, 1e10),
     speed=st.floats(0.3, 3.0),
 )
@@ -106,7 +106,7 @@ def test_more_nodes_of_a_shape_never_lower_what_is_achieved(
     costs: Costs, of_type: NodeType, more: int
 ) -> None:
     before, after = (
-        predict(costs, [of_type._replace(count=count)], ASSUMED).images_per_s
+        predict(costs, [of_type._replace(size=count)], ASSUMED).images_per_s
         for count in (of_type.count, of_type.count + more)
     )
     assert after >= before * (1 - 1e-9)

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import scankit as kit
@@ -52,19 +51,6 @@ def finish(process: subprocess.Popen[bytes], within_s: float = WAIT_S) -> None:
     """Wait for a scan that must succeed."""
     _, errors = process.communicate(timeout=within_s)
     assert process.returncode == 0, errors.decode()[-3000:]
-
-
-def assert_as_undisturbed(run: str, undisturbed: pd.DataFrame) -> None:
-    """The same rows, once each; scores within 1e-5; the same flags, statuses, errors and digests."""
-    table = kit.table(run)
-    assert not table.index.duplicated().any()
-    assert table.index.tolist() == undisturbed.index.tolist()
-    np.testing.assert_allclose(table["score"], undisturbed["score"], rtol=0, atol=1e-5)
-    for column in ("object_id", "flagged", "status", "error_code", "content_sha256", "bytes"):
-        assert table[column].astype(object).where(table[column].notna(), None).tolist() == (
-            undisturbed[column].astype(object).where(undisturbed[column].notna(), None).tolist()
-        ), column
-    assert table["heatmap"].notna().tolist() == undisturbed["heatmap"].notna().tolist()
 
 
 def asked_for(proxy: FaultProxy, since: int = 0) -> Counter[str]:

@@ -25,7 +25,6 @@ from tests.faults.conftest import (
     OBJECTS,
     PREFIX,
     asked_for,
-    assert_as_undisturbed,
     finish,
     statement,
     wait_for,
@@ -111,7 +110,7 @@ def test_the_driver_is_killed(
     time.sleep(1.0)  # requests of the killed process that are still under way
     since = len(proxy.requests)
     finish(kit.in_a_process(statement(source, model, out), stderr=subprocess.PIPE))
-    assert_as_undisturbed(out, undisturbed)
+    kit.assert_as_undisturbed(out, undisturbed)
     asked = asked_for(proxy, since)
     assert set(asked.values()) == {1}
     assert set(asked) == set(OBJECTS) - done
@@ -151,7 +150,7 @@ def test_a_worker_is_killed(
     found[0].kill()
     proxy.rule = lambda _: None
     finish(process)
-    assert_as_undisturbed(str(out), undisturbed)
+    kit.assert_as_undisturbed(str(out), undisturbed)
 
 
 @pytest.fixture
@@ -188,4 +187,4 @@ def test_a_node_is_removed(
     cluster.remove_node(node, allow_graceful=False)
     proxy.rule = lambda _: None
     finish(process)
-    assert_as_undisturbed(str(out), undisturbed)
+    kit.assert_as_undisturbed(str(out), undisturbed)

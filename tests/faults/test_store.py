@@ -24,7 +24,6 @@ from tests.faults.conftest import (
     OBJECTS,
     PREFIX,
     asked_for,
-    assert_as_undisturbed,
     finish,
     statement,
     wait_for,
@@ -80,7 +79,7 @@ class TestStoreThatRecovers:
         out = s3.uri("faults/answers")
         scan(source, [model], out, batch_size=4, num_cpus=2)
         assert {"500", "503", "slow", "reset", "cut"} == set(proxy.faults)
-        assert_as_undisturbed(out, undisturbed)
+        kit.assert_as_undisturbed(out, undisturbed)
 
     def test_a_server_that_is_killed_and_comes_back(
         self, s3: S3Server, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame
@@ -102,7 +101,7 @@ class TestStoreThatRecovers:
         scan(source, [model], out, batch_size=4, num_cpus=2)
         killer.join()
         assert away.is_set()
-        assert_as_undisturbed(out, undisturbed)
+        kit.assert_as_undisturbed(out, undisturbed)
 
     @pytest.mark.usefixtures("proxy")
     def test_an_archive_that_changes_between_index_and_scan(
@@ -152,7 +151,7 @@ def test_keys_that_end_in_the_middle(
     proxy.rule = lambda _: None
     again = len(proxy.requests)
     scan(source, [model], out, batch_size=4, num_cpus=2)
-    assert_as_undisturbed(out, undisturbed)
+    kit.assert_as_undisturbed(out, undisturbed)
     asked = asked_for(proxy, again)
     assert not set(asked) & done  # what was done is not fetched again
     assert len(asked) == len(OBJECTS) - len(done)
@@ -179,7 +178,7 @@ def test_a_store_without_room(
         read_scores(out)
     proxy.rule = lambda _: None
     scan(source, [model], out, batch_size=4, num_cpus=2)
-    assert_as_undisturbed(out, undisturbed)
+    kit.assert_as_undisturbed(out, undisturbed)
 
 
 @pytest.fixture
@@ -207,7 +206,7 @@ def test_a_disk_without_room(small_disk: Path, source: str, model: str, undistur
     ballast.unlink()
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
     scan(source, [model], out, batch_size=4, num_cpus=2)
-    assert_as_undisturbed(out, undisturbed)
+    kit.assert_as_undisturbed(out, undisturbed)
 
 
 def test_two_scans_into_one_folder(
@@ -224,7 +223,7 @@ def test_two_scans_into_one_folder(
     assert str(first.pid) in str(caught.value)
     proxy.rule = lambda _: None
     finish(first, within_s=240)
-    assert_as_undisturbed(out, undisturbed)
+    kit.assert_as_undisturbed(out, undisturbed)
 
 
 def test_too_many_failures_end_the_run_and_keep_what_is_done(tmp_path: Path, model: str) -> None:
