@@ -81,7 +81,7 @@ def plan(nodes: Sequence[Node], batch_size: int | None = None, objects: int | No
     with_gpu = [node for node in nodes if node.gpus >= 1]
     if with_gpu:
         actors = sum(int(node.gpus) for node in with_gpu)
-        held = min(1.0, *(node.cpus / 2 / int(node.gpus) for node in with_gpu))
+        held = _down(min(1.0, *(node.cpus / 2 / int(node.gpus) for node in with_gpu)))
         free = max(node.cpus - int(node.gpus) * held for node in nodes)
     else:
         actors, held = _cpu_actors(nodes)
@@ -93,10 +93,10 @@ def plan(nodes: Sequence[Node], batch_size: int | None = None, objects: int | No
         actors = max(1, min(actors, -(-objects // (ACTOR_BATCHES * size))))
     spread = _spread(nodes, actors, held, gpu=bool(with_gpu))
     share = min(1.0, free)  # what one fetch task and one write task fit into, side by side
-    fetch, write = round(0.8 * share, 3), round(0.1 * share, 3)
+    fetch, write = _down(0.8 * share), _down(0.1 * share)
     return Resources(
         actors=actors,
-        actor_cpus=round(held, 3),
+        actor_cpus=held,
         actor_gpus=1.0 if with_gpu else 0.0,
         fetch_cpus=fetch,
         fetch_tasks=sum(_fetch_tasks(nodes, spread, held, fetch, write)),
@@ -107,10 +107,15 @@ def plan(nodes: Sequence[Node], batch_size: int | None = None, objects: int | No
     )
 
 
+def _down(cpus: float) -> float:
+    """As Ray takes it, in thousandths, and never more: what all hold together must fit."""
+    return int(cpus * 1000 + 1e-6) / 1000
+
+
 def _cpu_actors(nodes: Sequence[Node]) -> tuple[int, float]:
     """(actors, CPUs each holds): one a CPU, as far as there is memory for them; at least one."""
     actors = sum(min(int(node.cpus), node.memory // ACTOR_BYTES) for node in nodes)
-    return max(1, actors), min(1.0, max(node.cpus for node in nodes)) / 2
+    return max(1, actors), _down(min(1.0, max(node.cpus for node in nodes)) / 2)
 
 
 def _always_free(cpus: Sequence[float], held: float) -> float:

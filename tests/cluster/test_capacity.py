@@ -106,8 +106,8 @@ def test_more_nodes_of_a_shape_never_lower_what_is_achieved(
     costs: Costs, of_type: NodeType, more: int
 ) -> None:
     before, after = (
-        predict(costs, [of_type._replace(size=count)], ASSUMED).images_per_s
-        for count in (of_type.count, of_type.count + more)
+        predict(costs, [of_type._replace(size=size)], ASSUMED).images_per_s
+        for size in (of_type.size, of_type.size + more)
     )
     assert after >= before * (1 - 1e-9)
 

@@ -62,9 +62,9 @@ def asked_for(proxy: FaultProxy, since: int = 0) -> Counter[str]:
     return Counter(name for name in names if name in OBJECTS)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def through(s3: S3Server) -> Iterator[FaultProxy]:
-    """The proxy; as long as it lives, for the tests of this folder, the environment leads to it."""
+    """The proxy; as long as it lives, for the tests of one file, the environment leads to it."""
     proxy = FaultProxy(s3.endpoint)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
@@ -93,7 +93,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return kit.make_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def source(s3: S3Server) -> str:
     """The archive, as a SOURCE."""
     for name, data in OBJECTS.items():
@@ -101,7 +101,7 @@ def source(s3: S3Server) -> str:
     return s3.uri(PREFIX)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def undisturbed(
     source: str, model: str, through: FaultProxy, tmp_path_factory: pytest.TempPathFactory
 ) -> pd.DataFrame:
