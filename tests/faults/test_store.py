@@ -40,93 +40,92 @@ def of_objects(request: Request) -> bool:
     return request.method == "GET" and request.key.startswith(ARCHIVE) and not request.query
 
 
-@pytest.fixture(scope="class")
+@pytest.fixture(scope="module", autouse=True)
 def one_ray(through: FaultProxy) -> Iterator[None]:
-    """One Ray for a class of tests; it knows the store by the proxy."""
+    """One Ray for all tests here, also for a scan that goes on after one that failed; it knows the store by the proxy."""
     del through
     with session(num_cpus=2):
         yield
 
 
-@pytest.mark.usefixtures("one_ray")
-class TestStoreThatRecovers:
-    """Scans that end well, on one Ray."""
+def test_an_object_is_asked_for_once(undisturbed: pd.DataFrame) -> None:
+    assert len(undisturbed) >= len(OBJECTS)  # the fixture has counted its requests
 
-    def test_an_object_is_asked_for_once(self, undisturbed: pd.DataFrame) -> None:
-        assert len(undisturbed) >= len(OBJECTS)  # the fixture has counted its requests
 
-    def test_answers_that_fail(
-        self, s3: S3Server, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame
-    ) -> None:
-        # In this test: the proxy's own count goes on from those before.
-        asked: Counter[tuple[str, str]] = Counter()
-        parts: list[str] = []
+def test_answers_that_fail(
+    s3: S3Server, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame
+) -> None:
+    # In this test: the proxy's own count goes on from those before.
+    asked: Counter[tuple[str, str]] = Counter()
+    parts: list[str] = []
 
-        def rule(request: Request) -> Fault | None:
-            asked[request.method, request.key] += 1
-            number = asked[request.method, request.key]
-            # An eighth of the objects, twice each, every kind of fault.
-            if of_objects(request) and number <= 2:
-                place = zlib.crc32(request.key.encode())
-                return KINDS[(place // 8 + number) % len(KINDS)] if place % 8 == 0 else None
-            if request.method == "PUT" and "/scores/" in request.key and number == 1:
-                parts.append(request.key)
-                return KINDS[len(parts) % 2]
-            return None
+    def rule(request: Request) -> Fault | None:
+        asked[request.method, request.key] += 1
+        number = asked[request.method, request.key]
+        # An eighth of the objects, twice each, every kind of fault.
+        if of_objects(request) and number <= 2:
+            place = zlib.crc32(request.key.encode())
+            return KINDS[(place // 8 + number) % len(KINDS)] if place % 8 == 0 else None
+        if request.method == "PUT" and "/scores/" in request.key and number == 1:
+            parts.append(request.key)
+            return KINDS[len(parts) % 2]
+        return None
 
-        proxy.rule = rule
-        proxy.faults.clear()
-        out = s3.uri("faults/answers")
-        scan(source, [model], out, batch_size=4, num_cpus=2)
-        assert {"500", "503", "slow", "reset", "cut"} == set(proxy.faults)
-        kit.assert_as_undisturbed(out, undisturbed)
+    proxy.rule = rule
+    proxy.faults.clear()
+    out = s3.uri("faults/answers")
+    scan(source, [model], out, batch_size=4, num_cpus=2)
+    assert {"500", "503", "slow", "reset", "cut"} == set(proxy.faults)
+    kit.assert_as_undisturbed(out, undisturbed)
 
-    def test_a_server_that_is_killed_and_comes_back(
-        self, s3: S3Server, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame
-    ) -> None:
-        since = len(proxy.requests)
-        away = threading.Event()
 
-        def kill() -> None:
-            while len(asked_for(proxy, since)) < len(OBJECTS) // 3:
-                time.sleep(0.02)
-            s3.kill()
-            away.set()
-            time.sleep(3.0)
-            s3.start()
+def test_a_server_that_is_killed_and_comes_back(
+    s3: S3Server, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame
+) -> None:
+    since = len(proxy.requests)
+    away = threading.Event()
 
-        killer = threading.Thread(target=kill)
-        killer.start()
-        out = s3.uri("faults/killed")
-        scan(source, [model], out, batch_size=4, num_cpus=2)
-        killer.join()
-        assert away.is_set()
-        kit.assert_as_undisturbed(out, undisturbed)
+    def kill() -> None:
+        while len(asked_for(proxy, since)) < len(OBJECTS) // 3:
+            time.sleep(0.02)
+        s3.kill()
+        away.set()
+        time.sleep(3.0)
+        s3.start()
 
-    @pytest.mark.usefixtures("proxy")
-    def test_an_archive_that_changes_between_index_and_scan(
-        self, s3: S3Server, source: str, model: str, undisturbed: pd.DataFrame, tmp_path: Path
-    ) -> None:
-        manifest, out = str(tmp_path / "manifest"), str(tmp_path / "run")
-        index(source, manifest)
-        names = sorted(name for name in OBJECTS if name.endswith(".png") and name.startswith("good/"))
-        changed, gone = names[3], names[7]
-        try:
-            s3.put(f"{PREFIX}/{changed}", kit.png(4001))
-            s3.client.delete_object(Bucket=s3.bucket, Key=f"{PREFIX}/{gone}")
-            scan(manifest, [model], out, batch_size=4, num_cpus=2)
-        finally:
-            for name in (changed, gone):
-                s3.put(f"{PREFIX}/{name}", OBJECTS[name])
-        table = kit.table(out)
-        row = table.loc[(changed, 0)]
-        assert (row["status"], row["error_detail"]) == ("scored", "etag_changed")
-        lost = table.xs(gone, level="name").iloc[0]
-        assert (lost["status"], lost["error_code"]) == ("failed", "not_found")
-        others = [name not in (changed, gone) for name, _ in table.index]
-        same = undisturbed.loc[[name not in (changed, gone) for name, _ in undisturbed.index]]
-        assert table.loc[others].index.tolist() == same.index.tolist()
-        pd.testing.assert_series_equal(table.loc[others]["score"], same["score"], rtol=0, atol=1e-5)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    out = s3.uri("faults/killed")
+    scan(source, [model], out, batch_size=4, num_cpus=2)
+    killer.join()
+    assert away.is_set()
+    kit.assert_as_undisturbed(out, undisturbed)
+
+
+@pytest.mark.usefixtures("proxy")
+def test_an_archive_that_changes_between_index_and_scan(
+    s3: S3Server, source: str, model: str, undisturbed: pd.DataFrame, tmp_path: Path
+) -> None:
+    manifest, out = str(tmp_path / "manifest"), str(tmp_path / "run")
+    index(source, manifest)
+    names = sorted(name for name in OBJECTS if name.endswith(".png") and name.startswith("good/"))
+    changed, gone = names[3], names[7]
+    try:
+        s3.put(f"{PREFIX}/{changed}", kit.png(4001))
+        s3.client.delete_object(Bucket=s3.bucket, Key=f"{PREFIX}/{gone}")
+        scan(manifest, [model], out, batch_size=4, num_cpus=2)
+    finally:
+        for name in (changed, gone):
+            s3.put(f"{PREFIX}/{name}", OBJECTS[name])
+    table = kit.table(out)
+    row = table.loc[(changed, 0)]
+    assert (row["status"], row["error_detail"]) == ("scored", "etag_changed")
+    lost = table.xs(gone, level="name").iloc[0]
+    assert (lost["status"], lost["error_code"]) == ("failed", "not_found")
+    others = [name not in (changed, gone) for name, _ in table.index]
+    same = undisturbed.loc[[name not in (changed, gone) for name, _ in undisturbed.index]]
+    assert table.loc[others].index.tolist() == same.index.tolist()
+    pd.testing.assert_series_equal(table.loc[others]["score"], same["score"], rtol=0, atol=1e-5)
 
 
 def test_keys_that_end_in_the_middle(
