@@ -20,7 +20,7 @@ from tests.faults.proxy import FaultProxy
 PREFIX = "faults/archive"
 OBJECTS = kit.good_objects(110) | {name: data for name, (data, _) in kit.bad_objects().items()}
 WAIT_S = 300.0
-CHAPTER = 50  # objects, in the scans here: three chapters
+CHAPTER = 80  # objects, in the scans here: two chapters
 
 
 def statement(source: str, model: str, out: str, **options: object) -> str:
@@ -83,7 +83,7 @@ def proxy(through: FaultProxy) -> Iterator[FaultProxy]:
 
 @pytest.fixture(autouse=True)
 def small_chapters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three chapters for the scans in this process, too."""
+    """Two chapters for the scans in this process, too."""
     monkeypatch.setattr("ad_jobs.run_state.CHAPTER_OBJECTS", CHAPTER)
 
 

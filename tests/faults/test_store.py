@@ -134,7 +134,7 @@ def test_keys_that_end_in_the_middle(
     since, out = len(proxy.requests), str(tmp_path / "run")
 
     def rule(request: Request) -> Fault | None:
-        if of_objects(request) and len(asked_for(proxy, since)) > 70:
+        if of_objects(request) and len(asked_for(proxy, since)) > 95:
             return Fault("error", 403, "InvalidAccessKeyId")
         return None
 
