@@ -26,7 +26,7 @@ pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 400.0
-EPOCHS = 40
+EPOCHS = 30
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,17 @@ def normal(tmp_path_factory: pytest.TempPathFactory) -> str:
     return kit.write_archive(tmp_path_factory.mktemp("normal"), kit.good_objects(25))
 
 
-@pytest.fixture(scope="module")
-def alone(normal: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenModel]:
-    """The model of one worker, of the kind that trains nothing and so hangs on statistics alone; Ray goes on for others."""
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    """One Ray for all fits that are not processes of their own."""
     with session(num_cpus=2):
-        yield fitted(normal, tmp_path_factory.mktemp("alone"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone(normal: str, tmp_path_factory: pytest.TempPathFactory) -> OpenModel:
+    """The model of one worker, of the kind that trains nothing and so hangs on statistics alone."""
+    return fitted(normal, tmp_path_factory.mktemp("alone"))
 
 
 def fitted(normal: str, out: Path, **changed: int) -> OpenModel:
@@ -116,7 +122,9 @@ def ranks(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     ]
 
 
-def test_a_killed_rank_and_then_a_killed_fit_continue_with_another_number_of_workers(tmp_path: Path) -> None:
+def test_a_killed_rank_and_then_a_killed_fit_continue_with_another_number_of_workers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     normal, log = tmp_path / "normal", tmp_path / "log"
     normal.mkdir()
     for number in range(24):
@@ -133,12 +141,21 @@ def test_a_killed_rank_and_then_a_killed_fit_continue_with_another_number_of_wor
     process.wait()
     assert not (tmp_path / "killed" / "detector.json").exists()
 
-    assert fitting(normal, tmp_path / "killed", log, workers=1).wait(timeout=WAIT_S) == 0, log.read_text()
-    assert f"epoch 1 of {EPOCHS}" not in log.read_text()  # it did not begin anew
+    spec = FitSpec(
+        detector="mkd",
+        normal=str(normal),
+        out=str(tmp_path / "killed"),
+        size_px=(64, 64),
+        options={"epochs": EPOCHS},
+    )
+    with caplog.at_level("INFO"):
+        fit(spec)
+    assert f" of {EPOCHS}: loss" in caplog.text
+    assert f"epoch 1 of {EPOCHS}" not in caplog.text  # it did not begin anew
     curve = json.loads((tmp_path / "killed" / "fit" / "curve.json").read_text())
     assert [row["epoch"] for row in curve if row["phase"] == "distil"] == list(range(1, EPOCHS + 1))
 
-    assert fitting(normal, tmp_path / "whole", log, workers=1).wait(timeout=WAIT_S) == 0, log.read_text()
+    fit(spec.model_copy(update={"out": str(tmp_path / "whole")}))
     killed, whole = open_model(str(tmp_path / "killed")), open_model(str(tmp_path / "whole"))
     # Not to the bit: float32 sums over other shares and batches, whose last digit Adam carries along.
     images = torch.from_numpy(np.stack([kit.picture(number, 64) for number in range(100, 108)])).float()

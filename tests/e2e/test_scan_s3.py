@@ -1,5 +1,6 @@
 """Source, model and run on S3: a scan, a fit, and refused credentials."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ from cluster import storage
 from cluster.session import session
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray(s3: S3Server) -> Iterator[None]:
+    """One Ray for all tests here; it knows the store."""
+    del s3
+    with session(num_cpus=2):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +50,8 @@ def test_everything_on_s3_gives_the_local_table(s3: S3Server, model: str, tmp_pa
     objects = good | {name: data for name, (data, _) in bad.items()}
     source, out = upload(s3, "e2e-scan/mixed", objects), f"s3://{s3.bucket}/runs/mixed"
     local = kit.write_archive(tmp_path / "archive", objects)
-    with session(num_cpus=2):
-        record = scan(source, [model], out, batch_size=4)
-        scan(local, [model], str(tmp_path / "run"), batch_size=4)
+    record = scan(source, [model], out, batch_size=4)
+    scan(local, [model], str(tmp_path / "run"), batch_size=4)
     assert (record.counts.scored, record.counts.skipped, record.counts.failed) == (len(good), 1, len(bad) - 1)
     names = storage.list_names(out)
     assert not [name for name in names if "checkpoint" in name or "pending" in name]

@@ -20,7 +20,7 @@ from rayhead import RayHead, RayWorker
 from ad_jobs.modelstore import open_model
 from ad_jobs.scan import scan
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.full]
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 400.0

@@ -68,7 +68,7 @@ def slowly(request: Request) -> Fault | None:
         pytest.param(0.1, "disk", marks=pytest.mark.full),
         (0.5, "s3"),
         pytest.param(0.9, "disk", marks=pytest.mark.full),
-        (0.99, "disk"),
+        pytest.param(0.99, "disk", marks=pytest.mark.full),
     ],
 )
 def test_the_driver_is_killed(
@@ -136,18 +136,22 @@ def worker(process: subprocess.Popen[bytes], name: str) -> psutil.Process | None
     return None
 
 
-@pytest.mark.parametrize("name", ["MapWorker", "_fetch"])
-def test_a_worker_is_killed(
-    name: str, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame, tmp_path: Path
+def test_workers_are_killed(
+    proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame, tmp_path: Path
 ) -> None:
+    """A scoring actor, and later one that fetches."""
     out = tmp_path / "run"
     proxy.rule = slowly
     process = kit.in_a_process(statement(source, model, str(out)), stderr=subprocess.PIPE)
     parts = Parts(str(out))
-    wait_for(lambda: parts.done() >= 8, process)
-    found: list[psutil.Process] = []
-    wait_for(lambda: found.extend(filter(None, [worker(process, name)])) or found, process)
-    found[0].kill()
+    for name, done in (("MapWorker", 8), ("_fetch", 24)):
+        wait_for(lambda enough=done: parts.done() >= enough, process)  # type: ignore[misc]
+        found: list[psutil.Process] = []
+        wait_for(
+            lambda name=name, found=found: found.extend(filter(None, [worker(process, name)])) or found,
+            process,
+        )  # type: ignore[misc]
+        found[0].kill()
     proxy.rule = lambda _: None
     finish(process)
     kit.assert_as_undisturbed(str(out), undisturbed)
@@ -173,6 +177,7 @@ def cluster() -> Iterator[Cluster]:
         made.shutdown()
 
 
+@pytest.mark.full
 def test_a_node_is_removed(
     cluster: Cluster, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame, tmp_path: Path
 ) -> None:
