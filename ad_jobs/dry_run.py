@@ -19,6 +19,7 @@ from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.run_state import Plan
 from ad_jobs.sources import read_source
 from ad_jobs.split import HELD_OUT_SHARE, held_out_anomalous
+from cluster import growth
 from cluster.division import Node, divide_for_training, plan
 from cluster.session import session
 
@@ -55,7 +56,7 @@ def scan_outlook(
         intent = resolve(source, models, out, amp=amp, index_to=scratch, **options)
         finished = run_state.look(intent) is not None
         left = [0] if finished else objects_left(intent)
-    with session(address, num_cpus=num_cpus) as has:
+    with session(address, num_cpus=num_cpus, grow=False) as has:
         if amp:
             refuse_amp_without_gpu(has)
         resources = plan(has.nodes, batch_size, sum(left))
@@ -119,7 +120,7 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
     normal = len(read_source(spec.normal))
     anomalous = len(read_source(spec.anomalous)) if spec.anomalous else 0
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    with session(spec.address) as has:
+    with session(spec.address, grow=False) as has:
         division = divide_for_training(
             has.nodes, spec.workers, int(threads) if threads.isdigit() and int(threads) else None
         )
@@ -161,6 +162,7 @@ def _cluster(nodes: Sequence[Node]) -> dict[str, Any]:
         "memory_bytes": sum(node.memory for node in nodes),
         "object_store_bytes": sum(node.object_store for node in nodes),
         "shapes": [node._asdict() for node in nodes],
+        "grows_to": growth.asked()._asdict(),
     }
 
 
@@ -218,9 +220,15 @@ def _lines(*rows: tuple[str, str]) -> str:
 
 
 def _cluster_text(cluster: dict[str, Any]) -> str:
+    later = growth.Size(**cluster["grows_to"])
     return (
         f"{cluster['nodes']} node(s): {cluster['cpus']:g} CPUs, {cluster['gpus']:g} GPUs, "
         f"{_size(cluster['memory_bytes'])} for workers, {_size(cluster['object_store_bytes'])} object store"
+        + (
+            f"; without --dry-run, {later.cpus} CPUs and {later.gpus} GPUs are waited for"
+            if later.cpus > cluster["cpus"] or later.gpus > cluster["gpus"]
+            else ""
+        )
     )
 
 

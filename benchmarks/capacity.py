@@ -4,7 +4,7 @@
 
 Predicts for the clusters and archives of the config, from the costs that benchmarks.stage_costs measured and, with `--run`, from
 finished runs. `--check` scans on this machine's cores and on logical nodes, and sets what was predicted beside it. Writes
-benchmarks/results/capacity.md.
+benchmarks/results/capacity.md, unless config or runs are your own.
 """
 
 from __future__ import annotations
@@ -382,7 +382,8 @@ def main() -> None:
                 flush=True,
             )
     lines = page(yaml.safe_load(given.config.read_text()), json.loads(COSTS.read_text()), given.run)
-    (RESULTS / "capacity.md").write_text("\n".join(lines) + "\n")
+    if given.config == CONFIG and not given.run:  # else it is a user's own
+        (RESULTS / "capacity.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

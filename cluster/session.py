@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import shutil
 import sys
 import tempfile
@@ -29,6 +30,9 @@ BLOCK_BYTES = 64 * MIB
 IDLE_WORKER_MS = 600_000
 START_ATTEMPTS = 3  # of an embedded Ray: on a machine that is busy its own 30 s are short
 _ROOT = Path(__file__).resolve().parent.parent
+# Of every embedded Ray of this process, which keeps the first one it uses; handed down in the environment. Ray's own way is a
+# file in the home folder that others may read.
+_TOKEN = secrets.token_hex(32)
 
 
 class Session(NamedTuple):
@@ -59,13 +63,17 @@ def object_store_bytes(memory: int) -> int:
 
 @contextmanager
 def session(
-    address: str | None = None, *, num_cpus: int | None = None, object_store_memory: int | None = None
+    address: str | None = None,
+    *,
+    num_cpus: int | None = None,
+    object_store_memory: int | None = None,
+    grow: bool = True,
 ) -> Iterator[Session]:
     """A connected Ray for the block: embedded by default, or the running cluster at `address` or RAY_ADDRESS.
 
     An embedded one ends with the block and leaves nothing behind. Inside another `session` the outer one is
     lent. The workers see this process's AWS_* variables and import the packages from where this process does.
-    A running cluster whose deployment asks for a size (`cluster.growth`) is waited for.
+    A running cluster whose deployment asks for a size (`cluster.growth`) is waited for, unless `grow` is false.
 
     Raises:
         ClusterError: no cluster answers at the address, or it does not grow.
@@ -89,6 +97,8 @@ def session(
                 "object_store_memory": object_store_memory or object_store_bytes(_machine_memory()),
                 "_temp_dir": str(scratch),
             }
+            if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+                os.environ["RAY_AUTH_TOKEN"] = _TOKEN
             # Ray's C++ side writes to stderr what concerns only Ray; what concerns the job comes as
             # exceptions.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -105,7 +115,7 @@ def session(
             options["runtime_env"] = {"env_vars": told}
         _hush()
         _connect(address, options)
-        if address != "local":
+        if address != "local" and grow:
             growth.grow(growth.asked())
         yield _describe(address)
     finally:

@@ -71,6 +71,16 @@ def test_a_new_scan(home: Path) -> None:
 
 
 @pytest.mark.ray
+def test_a_cluster_that_grows_is_told_of_and_not_waited_for(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETROSCAN_CLUSTER_CPUS", "64")
+    found = told(home, "never")
+    assert (found["cluster"]["cpus"], found["cluster"]["grows_to"]) == (2, {"cpus": 64, "gpus": 0})
+    assert "without --dry-run, 64 CPUs and 0 GPUs are waited for" in dry_run.scan_text(found)
+
+
+@pytest.mark.ray
 def test_a_scan_of_selected_objects(home: Path) -> None:
     found = told(home, "never", "--where", "uri LIKE '%.dcm'")
     assert found["objects_left"] == sum(name.endswith(".dcm") for name in OBJECTS)

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -89,3 +91,14 @@ def test_an_embedded_ray_listens_on_this_machine_alone() -> None:
         ]
     assert listening
     assert not [found for found in listening if not found[1].ip.removeprefix("::ffff:").startswith("127.")]
+
+
+@pytest.mark.ray
+def test_no_token_is_left_where_others_may_read_it(tmp_path: Path) -> None:
+    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    subprocess.run(
+        [sys.executable, "-c", "from cluster.session import session\nwith session(num_cpus=1): pass"],
+        env={**without, "HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=True,
+    )
+    assert not list(tmp_path.rglob("auth_token"))

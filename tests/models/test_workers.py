@@ -102,9 +102,7 @@ def test_every_registered_detector_is_here():
     assert {job.kind for job in JOBS.values()} == set(DETECTORS) == set(MAIN)
 
 
-@pytest.mark.parametrize(
-    ("name", "world"), [*((name, 3) for name in JOBS), ("mkd", 2), ("cyclegan", 2), ("fyd", 2)]
-)
+@pytest.mark.parametrize(("name", "world"), [*((name, 3) for name in JOBS), *((name, 2) for name in MAIN)])
 def test_the_model_is_that_of_one_worker(three: Workers, name: str, world: int):
     expected = alone(three, name)
     assert sum("loss" in step for step in expected.losses) >= 20 or name == "fyd-plain"
