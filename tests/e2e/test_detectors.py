@@ -44,13 +44,13 @@ class Home(NamedTuple):
         """The finished run of all models, on S3 too."""
         return f"{self.root}/run"
 
-    def spec(self, kind: str, out: str) -> FitSpec:
+    def spec(self, kind: str) -> FitSpec:
         needs = DETECTORS[kind].needs_anomalous
         return FitSpec(
             detector=kind,
             normal=f"{self.root}/train",
             anomalous=f"{self.root}/lesions" if needs else None,
-            out=f"{self.root}/{out}/{kind}",
+            out=f"{self.root}/models/{kind}",
             size_px=(64, 48),
             options=FAST_OPTIONS[kind] | {"epochs": 2},
             seed=3,
@@ -88,15 +88,15 @@ def home(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Home:
     made = Home(root, phantoms)
     with session(num_cpus=2):
         for kind in DETECTORS:
-            fit(made.spec(kind, "models"))
+            fit(made.spec(kind))
         scan(f"{root}/archive", models(made), made.run, heatmaps="all")
         # So small batches are worth a second actor.
         scan(f"{root}/shuffled", models(made), f"{root}/run-shuffled", heatmaps="none", batch_size=1)
     return made
 
 
-def models(home: Home, which: str = "models") -> list[str]:
-    return [f"{home.root}/{which}/{kind}" for kind in DETECTORS]
+def models(home: Home) -> list[str]:
+    return [f"{home.root}/models/{kind}" for kind in DETECTORS]
 
 
 def by_content(out: str) -> pd.DataFrame:
