@@ -286,6 +286,7 @@ def _parts(
         _pipeline(left, intent, resources, tally),
         partial(write_part, run_uri=intent.out, run_id=intent.run_id, chapter=chapter, models=intent.uses),
         rows=part_rows(intent, resources),
+        tasks=resources.actors,  # more parts than actors never come at once
         num_cpus=resources.write_cpus,
     )
 

@@ -4,8 +4,9 @@
 
 Objects (format and side in pixels): fetching and decoding as one fetch task does them, from local files. S3: what the client
 takes for a GET, its server on the same machine. Detectors: an actor's work on decoded images, and writing what comes of it.
-Milliseconds on the clock and of CPU, the decoder's own process included. Every core does the same at the same time, as in a
-scan no core is idle, and cores slow each other down. Writes benchmarks/results/capacity/costs.json; run it on a quiet machine.
+Milliseconds on the clock of one core while the others idle, as some decoders use more than one; and of CPU, the decoder's own
+process included, while every core does the same, as cores slow each other down. Writes
+benchmarks/results/capacity/costs.json; run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -180,16 +181,31 @@ def measure(work: Path) -> dict[str, Any]:
     models = {name: make_model(work / "models" / name, name) for name in MODELS}
     with tempfile.TemporaryDirectory() as scratch:
         s3 = s3_costs(Path(scratch))
+    alone, together = (_mean(_copies(count, models)) for count in (1, os.cpu_count() or 1))
+    return {"machine": machine(), "versions": versions(), "s3": s3, **_clock_and_cpu(alone, together)}
+
+
+def _copies(count: int, models: dict[str, str]) -> list[dict[str, Any]]:
+    """What so many copies of this process measure side by side."""
     context = multiprocessing.get_context("spawn")
-    cores = os.cpu_count() or 1
-    barrier, answers = context.Barrier(cores), context.Queue()
-    copies = [context.Process(target=measure_copy, args=(models, barrier, answers)) for _ in range(cores)]
+    barrier, answers = context.Barrier(count), context.Queue()
+    copies = [context.Process(target=measure_copy, args=(models, barrier, answers)) for _ in range(count)]
     for copy in copies:
         copy.start()
     found = [answers.get(timeout=900) for _ in copies]
     for copy in copies:
         copy.join()
-    return {"machine": machine(), "versions": versions(), "s3": s3, **_mean(found)}
+    return found
+
+
+def _clock_and_cpu(alone: Any, together: Any) -> Any:
+    """Times on the clock of the one, everything else of the other."""
+    if isinstance(alone, dict):
+        return {
+            name: alone[name] if name == "ms" else _clock_and_cpu(alone[name], together[name])
+            for name in alone
+        }
+    return together
 
 
 def _mean(values: list[Any]) -> Any:
