@@ -5,7 +5,6 @@ A source that is no manifest is listed all the same, into a folder that goes aga
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from ad_jobs.run_state import Plan
 from ad_jobs.sources import read_source
 from ad_jobs.split import HELD_OUT_SHARE, held_out_anomalous
 from cluster import growth
-from cluster.division import Node, divide_for_training, plan
+from cluster.division import Node, plan
 from cluster.session import session
 
 # The most that any format took for one pixel while it was decoded and resized, beside its file, measured: 16-bit RGBA
@@ -113,17 +112,13 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
         UsageError: as `fit`.
         ClusterError: no cluster answers, or it has no room for the workers.
     """
-    from ad_jobs.fit import resolve  # Ray Train's import is slow
-    from ad_jobs.imageset import room_for_images
+    from ad_jobs.fit import divided, resolve  # Ray Train's import is slow
 
     config, _, policy = resolve(spec)
     normal = len(read_source(spec.normal))
     anomalous = len(read_source(spec.anomalous)) if spec.anomalous else 0
-    threads = os.environ.get("OMP_NUM_THREADS", "")
     with session(spec.address, grow=False) as has:
-        division = divide_for_training(
-            has.nodes, spec.workers, int(threads) if threads.isdigit() and int(threads) else None
-        )
+        division, room = divided(spec, has.nodes)
     return {
         "cluster": _cluster(has.nodes),
         "workers": division.workers,
@@ -138,7 +133,7 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
             kind: (normal + anomalous) * _frame_bytes(policy.model_copy(update={"channels": channels}))
             for kind, channels in (("grey", 1), ("colour", policy.channels))
         },
-        "room_bytes": room_for_images(has.nodes) if spec.keep_mib is None else spec.keep_mib << 20,
+        "room_bytes": room,
     }
 
 

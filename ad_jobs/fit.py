@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,7 @@ from ad_jobs.split import split_anomalous, split_by_group
 from ad_jobs.training import Batches, State, train
 from cluster import objects, storage, training
 from cluster import session as sessions
-from cluster.division import Workers, divide_for_training
+from cluster.division import Node, Workers, divide_for_training
 from cluster.errors import ClusterError
 from models import registry
 from models.detector import ConfigError, Detector, DetectorConfig, InputSpec, WeightsError
@@ -65,11 +66,7 @@ def fit(spec: FitSpec) -> dict[str, Any]:
     detector = _new_detector(spec, config, input_spec)
 
     with sessions.session(spec.address) as connected, ExitStack() as opened:
-        asked = os.environ.get("OMP_NUM_THREADS", "")
-        division = divide_for_training(
-            connected.nodes, spec.workers, int(asked) if asked.isdigit() and int(asked) else None
-        )
-        room = room_for_images(connected.nodes) if spec.keep_mib is None else spec.keep_mib << 20
+        division, room = divided(spec, connected.nodes)
         images = decode_all(normal, policy, spec.limits, "normal", cpus=connected.cpus, keep_bytes=room)
         train_on, held_out = split_by_group(images.group, spec.seed)
         log.info("%d normal images: %d to fit, %d held out.", len(images), len(train_on), len(held_out))
@@ -236,6 +233,17 @@ def _fingerprint(
 
 
 # --- Training
+
+
+def divided(spec: FitSpec, nodes: Sequence[Node]) -> tuple[Workers, int]:
+    """The workers on these nodes, with OMP_NUM_THREADS threads where it is set, and the bytes of images that may stay decoded.
+
+    Raises:
+        ClusterError: the nodes have no room for the workers.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    workers = divide_for_training(nodes, spec.workers, int(asked) if asked.isdigit() and int(asked) else None)
+    return workers, room_for_images(nodes) if spec.keep_mib is None else spec.keep_mib << 20
 
 
 def _fitted(options: dict[str, Any], digest: str, out: str, division: Workers) -> State:

@@ -136,6 +136,14 @@ def worker(process: subprocess.Popen[bytes], name: str) -> psutil.Process | None
     return None
 
 
+def kill_a_worker(name: str, process: subprocess.Popen[bytes], parts: Parts, done: int) -> None:
+    """Kill one whose title has `name`, as soon as so many objects are done."""
+    wait_for(lambda: parts.done() >= done, process)
+    found: list[psutil.Process] = []
+    wait_for(lambda: found.extend(filter(None, [worker(process, name)])) or found, process)
+    found[0].kill()
+
+
 def test_workers_are_killed(
     proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -145,13 +153,7 @@ def test_workers_are_killed(
     process = kit.in_a_process(statement(source, model, str(out)), stderr=subprocess.PIPE)
     parts = Parts(str(out))
     for name, done in (("MapWorker", 8), ("_fetch", 24)):
-        wait_for(lambda enough=done: parts.done() >= enough, process)  # type: ignore[misc]
-        found: list[psutil.Process] = []
-        wait_for(
-            lambda name=name, found=found: found.extend(filter(None, [worker(process, name)])) or found,
-            process,
-        )  # type: ignore[misc]
-        found[0].kill()
+        kill_a_worker(name, process, parts, done)
     proxy.rule = lambda _: None
     finish(process)
     kit.assert_as_undisturbed(str(out), undisturbed)
