@@ -83,6 +83,11 @@ def fit(spec: FitSpec) -> dict[str, Any]:
                 "%d anomalous images: %d to fit, %d held out for the threshold.",
                 len(abnormal), len(abnormal_train), len(abnormal_held),
             )  # fmt: skip
+        if registry.entry(spec.detector).takes_grey and images.grey and (abnormal is None or abnormal.grey):
+            input_spec = input_spec.model_copy(update={"channels": 1})
+            policy = policy.model_copy(update={"channels": 1})
+            detector = _new_detector(spec, config, input_spec)
+            log.info("No image is in colour: %s is fitted on one channel.", spec.detector)
         options = {
             "kind": spec.detector,
             "config": config.model_dump(mode="json"),

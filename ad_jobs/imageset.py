@@ -52,6 +52,7 @@ class ImageSet:
     ]  # of every CHUNK sources: list[Pixels] in the object store; None where not kept
     kept_bytes: int
     failed: dict[str, int]  # objects by error code
+    grey: bool  # none of them is in colour
     policy: PixelPolicy
     limits: Limits
 
@@ -140,6 +141,7 @@ class Report(NamedTuple):
     frames: int
     study: str | None
     sha256: str | None
+    grey: bool
     code: str | None  # why it holds no image
 
 
@@ -173,6 +175,7 @@ def decode_all(
     failed: Counter[str] = Counter()
     left = keep_bytes
     kept_bytes = 0
+    grey = True
 
     def chunks() -> Iterator[tuple[list[Source], PixelPolicy, Limits, int]]:
         for start in range(0, len(sources), CHUNK):
@@ -191,6 +194,7 @@ def decode_all(
                 failed[report.code] += 1
                 log.warning("%s image left out: %s (%s)", what, o.uri, report.code)
                 continue
+            grey = grey and report.grey
             for frame in range(report.frames):
                 places.append(Place(report.object, frame, row))
                 # Images of one study, or of one group of the list, are held out together or not at all.
@@ -207,7 +211,7 @@ def decode_all(
         log.info(
             "%.0f %% of the %s images are decoded again in every epoch: no more fit into memory.", share, what
         )
-    return ImageSet(sources, places, group, sha256, kept, kept_bytes, dict(failed), policy, limits)
+    return ImageSet(sources, places, group, sha256, kept, kept_bytes, dict(failed), grey, policy, limits)
 
 
 def _decode_chunk(
@@ -228,6 +232,7 @@ def _decode_chunk(
                     len(ready.frames),
                     str(study) if study else None,
                     ready.content_sha256,
+                    all(len(frame.pixels) == 1 for frame in ready.frames),
                     code,
                 )
             )

@@ -37,11 +37,17 @@ def lists(data: dict[str, Any], folder: Path, seed: int) -> Lists:
 def _split(data: dict[str, Any], folder: Path, seed: int) -> Lists:
     """A split file (image, anomalous, split); `anomalous: N` moves N anomalous images, whole groups, from test to fit.
 
+    `development: FILE` names groups on which options were chosen: nothing of them is fitted on or judged.
     `turned: {degrees, shift}` turns and shifts every image, normal or not, by its own amount up to these.
     """
     root = Path(data["root"]).resolve()
     groups = {row["image"]: row["group"] for row in _read(data["labels"])}
-    rows = [{**row, "group": groups[row["image"]]} for row in _read(data["split"])]
+    chosen_on = {row["group"] for row in _read(data["development"])} if "development" in data else set()
+    rows = [
+        {**row, "group": groups[row["image"]]}
+        for row in _read(data["split"])
+        if groups[row["image"]] not in chosen_on
+    ]
     test = [row for row in rows if row["split"] == "test"]
     moved: list[dict[str, str]] = []
     if wanted := data.get("anomalous"):

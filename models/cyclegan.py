@@ -9,6 +9,9 @@ Departures from the paper and its published code:
 
 * Pairs of normal and anomalous images are drawn anew each epoch from the fit's seed; the code draws one list, unseeded.
 * The map (squared residual, blurred) is ours; the code has none. Scores are not rounded.
+* The cycle weighs 0.1 (`lambda_cycle`), the paper's weighs 10. At 64 px and with a few thousand pairs a heavy cycle keeps
+  the generators at the identity: they repair nothing, and hide what the way back needs (benchmarks/results/quality.md).
+* Images that are all grey are one channel, as in the paper, and whether they are is found out by `retroscan fit`.
 * `residual=true` lets generators predict the change instead of the whole image: a new one is the identity, where the
   paper's generator needs many epochs to come. `residual=false` is the paper's.
 * `score=max` takes the blurred map's largest value; `score=sse`, the paper's, the sum over all pixels.
@@ -51,7 +54,7 @@ BUFFER = 50  # fakes kept of each kind
 
 class CycleGANConfig(DetectorConfig):
     """Cycle-GAN AD's options; the defaults suit 64 to 128 px on CPU. The paper's: 256 px, ngf and ndf 64, 9 blocks,
-    batch 16, 200 epochs."""
+    batch 16, 200 epochs, lambda_cycle 10."""
 
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=4, ge=1)
@@ -59,12 +62,12 @@ class CycleGANConfig(DetectorConfig):
     ngf: int = Field(default=16, ge=1)  # channels of a generator at full resolution
     blocks: int = Field(default=3, ge=0)  # residual blocks of a generator
     ndf: int = Field(default=16, ge=1)  # channels of a discriminator's first layer
-    lambda_cycle: float = Field(default=10.0, ge=0)
+    lambda_cycle: float = Field(default=0.1, ge=0)
     lambda_identity: float = Field(default=5.0, ge=0)
     decay_start: float = Field(
         default=0.1, ge=0, lt=1
     )  # share of the epochs after which the rate falls to zero
-    augment: Literal["none", "flip", "dihedral"] = "flip"
+    augment: Literal["none", "flip", "dihedral"] = "dihedral"
     residual: bool = True
     blur: float = Field(default=2.0, ge=0)  # sigma in pixels at 128 px, scaled with the image's height
     score: Literal["sse", "max"] = "sse"

@@ -27,6 +27,7 @@ class Entry:
     channels: int
     needs_anomalous: bool
     weights: str
+    takes_grey: bool = False  # one channel instead, where no image of a fit is in colour
     choose: str = (
         ""  # when to choose it: strengths, weaknesses and cost, as measured (benchmarks/results/quality.md)
     )
@@ -90,6 +91,7 @@ DETECTORS: dict[str, Entry] = {
             channels=3,
             needs_anomalous=True,
             weights="none needed",
+            takes_grey=True,
             choose="archives of which some 30 or more anomalous images are known, and where a miss costs more than a false "
             "alarm: its threshold is set by them",
         ),

@@ -50,7 +50,7 @@ def decode_each(
 
     Frames are decoded and resized one by one, so memory holds one frame at its stored size. Policies of one window
     share a single decoding. The pixels of a grey source have one channel; those of a colour source have
-    `policy.channels` (one channel is its luma).
+    `policy.channels` (one channel is its luma), or one where its channels are equal: it is grey.
 
     Raises:
         ImageError: the object cannot be scored; the code says why, the detail holds no header text.
@@ -163,6 +163,8 @@ def _frame(index: int, pixels: npt.NDArray[np.floating[Any]], policy: PixelPolic
     constant = bool((pixels == pixels[:1, :1]).all())
     if pixels.ndim == 3 and policy.channels == 1:
         pixels = pixels @ LUMA
+    elif pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
     geometry = Geometry.of(policy, rows, columns)
     resized = geometry.to_input(pixels, policy.interpolation)
     stored = np.rint(np.clip(resized, 0.0, 1.0) * np.float32(FULL_SCALE)).astype(np.uint16)

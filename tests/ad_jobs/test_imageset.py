@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import scankit as kit
@@ -71,6 +72,16 @@ def test_reading_does_not_hang_on_what_stays_in_memory(source: str):
                     assert ours.dtype == np.uint16
                     assert np.array_equal(ours, theirs)
     assert len({pixels.tobytes() for pixels in expected}) == len(expected)
+
+
+@pytest.mark.usefixtures("connected")
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 20])
+def test_one_image_in_colour_and_the_set_is_not_grey(tmp_path: Path, keep_bytes: int):
+    files = {f"{n}.png": kit.png(n) for n in range(2 * CHUNK)} | {"bad.png": b""}
+    assert decoded(kit.write_archive(tmp_path / "grey", files), keep_bytes).grey
+    colour = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    files["3.png"] = imagecodecs.png_encode(colour)
+    assert not decoded(kit.write_archive(tmp_path / "colour", files), keep_bytes).grey
 
 
 @pytest.mark.usefixtures("connected")

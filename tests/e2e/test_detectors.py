@@ -108,6 +108,8 @@ def test_fits_held_out_normals_and_say_what_they_were_fitted_on(home: Home) -> N
     for kind, uri in zip(DETECTORS, models(home), strict=True):
         model = open_model(uri)
         assert model.kind == kind
+        grey = DETECTORS[kind].takes_grey  # as all phantoms are
+        assert model.detector.spec.channels == model.policy.channels == (1 if grey else 3)
         assert (model.record["data"]["n_fitted"], model.record["data"]["n_held_out"]) == (25, 5)
         curve = json.loads(storage.read_bytes(storage.join(uri, "fit", "curve.json")))
         assert any("loss" in point for point in curve)

@@ -94,7 +94,7 @@ class Constant(nn.Module):
 
 
 def test_losses_of_constant_networks_are_those_by_hand():
-    learner = learner_of(cyclegan(augment="none"))
+    learner = learner_of(cyclegan(augment="none", lambda_cycle=10))
     learner.wrapped |= {"to_normal": Constant(0.1, True), "to_anomalous": Constant(0.2, True)}
     learner.normal_judge, learner.anomalous_judge = Constant(0.3, False), Constant(0.6, False)
     learner.wrapped |= {"normal_judge": learner.normal_judge, "anomalous_judge": learner.anomalous_judge}

@@ -34,7 +34,11 @@ CURVES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         ("rebuild",),
     ),
     "cyclegan": ("cyclegan", {"ngf": 4, "blocks": 1, "ndf": 4, "epochs": 10}, ("translate",)),
-    "cyclegan-paper": ("cyclegan", {"ngf": 4, "blocks": 1, "ndf": 4, "epochs": 10, "residual": False}, ("translate",)),
+    "cyclegan-paper": (
+        "cyclegan",
+        {"ngf": 4, "blocks": 1, "ndf": 4, "epochs": 10, "residual": False, "lambda_cycle": 10},
+        ("translate",),
+    ),
     "fyd": (
         "fyd",
         {

@@ -93,6 +93,16 @@ def test_a_grey_source_has_one_channel_and_a_grey_detector_sees_luma() -> None:
     assert np.allclose(luma, RGB8 @ [0.299, 0.587, 0.114] / 255, atol=HALF_STEP)
 
 
+def test_a_colour_source_whose_channels_are_equal_is_grey() -> None:
+    equal = np.repeat(GREY8[..., None], 3, axis=2)
+    frame = decode(saved(Image.fromarray(equal), "PNG"), policy(channels=3), LIMITS).frames[0]
+    assert frame.pixels.shape == (1, ROWS, COLUMNS)
+    assert np.allclose(frame.pixels[0] / 65535, GREY8 / 255, atol=HALF_STEP)
+    equal[3, 5, 1] ^= 1  # one pixel is in colour
+    frame = decode(saved(Image.fromarray(equal), "PNG"), policy(channels=3), LIMITS).frames[0]
+    assert frame.pixels.shape == (3, ROWS, COLUMNS)
+
+
 @pytest.mark.parametrize("pixels", [GREY8, RGB8], ids=["grey", "colour"])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_jpeg_is_what_pillow_makes_of_it(pixels: np.ndarray, progressive: bool) -> None:
