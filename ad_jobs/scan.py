@@ -264,7 +264,7 @@ def _at_work(
     """Ray, and what scores objects on it."""
     if done:
         log.info("Continuing: %d of %d objects are done.", done, intent.objects)
-    with session(address, num_cpus=num_cpus) as has, data_context():
+    with session(address, num_cpus=num_cpus) as has, data_context(has):
         resources = plan(has.nodes, batch_size, intent.objects - done)
         log.info(
             "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %d.",
