@@ -56,7 +56,9 @@ class CycleGANConfig(DetectorConfig):
     """Cycle-GAN AD's options; the defaults suit 64 to 128 px on CPU. The paper's: 256 px, ngf and ndf 64, 9 blocks,
     batch 16, 200 epochs, lambda_cycle 10."""
 
-    epochs: int = Field(default=10, ge=1)
+    epochs: int = Field(
+        default=5, ge=1
+    )  # longer, and the discriminators know the few anomalous images by heart
     batch_size: int = Field(default=4, ge=1)
     lr: float = Field(default=2e-4, gt=0)
     ngf: int = Field(default=16, ge=1)  # channels of a generator at full resolution
