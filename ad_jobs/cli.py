@@ -108,7 +108,8 @@ DryRun = Annotated[
 Address = Annotated[
     str | None,
     typer.Option(
-        help="Running Ray cluster (auto, host:port, ray://...); embedded by default.", metavar="ADDRESS"
+        help="Running Ray cluster of this machine or network (auto, host:port); embedded by default. From outside: submit.",
+        metavar="ADDRESS",
     ),
 ]
 Dashboard = Annotated[

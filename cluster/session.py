@@ -82,6 +82,12 @@ def session(
         yield _describe("connected")
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("ray://"):
+        # It fails deep inside Ray otherwise: Ray Data does not run behind Ray's client (2.60).
+        raise ClusterError(
+            f"A scan or fit is driven from inside the cluster. Got: {address}, the address of Ray's client.",
+            "Send it with `retroscan submit --address http://HEAD:8265 -- ...`, or run it on a node with --address auto.",
+        )
     before = dict(os.environ)
     scratch: Path | None = None
     os.environ.update(_environment())

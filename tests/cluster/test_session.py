@@ -27,6 +27,18 @@ def test_the_object_store_is_a_bounded_part_of_memory(memory: int, expected: int
     assert object_store_bytes(memory) == expected
 
 
+@pytest.mark.parametrize("named", ["argument", "environment"])
+def test_rays_client_is_refused_with_the_way_that_works(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001" if named == "environment" else "")
+    with (
+        pytest.raises(
+            ClusterError, match=r"Got: ray://head:10001.*retroscan submit --address http://HEAD:8265"
+        ),
+        session("ray://head:10001" if named == "argument" else None),
+    ):
+        pass
+
+
 def test_an_address_where_nothing_answers_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_GCS_RPC_TIMEOUT_SECONDS", "1")
     before = dict(os.environ)
