@@ -95,8 +95,11 @@ def _turned(rows: list[dict[str, str]], root: Path, folder: Path, *, degrees: fl
     return folder
 
 
-def _boards(data: dict[str, Any], folder: Path, seed: int) -> Lists:  # noqa: ARG001
-    """DeepPCB: templates of some boards to fit on, both kinds of the others to judge, defect boxes as masks."""
+def _boards(data: dict[str, Any], folder: Path, seed: int) -> Lists:
+    """DeepPCB: templates of some boards to fit on, both kinds of the others to judge, defect boxes as masks.
+
+    `anomalous: N` adds to the fit so many tested images of its boards.
+    """
     root = Path(data["root"]).resolve()
     rows = list(_read(root / "labels.csv"))
     boxes: dict[str, list[list[int]]] = {}
@@ -107,10 +110,13 @@ def _boards(data: dict[str, Any], folder: Path, seed: int) -> Lists:  # noqa: AR
         if row["anomalous"] == "1":
             row["mask"] = str(folder / "masks" / f"{Path(row['image']).stem}.png")
             _draw(Path(row["mask"]), root / row["image"], boxes[row["image"]])
-    normal = [row for row in rows if row["group"] not in data["test_groups"] and row["anomalous"] == "0"]
+    fit = [row for row in rows if row["group"] not in data["test_groups"]]
+    normal = [row for row in fit if row["anomalous"] == "0"]
+    tested = [row for row in fit if row["anomalous"] == "1"]
+    drawn = np.random.default_rng(seed).permutation(len(tested))[: data.get("anomalous", 0)]
     return Lists(
         str(_write(folder / "normal.csv", root, normal)),
-        None,
+        str(_write(folder / "anomalous.csv", root, [tested[n] for n in drawn])) if len(drawn) else None,
         str(_write(folder / "test.csv", root, test)),
         folder / "test.csv",
         masks=True,
