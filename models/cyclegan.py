@@ -7,6 +7,9 @@ the anomaly. It learns from anomalous images, so its figures stand apart from th
 
 Departures from the paper and its published code:
 
+* Images are zoomed, shifted and given other contrasts (`zoom`, `shift`, `contrast`; 0 is the paper's) beside the paper's flips
+  and turns: without that the discriminators know some twenty anomalous images by heart, and what is translated is the kind
+  of picture that those are.
 * Pairs of normal and anomalous images are drawn anew each epoch from the fit's seed; the code draws one list, unseeded.
 * The map (squared residual, blurred) is ours; the code has none. Scores are not rounded.
 * The cycle weighs 0.1 (`lambda_cycle`), the paper's weighs 10. At 64 px and with a few thousand pairs a heavy cycle keeps
@@ -30,6 +33,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -56,9 +60,7 @@ class CycleGANConfig(DetectorConfig):
     """Cycle-GAN AD's options; the defaults suit 64 to 128 px on CPU. The paper's: 256 px, ngf and ndf 64, 9 blocks,
     batch 16, 200 epochs, lambda_cycle 10."""
 
-    epochs: int = Field(
-        default=5, ge=1
-    )  # longer, and the discriminators know the few anomalous images by heart
+    epochs: int = Field(default=5, ge=1)
     batch_size: int = Field(default=4, ge=1)
     lr: float = Field(default=2e-4, gt=0)
     ngf: int = Field(default=16, ge=1)  # channels of a generator at full resolution
@@ -70,6 +72,9 @@ class CycleGANConfig(DetectorConfig):
         default=0.1, ge=0, lt=1
     )  # share of the epochs after which the rate falls to zero
     augment: Literal["none", "flip", "dihedral"] = "dihedral"
+    zoom: float = Field(default=0.15, ge=0, lt=1)  # by up to this share, larger or smaller
+    shift: float = Field(default=0.08, ge=0, lt=1)  # by up to this share of the sides
+    contrast: float = Field(default=0.4, ge=0, le=2)  # of the logarithms of a gain and of a gamma
     residual: bool = True
     blur: float = Field(default=2.0, ge=0)  # sigma in pixels at 128 px, scaled with the image's height
     score: Literal["sse", "max"] = "sse"
@@ -246,6 +251,23 @@ def turned(images_BCHW: Tensor, drawn: Sequence[tuple[int, int]]) -> Tensor:
     return found
 
 
+def varied(images_BCHW: Tensor, drawn_B5: Tensor, *, zoom: float, shift: float, contrast: float) -> Tensor:
+    """Images in [0, 1], each zoomed, shifted, and given another gain and gamma; `drawn_B5`, in [-1, 1], says how far."""
+    varied_BCHW = images_BCHW
+    if not len(images_BCHW):  # this rank's share of a small batch, which grid_sample does not take
+        return varied_BCHW
+    if zoom or shift:
+        theta_B23 = drawn_B5.new_zeros(len(drawn_B5), 2, 3)
+        theta_B23[:, 0, 0] = theta_B23[:, 1, 1] = (1 + zoom) ** drawn_B5[:, 0]
+        theta_B23[:, :, 2] = 2 * shift * drawn_B5[:, 1:3]
+        grid_BHW2 = F.affine_grid(theta_B23, list(images_BCHW.shape), align_corners=False)
+        varied_BCHW = F.grid_sample(varied_BCHW, grid_BHW2, padding_mode="border", align_corners=False)
+    if contrast:
+        gain_B111, gamma_B111 = (contrast * drawn_B5[:, 3:]).exp().T.reshape(2, -1, 1, 1, 1)
+        varied_BCHW = gain_B111 * varied_BCHW.clamp(0, 1) ** gamma_B111
+    return varied_BCHW.clamp(0, 1)
+
+
 class CycleGANLearner:
     """One phase, `translate`: generators, then discriminators, on pairs of normal and anomalous images."""
 
@@ -299,11 +321,7 @@ class CycleGANLearner:
         draw = torch.Generator().manual_seed((self.runtime.seed * 1_000_003 + self.steps) * 1_009)
         mine = self.runtime.mine(batch.total)
         normal, anomalous = (
-            2 * turned(images.to(self.runtime.device, non_blocking=True), drawn[mine]) - 1
-            for images, drawn in (
-                (batch.images, ways(batch.total, self.config.augment, draw)),
-                (batch.anomalous, ways(batch.total, self.config.augment, draw)),
-            )
+            2 * self._augmented(images, batch.total, draw) - 1 for images in (batch.images, batch.anomalous)
         )
         for judge in (self.normal_judge, self.anomalous_judge):
             judge.requires_grad_(False)  # no gradient of the generators' losses
@@ -324,6 +342,14 @@ class CycleGANLearner:
         for optimizer in self.optimizers:
             optimizer.step()
         return losses
+
+    def _augmented(self, images: Tensor, total: int, draw: torch.Generator) -> Tensor:
+        mine, config = self.runtime.mine(total), self.config
+        oriented = turned(
+            images.to(self.runtime.device, non_blocking=True), ways(total, config.augment, draw)[mine]
+        )
+        drawn_B5 = (2 * torch.rand(total, 5, generator=draw) - 1)[mine].to(oriented)
+        return varied(oriented, drawn_B5, zoom=config.zoom, shift=config.shift, contrast=config.contrast)
 
     def _generators(self, normal: Tensor, anomalous: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Losses of the generators, and their fakes. Instance norm keeps images apart, so passes share a batch."""

@@ -61,7 +61,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "pmad",
         {"modes": ("none", "none", "none", "none"), "hee": False, "error": "abs", "score": "max"},
     ),
-    "cyclegan-paper": ("cyclegan", {"residual": False, "augment": "dihedral", "score": "max", "lr": 2e-3}),
+    "cyclegan-paper": (
+        "cyclegan",
+        {
+            "residual": False,
+            "lambda_cycle": 10,
+            "zoom": 0,
+            "shift": 0,
+            "contrast": 0,
+            "score": "max",
+            "lr": 2e-3,
+        },
+    ),
     "fyd-features": ("fyd", {"unwarp": "features", "bank": "joint", "flip": True, "selection": "watch"}),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from models.cyclegan import (
     is_fake,
     is_real,
     turned,
+    varied,
     ways,
 )
 from models.detector import ConfigError, InputError, Runtime
@@ -193,6 +195,24 @@ def test_scores_follow_the_option():
     assert torch.equal(found.image, found.heatmap.flatten(1).amax(1))
 
 
+def test_images_are_zoomed_shifted_and_given_other_contrasts_each_by_its_own():
+    image = torch.full((1, 1, 40, 40), 0.25)
+    image[:, :, 16:24, 20:28] = 1.0  # a square of 8 px, its centre 4 px to the right of the image's
+    drawn = torch.zeros(6, 5)
+    drawn[1, 0], drawn[2, 1], drawn[3, 2], drawn[4, 3], drawn[5, 4] = -1.0, 0.5, 1.0, -1.0, 1.0
+    how = {"zoom": 0.25, "shift": 0.1, "contrast": 0.5}
+    same, larger, left, up, darker, gamma = varied(image.repeat(6, 1, 1, 1), drawn, **how)[:, 0]
+    torch.testing.assert_close(same, image[0, 0])
+    assert float((larger > 0.7).sum()) == pytest.approx(64 * 1.25**2, rel=0.1)
+    torch.testing.assert_close(left[16:24, 18:26], torch.ones(8, 8))  # half of a tenth of 40 px
+    torch.testing.assert_close(up[12:20, 20:28], torch.ones(8, 8))
+    torch.testing.assert_close(darker, image[0, 0] * math.exp(-0.5))
+    torch.testing.assert_close(gamma, image[0, 0] ** math.exp(0.5))
+    bright = varied(image, torch.ones(1, 5), **how)
+    assert float(bright.max()) == 1.0, "nothing leaves the range"
+    assert torch.equal(varied(image, torch.ones(1, 5), zoom=0, shift=0, contrast=0), image)
+
+
 def test_what_is_drawn_follows_from_seed_and_step():
     first, again, other = (
         run_phase(cyclegan().learner(Runtime(seed=seed)), "translate", pairs()) for seed in (0, 0, 1)
@@ -202,7 +222,7 @@ def test_what_is_drawn_follows_from_seed_and_step():
 
 
 def test_the_identity_term_falls_and_defects_change_more_than_normals():
-    detector = cyclegan((32, 32), epochs=12, lr=2e-3, residual=False)
+    detector = cyclegan((32, 32), epochs=12, lr=2e-3, residual=False, zoom=0, shift=0, contrast=0)
     normal, bad = textures(12, 32, 32), with_defects(textures(12, 32, 32, seed=2))[0]
     losses = run_phase(detector.learner(Runtime()), "translate", batches(normal, 4, bad))
     assert losses[-1]["identity"] < 0.5 * losses[0]["identity"]

@@ -36,7 +36,10 @@ CURVES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "cyclegan": ("cyclegan", {"ngf": 4, "blocks": 1, "ndf": 4, "epochs": 10}, ("translate",)),
     "cyclegan-paper": (
         "cyclegan",
-        {"ngf": 4, "blocks": 1, "ndf": 4, "epochs": 10, "residual": False, "lambda_cycle": 10},
+        {
+            "ngf": 4, "blocks": 1, "ndf": 4, "epochs": 10,
+            "residual": False, "lambda_cycle": 10, "zoom": 0, "shift": 0, "contrast": 0,
+        },
         ("translate",),
     ),
     "fyd": (
