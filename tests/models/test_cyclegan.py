@@ -153,11 +153,23 @@ def test_the_rate_is_constant_for_a_tenth_then_falls_to_nothing():
     assert factors[-1] == 0
     steps = [a - b for a, b in itertools.pairwise(factors[2:])]
     assert steps == pytest.approx([1 / 18] * 18)
-    learner = learner_of(cyclegan(epochs=20))
-    for _ in range(11):
+
+
+def test_the_rate_falls_step_by_step_after_the_first_epoch():
+    learner = learner_of(cyclegan(epochs=4))
+    rates = []
+    for _ in range(4):
+        for batch in pairs():
+            learner.step(batch)
+            (rate,) = {group["lr"] for one in learner.optimizers for group in one.param_groups}
+            rates.append(rate)
         learner.end_epoch()
-    for optimizer in learner.optimizers:
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(2e-4 * decay(11, 20, 0.1))
+        continued = learner_of(cyclegan(epochs=4))
+        continued.load_state_dict(learner.state_dict())
+        learner = continued
+    assert len(rates) == 8  # two steps an epoch
+    reached = [0, 0, 1, 1.5, 2, 2.5, 3, 3.5]
+    assert rates == pytest.approx([2e-4 * decay(epoch, 4, 0.1) for epoch in reached])
 
 
 @pytest.mark.parametrize(
