@@ -19,7 +19,7 @@ FAST_OPTIONS: dict[str, dict[str, Any]] = {
     "pmad": {"epochs": 12, "batch_size": 4, "width": 4, "warmup": 2, "items": 20},
     # Six epochs: the late average has two, and a fit can stop between them.
     "mkd": {"epochs": 6, "batch_size": 8, "lr": 3e-3},
-    "cyclegan": {"epochs": 8, "batch_size": 4, "lr": 3e-3, "ngf": 4, "blocks": 1, "ndf": 4},
+    "cyclegan": {"epochs": 16, "batch_size": 4, "lr": 2e-3, "ngf": 4, "blocks": 1, "ndf": 4},
     "fyd": {
         "epochs": 2,
         "batch_size": 8,
