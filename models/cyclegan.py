@@ -15,7 +15,7 @@ Departures from the paper and its published code:
 * Pairs of normal and anomalous images are drawn anew each epoch from the fit's seed; the code draws one list, unseeded.
 * The map (squared residual, blurred) is ours; the code has none. Scores are not rounded.
 * The cycle weighs 0.1 (`lambda_cycle`), the paper's weighs 10. At 64 px and with a few thousand pairs a heavy cycle keeps
-  the generators at the identity: they repair nothing, and hide what the way back needs (benchmarks/results/quality.md).
+  the generators at the identity: they repair nothing, and hide what the way back needs.
 * Images that are all grey are one channel, as in the paper, and whether they are is found out by `retroscan fit`.
 * `residual=true` lets generators predict the change instead of the whole image: a new one is the identity, where the
   paper's generator needs many epochs to come. `residual=false` is the paper's.
