@@ -17,7 +17,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 help:
 	@echo "make demo     a phantom archive through every verb; the report lies in $(DEMO)/run/report/index.html"
 	@echo "make test     format, lint, types, import rules and tests"
-	@echo "make faults   every fault of a scan, and a cluster of three nodes that loses one: what make test leaves out for its length"
+	@echo "make faults   every fault of a scan, and clusters of several nodes: what make test leaves out for its length"
 	@echo "make check    the same without the tests"
 	@echo "make format   write the formatter's and linter's fixes"
 	@echo "make clean    remove $(VENV) and $(DEMO)"
@@ -49,7 +49,7 @@ unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not full" $(TESTS)
 
 faults: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/faults tests/e2e/test_three_nodes.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/faults tests/e2e/test_three_nodes.py tests/cluster/test_dataset.py
 
 test: check unit
 

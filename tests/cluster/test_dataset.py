@@ -59,6 +59,7 @@ class Score:
 
 
 @pytest.mark.ray
+@pytest.mark.full
 def test_what_tasks_leave_of_each_node_is_used_too(tmp_path: Path) -> None:
     cluster = Cluster()
     try:
