@@ -35,7 +35,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -53,6 +52,7 @@ from models.detector import (
     finite_or_stop,
 )
 from models.parts.maps import gaussian_blur
+from models.parts.stn import warp
 
 SMALLEST_PX = 24  # below it the discriminator has no patch left
 BUFFER = 50  # fakes kept of each kind
@@ -256,16 +256,13 @@ def turned(images_BCHW: Tensor, drawn: Sequence[tuple[int, int]]) -> Tensor:
 def varied(images_BCHW: Tensor, drawn_B5: Tensor, *, zoom: float, shift: float, contrast: float) -> Tensor:
     """Images in [0, 1], each zoomed, shifted, and given another gain and gamma; `drawn_B5`, in [-1, 1], says how far."""
     varied_BCHW = images_BCHW
-    if not len(images_BCHW):  # this rank's share of a small batch, which grid_sample does not take
-        return varied_BCHW
     if zoom or shift:
-        theta_B23 = drawn_B5.new_zeros(len(drawn_B5), 2, 3)
-        theta_B23[:, 0, 0] = theta_B23[:, 1, 1] = (1 + zoom) ** drawn_B5[:, 0]
-        theta_B23[:, :, 2] = 2 * shift * drawn_B5[:, 1:3]
-        grid_BHW2 = F.affine_grid(theta_B23, list(images_BCHW.shape), align_corners=False)
-        varied_BCHW = F.grid_sample(varied_BCHW, grid_BHW2, padding_mode="border", align_corners=False)
+        transform_B33 = torch.eye(3).to(drawn_B5).repeat(len(drawn_B5), 1, 1)
+        transform_B33[:, 0, 0] = transform_B33[:, 1, 1] = (1 + zoom) ** drawn_B5[:, 0]
+        transform_B33[:, :2, 2] = 2 * shift * drawn_B5[:, 1:3]
+        varied_BCHW = warp(varied_BCHW, transform_B33, padding="border")
     if contrast:
-        gain_B111, gamma_B111 = (contrast * drawn_B5[:, 3:]).exp().T.reshape(2, -1, 1, 1, 1)
+        gain_B111, gamma_B111 = (contrast * drawn_B5[:, 3:]).exp()[:, :, None, None, None].unbind(1)
         varied_BCHW = gain_B111 * varied_BCHW.clamp(0, 1) ** gamma_B111
     return varied_BCHW.clamp(0, 1)
 
