@@ -32,7 +32,7 @@ class Cluster:
     """A head and two workers of one CPU each; a worker that is lost is made up for."""
 
     def __init__(self) -> None:
-        self.head = RayHead(cpus=1)
+        self.head = RayHead(cpus=1, loses_nodes=True)
         self._workers: list[RayWorker] = []
         self._started = 0
 
