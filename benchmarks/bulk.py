@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -103,18 +104,10 @@ def archive_cell(prepare: Callable[[Path], None]) -> Callable[[Path, str], dict[
         prepare(folder)
         model = make_model(work / "models" / "light", "light")
         manifest = folder / "manifest"
-        indexed = 0.0
-        if not manifest.exists():
-            command = [
-                sys.executable,
-                "-m",
-                "ad_jobs",
-                "index",
-                str(folder / "archive"),
-                "--out",
-                str(manifest),
-            ]
-            indexed = cost_of(command).seconds
+        if manifest.exists():
+            shutil.rmtree(manifest)  # of a cell that was cut off
+        index = [sys.executable, "-m", "ad_jobs", "index", str(folder / "archive"), "--out", str(manifest)]
+        indexed = cost_of(index).seconds
         spent, counts = scanned(str(manifest), [model], work)
         return {"counts": counts, "index_s": indexed, **_figures(spent)}
 

@@ -27,6 +27,7 @@ log = logging.getLogger("retroscan.session")
 MIB = 1 << 20
 NO_PROGRESS_TIMEOUT_S = 900.0  # Ray's default, 1800 s, is half an hour of silence; a model loads in seconds
 BLOCK_BYTES = 64 * MIB
+IDLE_WORKER = "RAY_idle_worker_killing_time_threshold_ms"
 IDLE_WORKER_MS = 600_000
 START_ATTEMPTS = 3  # of an embedded Ray: on a machine that is busy its own 30 s are short
 _ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +113,7 @@ def session(
             os.environ.setdefault("RAY_worker_niceness", "0")
             # Ray ends workers that were idle for a second, and starts others a moment later: fifteen in a minute
             # of scanning, each of which imports for as long as hundreds of images take to decode.
-            os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKER_MS))
+            os.environ.setdefault(IDLE_WORKER, str(IDLE_WORKER_MS))
         else:
             # An embedded Ray's workers inherit the environment; those of a running cluster are told. Where
             # its nodes have roles of their own, no key is set here and none is sent.

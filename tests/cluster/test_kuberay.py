@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from ad_jobs.cli import app
 from cluster import growth
+from cluster.session import IDLE_WORKER, IDLE_WORKER_MS
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "cluster" / "kuberay"
@@ -65,6 +66,10 @@ def _cluster(resource: dict[str, Any]) -> Iterator[str]:
     for name, group in kit.groups(spec).items():
         yield from _pod(name, group)
     workers = spec.get("workerGroupSpecs", [])
+    for worker in workers:
+        env = worker["template"]["spec"]["containers"][0].get("env", [])
+        if {"name": IDLE_WORKER, "value": str(IDLE_WORKER_MS)} not in env:
+            yield f"{worker['groupName']}: no {IDLE_WORKER}={IDLE_WORKER_MS}"
     for worker in workers:
         if not worker["minReplicas"] == 0 < worker["maxReplicas"]:
             yield f"{worker['groupName']}: from {worker['minReplicas']} to {worker['maxReplicas']}"
@@ -306,6 +311,7 @@ CLUSTER_SLIPS = [
     ('RETROSCAN_CLUSTER_GPUS, value: "4"', 'RETROSCAN_CLUSTER_GPUS, value: "9"', "RETROSCAN_CLUSTER_GPUS: 9 of 4"),
     ("RETROSCAN_CLUSTER_CPUS", "RETROSCAN_CLUSTER_CPU", "RETROSCAN_CLUSTER_CPUS: None"),
     ("{name: AWS_REGION,", "{name: RAY_AUTH_TOKEN,", "RAY_AUTH_TOKEN in the manifest"),
+    ('threshold_ms, value: "600000"', 'threshold_ms, value: "1000"', "gpu: no RAY_idle"),
     ("cpu  # EDIT", "cpu", "no # EDIT"),
     ("maxReplicas: 4  # EDIT", "maxReplicas: 4", "no # EDIT"),
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
 
 from cluster import growth
+from cluster.session import IDLE_WORKER, IDLE_WORKER_MS
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "ray_config.yaml"
@@ -115,6 +116,8 @@ def _starts(config: dict[str, Any]) -> Iterator[str]:
             yield f"{role}: a token that others can read"
         if not int(options.get("--object-store-memory", 0)) >= 1 << 30:
             yield f"{role}: object store not sized"
+        if role == "worker" and f"{IDLE_WORKER}={IDLE_WORKER_MS}" not in words[: words.index("start")]:
+            yield f"worker: no {IDLE_WORKER}={IDLE_WORKER_MS}"
         if role == "head" and options.get("--dashboard-host") != "127.0.0.1":
             yield f"head: dashboard on {options.get('--dashboard-host')}"
     if config["file_mounts"] != {"~/.ray/auth_token": "~/.ray/auth_token"}:
@@ -213,6 +216,7 @@ SLIPS = [
     ("--dashboard-host=127.0.0.1", "", "dashboard on None"),
     ("--metrics-export-port", "--metric-export-port", "ray start has no --metric-export-port"),
     ("--object-store-memory=8589934592", "", "worker: object store"),
+    ("threshold_ms=600000", "threshold_ms=1000", "worker: no RAY_idle"),
     ("chmod 600", "chmod 644", "others can read"),
     ("~/.ray/auth_token: ~/.ray/auth_token", "{}", "file_mounts"),
     ("torch==2.14.1 ", "torch ", "torch: None"),
