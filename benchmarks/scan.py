@@ -341,7 +341,8 @@ def write_table() -> None:
         "",
         f"`python -m benchmarks.scan` on {'; '.join(about)}, {os.cpu_count()} cores: {SIDE_PX} x {SIDE_PX} images, "
         + "; ".join(
-            f"{name}: {kind} at {size} px" for name, (kind, size, _) in ((name, MODELS[name]) for name in COMPARED)
+            f"{name}: {kind} at {size} px"
+            for name, (kind, size, _) in ((name, MODELS[name]) for name in COMPARED)
         )
         + ". Images per second and CPU are marginal, from n to 10 n; the bare detector reads and writes nothing.",
         "",
