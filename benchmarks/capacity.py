@@ -46,7 +46,7 @@ from cluster.capacity import (
     price_per_hour,
 )
 from cluster.division import GIB, Node
-from cluster.session import IDLE_WORKER_MS
+from cluster.session import IDLE_WORKER, IDLE_WORKER_MS
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = Path(__file__).parent / "capacity.yaml"
@@ -199,16 +199,11 @@ def _ray(nodes: list[int]) -> Iterator[dict[str, Any]]:
         return
     from ray.cluster_utils import Cluster
 
+    os.environ[IDLE_WORKER] = str(IDLE_WORKER_MS)  # as ray_config.yaml starts nodes
     cluster = Cluster()
     try:
-        for number, cpus in enumerate(nodes):
-            # As ray_config.yaml starts nodes; the first tells the others.
-            kept = (
-                {}
-                if number
-                else {"_system_config": {"idle_worker_killing_time_threshold_ms": IDLE_WORKER_MS}}
-            )
-            cluster.add_node(num_cpus=cpus, object_store_memory=1 << 30, **kept)
+        for cpus in nodes:
+            cluster.add_node(num_cpus=cpus, object_store_memory=1 << 30)
         yield {"address": cluster.address}
     finally:
         cluster.shutdown()

@@ -70,7 +70,6 @@ def _cluster(resource: dict[str, Any]) -> Iterator[str]:
         env = worker["template"]["spec"]["containers"][0].get("env", [])
         if {"name": IDLE_WORKER, "value": str(IDLE_WORKER_MS)} not in env:
             yield f"{worker['groupName']}: no {IDLE_WORKER}={IDLE_WORKER_MS}"
-    for worker in workers:
         if not worker["minReplicas"] == 0 < worker["maxReplicas"]:
             yield f"{worker['groupName']}: from {worker['minReplicas']} to {worker['maxReplicas']}"
     head = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
