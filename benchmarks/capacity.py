@@ -77,7 +77,7 @@ CASES = (
     Case("2 cores", "fyd", "dicom", 1300, (2,), 2),
     Case("2 cores", "pmad", "jpeg", 4500, (2,), 2),
     Case("1 core", "light", "png", 3600, (1,), 1),
-    Case("2 nodes of 1 core", "light", "png", 12_000, (1, 1), 2),
+    Case("2 nodes of 1 core", "light", "png", 24_000, (1, 1), 2),
 )
 
 
