@@ -71,7 +71,7 @@ def calibrate(
             f"--anomalous {anomalous}",
             "Leave it out, or use --max-fnr.",
         )
-    opened = open_fitted(model)
+    opened, detector = open_fitted(model)
     normals = [Source(number, o.uri, o.bytes) for number, o in enumerate(read_source(normal))]
     anomalies = (
         [Source(number, o.uri, o.bytes) for number, o in enumerate(read_source(anomalous))]
@@ -80,7 +80,7 @@ def calibrate(
     )
     source = storage.absolute(normal) + (f" and {storage.absolute(anomalous)}" if anomalous else "")
     calibration = calibrate_on(
-        opened.detector,
+        detector,
         _pixels(normals, opened),
         model_id=opened.model_id,
         anomalous=_pixels(anomalies, opened),

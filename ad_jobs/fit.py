@@ -35,7 +35,8 @@ from cluster import session as sessions
 from cluster.division import Node, Workers, divide_for_training
 from cluster.errors import ClusterError
 from models import registry
-from models.detector import ConfigError, Detector, DetectorConfig, InputSpec, WeightsError
+from models.detector import Detector, DetectorConfig, InputSpec
+from models.errors import ConfigError, WeightsError
 from models.parts.distributed import group_runtime
 
 log = logging.getLogger("retroscan.fit")

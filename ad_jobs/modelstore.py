@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -17,18 +17,20 @@ from ad_jobs.calibration import Calibration
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import Limits, PixelPolicy
 from cluster import storage
-from models import artifact
-from models.detector import ArtifactError, Detector
+from models import record
+from models.errors import ArtifactError
+
+if TYPE_CHECKING:  # torch stands behind it, and who reads a model without building it does without
+    from models.detector import Detector
 
 CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)
 class FittedModel:
-    """A model as `fit` wrote it: the detector on the CPU, and how its images are prepared."""
+    """A model as `fit` wrote it: its record, and how its images are prepared."""
 
     uri: str
-    detector: Detector
     record: dict[str, Any]
     policy: PixelPolicy
     limits: Limits
@@ -43,49 +45,84 @@ class FittedModel:
 
 
 @dataclass(frozen=True)
-class OpenModel(FittedModel):
-    """A model ready to flag: with its threshold and its heatmaps' scale."""
+class CalibratedModel(FittedModel):
+    """A model that may flag: with its threshold and its heatmaps' scale."""
 
     calibration: Calibration
     calibration_sha256: str
 
 
-def open_fitted(uri: str) -> FittedModel:
-    """The model at `uri`, calibrated or not, its weights checked.
+@dataclass(frozen=True)
+class OpenModel(CalibratedModel):
+    """A model ready to score: its detector built, on the CPU."""
+
+    detector: Detector
+
+
+def read_model(uri: str) -> CalibratedModel:
+    """The model at `uri`, its weights and its calibration checked, its detector not built: that takes seconds and torch.
 
     Raises:
-        UsageError: no model there, a damaged one, or one of another version.
+        UsageError: no model there, a damaged one, one of another version, or without a calibration of its own.
     """
     uri = storage.absolute(uri)
     with local_files(uri) as folder:
-        return _read_fitted(folder, uri)
+        return _read_calibrated(folder, uri)
 
 
 def open_model(uri: str) -> OpenModel:
-    """The model at `uri`, its weights and its calibration checked.
+    """The model at `uri`, ready to score.
 
     Raises:
-        UsageError: as `open_fitted`, and for a model without a calibration of its own.
+        UsageError: as `read_model`, and for a model of a detector that this version does not have.
     """
     uri = storage.absolute(uri)
     with local_files(uri) as folder:
-        fitted = _read_fitted(folder, uri)
-        calibration, digest = _read_calibration(folder, uri, fitted.model_id)
-    return OpenModel(**fitted.__dict__, calibration=calibration, calibration_sha256=digest)
+        return OpenModel(**vars(_read_calibrated(folder, uri)), detector=_detector(folder, uri))
+
+
+def open_fitted(uri: str) -> tuple[FittedModel, Detector]:
+    """The model at `uri`, calibrated or not, and its detector.
+
+    Raises:
+        UsageError: as `open_model`, but for the calibration.
+    """
+    uri = storage.absolute(uri)
+    with local_files(uri) as folder:
+        return _read_fitted(folder, uri), _detector(folder, uri)
 
 
 def _read_fitted(folder: Path, uri: str) -> FittedModel:
-    try:
-        found = artifact.load(folder)
-    except ArtifactError as error:
-        raise UsageError("A model must be complete and unchanged.", uri, str(error)) from error
+    with _complete_and_unchanged(uri):
+        found = record.read_record(folder)
+        record.check_weights(folder, found)
     return FittedModel(
         uri=uri,
-        detector=found.detector,
-        record=found.record,
-        policy=PixelPolicy.model_validate(found.record["policy"]),
-        limits=Limits.model_validate(found.record.get("limits", {})),
+        record=found,
+        policy=PixelPolicy.model_validate(found["policy"]),
+        limits=Limits.model_validate(found.get("limits", {})),
     )
+
+
+def _read_calibrated(folder: Path, uri: str) -> CalibratedModel:
+    fitted = _read_fitted(folder, uri)
+    calibration, digest = _read_calibration(folder, uri, fitted.model_id)
+    return CalibratedModel(**vars(fitted), calibration=calibration, calibration_sha256=digest)
+
+
+def _detector(folder: Path, uri: str) -> Detector:
+    from models import artifact
+
+    with _complete_and_unchanged(uri):
+        return artifact.load(folder).detector
+
+
+@contextmanager
+def _complete_and_unchanged(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except ArtifactError as error:
+        raise UsageError("A model must be complete and unchanged.", uri, str(error)) from error
 
 
 def read_record(uri: str) -> dict[str, Any] | None:
@@ -95,26 +132,25 @@ def read_record(uri: str) -> dict[str, Any] | None:
         UsageError: a damaged record, or one of another version.
     """
     uri = storage.absolute(uri)
-    if not storage.exists(storage.join(uri, artifact.DETECTOR)):
+    if not storage.exists(storage.join(uri, record.DETECTOR)):
         return None
-    with local_files(uri, names=(artifact.DETECTOR,)) as folder:
-        try:
-            return artifact.read_record(folder)
-        except ArtifactError as error:
-            raise UsageError("A model must be complete and unchanged.", uri, str(error)) from error
+    with local_files(uri, names=(record.DETECTOR,)) as folder, _complete_and_unchanged(uri):
+        return record.read_record(folder)
 
 
 def publish(
-    uri: str, kind: str, detector: Detector, policy: PixelPolicy, record: dict[str, Any]
+    uri: str, kind: str, detector: Detector, policy: PixelPolicy, told: dict[str, Any]
 ) -> dict[str, Any]:
     """Write a fitted detector to `uri`; its full record. detector.json comes last: a folder that has it is whole."""
+    from models import artifact
+
     uri = storage.absolute(uri)
     with tempfile.TemporaryDirectory(prefix="retroscan-model-") as scratch:
         folder = Path(scratch)
-        artifact.save(folder, kind, detector, policy.model_dump(mode="json"), record)
-        for name in (artifact.WEIGHTS, artifact.DETECTOR):
+        artifact.save(folder, kind, detector, policy.model_dump(mode="json"), told)
+        for name in (record.WEIGHTS, record.DETECTOR):
             storage.upload_file(folder / name, storage.join(uri, name))
-        return artifact.read_record(folder)
+        return record.read_record(folder)
 
 
 def write_calibration(uri: str, calibration: Calibration) -> None:
@@ -125,7 +161,7 @@ def write_calibration(uri: str, calibration: Calibration) -> None:
 
 @contextmanager
 def local_files(
-    uri: str, names: tuple[str, ...] = (artifact.DETECTOR, artifact.WEIGHTS, CALIBRATION)
+    uri: str, names: tuple[str, ...] = (record.DETECTOR, record.WEIGHTS, CALIBRATION)
 ) -> Iterator[Path]:
     """A local folder with the named files of the model at `uri`: itself, or a copy that goes with the block."""
     if not storage.is_s3(uri):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.index import index
 from ad_jobs.manifest import ManifestInfo, RowReader, find_manifest, read_manifest, read_parts, refusal
+from ad_jobs.modelstore import CalibratedModel
 from ad_jobs.results.heatmaps import KeepPolicy
 from ad_jobs.results.run import (
     Counts,
@@ -42,9 +43,6 @@ from ad_jobs.results.schema import SCORES_VERSION
 from ad_jobs.sources import source_uri
 from ad_jobs.stages import Identifiers, Judgement, ModelUse
 from cluster import lease, storage
-
-if TYPE_CHECKING:
-    from ad_jobs.modelstore import OpenModel
 
 log = logging.getLogger("retroscan.scan")
 
@@ -95,7 +93,7 @@ class Plan:
 def intend(
     source: str,
     out: str,
-    models: list[OpenModel],
+    models: list[CalibratedModel],
     *,
     where: str | None,
     heatmaps: KeepPolicy,
@@ -160,7 +158,7 @@ def intend(
     )  # fmt: skip
 
 
-def _reference(model: OpenModel) -> ModelRef:
+def _reference(model: CalibratedModel) -> ModelRef:
     calibration = model.calibration
     return ModelRef(
         model_id=model.model_id,

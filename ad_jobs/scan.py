@@ -29,6 +29,7 @@ from ad_jobs.images.decode import Decoded
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.manifest import RowReader, refusal
+from ad_jobs.modelstore import CalibratedModel, open_model, read_model
 from ad_jobs.progress import ScanProgress
 from ad_jobs.results.heatmaps import KeepPolicy
 from ad_jobs.results.run import RunRecord
@@ -49,9 +50,8 @@ from cluster.lease import Lease
 from cluster.metrics import ScanMetrics
 from cluster.session import Session, data_context, session
 
-# torch stands behind these two. Fetching workers import this module for `_fetch` and do without it.
-if TYPE_CHECKING:
-    from ad_jobs.modelstore import OpenModel
+if TYPE_CHECKING:  # torch stands behind it; driver and fetching workers do without
+    from ad_jobs.scoring import Scorer
 
 log = logging.getLogger("retroscan.scan")
 
@@ -148,9 +148,9 @@ def resolve(
     index_to: str | None = None,
 ) -> Plan:
     """The run that `scan` would make, its source indexed (see `run_state.intend`); raises UsageError as `scan` does."""
-    opened = _open(models)
+    found = _read(models)
     return run_state.intend(
-        source, out, opened, where=where, heatmaps=heatmaps, limits=limits or _common_limits(opened),
+        source, out, found, where=where, heatmaps=heatmaps, limits=limits or _common_limits(found),
         identifiers=_identifiers(identifiers, identifiers_key), amp=amp, config=config or {}, index_to=index_to,
     )  # fmt: skip
 
@@ -163,19 +163,17 @@ def refuse_amp_without_gpu(has: Session) -> None:
         raise no_gpu_for_amp(f"a cluster of {has.cpus:g} CPUs and {has.gpus:g} GPUs")
 
 
-def _open(models: list[str]) -> list[OpenModel]:
+def _read(models: list[str]) -> list[CalibratedModel]:
     if not models:
         raise UsageError(
             "A scan takes one or more --model.", "none", "Name a folder that `retroscan fit` wrote."
         )
-    from ad_jobs.modelstore import open_model
-
     try:
-        opened = [open_model(model) for model in models]
+        found = [read_model(model) for model in models]
     except storage.StorageError as error:
         raise refusal(error) from error
     seen: dict[str, str] = {}
-    for model in opened:
+    for model in found:
         if model.model_id in seen:
             raise UsageError(
                 "The models of a scan must differ: rows are told apart by model_id.",
@@ -183,10 +181,10 @@ def _open(models: list[str]) -> list[OpenModel]:
                 "Name each --model once.",
             )
         seen[model.model_id] = model.uri
-    return opened
+    return found
 
 
-def _common_limits(models: list[OpenModel]) -> Limits:
+def _common_limits(models: list[CalibratedModel]) -> Limits:
     """What one object may cost: every model sees the same objects, so it is decided once."""
     limits = models[0].limits
     for model in models[1:]:
@@ -364,25 +362,20 @@ class _ScoringActor:
         amp: bool,
         tally: Any,
     ) -> None:
-        from ad_jobs.modelstore import open_model
-        from ad_jobs.scoring import Scorer
-
         self._policies = policies
         self._tally = tally
         self._metrics = ScanMetrics()
-        self._models = []
-        for uri, use in zip(uris, uses, strict=True):
-            model = storage.patiently(partial(open_model, uri))
-            if model.model_id != use.judgement.model_id:
-                raise JobError(
-                    f"The model at {uri} changed while the scan ran: {use.judgement.model_id} before, "
-                    f"{model.model_id} now.",
-                    "Restore it, and run the same command again.",
-                )
-            scorer = Scorer(model.detector, batch_size=batch_size, threads=1, amp=amp)
-            self._models.append((scorer, use))
+        self._models: list[tuple[Scorer, ModelUse]] = []
+        self._refused: Exception | None = None
+        try:
+            self._models = [_ready(uri, use, batch_size, amp) for uri, use in zip(uris, uses, strict=True)]
+        except (RetroscanError, storage.StorageError) as error:
+            # What a constructor raises reaches the driver as text, what a call raises as itself.
+            self._refused = error
 
     def __call__(self, prepared: pa.Table) -> pa.Table:
+        if self._refused is not None:
+            raise self._refused
         started = time.perf_counter()
         scored = score_objects(prepared, self._policies, self._models)
         self._report(prepared, time.perf_counter() - started)
@@ -403,6 +396,19 @@ class _ScoringActor:
             for _ in range(counts["frames"]):
                 self._metrics.took("score", seconds / counts["frames"])
         self._tally.add.remote(dict(counts))
+
+
+def _ready(uri: str, use: ModelUse, batch_size: int, amp: bool) -> tuple[Scorer, ModelUse]:
+    """The model at `uri`, ready to score; raises JobError where it is no longer the one the run was planned with."""
+    from ad_jobs.scoring import Scorer
+
+    model = storage.patiently(partial(open_model, uri))
+    if model.model_id != use.judgement.model_id:
+        raise JobError(
+            f"The model at {uri} changed while the scan ran: {use.judgement.model_id} before, {model.model_id} now.",
+            "Restore it, and run the same command again.",
+        )
+    return Scorer(model.detector, batch_size=batch_size, threads=1, amp=amp), use
 
 
 @contextmanager

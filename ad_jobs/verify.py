@@ -27,7 +27,7 @@ from ad_jobs.results.read import open_heatmap, read_run, read_scores
 from ad_jobs.results.run import ModelRef, RunRecord
 from ad_jobs.scoring import AMP_TOLERANCE, FrameScore, Scorer
 from cluster import storage
-from models.detector import DetectorError
+from models.errors import DetectorError
 
 SCORE_TOLERANCE = (
     1e-5  # relative above 1, absolute below: float32 convolutions differ by that between batch sizes

@@ -30,7 +30,7 @@ from ad_jobs import chapters, run_state
 from ad_jobs import index as index_verb
 from ad_jobs import scan as scan_verb
 from ad_jobs.chapters import CHAPTER_OBJECTS
-from ad_jobs.modelstore import open_model
+from ad_jobs.modelstore import read_model
 from ad_jobs.results.count import Counts
 from ad_jobs.results.parts import ScorePart, part_name
 from ad_jobs.results.run import machine
@@ -60,7 +60,7 @@ def write_manifest(folder: Path, objects: int) -> None:
 
 def begin(folder: Path, model: str) -> tuple[int, int]:
     """A run as a killed scan leaves it; how many chapters it has, and how many objects are left."""
-    opened = [open_model(model)]
+    opened = [read_model(model)]
     plan = run_state.intend(
         str(folder / "manifest"), str(folder / "run"), opened, where=None, heatmaps="flagged",
         limits=opened[0].limits, identifiers=Identifiers("plain", b""), config={},

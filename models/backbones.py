@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from models.detector import ConfigError, WeightsError
+from models.errors import ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
 

@@ -40,10 +40,8 @@ from torch import Tensor, nn
 
 from models.detector import (
     Batch,
-    ConfigError,
     Detector,
     DetectorConfig,
-    InputError,
     InputSpec,
     Phase,
     Runtime,
@@ -51,6 +49,7 @@ from models.detector import (
     evaluating,
     finite_or_stop,
 )
+from models.errors import ConfigError, InputError
 from models.parts.maps import gaussian_blur
 from models.parts.stn import warp
 

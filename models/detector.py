@@ -15,42 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from models.errors import InputError, NonFiniteLoss
 from models.parts.collective import AllReduceSum, sum_over_ranks
-
-
-class DetectorError(Exception):
-    """Base of the errors a detector raises on purpose."""
-
-
-class InputError(DetectorError, ValueError):
-    """Images that break the input specification."""
-
-
-class ConfigError(DetectorError, ValueError):
-    """A detector configuration that cannot be built; the message names the option to change."""
-
-
-class WeightsError(DetectorError):
-    """Pretrained weights that are missing, or do not fit the network; the message names the ways to get them."""
-
-
-class ArtifactError(DetectorError):
-    """A model folder that is incomplete, damaged, or of another version."""
-
-
-class NonFiniteLoss(DetectorError):
-    """A loss became NaN or infinite; raised before the optimizer's update, so the weights are still finite."""
-
-    def __init__(self, phase: str, losses: str) -> None:
-        super().__init__(phase, losses)
-        self.phase = phase
-        self.losses = losses
-
-    def __str__(self) -> str:
-        return (
-            f"The loss of phase {self.phase!r} is not finite ({self.losses}); stopped before the update. "
-            "Lower the learning rate (--set lr=...) or look for constant or non-finite training images."
-        )
 
 
 class InputSpec(BaseModel):

@@ -35,7 +35,6 @@ from torch import Tensor, nn
 from models.backbones import Backbone
 from models.detector import (
     Batch,
-    ConfigError,
     Detector,
     DetectorConfig,
     InputSpec,
@@ -45,6 +44,7 @@ from models.detector import (
     evaluating,
     finite_or_stop,
 )
+from models.errors import ConfigError
 from models.parts.batch_norm import BatchNorm2d
 from models.parts.gaussian import GaussianBank, GaussianSums, PositionScale, sums_of
 from models.parts.maps import gaussian_blur

@@ -35,10 +35,8 @@ from torch import Tensor, nn
 from models.backbones import VGG, Backbone
 from models.detector import (
     Batch,
-    ConfigError,
     Detector,
     DetectorConfig,
-    InputError,
     InputSpec,
     Phase,
     Runtime,
@@ -46,6 +44,7 @@ from models.detector import (
     evaluating,
     finite_or_stop,
 )
+from models.errors import ConfigError, InputError
 from models.parts.batch_norm import BatchNorm2d
 from models.parts.maps import cross_opening, gaussian_blur
 

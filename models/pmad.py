@@ -33,7 +33,6 @@ from torch import Tensor, nn
 
 from models.detector import (
     Batch,
-    ConfigError,
     Detector,
     DetectorConfig,
     InputSpec,
@@ -43,6 +42,7 @@ from models.detector import (
     evaluating,
     finite_or_stop,
 )
+from models.errors import ConfigError
 from models.parts import histogram_error
 from models.parts.histogram import LogHistogram
 from models.parts.maps import gaussian_blur

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models.detector import ConfigError, Detector, DetectorConfig, InputSpec
+from models.detector import Detector, DetectorConfig, InputSpec
+from models.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,6 @@ from torch import Tensor, nn
 
 from models.detector import (
     Batch,
-    ConfigError,
     Detector,
     DetectorConfig,
     InputSpec,
@@ -49,6 +48,7 @@ from models.detector import (
     evaluating,
     finite_or_stop,
 )
+from models.errors import ConfigError
 from models.parts.histogram import LogHistogram
 from models.parts.maps import gaussian_blur
 from models.parts.similarity import gms_map, reconstruction_loss

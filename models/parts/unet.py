@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.detector import ConfigError, InputSpec
+from models.detector import InputSpec
+from models.errors import ConfigError
 from models.parts.batch_norm import BatchNorm2d
 
 STRIDE = 16  # four halvings

@@ -1,6 +1,9 @@
 """A scan on a running Ray: every object once, every bad one by its reason, the good ones untouched by them."""
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import scankit as kit
 
 from ad_jobs.errors import TooManyFailed, UsageError
 from ad_jobs.index import index
+from ad_jobs.modelstore import CALIBRATION
 from ad_jobs.results.read import open_heatmap, read_run, read_scores
 from ad_jobs.results.schema import SCORES
 from ad_jobs.run_state import undecodable
@@ -20,6 +24,7 @@ from ad_jobs.scan import resolve, scan
 from ad_jobs.score import score
 from ad_jobs.verify import verify
 from cluster.session import session
+from models.record import DETECTOR, model_id
 
 GOOD = kit.good_objects(40)
 BAD = kit.bad_objects()
@@ -288,6 +293,29 @@ def test_reduced_precision_is_another_run_and_refused_without_a_gpu(
 def test_syntaxes_without_a_decoder_are_told_before_any_actor_starts() -> None:
     explicit, mpeg2 = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.100"
     assert undecodable(pa.chunked_array([[explicit, mpeg2, None, mpeg2]])) == {mpeg2: 2}
+
+
+def test_the_driver_reads_models_and_sources_without_torch(home: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from ad_jobs.scan import resolve\n"
+        f"found = resolve({str(home / 'clean')!r}, [{str(home / 'model')!r}], {str(tmp_path / 'run')!r})\n"
+        "print(found.objects, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{len(GOOD)} False"
+
+
+@pytest.mark.ray
+def test_a_model_of_an_unknown_detector_ends_the_scan_with_the_reason(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(home / "model", folder)
+    later = json.loads((folder / DETECTOR).read_text()) | {"kind": "later"}
+    later["model_id"] = model_id(later)
+    (folder / DETECTOR).write_text(json.dumps(later))
+    calibration = json.loads((folder / CALIBRATION).read_text()) | {"model_id": later["model_id"]}
+    (folder / CALIBRATION).write_text(json.dumps(calibration))
+    with pytest.raises(UsageError, match=r"a detector that this retroscan has. Got: later in .*fit again"):
+        scan(str(home / "clean"), [str(folder)], str(tmp_path / "run"), num_cpus=2)
 
 
 def test_a_model_without_a_calibration_is_refused(home: Path, tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ from textures import textures, with_defects
 from torch import Tensor
 
 from models import artifact
-from models.detector import Batch, Detector, InputError, Learner, NonFiniteLoss, Runtime, Scores
+from models.detector import Batch, Detector, Learner, Runtime, Scores
+from models.errors import InputError, NonFiniteLoss
+from models.record import DETECTOR, WEIGHTS
 
 Check = Callable[[Maker], None]
 
@@ -265,7 +267,7 @@ def check_reloads_in_a_fresh_process(make: Maker) -> None:
         folder = Path(scratch)
         artifact.save(folder / "model", make.entry.kind, detector, {}, {})
         found = {path.name for path in (folder / "model").iterdir()}
-        assert found == {artifact.DETECTOR, artifact.WEIGHTS}, f"a model is two files, not {sorted(found)}"
+        assert found == {DETECTOR, WEIGHTS}, f"a model is two files, not {sorted(found)}"
         torch.save(batch, folder / "batch.pt")
         child = subprocess.run(
             [sys.executable, str(CHILD), str(folder), json.dumps(dataclasses.asdict(make.entry))],

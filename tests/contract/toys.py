@@ -17,15 +17,14 @@ from models.detector import (
     Batch,
     Detector,
     DetectorConfig,
-    InputError,
     InputSpec,
-    NonFiniteLoss,
     Phase,
     Runtime,
     Scores,
     evaluating,
     finite_or_stop,
 )
+from models.errors import InputError, NonFiniteLoss
 from models.registry import Entry
 
 

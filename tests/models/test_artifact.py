@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from textures import textures
 
 from models import artifact, registry
-from models.detector import ArtifactError, Detector, InputSpec
+from models.detector import Detector, InputSpec
+from models.errors import ArtifactError
+from models.record import DETECTOR, WEIGHTS, file_sha256, model_id
 
 SPEC = InputSpec(channels=3, height_px=32, width_px=48)
 POLICY = {"channels": 3, "height_px": 32, "width_px": 48}
@@ -44,7 +46,7 @@ def saved(_saved: Path, tmp_path: Path) -> Path:
 
 
 def record(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / artifact.DETECTOR).read_text())
+    found: dict[str, Any] = json.loads((folder / DETECTOR).read_text())
     return found
 
 
@@ -52,8 +54,8 @@ def rewrite(folder: Path, *, honest: bool = False, **changed: object) -> None:
     """Edit detector.json; with `honest` its id follows."""
     edited = {**record(folder), **changed}
     if honest:
-        edited["model_id"] = artifact.model_id(edited)
-    (folder / artifact.DETECTOR).write_text(json.dumps(edited))
+        edited["model_id"] = model_id(edited)
+    (folder / DETECTOR).write_text(json.dumps(edited))
 
 
 def test_a_saved_model_loads_with_the_same_scores_and_record(detector: Detector, saved: Path):
@@ -72,13 +74,13 @@ def test_a_saved_model_loads_with_the_same_scores_and_record(detector: Detector,
 
 def test_a_model_is_two_files_without_any_pickle(saved: Path):
     assert sorted(path.name for path in saved.iterdir()) == ["detector.json", "weights.safetensors"]
-    weights = saved / artifact.WEIGHTS
+    weights = saved / WEIGHTS
     assert not zipfile.is_zipfile(weights)  # torch's own files are archives of pickles
     assert weights.read_bytes()[8:9] == b"{"  # safetensors: a length, then JSON
 
 
 def test_the_model_holds_its_source_network_too(detector: Detector, saved: Path):
-    assert load_file(saved / artifact.WEIGHTS).keys() == detector.state_dict().keys()
+    assert load_file(saved / WEIGHTS).keys() == detector.state_dict().keys()
     assert any(name.startswith("source.network.") for name in detector.state_dict())
 
 
@@ -101,12 +103,12 @@ def test_the_id_follows_from_what_decides_a_score(detector: Detector, tmp_path: 
 
 def test_saving_twice_gives_the_same_bytes(detector: Detector, saved: Path, tmp_path: Path):
     artifact.save(tmp_path / "again", "mkd", detector, POLICY, {"seed": 7, "data": {"n": 3}})
-    for name in (artifact.DETECTOR, artifact.WEIGHTS):
+    for name in (DETECTOR, WEIGHTS):
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
 
 
 def test_one_changed_byte_of_the_weights_is_found(saved: Path):
-    path = saved / artifact.WEIGHTS
+    path = saved / WEIGHTS
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
@@ -117,7 +119,7 @@ def test_one_changed_byte_of_the_weights_is_found(saved: Path):
 
 
 def test_cut_weights_are_found(saved: Path):
-    path = saved / artifact.WEIGHTS
+    path = saved / WEIGHTS
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ArtifactError, match="recorded sha256"):
         artifact.load(saved)
@@ -166,14 +168,14 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path):
 
 
 def test_missing_weights_are_named(saved: Path):
-    (saved / artifact.WEIGHTS).unlink()
+    (saved / WEIGHTS).unlink()
     with pytest.raises(ArtifactError, match=r"holds weights\.safetensors\. Got: .*without it\."):
         artifact.load(saved)
 
 
 @pytest.mark.parametrize("text", ["", "{", "\x00\x01", "[]", '"model"', "3"])
 def test_a_record_that_is_no_json_object_is_refused(text: str, saved: Path):
-    (saved / artifact.DETECTOR).write_text(text)
+    (saved / DETECTOR).write_text(text)
     with pytest.raises(ArtifactError, match=r"detector\.json must be"):
         artifact.load(saved)
 
@@ -181,20 +183,20 @@ def test_a_record_that_is_no_json_object_is_refused(text: str, saved: Path):
 @pytest.mark.parametrize("key", ["kind", "config", "spec", "policy", "source", "weights_sha256", "model_id"])
 def test_an_incomplete_record_names_what_is_missing(key: str, saved: Path):
     kept = {name: value for name, value in record(saved).items() if name != key}
-    (saved / artifact.DETECTOR).write_text(json.dumps(kept))
+    (saved / DETECTOR).write_text(json.dumps(kept))
     with pytest.raises(ArtifactError, match=rf"must name '{key}'\. Got: "):
         artifact.load(saved)
 
 
 def test_another_detectors_weights_are_found_by_their_hash(saved: Path):
-    save_file({"weight": torch.zeros(3)}, saved / artifact.WEIGHTS)
+    save_file({"weight": torch.zeros(3)}, saved / WEIGHTS)
     with pytest.raises(ArtifactError, match="recorded sha256"):
         artifact.load(saved)
 
 
 @pytest.mark.parametrize("content", ["other", "shape", "garbage"])
 def test_weights_that_do_not_fit_are_refused_though_the_record_agrees(content: str, saved: Path):
-    path = saved / artifact.WEIGHTS
+    path = saved / WEIGHTS
     if content == "garbage":
         path.write_bytes(b"no safetensors")
     else:
@@ -202,7 +204,7 @@ def test_weights_that_do_not_fit_are_refused_though_the_record_agrees(content: s
         if content == "shape":
             state["source_scale"] = torch.ones(9)
         save_file(state, path)
-    rewrite(saved, honest=True, weights_sha256=artifact.file_sha256(path))
+    rewrite(saved, honest=True, weights_sha256=file_sha256(path))
     with pytest.raises(
         ArtifactError, match=r"must fit the detector mkd\. Got: .*another detector or version: fit again"
     ):

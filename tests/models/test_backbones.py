@@ -13,7 +13,7 @@ from textures import textures
 
 from models import backbones
 from models.backbones import NORMS, Backbone, native_norm
-from models.detector import ConfigError, WeightsError
+from models.errors import ConfigError, WeightsError
 
 LITE0 = "efficientnet_lite0"
 TAPS = (2, 3, 4, 5)

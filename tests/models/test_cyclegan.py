@@ -24,7 +24,8 @@ from models.cyclegan import (
     varied,
     ways,
 )
-from models.detector import ConfigError, InputError, Runtime
+from models.detector import Runtime
+from models.errors import ConfigError, InputError
 
 SIZE = (32, 48)
 SMALL = {"ngf": 4, "blocks": 1, "ndf": 4, "epochs": 2, "batch_size": 4}

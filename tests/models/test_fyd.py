@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from textures import textures, with_defects
 
 from models.backbones import Backbone
-from models.detector import ConfigError, Runtime, WeightsError
+from models.detector import Runtime
+from models.errors import ConfigError, WeightsError
 from models.fyd import FYD, FYDLearner, agreement_loss, alignment_loss, cut_and_paste
 from models.parts.stn import warp
 

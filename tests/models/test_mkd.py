@@ -13,7 +13,8 @@ from scipy import ndimage
 from textures import textures
 from torch import Tensor, nn
 
-from models.detector import ConfigError, InputError, Runtime
+from models.detector import Runtime
+from models.errors import ConfigError, InputError
 from models.mkd import MKD, VGG16_WIDTHS, Cloner, disagreement
 from models.parts.batch_norm import BatchNorm2d
 

@@ -21,7 +21,8 @@ from sklearn.metrics import roc_auc_score
 from textures import textures, with_defects
 from torch import Tensor, nn
 
-from models.detector import Batch, ConfigError, NonFiniteLoss, Runtime
+from models.detector import Batch, Runtime
+from models.errors import ConfigError, NonFiniteLoss
 from models.mkd import MKD, disagreement
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mkd.json"

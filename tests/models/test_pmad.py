@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textures import textures, with_defects
 
-from models.detector import ConfigError, Runtime
+from models.detector import Runtime
+from models.errors import ConfigError
 from models.parts import histogram_error
 from models.parts.histogram import LogHistogram
 from models.pmad import PMAD, PartitionMemory, PMADConfig, shrink, tile, untile

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from models import registry
-from models.detector import ConfigError, Detector, DetectorConfig, InputSpec
+from models.detector import Detector, DetectorConfig, InputSpec
+from models.errors import ConfigError
 
 
 @pytest.mark.parametrize("kind", registry.DETECTORS)

@@ -7,7 +7,8 @@ import torch
 from detectorkit import batches, build, run_fit, run_phase
 from textures import textures, with_defects
 
-from models.detector import ConfigError, Runtime
+from models.detector import Runtime
+from models.errors import ConfigError
 from models.ssm import SSM, checkerboard_masks, code_threshold, disjoint_masks
 
 SIZE = (32, 48)

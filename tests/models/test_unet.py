@@ -7,7 +7,8 @@ import torch
 from textures import textures
 from torch import nn
 
-from models.detector import ConfigError, InputSpec
+from models.detector import InputSpec
+from models.errors import ConfigError
 from models.parts.unet import UNet, check_size
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from workerkit import Job, Outcome, Workers, fit
 
-from models.detector import NonFiniteLoss
+from models.errors import NonFiniteLoss
 from models.registry import DETECTORS
 
 RTOL = 1e-5  # of losses, scores, weights and statistics; the largest seen are 5e-7, 1e-6 and 2e-5
