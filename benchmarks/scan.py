@@ -57,7 +57,7 @@ MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
 # n, so large that every process of a scan has started before it ends: else their start counts as an image's.
 COUNTS = {"light": {"dicom": 520, "png": 2080, "jpeg": 2080}, "heavy": {"dicom": 120, "png": 120}}
 BATCH = 32
-PLAIN = (("local", "png"), ("s3", "dicom"))  # what the plain script is measured on
+PLAIN = (("local", "png"), ("local", "jpeg"), ("s3", "dicom"))  # what the plain script is measured on
 # Which archives each model is measured on: what an image costs beside the heavy one hangs little on where it comes from.
 COMPARED = {
     "light": (*itertools.product(("local",), FORMATS), ("s3", "dicom"), ("s3", "jpeg")),
