@@ -2,7 +2,10 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -44,10 +47,8 @@ class Score:
         return rows
 
 
-@pytest.mark.ray
-@pytest.mark.full
-def test_what_tasks_leave_of_each_node_is_used_too(tmp_path: Path) -> None:
-    # Before any embedded Ray of this process: after one, actors of another cluster do not start.
+def rows_of_two_nodes(folder: Path) -> list[dict[str, Any]]:
+    """What a scan's pipeline gives on two nodes of one CPU."""
     cluster = Cluster()
     try:
         for _ in range(2):
@@ -57,15 +58,23 @@ def test_what_tasks_leave_of_each_node_is_used_too(tmp_path: Path) -> None:
             source = SliceSource(pa.table({"id": np.arange(60)}), 1)
             read = ray.data.read_datasource(source, override_num_blocks=source.tasks, num_cpus=0.4)
             fetched = read.map_batches(
-                counting(tmp_path, 0.4), batch_size=None, batch_format="pyarrow", num_cpus=0.4
+                counting(folder, 0.4), batch_size=None, batch_format="pyarrow", num_cpus=0.4
             )
             pool = ray.data.ActorPoolStrategy(size=2)
             scored = fetched.map_batches(
                 Score, batch_size=1, batch_format="pyarrow", compute=pool, num_cpus=0.5
             )
-            rows = list(follow(scored, lambda rows: rows, rows=1, tasks=2, num_cpus=0.05))
+            return list(follow(scored, lambda rows: rows, rows=1, tasks=2, num_cpus=0.05))
     finally:
         cluster.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.full
+def test_what_tasks_leave_of_each_node_is_used_too(tmp_path: Path) -> None:
+    # In a process of its own: where there was an embedded Ray before, actors of another cluster do not start.
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        rows = process.submit(rows_of_two_nodes, tmp_path).result()
     assert sorted(row["id"] for row in rows) == list(range(60))
     # At first Ray gives all that there is; what counts is what it does once its autoscaler has asked.
     assert max(row["at_once"] for row in rows[30:]) == 2
