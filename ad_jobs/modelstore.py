@@ -78,7 +78,8 @@ def open_model(uri: str) -> OpenModel:
     """
     uri = storage.absolute(uri)
     with local_files(uri) as folder:
-        return OpenModel(**vars(_read_calibrated(folder, uri)), detector=_detector(folder, uri))
+        found = _read_calibrated(folder, uri)
+        return OpenModel(**vars(found), detector=_detector(folder, found))
 
 
 def open_fitted(uri: str) -> tuple[FittedModel, Detector]:
@@ -89,7 +90,8 @@ def open_fitted(uri: str) -> tuple[FittedModel, Detector]:
     """
     uri = storage.absolute(uri)
     with local_files(uri) as folder:
-        return _read_fitted(folder, uri), _detector(folder, uri)
+        found = _read_fitted(folder, uri)
+        return found, _detector(folder, found)
 
 
 def _read_fitted(folder: Path, uri: str) -> FittedModel:
@@ -110,11 +112,11 @@ def _read_calibrated(folder: Path, uri: str) -> CalibratedModel:
     return CalibratedModel(**vars(fitted), calibration=calibration, calibration_sha256=digest)
 
 
-def _detector(folder: Path, uri: str) -> Detector:
+def _detector(folder: Path, model: FittedModel) -> Detector:
     from models import artifact
 
-    with _complete_and_unchanged(uri):
-        return artifact.load(folder).detector
+    with _complete_and_unchanged(model.uri):
+        return artifact.build(folder, model.record)
 
 
 @contextmanager

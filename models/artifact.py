@@ -69,6 +69,15 @@ def load(folder: Path) -> Artifact:
     """
     record = read_record(folder)
     check_weights(folder, record)
+    return Artifact(build(folder, record), record)
+
+
+def build(folder: Path, record: dict[str, Any]) -> Detector:
+    """The detector of a record and weights that are checked already, on the CPU, in eval mode.
+
+    Raises:
+        ArtifactError: a detector or weights that this version does not have.
+    """
     try:
         config = registry.configure(record["kind"], record["config"])
         spec = InputSpec.model_validate(record["spec"])
@@ -86,5 +95,4 @@ def load(folder: Path) -> Artifact:
             f"The weights must fit the detector {record['kind']}. Got: {folder / WEIGHTS} ({str(error).splitlines()[0]}). "
             "They belong to another detector or version: fit again."
         ) from error
-    detector.eval()
-    return Artifact(detector, record)
+    return detector.eval()
