@@ -44,7 +44,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ssm-joint": (
         "ssm",
-        {"refine": "joint", "refine_steps": 2, "masks": "disjoint", "score": "max", "color_weight": 1.0},
+        {
+            "mask_blocks": True,
+            "refine": "joint",
+            "refine_steps": 2,
+            "masks": "disjoint",
+            "score": "max",
+            "color_weight": 1.0,
+        },
     ),
     "ssm-autoencoder": ("ssm", {"model": "autoencoder", "epochs": 12, "score": "max", "color_weight": 1.0}),
     "pmad-pixel": (

@@ -27,6 +27,7 @@ SIZE = (32, 48)
 # kind: options, and the phase with its number of epochs, two steps each.
 CURVES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "ssm": ("ssm", {"width": 4, "epochs": 10}, ("paint",)),
+    "ssm-mask-blocks": ("ssm", {"width": 4, "epochs": 10, "mask_blocks": True}, ("paint",)),
     "ssm-autoencoder": ("ssm", {"width": 4, "epochs": 10, "model": "autoencoder"}, ("paint",)),
     "pmad": (
         "pmad",

@@ -231,7 +231,7 @@ def test_cells_larger_than_half_the_image_are_refused():
 # --- Training
 
 
-@pytest.mark.parametrize("options", [{}, {"model": "autoencoder"}, {"mask_blocks": False}])
+@pytest.mark.parametrize("options", [{}, {"model": "autoencoder"}, {"mask_blocks": True}])
 def test_the_loss_falls_and_a_defect_stands_out(options: dict[str, object]):
     detector = ssm((64, 64), epochs=14, lr=3e-3, **options)
     losses = run_fit(detector, batches(textures(16, 64, 64), 4), batches(textures(6, 64, 64, seed=4), 3))

@@ -30,7 +30,9 @@ FYD: dict[str, Any] = {
     "epochs": 4,
 }  # fmt: skip
 JOBS: dict[str, Job] = {
-    "ssm": Job("ssm", {**STEPS, "width": 4, "refine": "disjoint", "score": "max+mse"}, (32, 48)),
+    "ssm": Job(
+        "ssm", {**STEPS, "width": 4, "refine": "disjoint", "score": "max+mse", "mask_blocks": True}, (32, 48)
+    ),
     "ssm-autoencoder": Job("ssm", {**STEPS, "width": 4, "model": "autoencoder"}, (32, 48)),
     "pmad": Job("pmad", {**STEPS, "width": 4, "items": 6, "warmup": 3, "modes": MEMORY}, (32, 48)),
     "mkd": Job("mkd", STEPS, (32, 64)),
