@@ -36,6 +36,7 @@ CHILD = Path(__file__).with_name("score_in_child.py")
 LARGE_PX = (64, 64)  # where a defect has to be found
 # Kernels differ with the batch's size, and round otherwise: a few hundred float32 steps.
 ROW_TOLERANCE = 1e-5
+HEAT_TOLERANCE = 2e-5  # of single places of a heatmap; 1.2e-5 was seen of fyd on an AMD EPYC
 # Training repeats the same sums in the same order; only the frozen source may see other batch mates.
 RESUME_TOLERANCE = 1e-5
 FITTED = 28  # normal images of a fit
@@ -181,17 +182,17 @@ def check_rows_are_independent(make: Maker) -> None:
         scores = [detector.score(batch[part]) for part in parts]
         image = torch.cat([s.image for s in scores])
         heatmap = torch.cat([s.heatmap for s in scores])
-        _assert_close(image, together.image[rows], f"image scores {how}")
+        _assert_close(image, together.image[rows], f"image scores {how}", ROW_TOLERANCE)
         for row, alone in zip(rows, heatmap, strict=True):
-            _assert_close(alone, together.heatmap[row], f"heatmap {how}")
+            _assert_close(alone, together.heatmap[row], f"heatmap {how}", HEAT_TOLERANCE)
         assert torch.equal(image > median, flags[rows]), f"a flag changed {how}"
 
 
-def _assert_close(found: Tensor, expected: Tensor, what: str) -> None:
+def _assert_close(found: Tensor, expected: Tensor, what: str, tolerance: float) -> None:
     worst = float(
         (found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     )
-    assert worst <= ROW_TOLERANCE, f"{what} must equal those of the whole batch; off by {worst:.1e}"
+    assert worst <= tolerance, f"{what} must equal those of the whole batch; off by {worst:.1e}"
 
 
 def check_images_need_not_be_square(make: Maker) -> None:
