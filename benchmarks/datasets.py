@@ -41,11 +41,11 @@ def _split(data: dict[str, Any], folder: Path, seed: int) -> Lists:
     `turned: {degrees, shift}` turns and shifts every image, normal or not, by its own amount up to these.
     """
     root = Path(data["root"]).resolve()
-    groups = {row["image"]: row["group"] for row in _read(data["labels"])}
-    chosen_on = {row["group"] for row in _read(data["development"])} if "development" in data else set()
+    groups = {row["image"]: row["group"] for row in read_rows(data["labels"])}
+    chosen_on = {row["group"] for row in read_rows(data["development"])} if "development" in data else set()
     rows = [
         {**row, "group": groups[row["image"]]}
-        for row in _read(data["split"])
+        for row in read_rows(data["split"])
         if groups[row["image"]] not in chosen_on
     ]
     test = [row for row in rows if row["split"] == "test"]
@@ -101,9 +101,9 @@ def _boards(data: dict[str, Any], folder: Path, seed: int) -> Lists:
     `anomalous: N` adds to the fit so many tested images of its boards.
     """
     root = Path(data["root"]).resolve()
-    rows = list(_read(root / "labels.csv"))
+    rows = list(read_rows(root / "labels.csv"))
     boxes: dict[str, list[list[int]]] = {}
-    for row in _read(root / "boxes.csv"):
+    for row in read_rows(root / "boxes.csv"):
         boxes.setdefault(row["image"], []).append([int(row[key]) for key in ("x1", "y1", "x2", "y2")])
     test = [row for row in rows if row["group"] in data["test_groups"]]
     for row in test:
@@ -151,7 +151,8 @@ def _phantom(data: dict[str, Any], folder: Path, seed: int) -> Lists:  # noqa: A
     )
 
 
-def _read(path: str | Path) -> Iterable[dict[str, str]]:
+def read_rows(path: str | Path) -> Iterable[dict[str, str]]:
+    """The rows of a CSV file by its header."""
     with Path(path).open(newline="") as file:
         yield from csv.DictReader(file)
 

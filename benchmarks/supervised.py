@@ -12,8 +12,6 @@ counts the classes in the proportion of quality.yaml's test images.
 from __future__ import annotations
 
 import argparse
-import csv
-from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +29,7 @@ from ad_jobs import ranking
 from ad_jobs.images.decode import decode, to_input
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.run import machine, versions
+from benchmarks.datasets import read_rows
 from models.backbones import LITE0, Backbone
 from models.cyclegan import CycleGANConfig, Discriminator, decay, is_fake, is_real, turned, varied, ways
 
@@ -54,9 +53,9 @@ class Sets(NamedTuple):
 
 def sets(anomalous: int, seed: int) -> Sets:
     """So many anomalous images to learn from and all others to judge, whole groups, drawn by `seed`."""
-    groups = {row["image"]: row["group"] for row in _read(ROOT / "br35h" / "labels.csv")}
-    chosen = {row["group"] for row in _read(HERE / "br35h_development.csv")}
-    rows = list(_read(ROOT / "splits" / "br35h.csv"))
+    groups = {row["image"]: row["group"] for row in read_rows(ROOT / "br35h" / "labels.csv")}
+    chosen = {row["group"] for row in read_rows(HERE / "br35h_development.csv")}
+    rows = list(read_rows(ROOT / "splits" / "br35h.csv"))
     normals = [row["image"] for row in rows if row["split"] == "train"]
     tumours = [row["image"] for row in rows if row["anomalous"] == "1" and groups[row["image"]] in chosen]
     draw = np.random.default_rng(seed)
@@ -85,11 +84,6 @@ def _images(names: list[str]) -> Tensor:
     policy, limits = PixelPolicy(channels=1, height_px=SIZE, width_px=SIZE), Limits()
     decoded = (decode((ROOT / "br35h" / name).read_bytes(), policy, limits).frames[0] for name in names)
     return torch.from_numpy(np.stack([to_input(frame.pixels, 1) for frame in decoded]))
-
-
-def _read(path: Path) -> Iterator[dict[str, str]]:
-    with path.open(newline="") as file:
-        yield from csv.DictReader(file)
 
 
 def augmented(images: Tensor, draw: torch.Generator) -> Tensor:
