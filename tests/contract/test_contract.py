@@ -85,7 +85,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 FINDS_DEFECTS = (checks.check_defects_score_higher, checks.check_heatmap_is_hot_at_the_defect)
-LONGER = FAST_OPTIONS["cyclegan"] | {"epochs": 24, "ngf": 8, "ndf": 8}
+# Longer fits of wider networks than the first; both checks share them.
+REDRAWN = tuple(
+    Maker(DETECTORS["cyclegan"], FAST_OPTIONS["cyclegan"] | {"epochs": 24, "ngf": 8, "ndf": 8}, SEED + draw)
+    for draw in (1, 2, 3)
+)
 
 
 def fast_options(kind: str) -> dict[str, Any]:
@@ -120,8 +124,7 @@ def test_detector(name: str, check: checks.Check):
 def finds_in_one_draw(check: checks.Check) -> None:
     """Whether so short an adversarial fit takes off hangs on the last digits, and so on the CPU: one of four draws has to."""
     missed = []
-    for seed in (SEED, SEED + 1, SEED + 2, SEED + 3):
-        drawn = Maker(DETECTORS["cyclegan"], LONGER, seed) if seed != SEED else maker("cyclegan")
+    for drawn in (maker("cyclegan"), *REDRAWN):
         try:
             return check(drawn)
         except AssertionError as error:
