@@ -8,10 +8,13 @@ the anomaly. It learns from anomalous images, so its figures stand apart from th
 Departures from the paper and its published code:
 
 * The learning rate falls step by step after the first epoch; the code's falls from epoch to epoch, of which it has 200. A fit
-  of five that ends at a fifth of the rate ends somewhere.
+  of six that ends at a fifth of the rate ends somewhere.
 * Images are zoomed, shifted and given other contrasts (`zoom`, `shift`, `contrast`; 0 is the paper's) beside the paper's flips
   and turns: without that the discriminators know some twenty anomalous images by heart, and what is translated is the kind
   of picture that those are.
+* A discriminator sees `views` views of each real image at a step, and as many fakes; the paper's sees one. And it learns the
+  other class's real images as fakes too (`other_class`; 0 is the paper's): otherwise it tells real from made, which the
+  generators are taught by, and need not know what is anomalous.
 * Pairs of normal and anomalous images are drawn anew each epoch from the fit's seed; the code draws one list, unseeded.
 * The map (squared residual, blurred) is ours; the code has none. Scores are not rounded.
 * The cycle weighs 0.1 (`lambda_cycle`), the paper's weighs 10. At 64 px and with a few thousand pairs a heavy cycle keeps
@@ -58,17 +61,19 @@ BUFFER = 50  # fakes kept of each kind
 
 
 class CycleGANConfig(DetectorConfig):
-    """Cycle-GAN AD's options; the defaults suit 64 to 128 px on CPU. The paper's: 256 px, ngf and ndf 64, 9 blocks,
-    batch 16, 200 epochs, lambda_cycle 10."""
+    """Cycle-GAN AD's options; the defaults suit 48 to 128 px on CPU. The paper's: 256 px, ngf and ndf 64, 9 blocks,
+    batch 16, 200 epochs, lr 2e-4, lambda_cycle 10."""
 
-    epochs: int = Field(default=5, ge=1)
+    epochs: int = Field(default=6, ge=1)
     batch_size: int = Field(default=4, ge=1)
-    lr: float = Field(default=2e-4, gt=0)
+    lr: float = Field(default=5e-4, gt=0)
     ngf: int = Field(default=16, ge=1)  # channels of a generator at full resolution
     blocks: int = Field(default=3, ge=0)  # residual blocks of a generator
     ndf: int = Field(default=16, ge=1)  # channels of a discriminator's first layer
     lambda_cycle: float = Field(default=0.1, ge=0)
     lambda_identity: float = Field(default=5.0, ge=0)
+    views: int = Field(default=8, ge=1)  # of each real image that the discriminators see in a step
+    other_class: float = Field(default=1.0, ge=0)  # what real images of the other class weigh beside fakes
     decay_start: float = Field(
         default=0.1, ge=0, lt=1
     )  # share of the epochs after which the rate falls to zero
@@ -214,6 +219,11 @@ class ReplayBuffer:
                 chosen.append(fake)
         return torch.stack(chosen)
 
+    def draw(self, count: int, generator: torch.Generator) -> list[Tensor]:
+        """So many of the kept images, with replacement, which stay."""
+        places = torch.randint(len(self.images), (count,), generator=generator)
+        return [self.images[place] for place in places.tolist()]
+
 
 def decay(epoch: float, epochs: int, start: float) -> float:
     """The learning rate's factor after so many epochs: 1 up to a share `start` of all, then linearly to 0."""
@@ -317,19 +327,18 @@ class CycleGANLearner:
             )
         self._set_rate()
         self.steps += 1
-        # Drawn for the global batch, equally on every rank, each of which takes its own.
         draw = torch.Generator().manual_seed((self.runtime.seed * 1_000_003 + self.steps) * 1_009)
-        mine = self.runtime.mine(batch.total)
         normal, anomalous = (
             2 * self._augmented(images, batch.total, draw) - 1 for images in (batch.images, batch.anomalous)
         )
         for judge in (self.normal_judge, self.anomalous_judge):
             judge.requires_grad_(False)  # no gradient of the generators' losses
-        generators, fake_normal, fake_anomalous = self._generators(normal, anomalous)
+        first = slice(len(batch.images))  # the generators see one view
+        generators, fake_normal, fake_anomalous = self._generators(normal[first], anomalous[first])
         for judge in (self.normal_judge, self.anomalous_judge):
             judge.requires_grad_(True)
         old_normal, old_anomalous = (
-            buffer.exchange(self.runtime.gather(fakes.detach(), batch.total), draw)[mine]
+            self._with_earlier(fakes.detach(), buffer, batch.total, draw)
             for buffer, fakes in ((self.normal_fakes, fake_normal), (self.anomalous_fakes, fake_anomalous))
         )
         judges = self._judges(normal, old_normal, anomalous, old_anomalous)
@@ -343,13 +352,30 @@ class CycleGANLearner:
             optimizer.step()
         return losses
 
+    def _mine(self, total: int) -> list[int]:
+        """Where this rank's rows lie in `views` global batches. All that is drawn is drawn for these, equally on every rank."""
+        return [
+            view * total + row
+            for view in range(self.config.views)
+            for row in range(total)[self.runtime.mine(total)]
+        ]
+
     def _augmented(self, images: Tensor, total: int, draw: torch.Generator) -> Tensor:
-        mine, config = self.runtime.mine(total), self.config
+        """All `views` of this rank's images, view by view."""
+        config, mine = self.config, self._mine(total)
+        drawn = ways(config.views * total, config.augment, draw)
         oriented = turned(
-            images.to(self.runtime.device, non_blocking=True), ways(total, config.augment, draw)[mine]
+            images.to(self.runtime.device, non_blocking=True).repeat(config.views, 1, 1, 1),
+            [drawn[row] for row in mine],
         )
-        drawn_B5 = (2 * torch.rand(total, 5, generator=draw) - 1)[mine].to(oriented)
+        drawn_B5 = (2 * torch.rand(config.views * total, 5, generator=draw) - 1)[mine].to(oriented)
         return varied(oriented, drawn_B5, zoom=config.zoom, shift=config.shift, contrast=config.contrast)
+
+    def _with_earlier(self, fakes: Tensor, buffer: ReplayBuffer, total: int, draw: torch.Generator) -> Tensor:
+        """As many fakes as there are views of real images: these, in part exchanged for earlier ones, then earlier ones."""
+        shown = buffer.exchange(self.runtime.gather(fakes, total), draw)
+        earlier = buffer.draw((self.config.views - 1) * total, draw)
+        return torch.stack([*shown, *earlier])[self._mine(total)]
 
     def _generators(self, normal: Tensor, anomalous: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Losses of the generators, and their fakes. Instance norm keeps images apart, so passes share a batch."""
@@ -370,14 +396,16 @@ class CycleGANLearner:
     def _judges(
         self, normal: Tensor, old_normal: Tensor, anomalous: Tensor, old_anomalous: Tensor
     ) -> dict[str, Tensor]:
-        """Losses of the two discriminators, on real images and on fakes old and new."""
-        mean, losses = self.runtime.mean, {}
-        for name, real, fakes in (
-            ("normal", normal, old_normal),
-            ("anomalous", anomalous, old_anomalous),
+        """Losses of the two discriminators, on real images, on fakes old and new, and on the other class's real images."""
+        mean, weight, losses = self.runtime.mean, self.config.other_class, {}
+        for name, real, fakes, others in (
+            ("normal", normal, old_normal, anomalous),
+            ("anomalous", anomalous, old_anomalous, normal),
         ):
-            on_real, on_fake = self.wrapped[f"{name}_judge"](torch.cat([real, fakes])).chunk(2)
-            losses[f"judge_{name}"] = 0.5 * (mean(is_real(on_real)) + mean(is_fake(on_fake)))
+            shown = [real, fakes, others] if weight else [real, fakes]
+            on_real, on_fakes, *on_others = self.wrapped[f"{name}_judge"](torch.cat(shown)).chunk(len(shown))
+            wrong = mean(is_fake(on_fakes)) + sum(weight * mean(is_fake(on_other)) for on_other in on_others)
+            losses[f"judge_{name}"] = 0.5 * (mean(is_real(on_real)) + wrong / (1 + weight))
         return losses
 
     def end_epoch(self) -> None:

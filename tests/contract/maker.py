@@ -27,7 +27,6 @@ class Maker:
 
     entry: Entry
     options: dict[str, Any] = field(default_factory=dict)
-    seed: int = SEED
     _made: dict[tuple[int, int], tuple[Detector, Tensor]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -38,7 +37,7 @@ class Maker:
         Reading a backbone takes most of a short fit's time: it is done once a size, and copied.
         """
         if size_px not in self._made:
-            torch.manual_seed(self.seed)
+            torch.manual_seed(SEED)
             self._made[size_px] = (self._draw(size_px), torch.get_rng_state())
         detector, generator = self._made[size_px]
         torch.set_rng_state(generator)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from contract import checks
-from contract.maker import SEED, Maker
+from contract.maker import Maker
 
 from models.registry import DETECTORS
 
@@ -19,7 +19,8 @@ FAST_OPTIONS: dict[str, dict[str, Any]] = {
     "pmad": {"epochs": 12, "batch_size": 4, "width": 4, "warmup": 2, "items": 20},
     # Six epochs: the late average has two, and a fit can stop between them.
     "mkd": {"epochs": 6, "batch_size": 8, "lr": 3e-3},
-    "cyclegan": {"epochs": 16, "batch_size": 4, "lr": 2e-3, "ngf": 4, "blocks": 1, "ndf": 4},
+    # Small batches, for many steps.
+    "cyclegan": {"epochs": 24, "batch_size": 2, "views": 2, "lr": 1e-3, "ngf": 4, "blocks": 1, "ndf": 4},
     "fyd": {
         "epochs": 2,
         "batch_size": 8,
@@ -76,20 +77,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "zoom": 0,
             "shift": 0,
             "contrast": 0,
+            "views": 1,
+            "other_class": 0,
             "score": "max",
+            "epochs": 16,
+            "batch_size": 4,
             "lr": 2e-3,
         },
     ),
     "fyd-features": ("fyd", {"unwarp": "features", "bank": "joint", "flip": True, "selection": "watch"}),
 }
-
-
-FINDS_DEFECTS = (checks.check_defects_score_higher, checks.check_heatmap_is_hot_at_the_defect)
-# Longer fits of wider networks than the first; both checks share them.
-REDRAWN = tuple(
-    Maker(DETECTORS["cyclegan"], FAST_OPTIONS["cyclegan"] | {"epochs": 24, "ngf": 8, "ndf": 8}, SEED + draw)
-    for draw in (1, 2, 3)
-)
 
 
 def fast_options(kind: str) -> dict[str, Any]:
@@ -115,21 +112,7 @@ def maker(name: str) -> Maker:
 @pytest.mark.parametrize("name", DETECTORS)
 @pytest.mark.parametrize("check", checks.CHECKS, ids=checks.ids)
 def test_detector(name: str, check: checks.Check):
-    if name == "cyclegan" and check in FINDS_DEFECTS:
-        finds_in_one_draw(check)
-    else:
-        check(maker(name))
-
-
-def finds_in_one_draw(check: checks.Check) -> None:
-    """Whether so short an adversarial fit takes off hangs on the last digits, and so on the CPU: one of four draws has to."""
-    missed = []
-    for drawn in (maker("cyclegan"), *REDRAWN):
-        try:
-            return check(drawn)
-        except AssertionError as error:
-            missed.append(str(error))
-    pytest.fail("; ".join(missed))
+    check(maker(name))
 
 
 @pytest.mark.parametrize("name", VARIANTS)

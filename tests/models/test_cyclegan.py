@@ -111,6 +111,59 @@ def test_losses_of_constant_networks_are_those_by_hand():
     assert losses["judge_anomalous"] == pytest.approx(0.5 * (0.4**2 + 0.6**2))
 
 
+class Brightness(nn.Module):
+    """A discriminator that answers with the mean of each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        return self.gain * x.mean((1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
+def test_the_other_class_is_wrong_to_a_discriminator_as_fakes_are(weight: float):
+    learner = learner_of(
+        cyclegan(augment="none", zoom=0, shift=0, contrast=0, views=1, other_class=weight, residual=True)
+    )
+    learner.normal_judge = learner.anomalous_judge = Brightness()
+    learner.wrapped |= {"normal_judge": learner.normal_judge, "anomalous_judge": learner.anomalous_judge}
+    normal, anomalous = torch.full((2, 3, *SIZE), 0.6), torch.full((2, 3, *SIZE), 0.9)
+    (batch,) = batches(normal, 2, anomalous)
+    losses = {name: float(value) for name, value in learner.step(batch).items()}
+    normal_1, anomalous_1 = 0.2, 0.8  # in [-1, 1]; new generators change nothing
+    wrong = (anomalous_1**2 + weight * anomalous_1**2) / (1 + weight)
+    assert losses["judge_normal"] == pytest.approx(0.5 * ((1 - normal_1) ** 2 + wrong), rel=1e-5)
+    wrong = (normal_1**2 + weight * normal_1**2) / (1 + weight)
+    assert losses["judge_anomalous"] == pytest.approx(0.5 * ((1 - anomalous_1) ** 2 + wrong), rel=1e-5)
+
+
+@pytest.mark.parametrize(("weight", "kinds"), [(0.0, 2), (1.0, 3)])
+def test_discriminators_see_so_many_views_of_each_image_and_generators_one(weight: float, kinds: int):
+    learner = learner_of(cyclegan(views=5, other_class=weight))
+    learner.normal_judge = judge = Brightness()
+    learner.wrapped |= {"normal_judge": judge}
+    shown = []
+    learner.wrapped["to_anomalous"].register_forward_pre_hook(lambda _, given: shown.append(len(given[0])))
+    learner.step(pairs()[0])  # of four images
+    assert judge.seen == [4, kinds * 5 * 4]  # the generators' fakes, then reals, fakes, and the other class
+    assert shown == [3 * 4]
+
+
+def test_views_of_an_image_differ_and_follow_each_other_in_whole_batches():
+    learner = learner_of(cyclegan(views=3, augment="none", zoom=0, shift=0))
+    images = torch.linspace(0.2, 0.8, 4).view(4, 1, 1, 1).expand(4, 3, *SIZE)
+    found = learner._augmented(images, 4, torch.Generator().manual_seed(0))
+    assert len(found) == 12
+    assert len({float(one.mean()) for one in found}) == 12
+    unchanged = learner_of(cyclegan(views=3, augment="none", zoom=0, shift=0, contrast=0))
+    found = unchanged._augmented(images, 4, torch.Generator().manual_seed(0))
+    assert torch.equal(found, images.repeat(3, 1, 1, 1))
+
+
 def test_least_squares_verdicts():
     assert is_real(torch.tensor([1.0, 0.5, 0.0])).tolist() == [0, 0.25, 1]
     assert is_fake(torch.tensor([1.0, 0.5, 0.0])).tolist() == [1, 0.25, 0]
@@ -146,6 +199,11 @@ def test_a_buffer_keeps_fifty_without_graph_and_swaps_half_of_the_time():
     assert 0.4 < float(old) < 0.6
     assert len({float(image) for image in buffer.images}) == 50
     assert any(float(image) >= 200 for image in buffer.images)
+    kept = {float(image) for image in buffer.images}
+    drawn = [float(image) for image in buffer.draw(1000, generator)]
+    assert len(drawn) == 1000
+    assert set(drawn) == kept  # one of fifty is missing once in ten million
+    assert {float(image) for image in buffer.images} == kept
 
 
 def test_the_rate_is_constant_for_a_tenth_then_falls_to_nothing():
@@ -170,7 +228,7 @@ def test_the_rate_falls_step_by_step_after_the_first_epoch():
         learner = continued
     assert len(rates) == 8  # two steps an epoch
     reached = [0, 0, 1, 1.5, 2, 2.5, 3, 3.5]
-    assert rates == pytest.approx([2e-4 * decay(epoch, 4, 0.1) for epoch in reached])
+    assert rates == pytest.approx([5e-4 * decay(epoch, 4, 0.1) for epoch in reached])
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ CURVES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         {
             "ngf": 4, "blocks": 1, "ndf": 4, "epochs": 10,
             "residual": False, "lambda_cycle": 10, "zoom": 0, "shift": 0, "contrast": 0,
+            "views": 1, "other_class": 0, "lr": 2e-4,
         },
         ("translate",),
     ),
