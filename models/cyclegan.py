@@ -276,6 +276,27 @@ def varied(images_BCHW: Tensor, drawn_B5: Tensor, *, zoom: float, shift: float, 
     return varied_BCHW.clamp(0, 1)
 
 
+def augmented(
+    images_BCHW: Tensor,
+    config: CycleGANConfig,
+    generator: torch.Generator,
+    rows: Sequence[int] | None = None,
+    of: int = 0,
+) -> Tensor:
+    """Images in [0, 1], each turned and varied in a way of its own: drawn for as many images as there are, or for `of`, of
+    which these are `rows`."""
+    rows = range(len(images_BCHW)) if rows is None else rows
+    drawn = ways(max(of, len(rows)), config.augment, generator)
+    drawn_B5 = 2 * torch.rand(len(drawn), 5, generator=generator) - 1
+    return varied(
+        turned(images_BCHW, [drawn[row] for row in rows]),
+        drawn_B5[list(rows)].to(images_BCHW),
+        zoom=config.zoom,
+        shift=config.shift,
+        contrast=config.contrast,
+    )
+
+
 class CycleGANLearner:
     """One phase, `translate`: generators, then discriminators, on pairs of normal and anomalous images."""
 
@@ -362,14 +383,9 @@ class CycleGANLearner:
 
     def _augmented(self, images: Tensor, total: int, draw: torch.Generator) -> Tensor:
         """All `views` of this rank's images, view by view."""
-        config, mine = self.config, self._mine(total)
-        drawn = ways(config.views * total, config.augment, draw)
-        oriented = turned(
-            images.to(self.runtime.device, non_blocking=True).repeat(config.views, 1, 1, 1),
-            [drawn[row] for row in mine],
-        )
-        drawn_B5 = (2 * torch.rand(config.views * total, 5, generator=draw) - 1)[mine].to(oriented)
-        return varied(oriented, drawn_B5, zoom=config.zoom, shift=config.shift, contrast=config.contrast)
+        views = self.config.views
+        repeated = images.to(self.runtime.device, non_blocking=True).repeat(views, 1, 1, 1)
+        return augmented(repeated, self.config, draw, self._mine(total), views * total)
 
     def _with_earlier(self, fakes: Tensor, buffer: ReplayBuffer, total: int, draw: torch.Generator) -> Tensor:
         """As many fakes as there are views of real images: these, in part exchanged for earlier ones, then earlier ones."""
