@@ -131,13 +131,14 @@ def test_the_other_class_is_wrong_to_a_discriminator_as_fakes_are(weight: float)
     )
     learner.normal_judge = learner.anomalous_judge = Brightness()
     learner.wrapped |= {"normal_judge": learner.normal_judge, "anomalous_judge": learner.anomalous_judge}
+    learner.wrapped |= {"to_normal": Constant(-0.1, True), "to_anomalous": Constant(0.3, True)}
     normal, anomalous = torch.full((2, 3, *SIZE), 0.6), torch.full((2, 3, *SIZE), 0.9)
     (batch,) = batches(normal, 2, anomalous)
     losses = {name: float(value) for name, value in learner.step(batch).items()}
-    normal_1, anomalous_1 = 0.2, 0.8  # in [-1, 1]; new generators change nothing
-    wrong = (anomalous_1**2 + weight * anomalous_1**2) / (1 + weight)
+    normal_1, anomalous_1 = 0.2, 0.8  # in [-1, 1]
+    wrong = ((anomalous_1 - 0.1) ** 2 + weight * anomalous_1**2) / (1 + weight)
     assert losses["judge_normal"] == pytest.approx(0.5 * ((1 - normal_1) ** 2 + wrong), rel=1e-5)
-    wrong = (normal_1**2 + weight * normal_1**2) / (1 + weight)
+    wrong = ((normal_1 + 0.3) ** 2 + weight * normal_1**2) / (1 + weight)
     assert losses["judge_anomalous"] == pytest.approx(0.5 * ((1 - anomalous_1) ** 2 + wrong), rel=1e-5)
 
 
