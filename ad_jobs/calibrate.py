@@ -52,13 +52,9 @@ def calibrate(
         )
     for name, rate in (("--max-fpr", max_fpr), ("--max-fnr", max_fnr)):
         if rate is not None and not 0 <= rate < 1:
-            raise UsageError(
-                f"{name} is a share, at least 0 and below 1.", rate, f"Give for example {name} 0.01."
-            )
+            raise UsageError(f"{name} is a share, at least 0 and below 1.", rate, f"Give for example {name} 0.01.")
     if not 0 <= margin < 1:
-        raise UsageError(
-            "--margin is a share, at least 0 and below 1.", margin, "Give for example --margin 0.05."
-        )
+        raise UsageError("--margin is a share, at least 0 and below 1.", margin, "Give for example --margin 0.05.")
     if max_fnr is not None and anomalous is None:
         raise UsageError(
             "--max-fnr is judged on anomalous images.",
@@ -67,17 +63,11 @@ def calibrate(
         )
     if max_fpr is not None and anomalous is not None:
         raise UsageError(
-            "--max-fpr is judged on normal images alone.",
-            f"--anomalous {anomalous}",
-            "Leave it out, or use --max-fnr.",
+            "--max-fpr is judged on normal images alone.", f"--anomalous {anomalous}", "Leave it out, or use --max-fnr."
         )
     opened, detector = open_fitted(model)
     normals = [Source(number, o.uri, o.bytes) for number, o in enumerate(read_source(normal))]
-    anomalies = (
-        [Source(number, o.uri, o.bytes) for number, o in enumerate(read_source(anomalous))]
-        if anomalous
-        else []
-    )
+    anomalies = [Source(number, o.uri, o.bytes) for number, o in enumerate(read_source(anomalous))] if anomalous else []
     source = storage.absolute(normal) + (f" and {storage.absolute(anomalous)}" if anomalous else "")
     calibration = calibrate_on(
         detector,
@@ -114,8 +104,7 @@ def calibrate_on(
         heat.add(frame.heatmap)
     if not normal_scores:
         raise JobError(
-            "A calibration needs normal images that decode, for the heatmaps' scale.",
-            "Name others with --normal.",
+            "A calibration needs normal images that decode, for the heatmaps' scale.", "Name others with --normal."
         )
     anomalous_scores = []
     for frame in scorer.score(anomalous):

@@ -73,9 +73,7 @@ def threshold_for_fpr(normal: NDArray[np.float32], max_fpr: float) -> Threshold:
     """
     if len(normal) == 0:
         raise UsageError(
-            "A threshold for a false-positive rate needs normal images.",
-            "none that decode",
-            "Name some with --normal.",
+            "A threshold for a false-positive rate needs normal images.", "none that decode", "Name some with --normal."
         )
     ordered = np.sort(normal.astype(np.float64))
     allowed = int(np.floor(max_fpr * len(ordered) + 1e-9))
@@ -117,9 +115,7 @@ def threshold_for_fnr(anomalous: NDArray[np.float32], max_fnr: float, margin: fl
     ordered = np.sort(anomalous.astype(np.float32))
     allowed = min(int(np.floor(max_fnr * len(ordered) + 1e-9)), len(ordered) - 1)
     # Flagged is strictly above: the threshold lies just below the lowest score that must be flagged.
-    threshold = float(
-        np.nextafter(ordered[allowed] - np.float32(margin) * abs(ordered[allowed]), np.float32(-np.inf))
-    )
+    threshold = float(np.nextafter(ordered[allowed] - np.float32(margin) * abs(ordered[allowed]), np.float32(-np.inf)))
     misses = int((ordered <= np.float32(threshold)).sum())
     low, high = clopper_pearson(misses, len(ordered))
     return Threshold(

@@ -123,9 +123,7 @@ def commit(folder: str, out: str, number: int, objects: pa.Table, model_ids: lis
         parts=describe_parts(out, prefix),
         heatmap_parts=describe_heatmap_parts(out, prefix),
     )
-    storage.patiently(
-        lambda: storage.write_bytes(record_uri(folder, number), chapter.model_dump_json().encode())
-    )
+    storage.patiently(lambda: storage.write_bytes(record_uri(folder, number), chapter.model_dump_json().encode()))
     return chapter
 
 

@@ -80,9 +80,7 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     """Make the file's options the verb's defaults: a flag on the command line wins over them."""
     if path is not None:
         names = [
-            parameter.name
-            for parameter in context.command.params
-            if parameter.name not in (None, "config", "help")
+            parameter.name for parameter in context.command.params if parameter.name not in (None, "config", "help")
         ]
         context.default_map = {**(context.default_map or {}), **read_config(path, [n for n in names if n])}
     return path
@@ -100,10 +98,7 @@ Config = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run", help="Show how the cluster would be divided and what is left to do; write nothing."
-    ),
+    bool, typer.Option("--dry-run", help="Show how the cluster would be divided and what is left to do; write nothing.")
 ]
 Address = Annotated[
     str | None,
@@ -115,8 +110,7 @@ Address = Annotated[
 Dashboard = Annotated[
     str | None,
     typer.Option(
-        help="Cluster's dashboard, http://host:8265; by default RAY_ADDRESS, or this machine's.",
-        metavar="URL",
+        help="Cluster's dashboard, http://host:8265; by default RAY_ADDRESS, or this machine's.", metavar="URL"
     ),
 ]
 SOURCE = "Folder, s3://bucket/prefix, manifest, or CSV/Parquet list with a column `image`."
@@ -128,9 +122,7 @@ def _example(text: str) -> str:
 
 @app.command(epilog=_example("retroscan demo --out demo"))
 def demo(
-    folder: Annotated[
-        str, typer.Option("--out", help="Folder for the archive, the model and the run.")
-    ] = "demo",
+    folder: Annotated[str, typer.Option("--out", help="Folder for the archive, the model and the run.")] = "demo",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the phantoms and of the fit.")] = 0,
     json_: Json = False,
     config: Config = None,
@@ -177,9 +169,7 @@ def index(
 
     info = run(source, folder, headers=headers)
     _print(
-        info.model_dump(mode="json"),
-        json_,
-        lambda v: f"{v['objects']} objects in {folder} (digest {v['digest'][:12]})",
+        info.model_dump(mode="json"), json_, lambda v: f"{v['objects']} objects in {folder} (digest {v['digest'][:12]})"
     )
 
 
@@ -208,8 +198,7 @@ def fit(
     ] = Resize.stretch,
     workers: Annotated[int, typer.Option(min=1, help="Training workers.")] = 1,
     settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Detector option key=value, repeatable.", metavar="KEY=VALUE"),
+        list[str] | None, typer.Option("--set", help="Detector option key=value, repeatable.", metavar="KEY=VALUE")
     ] = None,
     dry_run: DryRun = False,
     address: Address = None,
@@ -224,9 +213,17 @@ def fit(
     size_px = parse_size(size)
     policy = {"window": parse_window(window), "resize": resize.value}
     spec = FitSpec(
-        detector=detector, normal=normal, anomalous=anomalous, out=folder, size_px=size_px, options=options,
-        policy=policy, seed=seed, workers=workers, address=address,
-    )  # fmt: skip
+        detector=detector,
+        normal=normal,
+        anomalous=anomalous,
+        out=folder,
+        size_px=size_px,
+        options=options,
+        policy=policy,
+        seed=seed,
+        workers=workers,
+        address=address,
+    )
     if dry_run:
         from ad_jobs.dry_run import fit_outlook, fit_text
 
@@ -251,9 +248,7 @@ def calibrate(
     normal: Annotated[str, typer.Option(help="Held-out normal images. " + SOURCE)],
     anomalous: Annotated[str | None, typer.Option(help="Anomalous images, for --max-fnr.")] = None,
     max_fpr: Annotated[float | None, typer.Option(help="Share of normal images that may be flagged.")] = None,
-    max_fnr: Annotated[
-        float | None, typer.Option(help="Share of the anomalous images that may be missed.")
-    ] = None,
+    max_fnr: Annotated[float | None, typer.Option(help="Share of the anomalous images that may be missed.")] = None,
     margin: Annotated[float, typer.Option(help="With --max-fnr: lower the threshold by this share.")] = 0.05,
     json_: Json = False,
     config: Config = None,
@@ -267,16 +262,12 @@ def calibrate(
 
 
 @app.command(
-    epilog=_example(
-        "retroscan scan s3://archive/2024 --model ./model --out s3://results/run-1 --heatmaps flagged"
-    )
+    epilog=_example("retroscan scan s3://archive/2024 --model ./model --out s3://results/run-1 --heatmaps flagged")
 )
 def scan(
     source: Annotated[str, typer.Argument(help=SOURCE, show_default=False)],
     model: Annotated[list[str], typer.Option(help="Folder of a fitted model.")],
-    folder: Annotated[
-        str, typer.Option("--out", help="Folder of the run, local or s3://. Run again to continue.")
-    ],
+    folder: Annotated[str, typer.Option("--out", help="Folder of the run, local or s3://. Run again to continue.")],
     where: Annotated[
         str | None, typer.Option(help="SQL condition over the manifest's columns, as \"modality = 'MR'\".")
     ] = None,
@@ -297,9 +288,7 @@ def scan(
     ] = None,
     amp: Annotated[
         bool,
-        typer.Option(
-            "--amp", help="Reduced precision, on GPUs alone: faster; scores agree within a wider tolerance."
-        ),
+        typer.Option("--amp", help="Reduced precision, on GPUs alone: faster; scores agree within a wider tolerance."),
     ] = False,
     dry_run: DryRun = False,
     address: Address = None,
@@ -308,13 +297,24 @@ def scan(
 ) -> None:
     """Score every object of an archive into a table, each exactly once. Run again to continue."""
     resolved = {
-        "source": source, "model": model, "out": folder, "where": where, "heatmaps": heatmaps.value,
-        "identifiers": identifiers.value, "max_failed": max_failed, "config": str(config) if config else None,
-    }  # fmt: skip
+        "source": source,
+        "model": model,
+        "out": folder,
+        "where": where,
+        "heatmaps": heatmaps.value,
+        "identifiers": identifiers.value,
+        "max_failed": max_failed,
+        "config": str(config) if config else None,
+    }
     options: dict[str, Any] = {
-        "where": where, "heatmaps": heatmaps.value, "identifiers": identifiers.value,
-        "identifiers_key": read_key(identifiers_key), "batch_size": batch_size, "amp": amp, "address": address,
-    }  # fmt: skip
+        "where": where,
+        "heatmaps": heatmaps.value,
+        "identifiers": identifiers.value,
+        "identifiers_key": read_key(identifiers_key),
+        "batch_size": batch_size,
+        "amp": amp,
+        "address": address,
+    }
     if dry_run:
         from ad_jobs.dry_run import scan_outlook, scan_text
 
@@ -402,22 +402,17 @@ def score(
 def submit(
     context: typer.Context,
     words: Annotated[
-        list[str] | None,
-        typer.Argument(help="Verb and its arguments.", metavar="VERB ARGS...", show_default=False),
+        list[str] | None, typer.Argument(help="Verb and its arguments.", metavar="VERB ARGS...", show_default=False)
     ] = None,
     address: Dashboard = None,
     names: Annotated[
         list[str] | None,
-        typer.Option(
-            "--env", metavar="NAME", help="Variable to send along, repeatable; its value is shown nowhere."
-        ),
+        typer.Option("--env", metavar="NAME", help="Variable to send along, repeatable; its value is shown nowhere."),
     ] = None,
     submission_id: Annotated[
         str | None, typer.Option(help="Id of the job; by default it comes from VERB, ARGS and the code.")
     ] = None,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Print the id as soon as the cluster has the job.")
-    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the id as soon as the cluster has the job.")] = False,
     json_: Json = False,
 ) -> None:
     """Run any verb as a Ray job on a cluster, and end with its exit code. Run again to follow it, or to continue."""
@@ -431,9 +426,7 @@ def submit(
     _print(
         {**verb.as_json(job), "submitted": submitted},
         json_,
-        lambda v: (
-            v["id"] if detach else f"job {v['id']} {v['status'].lower()}, exit code {verb.exit_code(job)}"
-        ),
+        lambda v: v["id"] if detach else f"job {v['id']} {v['status'].lower()}, exit code {verb.exit_code(job)}",
     )
     if not detach:
         raise typer.Exit(verb.exit_code(job))

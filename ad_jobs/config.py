@@ -48,9 +48,7 @@ def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
         ) from error
     except yaml.YAMLError as error:
         raise UsageError(
-            "--config must be YAML.",
-            f"{path}: {str(error).splitlines()[0]}",
-            "Write one `option: value` a line.",
+            "--config must be YAML.", f"{path}: {str(error).splitlines()[0]}", "Write one `option: value` a line."
         ) from error
     if not isinstance(content, dict):
         raise UsageError(
@@ -62,9 +60,7 @@ def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UsageError(
-            "--config holds options of the verb.",
-            f"{unknown[0]!r} in {path}",
-            f"This verb's are: {', '.join(known)}.",
+            "--config holds options of the verb.", f"{unknown[0]!r} in {path}", f"This verb's are: {', '.join(known)}."
         )
     return options
 

@@ -49,9 +49,7 @@ REQUIREMENTS = (  # those of pyproject.toml, which is not there where only the p
 )
 _NAMED = ("torch", "ray", "pydicom")  # whose versions are told where all is well
 
-SYNTAXES: Mapping[
-    str, Sequence[str]
-] = {  # of images; those of video are not read (PS3.5 section 10, annex A)
+SYNTAXES: Mapping[str, Sequence[str]] = {  # of images; those of video are not read (PS3.5 section 10, annex A)
     "uncompressed": ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"),
     "deflated": ("1.2.840.10008.1.2.1.99",),
     "RLE": ("1.2.840.10008.1.2.5",),
@@ -117,9 +115,7 @@ def _with_imports(name: str, checks: Callable[[], Iterable[Check]]) -> list[Chec
     try:
         return list(checks())
     except (ImportError, OSError) as error:  # an OSError: a shared library that a package needs
-        return [
-            Check(name, MISSING, f"{type(error).__name__}: {error}", "Install retroscan's packages anew.")
-        ]
+        return [Check(name, MISSING, f"{type(error).__name__}: {error}", "Install retroscan's packages anew.")]
 
 
 def check_python(version: str) -> Check:
@@ -141,12 +137,7 @@ def check_packages(versions: Mapping[str, str | None]) -> list[Check]:
         version = versions[requirement.name]
         if version is None or not requirement.specifier.contains(version, prereleases=True):
             checks.append(
-                Check(
-                    f"package {requirement.name}",
-                    MISSING,
-                    version or "not installed",
-                    f"pip install '{text}'",
-                )
+                Check(f"package {requirement.name}", MISSING, version or "not installed", f"pip install '{text}'")
             )
     if not checks:
         told = ", ".join(f"{name} {versions[name]}" for name in _NAMED)
@@ -165,9 +156,7 @@ def check_memory(memory: int, limit: int | None) -> Check:
             "A Ray embedded in it plans by the machine's: scan on a cluster, or leave the container unlimited.",
         )
     if memory < SMALL_MEMORY:
-        return Check(
-            "memory", WARNING, found, "Scans take a quarter of their batch size: give 4 GiB or more."
-        )
+        return Check("memory", WARNING, found, "Scans take a quarter of their batch size: give 4 GiB or more.")
     return Check("memory", OK, found)
 
 
@@ -209,24 +198,17 @@ def check_credentials(environ: Mapping[str, str], profiles: Sequence[str]) -> Ch
     profile = environ.get("AWS_PROFILE")
     if profile and profile not in profiles:
         return Check(
-            "credentials",
-            MISSING,
-            f"AWS_PROFILE names {profile}, which is in no file of AWS's",
-            "aws configure",
+            "credentials", MISSING, f"AWS_PROFILE names {profile}, which is in no file of AWS's", "aws configure"
         )
     found = names + [f"profile {profile}" for profile in profiles]
-    return Check(
-        "credentials", OK, ", ".join(found) or "none named: folders need none, a machine may have a role"
-    )
+    return Check("credentials", OK, ", ".join(found) or "none named: folders need none, a machine may have a role")
 
 
 def check_disk(name: str, folder: str, total: int, free: int, enough: int) -> Check:
     """Whether a disk of `total` bytes, of which `free` are, has `enough`, and is not too full for Ray."""
     found = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free in {folder}"
     if total - free > SPILL_SHARE * total:
-        return Check(
-            name, WARNING, found, f"Make room: on a disk over {SPILL_SHARE:.0%} full Ray spills nothing."
-        )
+        return Check(name, WARNING, found, f"Make room: on a disk over {SPILL_SHARE:.0%} full Ray spills nothing.")
     if free < enough:
         return Check(name, WARNING, found, f"Make room: {enough / GIB:.0f} GiB are seldom too much.")
     return Check(name, OK, found)
@@ -236,9 +218,7 @@ def check_shared_memory(size: int, store: int) -> Check:
     """Whether /dev/shm, of `size` bytes, holds the object store of an embedded Ray, of `store` bytes."""
     found = f"{size / GIB:.1f} GiB in /dev/shm, {store / GIB:.1f} GiB for Ray's object store"
     if size < store:
-        remedy = (
-            "Ray keeps its objects in /tmp, slowly: docker run --shm-size, or an emptyDir of medium Memory."
-        )
+        remedy = "Ray keeps its objects in /tmp, slowly: docker run --shm-size, or an emptyDir of medium Memory."
         return Check("shared memory", WARNING, found, remedy)
     return Check("shared memory", OK, found)
 
@@ -323,14 +303,10 @@ def _answer(bucket: str | None) -> Check:
     try:
         s3.probe(bucket)
     except KeysRefused as error:
-        return Check(
-            "S3", MISSING, str(error), "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
-        )
+        return Check("S3", MISSING, str(error), "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.")
     except AccessDenied as error:
         if bucket is None:
-            return Check(
-                "S3", OK, f"{where} answers; these keys may not list its buckets: name one with --bucket"
-            )
+            return Check("S3", OK, f"{where} answers; these keys may not list its buckets: name one with --bucket")
         return Check("S3", MISSING, str(error), "Ask for s3:ListBucket and s3:GetObject on it.")
     except StorageError as error:
         return Check("S3", MISSING, str(error), "Check AWS_ENDPOINT_URL, AWS_REGION and --bucket.")

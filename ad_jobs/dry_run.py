@@ -180,10 +180,7 @@ def scan_text(found: dict[str, Any]) -> str:
             f"batches of {found['batch_size']} frames, blocks of {found['block_rows']} objects, parts of "
             f"{found['part_rows']:,}",
         ),
-        (
-            "memory",
-            f"a fetch task takes {_size(found['fetch_task_bytes'])} at most, at an object at every limit",
-        ),
+        ("memory", f"a fetch task takes {_size(found['fetch_task_bytes'])} at most, at an object at every limit"),
         ("objects", f"{found['objects']:,}: {done:,} done, {found['objects_left']:,} left"),
         ("chapters", f"{found['chapters']:,}: {found['chapters_left']:,} left"),
         ("run", found["run_id"]),

@@ -63,9 +63,7 @@ def evaluate(
         JobError: a heatmap is damaged.
     """
     if bootstrap < 0:
-        raise UsageError(
-            "The number of bootstrap replicates must not be negative.", bootstrap, "0 turns it off."
-        )
+        raise UsageError("The number of bootstrap replicates must not be negative.", bootstrap, "0 turns it off.")
     run_uri = storage.absolute(run)
     read = labels_module.read_labels(labels)
     record = read_record(run_uri, allow_unfinished)
@@ -137,9 +135,7 @@ def _groups(judged: pd.DataFrame) -> list[str]:
     ]
 
 
-def _at_threshold(
-    threshold: float, flagged: npt.NDArray[np.bool_], anomalous: npt.NDArray[np.bool_]
-) -> dict[str, Any]:
+def _at_threshold(threshold: float, flagged: npt.NDArray[np.bool_], anomalous: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """The confusion counts at the run's own threshold, and the two error rates with exact intervals."""
     counts = {
         "true_positive": int((flagged & anomalous).sum()),
@@ -193,9 +189,7 @@ def _pixel_metrics(
         evaluation.update(values[box], None if mask is None else mask[box], pixels.group)
     curve = evaluation.roc()
     roc = {"fpr": curve[0], "tpr": curve[1]} if curve else None
-    note = (
-        f"{left_out} anomalous images without a mask are left out of the pixel metrics." if left_out else None
-    )
+    note = f"{left_out} anomalous images without a mask are left out of the pixel metrics." if left_out else None
     return evaluation.result(), note, roc
 
 
@@ -203,11 +197,7 @@ def _wanted(judged: pd.DataFrame, groups: list[str]) -> tuple[list[_Pixels], int
     """(the heatmaps to judge, as they lie in storage; anomalous images left out; why there are none)."""
     marked = judged["mask"].notna() & judged["anomalous"]
     if not marked.any():
-        return (
-            [],
-            0,
-            "No anomalous image has a mask (column mask of LABELS), so there is nothing to judge pixels by.",
-        )
+        return ([], 0, "No anomalous image has a mask (column mask of LABELS), so there is nothing to judge pixels by.")
     left_out = int((judged["anomalous"] & ~marked).sum())
     wanted, without_heatmap = [], 0
     for i in np.flatnonzero(marked | ~judged["anomalous"]):
@@ -232,9 +222,7 @@ def _wanted(judged: pd.DataFrame, groups: list[str]) -> tuple[list[_Pixels], int
     return sorted(wanted, key=lambda pixels: pixels.reference), left_out, None
 
 
-def _read_heatmaps(
-    run_uri: str, wanted: list[_Pixels]
-) -> Iterator[tuple[_Pixels, npt.NDArray[np.float32], Geometry]]:
+def _read_heatmaps(run_uri: str, wanted: list[_Pixels]) -> Iterator[tuple[_Pixels, npt.NDArray[np.float32], Geometry]]:
     """Each heatmap [H, W] with its geometry, shard by shard in the order of offsets, by few large reads."""
     for batch in _batches(wanted):
         shard, start, _ = batch[0].reference
@@ -274,9 +262,7 @@ def _read_mask(uri: str, geometry: Geometry) -> npt.NDArray[np.bool_]:
             if picture.mode in ("LA", "RGBA", "La", "RGBa"):
                 pixels = pixels[..., :-1]
     except (storage.StorageError, UnidentifiedImageError, OSError, ValueError) as error:
-        raise UsageError(
-            "A mask must be an image that can be read.", f"{uri}: {error}", "Check LABELS."
-        ) from error
+        raise UsageError("A mask must be an image that can be read.", f"{uri}: {error}", "Check LABELS.") from error
     mask = np.asarray(pixels.any(axis=-1) if pixels.ndim == 3 else pixels != 0, dtype=bool)
     size = (geometry.rows, geometry.columns)
     if mask.shape != size:
@@ -287,8 +273,6 @@ def _read_mask(uri: str, geometry: Geometry) -> npt.NDArray[np.bool_]:
         )
     if not mask.any():
         raise UsageError(
-            "The mask of an anomalous image must mark something.",
-            uri,
-            "Leave the mask empty if it is not known.",
+            "The mask of an anomalous image must mark something.", uri, "Leave the mask empty if it is not known."
         )
     return mask

@@ -88,8 +88,7 @@ def fetch_all(sources: Sequence[Source], max_bytes: int) -> Generator[FetchedObj
     with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
         while waiting or under_way:
             while waiting and (
-                not under_way
-                or (len(under_way) < 2 * FETCH_THREADS and ahead + _size(waiting[0]) <= FETCH_AHEAD_BYTES)
+                not under_way or (len(under_way) < 2 * FETCH_THREADS and ahead + _size(waiting[0]) <= FETCH_AHEAD_BYTES)
             ):
                 source = waiting.popleft()
                 ahead += _size(source)
@@ -134,9 +133,7 @@ def fetch_one(source: Source, max_bytes: int) -> FetchedObject:
     return FetchedObject(source, data, changed, error, 1e3 * (time.perf_counter() - start))
 
 
-_last_good: str | None = (
-    None  # an object that this process got: what to ask for to see whether the store answers
-)
+_last_good: str | None = None  # an object that this process got: what to ask for to see whether the store answers
 
 
 def _insist(source: Source, max_bytes: int) -> storage.Fetched:
@@ -148,9 +145,7 @@ def _insist(source: Source, max_bytes: int) -> storage.Fetched:
             fetched = storage.fetch(source.uri, max_bytes)
         except storage.Unreachable as error:
             # A disk that fails before it gave anything is no server that comes back.
-            if attempt >= FETCH_ATTEMPTS and (
-                _delivers(_last_good) if _last_good else not storage.is_s3(source.uri)
-            ):
+            if attempt >= FETCH_ATTEMPTS and (_delivers(_last_good) if _last_good else not storage.is_s3(source.uri)):
                 raise
             log.warning("%s: the store does not answer. Waiting for it.", error.detail)
             if time.monotonic() > deadline:
@@ -208,16 +203,6 @@ def prepare_each(
     decode_ms = 1e3 * (time.perf_counter() - start)
     digest = hashlib.sha256(data).hexdigest()
     return [
-        Prepared(
-            fetched.source,
-            fetched.changed,
-            error,
-            digest,
-            len(data),
-            header,
-            frames,
-            fetched.fetch_ms,
-            decode_ms,
-        )
+        Prepared(fetched.source, fetched.changed, error, digest, len(data), header, frames, fetched.fetch_ms, decode_ms)
         for frames, header in decoded
     ]

@@ -76,14 +76,14 @@ def fit(spec: FitSpec) -> dict[str, Any]:
         abnormal_held: list[int] = []
         if anomalous:
             left = room - images.kept_bytes
-            abnormal = decode_all(
-                anomalous, policy, spec.limits, "anomalous", cpus=connected.cpus, keep_bytes=left
-            )
+            abnormal = decode_all(anomalous, policy, spec.limits, "anomalous", cpus=connected.cpus, keep_bytes=left)
             abnormal_train, abnormal_held = split_anomalous(abnormal.group, spec.seed)
             log.info(
                 "%d anomalous images: %d to fit, %d held out for the threshold.",
-                len(abnormal), len(abnormal_train), len(abnormal_held),
-            )  # fmt: skip
+                len(abnormal),
+                len(abnormal_train),
+                len(abnormal_held),
+            )
         if registry.entry(spec.detector).takes_grey and images.grey and (abnormal is None or abnormal.grey):
             input_spec = input_spec.model_copy(update={"channels": 1})
             policy = policy.model_copy(update={"channels": 1})

@@ -47,9 +47,7 @@ class ImageSet:
     places: list[Place]
     group: list[str]  # of every image: what is held out together, or not at all
     sha256: list[str]  # of every image: its object's bytes
-    chunks: list[
-        store.Ref | None
-    ]  # of every CHUNK sources: list[Pixels] in the object store; None where not kept
+    chunks: list[store.Ref | None]  # of every CHUNK sources: list[Pixels] in the object store; None where not kept
     kept_bytes: int
     failed: dict[str, int]  # objects by error code
     grey: bool  # none of them is in colour
@@ -146,13 +144,7 @@ class Report(NamedTuple):
 
 
 def decode_all(
-    objects: list[SourceObject],
-    policy: PixelPolicy,
-    limits: Limits,
-    what: str,
-    *,
-    cpus: float,
-    keep_bytes: int,
+    objects: list[SourceObject], policy: PixelPolicy, limits: Limits, what: str, *, cpus: float, keep_bytes: int
 ) -> ImageSet:
     """Fetch and decode every object, in parallel tasks; bad ones are counted and left out.
 
@@ -208,9 +200,7 @@ def decode_all(
         )
     if None in kept:
         share = 100 * kept.count(None) / len(kept)
-        log.info(
-            "%.0f %% of the %s images are decoded again in every epoch: no more fit into memory.", share, what
-        )
+        log.info("%.0f %% of the %s images are decoded again in every epoch: no more fit into memory.", share, what)
     return ImageSet(sources, places, group, sha256, kept, kept_bytes, dict(failed), grey, policy, limits)
 
 

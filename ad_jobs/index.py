@@ -85,9 +85,7 @@ def index(source: str, out: str, *, headers: bool = False) -> ManifestInfo:
         try:
             _publish(staging, record, out)
         except storage.StorageError as error:
-            raise JobError(
-                f"The manifest cannot be written: {error}.", "Check that --out is writable."
-            ) from error
+            raise JobError(f"The manifest cannot be written: {error}.", "Check that --out is writable.") from error
     return manifest_info(out)
 
 
@@ -142,15 +140,12 @@ def _stage(
                 for row in batch:
                     digest.update(_ROW.encode(row).encode() + b"\n")
                 columns = [
-                    pa.array(values, field.type)
-                    for values, field in zip(zip(*batch, strict=True), schema, strict=True)
+                    pa.array(values, field.type) for values, field in zip(zip(*batch, strict=True), schema, strict=True)
                 ]
                 writer.write_table(pa.table(columns, schema=schema), row_group_size=batch_rows)
                 count += len(batch)
         with path.open("rb") as file:
-            parts.append(
-                Part(name=path.name, rows=count, sha256=hashlib.file_digest(file, "sha256").hexdigest())
-            )
+            parts.append(Part(name=path.name, rows=count, sha256=hashlib.file_digest(file, "sha256").hexdigest()))
     return parts, digest.hexdigest()
 
 
@@ -172,8 +167,7 @@ def _rows(objects: Iterable[SourceObject], headers: bool, batch_rows: int) -> It
             if headers:
                 read = pool.map(header_columns, [o.uri for _, o in batch], [o.bytes for _, o in batch])
                 rows = [
-                    (*row, *(found.get(name) for name in _HEADER_NAMES))
-                    for row, found in zip(rows, read, strict=True)
+                    (*row, *(found.get(name) for name in _HEADER_NAMES)) for row, found in zip(rows, read, strict=True)
                 ]
             yield rows
 
@@ -186,9 +180,7 @@ def header_columns(uri: str, size: int | None) -> dict[str, object]:
     from ad_jobs.images.decode import read_header, sniff  # only --headers needs the decoders
 
     length = HEADER_BYTES
-    size = (
-        MAX_HEADER_BYTES + 1 if size is None else size
-    )  # a list may not say: take no cut head for a whole object
+    size = MAX_HEADER_BYTES + 1 if size is None else size  # a list may not say: take no cut head for a whole object
     try:
         head = storage.fetch_range(uri, 0, length)
         if sniff(head) != "dicom":

@@ -129,8 +129,7 @@ def join(labels: Labels, rows: pd.DataFrame) -> Joined:
     status = of_object["status"].where(whole | lost, of_frame["status"])
     frames = [[reference] for reference in _or_none(of_frame["heatmap"])]
     heatmaps = [
-        o if w and isinstance(o, list) else f
-        for w, o, f in zip(whole, of_object["heatmaps"], frames, strict=True)
+        o if w and isinstance(o, list) else f for w, o, f in zip(whole, of_object["heatmaps"], frames, strict=True)
     ]
     joined = table.assign(
         status=status.fillna("missing"),

@@ -104,9 +104,7 @@ def _read_part(info: ManifestInfo, part: Part) -> bytes:
     try:
         data = storage.patiently(lambda: storage.read_bytes(storage.join(info.uri, part.name)))
     except storage.StorageError as error:
-        raise JobError(
-            f"A part of the manifest cannot be read: {error}.", "Index the source again."
-        ) from error
+        raise JobError(f"A part of the manifest cannot be read: {error}.", "Index the source again.") from error
     if hashlib.sha256(data).hexdigest() != part.sha256:
         raise JobError(
             f"{part.name} of the manifest {info.uri} is not what {RECORD} describes (sha256 differs).",
@@ -199,9 +197,7 @@ def _select(table: pa.Table, where: str) -> pa.Array:
             first, second = (connection.execute(query).fetchnumpy()["object_id"] for _ in range(2))
     except duckdb.Error as error:
         reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            "--where is an SQL condition over the manifest.", f"{where} ({reason})", names
-        ) from error
+        raise UsageError("--where is an SQL condition over the manifest.", f"{where} ({reason})", names) from error
     if not np.array_equal(first, second):
         raise UsageError(
             "--where must select the same rows every time, or a resumed scan would not be the same scan.",
@@ -209,9 +205,7 @@ def _select(table: pa.Table, where: str) -> pa.Array:
             "A sample that stays: object_id % 100 = 0.",
         )
     if not len(first):
-        raise UsageError(
-            "--where must select at least one object.", f"{where} (0 of {table.num_rows})", names
-        )
+        raise UsageError("--where must select at least one object.", f"{where} (0 of {table.num_rows})", names)
     return pa.array(first, pa.int64())
 
 
@@ -220,9 +214,7 @@ def refusal(error: storage.StorageError) -> UsageError:
     s3 = storage.is_s3(error.uri)
     if isinstance(error, storage.NotFound):
         rule = "The bucket and prefix must exist." if s3 else "The file or folder must exist."
-        remedy = (
-            "Check the spelling, and AWS_ENDPOINT_URL if this is not AWS." if s3 else "Check the spelling."
-        )
+        remedy = "Check the spelling, and AWS_ENDPOINT_URL if this is not AWS." if s3 else "Check the spelling."
     elif isinstance(error, storage.AccessDenied):
         rule = "These credentials must be allowed to list and read it." if s3 else "It must be readable."
         remedy = (

@@ -140,9 +140,7 @@ def read_record(uri: str) -> dict[str, Any] | None:
         return record.read_record(folder)
 
 
-def publish(
-    uri: str, kind: str, detector: Detector, policy: PixelPolicy, told: dict[str, Any]
-) -> dict[str, Any]:
+def publish(uri: str, kind: str, detector: Detector, policy: PixelPolicy, told: dict[str, Any]) -> dict[str, Any]:
     """Write a fitted detector to `uri`; its full record. detector.json comes last: a folder that has it is whole."""
     from models import artifact
 
@@ -162,9 +160,7 @@ def write_calibration(uri: str, calibration: Calibration) -> None:
 
 
 @contextmanager
-def local_files(
-    uri: str, names: tuple[str, ...] = (record.DETECTOR, record.WEIGHTS, CALIBRATION)
-) -> Iterator[Path]:
+def local_files(uri: str, names: tuple[str, ...] = (record.DETECTOR, record.WEIGHTS, CALIBRATION)) -> Iterator[Path]:
     """A local folder with the named files of the model at `uri`: itself, or a copy that goes with the block."""
     if not storage.is_s3(uri):
         yield Path(uri)
@@ -182,9 +178,7 @@ def _read_calibration(folder: Path, uri: str, model_id: str) -> tuple[Calibratio
     path = folder / CALIBRATION
     remedy = f"Set one with `retroscan calibrate {uri} --normal SOURCE --max-fpr 0.01`."
     if not path.is_file():
-        raise UsageError(
-            "A model needs a calibration before it can flag.", f"{uri}, without {CALIBRATION}", remedy
-        )
+        raise UsageError("A model needs a calibration before it can flag.", f"{uri}, without {CALIBRATION}", remedy)
     body = path.read_bytes()
     try:
         calibration = Calibration.model_validate_json(body)

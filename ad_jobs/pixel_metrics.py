@@ -42,10 +42,7 @@ class PixelHistogram:
         self.counts = np.zeros((3, rows, bins), dtype=np.float64)
 
     def update(
-        self,
-        heatmap: npt.NDArray[np.floating],
-        mask: npt.NDArray[np.bool_],
-        weights: FloatArray | None = None,
+        self, heatmap: npt.NDArray[np.floating], mask: npt.NDArray[np.bool_], weights: FloatArray | None = None
     ) -> None:
         """Count one image.
 
@@ -69,10 +66,7 @@ class PixelHistogram:
         self._add(index, (1 - in_region, in_region, overlap), weights)
 
     def update_soft(
-        self,
-        heatmap: npt.NDArray[np.floating],
-        mask: npt.NDArray[np.floating],
-        weights: FloatArray | None = None,
+        self, heatmap: npt.NDArray[np.floating], mask: npt.NDArray[np.floating], weights: FloatArray | None = None
     ) -> None:
         """Count one image with a soft mask: a pixel is `mask` abnormal and `1 - mask` normal. No regions."""
         if heatmap.shape != mask.shape:
@@ -81,9 +75,7 @@ class PixelHistogram:
         index = threshold_of(heatmap, self.bins).ravel()
         self._add(index, (1 - soft, soft, np.zeros_like(soft)), weights)
 
-    def _add(
-        self, index: npt.NDArray[np.int64], channels: tuple[FloatArray, ...], weights: FloatArray | None
-    ) -> None:
+    def _add(self, index: npt.NDArray[np.int64], channels: tuple[FloatArray, ...], weights: FloatArray | None) -> None:
         times = np.ones(1) if weights is None else weights
         for channel, values in enumerate(channels):
             found = np.bincount(index, values, minlength=self.bins)
@@ -129,9 +121,7 @@ class PixelEvaluation:
         self._groups: set[str] = set()
         self._abnormal_groups: set[str] = set()
 
-    def update(
-        self, heatmap: npt.NDArray[np.floating], mask: npt.NDArray[np.floating] | None, group: str
-    ) -> None:
+    def update(self, heatmap: npt.NDArray[np.floating], mask: npt.NDArray[np.floating] | None, group: str) -> None:
         """Count one image.
 
         Args:
@@ -156,15 +146,11 @@ class PixelEvaluation:
         spread, paper_spread = self._spread, self._paper_spread
         rows = range(1, self.replicates + 1) if len(self._abnormal_groups) > 1 else range(0)
         return {
-            "pixel_auroc": _centred(
-                exact.pixel_auroc(), spread.pixel_auroc(), [spread.pixel_auroc(r) for r in rows]
-            ),
+            "pixel_auroc": _centred(exact.pixel_auroc(), spread.pixel_auroc(), [spread.pixel_auroc(r) for r in rows]),
             "aupro": _centred(exact.aupro(), spread.aupro(), [spread.aupro(r) for r in rows]),
             "pixel_ap": _centred(exact.pixel_ap(), spread.pixel_ap(), [spread.pixel_ap(r) for r in rows]),
             "pixel_auroc_paper_protocol": _centred(
-                paper.pixel_auroc(),
-                paper_spread.pixel_auroc(),
-                [paper_spread.pixel_auroc(r) for r in rows],
+                paper.pixel_auroc(), paper_spread.pixel_auroc(), [paper_spread.pixel_auroc(r) for r in rows]
             ),
         }
 

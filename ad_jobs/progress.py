@@ -51,10 +51,7 @@ class ScanProgress:
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
             self._bar = Progress(
-                TextColumn("scan"),
-                BarColumn(),
-                TextColumn("{task.fields[state]}"),
-                console=Console(stderr=True),
+                TextColumn("scan"), BarColumn(), TextColumn("{task.fields[state]}"), console=Console(stderr=True)
             )
             self._bar.add_task("scan", total=self._objects, completed=self._start[0], state="")
             self._bar.start()

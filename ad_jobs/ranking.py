@@ -28,9 +28,7 @@ class Histograms(NamedTuple):
         return bool(self.normal.sum() > 0 and self.abnormal.sum() > 0)
 
 
-def histograms(
-    scores: npt.ArrayLike, anomalous: npt.ArrayLike, weights: npt.ArrayLike | None = None
-) -> Histograms:
+def histograms(scores: npt.ArrayLike, anomalous: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> Histograms:
     """The exact pair of histograms of scored images: one bin per distinct score.
 
     Args:
@@ -44,9 +42,7 @@ def histograms(
     values = np.asarray(scores, dtype=np.float64)
     labels = np.asarray(anomalous).astype(bool)
     if values.ndim != 1 or labels.shape != values.shape:
-        raise ValueError(
-            f"Scores and labels must be 1-D and of one length, got {values.shape} and {labels.shape}"
-        )
+        raise ValueError(f"Scores and labels must be 1-D and of one length, got {values.shape} and {labels.shape}")
     if not np.isfinite(values).all():
         raise ValueError("Scores must be finite")
     counts = np.ones_like(values) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -54,9 +50,7 @@ def histograms(
     return count(place, labels, counts, distinct.size)
 
 
-def count(
-    place: npt.NDArray[np.intp], anomalous: npt.NDArray[np.bool_], weights: FloatArray, bins: int
-) -> Histograms:
+def count(place: npt.NDArray[np.intp], anomalous: npt.NDArray[np.bool_], weights: FloatArray, bins: int) -> Histograms:
     """The pair of histograms when the bin of each image is known already [n]."""
     normal = np.bincount(place, weights * ~anomalous, minlength=bins)
     abnormal = np.bincount(place, weights * anomalous, minlength=bins)

@@ -29,16 +29,7 @@ from ad_jobs.index import index
 from ad_jobs.manifest import ManifestInfo, RowReader, find_manifest, read_manifest, read_parts, refusal
 from ad_jobs.modelstore import CalibratedModel
 from ad_jobs.results.heatmaps import KeepPolicy
-from ad_jobs.results.run import (
-    Counts,
-    ManifestRef,
-    ModelRef,
-    RunRecord,
-    machine,
-    read_record,
-    versions,
-    write_record,
-)
+from ad_jobs.results.run import Counts, ManifestRef, ModelRef, RunRecord, machine, read_record, versions, write_record
 from ad_jobs.results.schema import SCORES_VERSION
 from ad_jobs.sources import source_uri
 from ad_jobs.stages import Identifiers, Judgement, ModelUse
@@ -152,10 +143,14 @@ def intend(
         identifiers=identifiers,
         amp=amp,
         config={
-            **config, "where": where, "heatmaps": heatmaps, "identifiers": identifiers.mode, "amp": amp,
+            **config,
+            "where": where,
+            "heatmaps": heatmaps,
+            "identifiers": identifiers.mode,
+            "amp": amp,
             "limits": deciding["limits"],
         },
-    )  # fmt: skip
+    )
 
 
 def _reference(model: CalibratedModel) -> ModelRef:

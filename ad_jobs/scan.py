@@ -102,13 +102,19 @@ def scan(
     """
     started = time.monotonic()
     if not 0.0 <= max_failed <= 1.0:
-        raise UsageError(
-            "--max-failed must be a share of the objects, 0 to 1.", max_failed, "Give 0.05 for 5 %."
-        )
+        raise UsageError("--max-failed must be a share of the objects, 0 to 1.", max_failed, "Give 0.05 for 5 %.")
     intent = resolve(
-        source, models, out, where=where, heatmaps=heatmaps, identifiers=identifiers,
-        identifiers_key=identifiers_key, limits=limits, amp=amp, config=config,
-    )  # fmt: skip
+        source,
+        models,
+        out,
+        where=where,
+        heatmaps=heatmaps,
+        identifiers=identifiers,
+        identifiers_key=identifiers_key,
+        limits=limits,
+        amp=amp,
+        config=config,
+    )
     record = run_state.finished(intent)
     if record is not None:
         log.info("The run in %s is finished already.", intent.out)
@@ -125,9 +131,14 @@ def scan(
     counts = record.counts
     log.info(
         "%d scored + %d failed + %d skipped = %d in the manifest; %d rows, %d flagged, %.1f s",
-        counts.scored, counts.failed, counts.skipped, counts.objects, counts.rows, counts.flagged,
+        counts.scored,
+        counts.failed,
+        counts.skipped,
+        counts.objects,
+        counts.rows,
+        counts.flagged,
         time.monotonic() - started,
-    )  # fmt: skip
+    )
     if counts.failed > max_failed * counts.objects:  # a finished run, asked for again under a stricter rule
         raise TooManyFailed(counts.failed, counts.objects, max_failed)
     return record
@@ -150,9 +161,17 @@ def resolve(
     """The run that `scan` would make, its source indexed (see `run_state.intend`); raises UsageError as `scan` does."""
     found = _read(models)
     return run_state.intend(
-        source, out, found, where=where, heatmaps=heatmaps, limits=limits or _common_limits(found),
-        identifiers=_identifiers(identifiers, identifiers_key), amp=amp, config=config or {}, index_to=index_to,
-    )  # fmt: skip
+        source,
+        out,
+        found,
+        where=where,
+        heatmaps=heatmaps,
+        limits=limits or _common_limits(found),
+        identifiers=_identifiers(identifiers, identifiers_key),
+        amp=amp,
+        config=config or {},
+        index_to=index_to,
+    )
 
 
 def refuse_amp_without_gpu(has: Session) -> None:
@@ -165,9 +184,7 @@ def refuse_amp_without_gpu(has: Session) -> None:
 
 def _read(models: list[str]) -> list[CalibratedModel]:
     if not models:
-        raise UsageError(
-            "A scan takes one or more --model.", "none", "Name a folder that `retroscan fit` wrote."
-        )
+        raise UsageError("A scan takes one or more --model.", "none", "Name a folder that `retroscan fit` wrote.")
     try:
         found = [read_model(model) for model in models]
     except storage.StorageError as error:
@@ -208,12 +225,7 @@ def _identifiers(mode: IdentifierMode, key: bytes | None) -> Identifiers:
 
 
 def _run(
-    intent: Plan,
-    lease: Lease,
-    max_failed: float,
-    address: str | None,
-    num_cpus: int | None,
-    batch_size: int | None,
+    intent: Plan, lease: Lease, max_failed: float, address: str | None, num_cpus: int | None, batch_size: int | None
 ) -> None:
     """Score what is left of every chapter; all of them are committed when this returns."""
     committed = chapters.committed(intent.checkpoint)
@@ -250,9 +262,7 @@ def _run(
             failed_before += chapter.counts.failed
 
 
-_Work = Callable[
-    [pa.Table, int], Iterator[dict[str, int]]
-]  # objects and their chapter to parts, as they are written
+_Work = Callable[[pa.Table, int], Iterator[dict[str, int]]]  # objects and their chapter to parts, as they are written
 
 
 @contextmanager
@@ -266,9 +276,12 @@ def _at_work(
         resources = plan(has.nodes, batch_size, intent.objects - done)
         log.info(
             "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %d.",
-            intent.objects - done, resources.actors, resources.actor_cpus, resources.actor_gpus,
+            intent.objects - done,
+            resources.actors,
+            resources.actor_cpus,
+            resources.actor_gpus,
             resources.batch_size,
-        )  # fmt: skip
+        )
         tally = board.tally()
         with (
             ScanProgress(intent.objects, done, failed) as progress,
@@ -277,9 +290,7 @@ def _at_work(
             yield partial(_parts, intent=intent, resources=resources, tally=tally)
 
 
-def _parts(
-    left: pa.Table, chapter: int, *, intent: Plan, resources: Resources, tally: Any
-) -> Iterator[dict[str, int]]:
+def _parts(left: pa.Table, chapter: int, *, intent: Plan, resources: Resources, tally: Any) -> Iterator[dict[str, int]]:
     return dataset.follow(
         _pipeline(left, intent, resources, tally),
         partial(write_part, run_uri=intent.out, run_id=intent.run_id, chapter=chapter, models=intent.uses),
@@ -320,15 +331,19 @@ def _pipeline(left: pa.Table, intent: Plan, resources: Resources, tally: Any) ->
     return fetched.map_batches(
         _ScoringActor,
         fn_constructor_kwargs={
-            "uris": [model.uri for model in intent.models], "uses": intent.uses, "policies": intent.policies,
-            "batch_size": resources.batch_size, "amp": intent.amp, "tally": tally,
+            "uris": [model.uri for model in intent.models],
+            "uses": intent.uses,
+            "policies": intent.policies,
+            "batch_size": resources.batch_size,
+            "amp": intent.amp,
+            "tally": tally,
         },
         batch_size=resources.call_rows,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=resources.actors),
         num_cpus=resources.actor_cpus,
         num_gpus=resources.actor_gpus,
-    )  # fmt: skip
+    )
 
 
 _decoder: GuardedDecoder | None = None
@@ -344,9 +359,7 @@ class _WorkersDecoder:
         return _decoder.decode_each(data, policies, limits)
 
 
-def _fetch(
-    manifest: pa.Table, policies: Sequence[PixelPolicy], limits: Limits, identifiers: Identifiers
-) -> pa.Table:
+def _fetch(manifest: pa.Table, policies: Sequence[PixelPolicy], limits: Limits, identifiers: Identifiers) -> pa.Table:
     return prepare_objects(manifest, policies, limits, _WorkersDecoder(), identifiers)
 
 
@@ -428,13 +441,9 @@ def _of_workers(error: RayError) -> RetroscanError:
         if isinstance(one, RetroscanError):
             return one
         if isinstance(one, storage.Full):
-            return JobError(
-                f"No room is left for the run: {one}.", "Make room, and run the same command again."
-            )
+            return JobError(f"No room is left for the run: {one}.", "Make room, and run the same command again.")
         if isinstance(one, storage.StorageError):
-            return JobError(
-                f"The store failed: {one}.", "Mend it, and run the same command again: it continues."
-            )
+            return JobError(f"The store failed: {one}.", "Mend it, and run the same command again: it continues.")
     *_, last = _chain(error)
     lines = str(last).strip().splitlines()
     return JobError(

@@ -23,9 +23,7 @@ def score(model_uri: str, images: list[str]) -> list[dict[str, Any]]:
         UsageError: no image given, or a model that cannot be opened.
     """
     if not images:
-        raise UsageError(
-            "score takes one or more images.", "none", "Name files or s3:// objects after the model."
-        )
+        raise UsageError("score takes one or more images.", "none", "Name files or s3:// objects after the model.")
     model = open_model(model_uri)
     scorer = Scorer(model.detector)
     sources = [Source(number, storage.absolute(image)) for number, image in enumerate(images)]
@@ -44,9 +42,7 @@ def score(model_uri: str, images: list[str]) -> list[dict[str, Any]]:
             found = scorer.score(frame.pixels for frame in prepared.frames)
             for frame, answer in zip(prepared.frames, found, strict=True):
                 if not answer.finite:
-                    rows.append(
-                        common | _failed(frame.index, ErrorCode.NON_FINITE_SCORE, "the detector's answer")
-                    )
+                    rows.append(common | _failed(frame.index, ErrorCode.NON_FINITE_SCORE, "the detector's answer"))
                     continue
                 rows.append(
                     common
@@ -64,6 +60,10 @@ def score(model_uri: str, images: list[str]) -> list[dict[str, Any]]:
 
 def _failed(frame: int, code: ErrorCode, detail: str) -> dict[str, Any]:
     return {
-        "frame": frame, "status": status_of(code), "error_code": str(code), "error_detail": detail,
-        "score": None, "flagged": None,
-    }  # fmt: skip
+        "frame": frame,
+        "status": status_of(code),
+        "error_code": str(code),
+        "error_detail": detail,
+        "score": None,
+        "flagged": None,
+    }

@@ -42,25 +42,13 @@ def balance_text(record: dict[str, Any], folder: str) -> str:
     )
 
 
-METRICS = (
-    "image_auroc",
-    "image_ap",
-    "f1_max",
-    "accuracy_max",
-    "accuracy_zero_fn",
-    "pixel_auroc",
-    "aupro",
-    "pixel_ap",
-)
+METRICS = ("image_auroc", "image_ap", "f1_max", "accuracy_max", "accuracy_zero_fn", "pixel_auroc", "aupro", "pixel_ap")
 
 
 def metrics_table(value: dict[str, Any]) -> Table:
     """An evaluation's metrics with their intervals."""
     table = Table(
-        "metric",
-        "value",
-        "95 % interval",
-        title=f"{value['n_normal']} normal, {value['n_anomalous']} anomalous",
+        "metric", "value", "95 % interval", title=f"{value['n_normal']} normal, {value['n_anomalous']} anomalous"
     )
     for name in METRICS:
         found = value[name]

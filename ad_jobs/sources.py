@@ -24,9 +24,7 @@ from cluster import storage
 STAT_THREADS = 32
 STAT_NAMES = 4_096  # queued at a time
 
-_FORMS = (
-    "A SOURCE is a folder, s3://bucket/prefix, a manifest, or a .csv or .parquet list with a column image."
-)
+_FORMS = "A SOURCE is a folder, s3://bucket/prefix, a manifest, or a .csv or .parquet list with a column image."
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LISTS = (".csv", ".parquet")
 
@@ -120,9 +118,7 @@ def _folder_objects(source: str) -> Iterator[SourceObject]:
     except storage.NotFound as error:
         if storage.exists(source):
             raise UsageError(
-                _FORMS,
-                f"{source} (a single file)",
-                "For single images there is: retroscan score MODEL IMAGE...",
+                _FORMS, f"{source} (a single file)", "For single images there is: retroscan score MODEL IMAGE..."
             ) from error
         raise
     if empty:
@@ -138,9 +134,7 @@ def _list_objects(uri: str) -> Iterator[SourceObject]:
         resolved = resolve(uri, image)
         if resolved in groups:
             raise UsageError(
-                "A list names each image once.",
-                f"{image} ({resolved}), twice in {uri}",
-                "Remove one of the rows.",
+                "A list names each image once.", f"{image} ({resolved}), twice in {uri}", "Remove one of the rows."
             )
         groups[resolved] = group
     names = sorted(groups)
@@ -176,9 +170,7 @@ def resolve(list_uri: str, image: str) -> str:
         UsageError: It is of another scheme, or wants the parent of an S3 prefix, which has none.
     """
     if _foreign(image):
-        raise UsageError(
-            "Images of a list are paths or s3:// URIs.", f"{image} in {list_uri}", "Copy them to S3."
-        )
+        raise UsageError("Images of a list are paths or s3:// URIs.", f"{image} in {list_uri}", "Copy them to S3.")
     if storage.is_s3(image):
         return image
     if image.startswith(("/", "file://")):
@@ -213,9 +205,7 @@ def read_image_list(uri: str) -> list[tuple[str, str | None]]:
     for number, (image, group) in enumerate(zip(images, groups, strict=True), 1):
         if not image:
             raise UsageError(
-                "Every row of a list names an image.",
-                f"{uri}, row {number}: empty",
-                "Fill it or remove the row.",
+                "Every row of a list names an image.", f"{uri}, row {number}: empty", "Fill it or remove the row."
             )
         pairs.append((image, group or None))
     return pairs
@@ -240,9 +230,7 @@ def _csv_columns(uri: str, data: bytes) -> dict[str, list[str | None]]:
             for name, cells in columns.items():
                 cells.append(row[header.index(name)])
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(
-            "A CSV list is comma-separated UTF-8 text.", f"{uri} ({error})", "Save it as such."
-        ) from error
+        raise UsageError("A CSV list is comma-separated UTF-8 text.", f"{uri} ({error})", "Save it as such.") from error
     return columns
 
 

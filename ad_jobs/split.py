@@ -26,9 +26,7 @@ def split_by_group(
     split by image, with a warning: its two parts are not independent.
     """
     if len(groups) < 2:
-        raise JobError(
-            f"A fit needs at least two normal images, one of them to hold out. Got: {len(groups)}."
-        )
+        raise JobError(f"A fit needs at least two normal images, one of them to hold out. Got: {len(groups)}.")
     members: dict[str, list[int]] = {}
     for position, group in enumerate(groups):
         members.setdefault(group, []).append(position)
@@ -69,9 +67,7 @@ def held_out_anomalous(count: int) -> int:
     return min(max(ANOMALOUS_HELD_OUT, round(ANOMALOUS_SHARE * count)), count // 2)
 
 
-def pair(
-    n_normal: int, n_anomalous: int, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def pair(n_normal: int, n_anomalous: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """One epoch of pairs: every image of the larger class once, those of the smaller in rounds, each round in a new order.
 
     Returns the positions of the normal and of the anomalous images, two arrays of max(n_normal, n_anomalous).

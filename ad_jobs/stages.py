@@ -78,10 +78,7 @@ SCORED_OBJECTS = pa.schema(
         # Of each model: of each frame.
         ("scores", pa.list_(pa.list_(pa.float32()))),  # null where not finite
         ("score_ms", pa.list_(pa.list_(pa.float32()))),
-        (
-            "heatmaps",
-            pa.list_(pa.list_(pa.large_binary())),
-        ),  # uint16 [h, w] on its scale, null where not kept
+        ("heatmaps", pa.list_(pa.list_(pa.large_binary()))),  # uint16 [h, w] on its scale, null where not kept
         ("scored_at", pa.timestamp("us", tz="UTC")),
     ]
 )
@@ -133,11 +130,7 @@ class ModelUse(NamedTuple):
 
 
 def prepare_objects(
-    manifest: pa.Table,
-    policies: Sequence[PixelPolicy],
-    limits: Limits,
-    decoder: Decoder,
-    identifiers: Identifiers,
+    manifest: pa.Table, policies: Sequence[PixelPolicy], limits: Limits, decoder: Decoder, identifiers: Identifiers
 ) -> pa.Table:
     """PREPARED rows of manifest rows: each object fetched and decoded once, whatever the models; errors in columns."""
     sources = [Source(**row) for row in manifest.select(MANIFEST_COLUMNS).to_pylist()]
@@ -178,9 +171,7 @@ def _concatenate(frames: list[Frame]) -> bytes:
 
 
 def score_objects(
-    prepared: pa.Table,
-    policies: Sequence[PixelPolicy],
-    models: Sequence[tuple[Scorer, ModelUse]],
+    prepared: pa.Table, policies: Sequence[PixelPolicy], models: Sequence[tuple[Scorer, ModelUse]]
 ) -> pa.Table:
     """SCORED_OBJECTS rows of PREPARED rows: all frames of all objects scored in common batches, model after model."""
     objects = prepared.select(["object_id", "frames", "channels"]).to_pylist()
@@ -189,14 +180,10 @@ def score_objects(
         pixels = (
             frame
             for row, buffers in zip(objects, prepared["pixels"], strict=True)
-            for frame in _frames(
-                buffers[use.policy].as_buffer(), row["channels"][use.policy], policies[use.policy]
-            )
+            for frame in _frames(buffers[use.policy].as_buffer(), row["channels"][use.policy], policies[use.policy])
         )
         found = scorer.score(pixels)
-        by_model.append(
-            [_scored_columns(row["object_id"], row["frames"], found, use.judgement) for row in objects]
-        )
+        by_model.append([_scored_columns(row["object_id"], row["frames"], found, use.judgement) for row in objects])
     scored = prepared.select(pa.schema(_OBJECT).names)
     for name in ("scores", "score_ms", "heatmaps"):
         values = [[columns[name] for columns in of_object] for of_object in zip(*by_model, strict=True)]
@@ -205,9 +192,7 @@ def score_objects(
     return scored.append_column("scored_at", times).cast(SCORED_OBJECTS)
 
 
-def _frames(
-    buffer: pa.Buffer | None, channels: list[int], policy: PixelPolicy
-) -> Iterator[NDArray[np.uint16]]:
+def _frames(buffer: pa.Buffer | None, channels: list[int], policy: PixelPolicy) -> Iterator[NDArray[np.uint16]]:
     if buffer is None or not channels:
         return
     values = np.frombuffer(buffer, np.uint16)
@@ -239,9 +224,7 @@ def _quantized(unit: NDArray[np.float32]) -> bytes:
     return np.rint(unit.astype(np.float64) * FULL_SCALE).astype(np.uint16).tobytes()
 
 
-def write_part(
-    scored: pa.Table, run_uri: str, run_id: str, chapter: int, models: Sequence[ModelUse]
-) -> pa.Table:
+def write_part(scored: pa.Table, run_uri: str, run_id: str, chapter: int, models: Sequence[ModelUse]) -> pa.Table:
     """Write SCORED_OBJECTS rows as one part of the score table: what it holds, in one row (objects, failed).
 
     The heatmaps go before the part: a row never refers to what is not there. The part is written whole or not at all,
@@ -257,9 +240,7 @@ def write_part(
     return pa.table({"objects": [scored.num_rows], "failed": [len(failed.unique())]})
 
 
-def finish_rows(
-    scored: pa.Table, run_uri: str, run_id: str, chapter: int, models: Sequence[ModelUse]
-) -> pa.Table:
+def finish_rows(scored: pa.Table, run_uri: str, run_id: str, chapter: int, models: Sequence[ModelUse]) -> pa.Table:
     """SCORES rows of SCORED_OBJECTS rows, one a frame and model; heatmaps are packed and written below `run_uri`."""
     frames = [
         [_frame_rows(row, number, use.judgement) for number, use in enumerate(models)]
@@ -284,28 +265,24 @@ def finish_rows(
     return pa.table(arrays, schema=SCORES)
 
 
-_FRAME_INPUT = [
-    "object_id",
-    "changed",
+_FRAME_INPUT = ["object_id", "changed", "error_code", "error_detail", "frames", "constant", "scores", "score_ms"]
+_PER_FRAME = {
+    "frame",
+    "status",
     "error_code",
     "error_detail",
-    "frames",
-    "constant",
-    "scores",
+    "score",
+    "flagged",
+    "heatmap",
     "score_ms",
-]
-_PER_FRAME = {
-    "frame", "status", "error_code", "error_detail", "score", "flagged", "heatmap", "score_ms", "model_id", "threshold",
-}  # fmt: skip
+    "model_id",
+    "threshold",
+}
 
 
 def _frame_rows(row: dict[str, Any], model: int, judgement: Judgement) -> list[dict[str, Any]]:
     """The columns that differ between an object's frames and models; one row for an object that failed whole."""
-    common = {
-        "object_id": row["object_id"],
-        "model_id": judgement.model_id,
-        "threshold": judgement.threshold,
-    }
+    common = {"object_id": row["object_id"], "model_id": judgement.model_id, "threshold": judgement.threshold}
     if row["error_code"] is not None:
         code = row["error_code"]
         return [
@@ -325,9 +302,7 @@ def _frame_rows(row: dict[str, Any], model: int, judgement: Judgement) -> list[d
         row["frames"], row["constant"], row["scores"][model], row["score_ms"][model], strict=True
     ):
         code = None if score is not None else str(ErrorCode.NON_FINITE_SCORE)
-        detail = (
-            _remarks(constant, row["changed"]) if score is not None else "the detector's answer is not finite"
-        )
+        detail = _remarks(constant, row["changed"]) if score is not None else "the detector's answer is not finite"
         flagged = judgement.flags(score) if score is not None else None
         rows.append(
             {

@@ -31,10 +31,8 @@ log = logging.getLogger("retroscan.submit")
 PACKAGES = ("ad_jobs", "cluster", "models")
 NOT_AS_A_JOB = ("submit", "jobs")
 PLACES = frozenset(  # parameters that name something on a disk or in S3
-    {
-        "source", "folder", "normal", "anomalous", "model", "run", "labels", "images", "identifiers_key",
-    }
-)  # fmt: skip
+    {"source", "folder", "normal", "anomalous", "model", "run", "labels", "images", "identifiers_key"}
+)
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
@@ -122,9 +120,7 @@ def values_of(names: Sequence[str]) -> dict[str, str]:
                 "Export the variable, and write --env NAME.",
             )
         if name not in os.environ:
-            raise UsageError(
-                "--env names a variable that is set here.", f"{name}, not set", "Export it first."
-            )
+            raise UsageError("--env names a variable that is set here.", f"{name}, not set", "Export it first.")
     return {name: os.environ[name] for name in names}
 
 
@@ -156,8 +152,10 @@ def submit(
     wanted = submission_id or _id_of(request, code_digest(packages))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", wanted):
         raise UsageError(
-            "--submission-id is of letters, digits, dots, dashes and underscores, 100 at most.", repr(wanted), "Shorten it."
-        )  # fmt: skip
+            "--submission-id is of letters, digits, dots, dashes and underscores, 100 at most.",
+            repr(wanted),
+            "Shorten it.",
+        )
     _warn(request, names, here=on_this_machine(address))
     jobs = Jobs(address)
     job_id, is_new = jobs.submit(
@@ -173,9 +171,7 @@ def submit(
     try:
         job = jobs.follow(job_id, _to_stderr)
     except KeyboardInterrupt:
-        log.warning(
-            "Job %s goes on without this terminal; `retroscan jobs --stop %s` ends it.", job_id, job_id
-        )
+        log.warning("Job %s goes on without this terminal; `retroscan jobs --stop %s` ends it.", job_id, job_id)
         raise
     if not is_new and job.exit_code == 0:
         log.info("Job %s had succeeded before; another --submission-id would run it again.", job_id)
@@ -223,15 +219,14 @@ def _place(text: str, verb: str, *, here: bool) -> str:
 def _warn(request: Request, names: Sequence[str], *, here: bool) -> None:
     local = [place for place in request.places if not uris.is_s3(place)]
     if local and not here:
-        log.warning(
-            "%s must exist on every node of the cluster: nothing but code is sent along.", " and ".join(local)
-        )
+        log.warning("%s must exist on every node of the cluster: nothing but code is sent along.", " and ".join(local))
     unsent = [name for name in _ENDPOINTS if name in os.environ and name not in names]
     if unsent and len(local) < len(request.places):
         log.warning(
             "%s is set here and not sent: the job goes to the endpoint that its nodes know. --env %s sends it.",
-            unsent[0], unsent[0],
-        )  # fmt: skip
+            unsent[0],
+            unsent[0],
+        )
 
 
 def _id_of(request: Request, code: str) -> str:

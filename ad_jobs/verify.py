@@ -29,9 +29,7 @@ from ad_jobs.scoring import AMP_TOLERANCE, FrameScore, Scorer
 from cluster import storage
 from models.errors import DetectorError
 
-SCORE_TOLERANCE = (
-    1e-5  # relative above 1, absolute below: float32 convolutions differ by that between batch sizes
-)
+SCORE_TOLERANCE = 1e-5  # relative above 1, absolute below: float32 convolutions differ by that between batch sizes
 HEATMAP_TOLERANCE = 1e-3  # of the global scale: sixty-five steps of its 16-bit picture
 FAILED_SHARE = 5  # one sampled object in five is one without a score, where there are that many
 MAX_LISTED = 20
@@ -83,9 +81,7 @@ def verify(run: str, *, sample: int = 100, seed: int = 0) -> Verification:
             sampled = rows["object_id"].nunique()
             differences += _check_sample(run_uri, record, models, rows)
     tolerance = AMP_TOLERANCE if _amp(record) else SCORE_TOLERANCE
-    return Verification(
-        record.run_id, len(record.parts), len(record.heatmap_parts), sampled, tolerance, differences
-    )
+    return Verification(record.run_id, len(record.parts), len(record.heatmap_parts), sampled, tolerance, differences)
 
 
 def _amp(record: RunRecord) -> bool:
@@ -143,9 +139,7 @@ def _check_flags(run_uri: str) -> list[str]:
     for uri in part_uris(run_uri):
         filesystem, path = storage.filesystem(uri)
         with filesystem.open_input_file(path) as file:
-            for batch in pq.ParquetFile(file).iter_batches(
-                columns=["object_id", "score", "threshold", "flagged"]
-            ):
+            for batch in pq.ParquetFile(file).iter_batches(columns=["object_id", "score", "threshold", "flagged"]):
                 rows = pa.Table.from_batches([batch]).to_pandas().dropna(subset=["score"])
                 wrong = rows[(rows["score"] > rows["threshold"]) != rows["flagged"].astype(bool)]
                 differences += [f"object {i}: flagged is not score > threshold" for i in wrong["object_id"]]
@@ -161,16 +155,11 @@ def _check_counts(run_uri: str, record: RunRecord) -> list[str]:
         return [f"manifest {manifest.uri}: {error}"]
     differences = []
     if digest != manifest.digest:
-        differences.append(
-            f"manifest {manifest.uri}: digest {digest}; the run was made with {manifest.digest}"
-        )
+        differences.append(f"manifest {manifest.uri}: digest {digest}; the run was made with {manifest.digest}")
     if len(ids) != manifest.objects:
         return [*differences, f"manifest {manifest.uri}: {len(ids)} objects; the run had {manifest.objects}"]
     counted = count_table(
-        run_uri,
-        objects=len(ids),
-        model_ids=[model.model_id for model in record.models],
-        selected=np.sort(ids),
+        run_uri, objects=len(ids), model_ids=[model.model_id for model in record.models], selected=np.sort(ids)
     )
     differences += counted.complaints
     if counted.counts != record.counts:
@@ -184,10 +173,7 @@ def _choose(rows: pd.DataFrame, sample: int, seed: int) -> pd.DataFrame:
     without = np.unique(rows.loc[rows["status"] != "scored", "object_id"])
     scored = np.setdiff1d(np.unique(rows["object_id"]), without)
     few = min(len(without), -(-sample // FAILED_SHARE) if len(scored) else sample)
-    drawn = [
-        rng.choice(without, few, replace=False),
-        rng.choice(scored, min(len(scored), sample - few), replace=False),
-    ]
+    drawn = [rng.choice(without, few, replace=False), rng.choice(scored, min(len(scored), sample - few), replace=False)]
     return rows[rows["object_id"].isin(np.concatenate(drawn))]
 
 
@@ -224,12 +210,7 @@ def _uris(record: RunRecord, by_object: dict[int, pd.DataFrame]) -> dict[int, st
 
 
 def _object_differences(
-    run_uri: str,
-    model: OpenModel,
-    group: pd.DataFrame,
-    prepared: Prepared,
-    found: list[FrameScore],
-    amp: bool,
+    run_uri: str, model: OpenModel, group: pd.DataFrame, prepared: Prepared, found: list[FrameScore], amp: bool
 ) -> list[str]:
     if group.empty:
         return [f"no row of model {model.model_id}"]
@@ -252,9 +233,7 @@ def _object_differences(
         if row["status"] != status_of(None):
             continue
         if not _same_score(answer.score, row["score"], row["threshold"], amp):
-            differences.append(
-                f"frame {row['frame']} scores {answer.score:.7g}; the table has {row['score']:.7g}"
-            )
+            differences.append(f"frame {row['frame']} scores {answer.score:.7g}; the table has {row['score']:.7g}")
         if (reference := _plain(row["heatmap"])) is not None:
             differences += _heatmap_differences(run_uri, str(reference), model, answer, amp)
     return differences
@@ -266,9 +245,7 @@ def _same_score(again: float, then: float, threshold: float, amp: bool) -> bool:
     return bool(np.isclose(again, then, rtol=SCORE_TOLERANCE, atol=SCORE_TOLERANCE))
 
 
-def _heatmap_differences(
-    run_uri: str, reference: str, model: OpenModel, answer: FrameScore, amp: bool
-) -> list[str]:
+def _heatmap_differences(run_uri: str, reference: str, model: OpenModel, answer: FrameScore, amp: bool) -> list[str]:
     try:
         kept = open_heatmap(run_uri, reference).values
     except (RetroscanError, storage.StorageError) as error:

@@ -154,12 +154,7 @@ def write_table(folder: Path) -> None:
     """Markdown from the finished cells."""
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     about = sorted({f"{one['machine']['cpu']}, {one['machine']['cores']} cores" for one in found.values()})
-    lines = [
-        "# Bulk",
-        "",
-        f"`python -m benchmarks.bulk` on {'; '.join(about)}; light model of [scan.md](scan.md).",
-        "",
-    ]
+    lines = ["# Bulk", "", f"`python -m benchmarks.bulk` on {'; '.join(about)}; light model of [scan.md](scan.md).", ""]
     lines += _archives({name: one for name, one in found.items() if "counts" in one})
     if {"alone", "together"} <= set(found):
         lines += ["", *_models(found["alone"], found["together"])]
@@ -193,9 +188,7 @@ def _models(alone: dict[str, Any], together: dict[str, Any]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="run only cells whose name contains this text")
     parser.add_argument("--work", type=Path, default=Path("build/scan"))
     given = parser.parse_args()
@@ -208,11 +201,7 @@ def main() -> None:
         if path.exists() or given.only not in name:
             continue
         start = time.perf_counter()
-        found = cell(work, name) | {
-            "machine": machine(),
-            "versions": versions(),
-            "limits": Limits().model_dump(),
-        }
+        found = cell(work, name) | {"machine": machine(), "versions": versions(), "limits": Limits().model_dump()}
         path.write_text(json.dumps(found, indent=1) + "\n")
         print(name, f"{time.perf_counter() - start:.0f} s", flush=True)
         write_table(folder)

@@ -35,16 +35,7 @@ from ad_jobs.scan import scan
 from benchmarks.measuring import cost_of
 from benchmarks.scan import make_model, write_archive
 from benchmarks.stage_costs import RESULT as COSTS
-from cluster.capacity import (
-    Assumptions,
-    Costs,
-    NodeType,
-    Prediction,
-    Timing,
-    hours,
-    predict,
-    price_per_hour,
-)
+from cluster.capacity import Assumptions, Costs, NodeType, Prediction, Timing, hours, predict, price_per_hour
 from cluster.division import GIB, Node
 from cluster.session import IDLE_WORKER, IDLE_WORKER_MS
 
@@ -52,10 +43,7 @@ RESULTS = Path(__file__).parent / "results"
 CONFIG = Path(__file__).parent / "capacity.yaml"
 CHECK = RESULTS / "capacity" / "check.json"
 TIMES = ("fetch_ms", "decode_ms", "score_ms")
-STEADY = (
-    0.4,
-    0.95,
-)  # of the images in the order of their scoring: after processes have started, before some end
+STEADY = (0.4, 0.95)  # of the images in the order of their scoring: after processes have started, before some end
 
 
 class Case(NamedTuple):
@@ -237,11 +225,7 @@ def page(config: dict[str, Any], measured: dict[str, Any], runs: list[str]) -> l
                 (
                     name,
                     f"{one['bytes'] / 1024:.0f}",
-                    *(
-                        f"{one[stage][unit]:.2f}"
-                        for stage in ("fetch", "decode")
-                        for unit in ("ms", "cpu_ms")
-                    ),
+                    *(f"{one[stage][unit]:.2f}" for stage in ("fetch", "decode") for unit in ("ms", "cpu_ms")),
                 )
                 for name, one in measured["objects"].items()
             ],
@@ -250,12 +234,7 @@ def page(config: dict[str, Any], measured: dict[str, Any], runs: list[str]) -> l
         *_table(
             ("detector", "score", "score, CPU", "write, CPU"),
             [
-                (
-                    name,
-                    f"{one['score']['ms']:.2f}",
-                    f"{one['score']['cpu_ms']:.2f}",
-                    f"{one['write_cpu_ms']:.2f}",
-                )
+                (name, f"{one['score']['ms']:.2f}", f"{one['score']['cpu_ms']:.2f}", f"{one['write_cpu_ms']:.2f}")
                 for name, one in measured["detectors"].items()
             ],
         ),
@@ -265,12 +244,7 @@ def page(config: dict[str, Any], measured: dict[str, Any], runs: list[str]) -> l
         *(f"* {text}" for text in _assumed_texts(assumed, measured)),
     ]
     if CHECK.exists():
-        lines += [
-            "",
-            "## Checked on this machine",
-            "",
-            *_check_lines(json.loads(CHECK.read_text()), measured, config),
-        ]
+        lines += ["", "## Checked on this machine", "", *_check_lines(json.loads(CHECK.read_text()), measured, config)]
     lines += ["", "## Predicted, objects in S3", "", *_prediction_lines(config, measured, runs)]
     return lines
 
@@ -300,11 +274,19 @@ def _check_lines(found: dict[str, Any], measured: dict[str, Any], config: dict[s
         said = predicted(case, measured, config["assumptions"])
         rows.append(
             (
-                case.name, case.detector, f"{case.form} 512", case.images, f"{said.images_per_s:.1f}",
-                f"{one['images_per_s']:.1f}", f"{said.images_per_s / one['images_per_s'] - 1:+.0%}", said.bottleneck,
-                f"{one['first_s']:.0f}", "–" if one["pause_s"] is None else f"{one['pause_s']:.1f}", f"{one['seconds']:.0f}",
+                case.name,
+                case.detector,
+                f"{case.form} 512",
+                case.images,
+                f"{said.images_per_s:.1f}",
+                f"{one['images_per_s']:.1f}",
+                f"{said.images_per_s / one['images_per_s'] - 1:+.0%}",
+                said.bottleneck,
+                f"{one['first_s']:.0f}",
+                "–" if one["pause_s"] is None else f"{one['pause_s']:.1f}",
+                f"{one['seconds']:.0f}",
             )
-        )  # fmt: skip
+        )
     yield (
         "Steady images per second, of local files, by the times at which images were scored; logical nodes share this "
         "machine's cores."
@@ -312,20 +294,32 @@ def _check_lines(found: dict[str, Any], measured: dict[str, Any], config: dict[s
     yield ""
     yield from _table(
         (
-            "on", "detector", "objects", "images", "predicted images/s", "measured", "off", "bottleneck",
-            "first image after s", "pause between chapters s", "seconds in all",
+            "on",
+            "detector",
+            "objects",
+            "images",
+            "predicted images/s",
+            "measured",
+            "off",
+            "bottleneck",
+            "first image after s",
+            "pause between chapters s",
+            "seconds in all",
         ),
         rows,
-    )  # fmt: skip
+    )
 
 
 def _prediction_lines(config: dict[str, Any], measured: dict[str, Any], runs: list[str]) -> Iterator[str]:
     given = config["assumptions"]
     assumed = assumptions(given, latency_ms=given["latency_ms"])
     archives = [
-        (f"{one['detector']}, {one['object']}", from_s3(costs_of(measured, one["detector"], one["object"], given), measured))
+        (
+            f"{one['detector']}, {one['object']}",
+            from_s3(costs_of(measured, one["detector"], one["object"], given), measured),
+        )
         for one in config["archives"]
-    ]  # fmt: skip
+    ]
     archives += [(f"run {run}", costs_of_run(run, measured)) for run in runs]
     rows = []
     for name, costs in archives:
@@ -353,9 +347,7 @@ def _key(case: Case) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--run", action="append", default=[], help="a finished run whose costs are used too")
     parser.add_argument("--check", action="store_true", help="scan here, where that is not done yet")
@@ -377,12 +369,7 @@ def main() -> None:
             start = time.perf_counter()
             found[_key(case)] = check(case, work)
             CHECK.write_text(json.dumps(found, indent=1) + "\n")
-            print(
-                _key(case),
-                f"{time.perf_counter() - start:.0f} s",
-                found[_key(case)]["images_per_s"],
-                flush=True,
-            )
+            print(_key(case), f"{time.perf_counter() - start:.0f} s", found[_key(case)]["images_per_s"], flush=True)
     lines = page(yaml.safe_load(given.config.read_text()), json.loads(COSTS.read_text()), given.run)
     if given.config == CONFIG and not given.run:  # else it is a user's own
         (RESULTS / "capacity.md").write_text("\n".join(lines) + "\n")

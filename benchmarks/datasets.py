@@ -143,11 +143,7 @@ def _phantom(data: dict[str, Any], folder: Path, seed: int) -> Lists:  # noqa: A
         unfinished.rename(made)
     demo = made / "demo"
     return Lists(
-        str(demo / "train"),
-        str(made / "lesions" / "archive"),
-        str(demo / "archive"),
-        demo / "labels.csv",
-        masks=True,
+        str(demo / "train"), str(made / "lesions" / "archive"), str(demo / "archive"), demo / "labels.csv", masks=True
     )
 
 

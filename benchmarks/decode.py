@@ -122,15 +122,11 @@ def pillow_jpeg(data: bytes) -> Array:
 
 
 def torch_png(data: bytes) -> Array:
-    return channels_last(
-        decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    )
+    return channels_last(decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED))
 
 
 def torch_jpeg(data: bytes) -> Array:
-    return channels_last(
-        decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    )
+    return channels_last(decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED))
 
 
 def channels_last(image: torch.Tensor) -> Array:
@@ -173,11 +169,7 @@ def machine() -> str:
     """The processor's name and the number of its cores that this process may use."""
     info = Path("/proc/cpuinfo")
     names = (
-        [
-            line.split(":")[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         if info.exists()
         else []
     )

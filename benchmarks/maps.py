@@ -36,9 +36,7 @@ METRICS = ("image_auroc", "pixel_auroc", "aupro", "pixel_ap", "pixel_auroc_paper
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path)
     demo = parser.parse_args().demo.resolve()
     fitted = open_model(str(demo / "model"))
@@ -49,9 +47,7 @@ def main() -> None:
             config = registry.configure(fitted.kind, fitted.record["config"] | options)
             detector = registry.create(fitted.kind, config, fitted.detector.spec, pretrained=False)
             detector.load_state_dict(fitted.detector.state_dict())
-            artifact.save(
-                model, fitted.kind, detector, fitted.record["policy"], {"variant_of": fitted.model_id}
-            )
+            artifact.save(model, fitted.kind, detector, fitted.record["policy"], {"variant_of": fitted.model_id})
             calibrate(str(model), normal=str(demo / "phantoms/calibration"), max_fpr=0.05)
             scan(str(demo / "manifest"), [str(model)], str(run), heatmaps="all")
             found = evaluate(str(run), str(demo / "phantoms/labels.csv"), bootstrap=0)

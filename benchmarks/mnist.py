@@ -31,11 +31,7 @@ MAX_TRAIN = 2000
 def prepare(images: np.ndarray) -> torch.Tensor:
     """Digits [N, 28, 28] uint8 as float32 [N, 3, 32, 32] in [0, 1], resized bilinearly."""
     x = torch.from_numpy(images).float().div(255).unsqueeze(1)
-    return (
-        F.interpolate(x, (SIZE_PX, SIZE_PX), mode="bilinear", antialias=True)
-        .clamp(0, 1)
-        .expand(-1, 3, -1, -1)
-    )
+    return F.interpolate(x, (SIZE_PX, SIZE_PX), mode="bilinear", antialias=True).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
 def fit(detector: MKD, images: torch.Tensor, seed: int) -> list[float]:
@@ -48,9 +44,7 @@ def fit(detector: MKD, images: torch.Tensor, seed: int) -> list[float]:
             order = np.random.default_rng((seed, number, epoch)).permutation(len(images))
             losses = []
             for rows in torch.from_numpy(order).split(detector.config.batch_size):
-                losses += [
-                    float(v) for k, v in learner.step(Batch(images[rows], rows)).items() if k == "loss"
-                ]
+                losses += [float(v) for k, v in learner.step(Batch(images[rows], rows)).items() if k == "loss"]
             learner.end_epoch()
             if losses:
                 curve.append(float(np.mean(losses)))
@@ -110,11 +104,19 @@ def run(arguments: argparse.Namespace) -> None:
         np.testing.assert_allclose(scores[:64], first, rtol=1e-4)
         auroc = roc_auc_score(data["test_labels"] != digit, scores)
         result: dict[str, Any] = {
-            "digit": digit, "seed": arguments.seed, "image_auroc": auroc, "n_train": len(normal), "n_test": len(test),
-            "fit_s": round(fit_s, 1), "loss_first": curve[0], "loss_last": curve[-1],
+            "digit": digit,
+            "seed": arguments.seed,
+            "image_auroc": auroc,
+            "n_train": len(normal),
+            "n_test": len(test),
+            "fit_s": round(fit_s, 1),
+            "loss_first": curve[0],
+            "loss_last": curve[-1],
             "config": config.model_dump(mode="json") | {"weights": Path(arguments.weights).name},
-            "machine": machine(), "versions": versions(), "threads": torch.get_num_threads(),
-        }  # fmt: skip
+            "machine": machine(),
+            "versions": versions(),
+            "threads": torch.get_num_threads(),
+        }
         path.write_text(json.dumps(result, indent=1) + "\n")
         print(f"digit {digit}: AUROC {auroc:.4f}, fit {fit_s:.0f} s", flush=True)
     write_table(folder)
@@ -147,13 +149,9 @@ def write_table(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/mnist/mnist.npz"))
-    parser.add_argument(
-        "--weights", type=Path, default=Path("../shared/weights/vgg16_features_oxford.safetensors")
-    )
+    parser.add_argument("--weights", type=Path, default=Path("../shared/weights/vgg16_features_oxford.safetensors"))
     parser.add_argument("--digits", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

@@ -48,22 +48,26 @@ def retroscan(*arguments: str) -> tuple[dict[str, Any], float, int]:
 def run_cell(cell: dict[str, Any], name: str, data: dict[str, Any], seed: int, work: Path) -> dict[str, Any]:
     """Fit, scan and evaluate one cell through the command line."""
     folder = work / slug(cell["name"]) / slug(name) / f"seed-{seed}"
-    given = lists(
-        data, work / "lists" / slug(name) / (f"seed-{seed}" if "anomalous" in data else "all"), seed
-    )
+    given = lists(data, work / "lists" / slug(name) / (f"seed-{seed}" if "anomalous" in data else "all"), seed)
     model, run = folder / "model", folder / "run"
-    settings = [
-        word for key, value in cell.get("set", {}).items() for word in ("--set", f"{key}={_text(value)}")
-    ]
+    settings = [word for key, value in cell.get("set", {}).items() for word in ("--set", f"{key}={_text(value)}")]
     if registry.entry(cell["detector"]).needs_anomalous:
-        assert given.anomalous is not None, (
-            f"{cell['detector']} needs anomalous images, {name} names none to fit on"
-        )
+        assert given.anomalous is not None, f"{cell['detector']} needs anomalous images, {name} names none to fit on"
         settings += ["--anomalous", given.anomalous]
     record, fit_s, fit_mib = retroscan(
-        "fit", "--detector", cell["detector"], "--normal", given.normal, "--out", str(model),
-        "--size", str(cell["size"]), "--seed", str(seed), *settings,
-    )  # fmt: skip
+        "fit",
+        "--detector",
+        cell["detector"],
+        "--normal",
+        given.normal,
+        "--out",
+        str(model),
+        "--size",
+        str(cell["size"]),
+        "--seed",
+        str(seed),
+        *settings,
+    )
     keep = "all" if given.masks else "none"
     scanned, scan_s, scan_mib = retroscan(
         "scan", given.archive, "--model", str(model), "--out", str(run), "--heatmaps", keep
@@ -73,21 +77,33 @@ def run_cell(cell: dict[str, Any], name: str, data: dict[str, Any], seed: int, w
     score_ms = read_scores(str(run), columns=["score_ms", "status"]).dropna()["score_ms"]
     at = evaluation["at_threshold"]
     return {
-        "cell": cell["name"], "detector": cell["detector"], "data": name, "seed": seed, "size": cell["size"],
-        "table": cell.get("table", "main"), "config": record["config"], "model_id": record["model_id"],
-        "n_fitted": record["data"]["n_fitted"], "n_anomalous_fitted": record["data"]["n_anomalous"],
+        "cell": cell["name"],
+        "detector": cell["detector"],
+        "data": name,
+        "seed": seed,
+        "size": cell["size"],
+        "table": cell.get("table", "main"),
+        "config": record["config"],
+        "model_id": record["model_id"],
+        "n_fitted": record["data"]["n_fitted"],
+        "n_anomalous_fitted": record["data"]["n_anomalous"],
         "n_scored": scanned["counts"]["scored"],
         **{metric: evaluation[metric]["value"] for metric in METRICS},
         "at_threshold": {rate: at[rate] for rate in ("fpr", "fnr")},
-        "n_normal": evaluation["n_normal"], "n_anomalous": evaluation["n_anomalous"],
+        "n_normal": evaluation["n_normal"],
+        "n_anomalous": evaluation["n_anomalous"],
         "variants": {} if given.masks else dict(variants(cell, model, given.labels)),
-        "fit_s": round(record.get("seconds") or fit_s, 1), "scan_s": round(scan_s, 1),
+        "fit_s": round(record.get("seconds") or fit_s, 1),
+        "scan_s": round(scan_s, 1),
         "images_per_s": round(1e3 / float(score_ms.mean()), 1),  # of the detector alone, as the table has it
         "parameters": sum(p.numel() for p in weights.parameters()),
         "parameters_trained": sum(p.numel() for p in weights.parameters() if p.requires_grad),
-        "fit_peak_mib": fit_mib, "scan_peak_mib": scan_mib,
-        "machine": machine(), "versions": versions(), "threads": os.environ.get("OMP_NUM_THREADS", "all"),
-    }  # fmt: skip
+        "fit_peak_mib": fit_mib,
+        "scan_peak_mib": scan_mib,
+        "machine": machine(),
+        "versions": versions(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+    }
 
 
 def _text(value: object) -> str:
@@ -137,10 +153,7 @@ def write_table(folder: Path) -> None:
         groups = tables.setdefault(cell.get("table", "main"), {})
         groups.setdefault((cell["cell"], cell["data"]), []).append(cell)
     machines = sorted(
-        {
-            f"{c['machine']['cpu']} with {c['threads']} thread(s), torch {c['versions']['torch']}"
-            for c in cells
-        }
+        {f"{c['machine']['cpu']} with {c['threads']} thread(s), torch {c['versions']['torch']}" for c in cells}
     )
     lines = [
         "# Quality",
@@ -166,10 +179,7 @@ def write_table(folder: Path) -> None:
     before, _, rest = README.read_text().partition(FIGURES[0])
     _, _, after = rest.partition(FIGURES[1])
     shown = [
-        table
-        for name in ("main", WITH_ANOMALOUS)
-        if name in tables
-        for table in ("", *_short_table(tables[name]))
+        table for name in ("main", WITH_ANOMALOUS) if name in tables for table in ("", *_short_table(tables[name]))
     ]
     README.write_text("\n".join([before + FIGURES[0], *shown[1:], FIGURES[1]]) + after)
 
@@ -178,31 +188,63 @@ def _short_table(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[st
     """What a reader of the README wants to know first."""
     metrics = ("image_auroc", "image_ap", "accuracy_max", "pixel_auroc", "aupro")
     head = (
-        "detector", "data", "seeds", "image AUROC", "image AP", "accuracy-max", "pixel AUROC", "AUPRO", "fit s", "images/s",
-    )  # fmt: skip
+        "detector",
+        "data",
+        "seeds",
+        "image AUROC",
+        "image AP",
+        "accuracy-max",
+        "pixel AUROC",
+        "AUPRO",
+        "fit s",
+        "images/s",
+    )
     rows = [
         (
-            name, data, len(found), *(_spread(found, metric) for metric in metrics),
-            _mean(found, "fit_s", ".0f"), _mean(found, "images_per_s", ".0f"),
+            name,
+            data,
+            len(found),
+            *(_spread(found, metric) for metric in metrics),
+            _mean(found, "fit_s", ".0f"),
+            _mean(found, "images_per_s", ".0f"),
         )
         for (name, data), found in sorted(groups.items())
-    ]  # fmt: skip
+    ]
     return _table(head, rows)
 
 
 def _quality_table(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
     head = (
-        "detector", "data", "seeds", "image AUROC", "image AP", "F1-max", "accuracy-max", "zero-FN accuracy", "pixel AUROC",
-        "AUPRO", "fitted on", "fit s", "images/s", "parameters", "fit MiB",
-    )  # fmt: skip
+        "detector",
+        "data",
+        "seeds",
+        "image AUROC",
+        "image AP",
+        "F1-max",
+        "accuracy-max",
+        "zero-FN accuracy",
+        "pixel AUROC",
+        "AUPRO",
+        "fitted on",
+        "fit s",
+        "images/s",
+        "parameters",
+        "fit MiB",
+    )
     rows = [
         (
-            name, data, len(found), *(_spread(found, metric) for metric in METRICS), _fitted_on(found[0]),
-            _mean(found, "fit_s", ".0f"), _mean(found, "images_per_s"), _mean(found, "parameters", ",.0f"),
+            name,
+            data,
+            len(found),
+            *(_spread(found, metric) for metric in METRICS),
+            _fitted_on(found[0]),
+            _mean(found, "fit_s", ".0f"),
+            _mean(found, "images_per_s"),
+            _mean(found, "parameters", ",.0f"),
             _mean(found, "fit_peak_mib", ".0f"),
         )
         for (name, data), found in sorted(groups.items())
-    ]  # fmt: skip
+    ]
     return _table(head, rows)
 
 
@@ -228,16 +270,10 @@ def _mean(cells: list[dict[str, Any]], key: str, form: str = ".1f") -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path(__file__).parent / "quality.yaml")
-    parser.add_argument(
-        "--only", default="", help="run only cells whose name, data and seed contain this text"
-    )
-    parser.add_argument(
-        "--work", type=Path, default=Path("build/quality"), help="folder for lists, models and runs"
-    )
+    parser.add_argument("--only", default="", help="run only cells whose name, data and seed contain this text")
+    parser.add_argument("--work", type=Path, default=Path("build/quality"), help="folder for lists, models and runs")
     arguments = parser.parse_args()
     plan = yaml.safe_load(arguments.config.read_text())
     folder = RESULTS / "quality"

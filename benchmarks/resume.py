@@ -62,23 +62,33 @@ def begin(folder: Path, model: str) -> tuple[int, int]:
     """A run as a killed scan leaves it; how many chapters it has, and how many objects are left."""
     opened = [read_model(model)]
     plan = run_state.intend(
-        str(folder / "manifest"), str(folder / "run"), opened, where=None, heatmaps="flagged",
-        limits=opened[0].limits, identifiers=Identifiers("plain", b""), config={},
-    )  # fmt: skip
+        str(folder / "manifest"),
+        str(folder / "run"),
+        opened,
+        where=None,
+        heatmaps="flagged",
+        limits=opened[0].limits,
+        identifiers=Identifiers("plain", b""),
+        config={},
+    )
     run_state.begin(plan)
     for number in range(plan.chapters - 1):
-        names = [
-            f"scores/{part_name(number, [str(part)])}.parquet" for part in range(CHAPTER_OBJECTS // PART)
-        ]
+        names = [f"scores/{part_name(number, [str(part)])}.parquet" for part in range(CHAPTER_OBJECTS // PART)]
         chapter = chapters.Chapter(
             number=number,
             counts=Counts(
-                objects=CHAPTER_OBJECTS, scored=CHAPTER_OBJECTS, failed=0, skipped=0, rows=CHAPTER_OBJECTS,
-                flagged=0, heatmaps=0, by_code={},
+                objects=CHAPTER_OBJECTS,
+                scored=CHAPTER_OBJECTS,
+                failed=0,
+                skipped=0,
+                rows=CHAPTER_OBJECTS,
+                flagged=0,
+                heatmaps=0,
+                by_code={},
             ),
             parts=[ScorePart(name=name, rows=PART, sha256="0" * 64, bytes=1_000_000) for name in names],
             heatmap_parts=[],
-        )  # fmt: skip
+        )
         storage.write_bytes(chapters.record_uri(plan.checkpoint, number), chapter.model_dump_json().encode())
     ids = plan.ids(plan.chapters - 1)
     done = ids[: round(0.99 * len(ids))]
@@ -86,9 +96,12 @@ def begin(folder: Path, model: str) -> tuple[int, int]:
     for first in range(0, len(done), PART):
         held = done[first : first + PART]
         values: dict[str, Any] = {
-            "object_id": held, "uri": [uri_of(int(n)) for n in held], "status": ["scored"] * len(held),
-            "frame": np.zeros(len(held), np.int32), "score": np.zeros(len(held), np.float32),
-        }  # fmt: skip
+            "object_id": held,
+            "uri": [uri_of(int(n)) for n in held],
+            "status": ["scored"] * len(held),
+            "frame": np.zeros(len(held), np.int32),
+            "score": np.zeros(len(held), np.float32),
+        }
         columns = [pa.array(values.get(f.name, [None] * len(held)), f.type) for f in SCORES]
         name = f"{part_name(plan.chapters - 1, map(str, held))}.parquet"
         pq.write_table(pa.table(columns, schema=SCORES), folder / "run" / "scores" / name, compression="zstd")
@@ -133,9 +146,7 @@ def measure(folder: Path, model: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=int, default=10_000_000)
     parser.add_argument("--work", type=Path, default=Path("build/resume"))
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
@@ -172,15 +183,7 @@ def main() -> None:
                     f"{found['mib']:.0f}",
                 )
             )
-    head = (
-        "objects",
-        "manifest MB",
-        "chapters",
-        "objects left",
-        "seconds until Ray starts",
-        "MiB before",
-        "peak MiB",
-    )
+    head = ("objects", "manifest MB", "chapters", "objects left", "seconds until Ray starts", "MiB before", "peak MiB")
     lines = [
         "# Going on with a killed scan",
         "",

@@ -44,15 +44,11 @@ SIZE_PX = 64
 def make_model(folder: Path) -> str:
     torch.manual_seed(0)
     config = registry.configure("mkd", {})
-    detector = registry.create(
-        "mkd", config, InputSpec(channels=3, height_px=SIZE_PX, width_px=SIZE_PX)
-    ).eval()
+    detector = registry.create("mkd", config, InputSpec(channels=3, height_px=SIZE_PX, width_px=SIZE_PX)).eval()
     policy = {"channels": 3, "height_px": SIZE_PX, "width_px": SIZE_PX}
     model_id = artifact.save(folder, "mkd", detector, policy, {})
     normal = (np.rint(65535 * kit.picture(n, SIZE_PX))[None].astype(np.uint16) for n in range(100))
-    write_calibration(
-        str(folder), calibrate_on(detector, normal, model_id=model_id, max_fpr=0.1, source="benchmark")
-    )
+    write_calibration(str(folder), calibrate_on(detector, normal, model_id=model_id, max_fpr=0.1, source="benchmark"))
     return str(folder)
 
 
@@ -93,9 +89,7 @@ def killed(source: str, model: str, out: str) -> int:
 def compare(first: pd.DataFrame, second: pd.DataFrame) -> float:
     """The largest difference of scores after asserting that everything else is equal."""
     columns = ["uri", "frame", "status", "error_code", "flagged", "content_sha256"]
-    pd.testing.assert_frame_equal(
-        first[columns].reset_index(drop=True), second[columns].reset_index(drop=True)
-    )
+    pd.testing.assert_frame_equal(first[columns].reset_index(drop=True), second[columns].reset_index(drop=True))
     return float(np.nanmax(np.abs(first["score"].to_numpy(float) - second["score"].to_numpy(float))))
 
 
@@ -132,17 +126,13 @@ def run(count: int, root: Path) -> list[str]:
         whole_s = scan(f"{base}/manifest", model, f"{base}/whole")
         whole = read_scores(f"{base}/whole")
         found = whole[whole.status != "scored"].set_index("uri")["error_code"].to_dict()
-        assert found == kinds, {
-            uri: (found.get(uri), code) for uri, code in kinds.items() if found.get(uri) != code
-        }
+        assert found == kinds, {uri: (found.get(uri), code) for uri, code in kinds.items() if found.get(uri) != code}
         assert whole.object_id.nunique() == info.objects == len(objects)
 
         # The archive without the bad ones: a list of the good.
         listed = root / "good.csv"
         listed.write_text(
-            "image\n"
-            + "\n".join(f"{base}/archive/{n}" for n in sorted(good) if f"archive/{n}" != gone)
-            + "\n"
+            "image\n" + "\n".join(f"{base}/archive/{n}" for n in sorted(good) if f"archive/{n}" != gone) + "\n"
         )
         scan(str(listed), model, str(root / "good-run"))
         alone = read_scores(str(root / "good-run"))
@@ -188,9 +178,7 @@ def report(v: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=int, default=3000)
     count = parser.parse_args().objects
     root = Path(tempfile.mkdtemp(prefix="rs-bench-"))

@@ -179,9 +179,7 @@ def bare(source: str, model: str, out: Path) -> None:
     for _ in scorer.score(itertools.islice(itertools.cycle(frames), len(uris))):
         pass
     out.mkdir(parents=True, exist_ok=True)
-    (out / "own.json").write_text(
-        json.dumps({"seconds": time.perf_counter() - start, "cpu_s": busy_s() - before})
-    )
+    (out / "own.json").write_text(json.dumps({"seconds": time.perf_counter() - start, "cpu_s": busy_s() - before}))
 
 
 class _Images(torch.utils.data.Dataset[tuple[str, NDArray[np.uint16]]]):
@@ -216,10 +214,7 @@ class _Actor:
         self.scorer = Scorer(opened.detector, batch_size=BATCH, threads=1)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "uri": batch["uri"],
-            "score": [frame.score for frame in self.scorer.score(list(batch["pixels"]))],
-        }
+        return {"uri": batch["uri"], "score": [frame.score for frame in self.scorer.score(list(batch["pixels"]))]}
 
 
 def plain_ray(source: str, model: str, out: Path) -> None:
@@ -231,11 +226,7 @@ def plain_ray(source: str, model: str, out: Path) -> None:
     items = ray.data.from_items([{"uri": uri} for uri in uris_of(source)])
     read = items.map(lambda row: {"uri": row["uri"], "pixels": load(row["uri"], size)}, num_cpus=0.5)
     scored = read.map_batches(
-        _Actor,
-        fn_constructor_args=(model,),
-        batch_size=BATCH,
-        num_cpus=1,
-        compute=ray.data.ActorPoolStrategy(size=1),
+        _Actor, fn_constructor_args=(model,), batch_size=BATCH, num_cpus=1, compute=ray.data.ActorPoolStrategy(size=1)
     )
     scored.write_parquet(str(out))
     ray.shutdown()
@@ -282,8 +273,10 @@ def cell(way: str, form: str, store: str, name: str, work: Path) -> dict[str, An
         "images_per_s": 9 * n / spent["seconds"],
         "cpu_ms_per_image": 1e3 * spent["cpu_s"] / (9 * n),
         "start_s": found["small"]["seconds"] - spent["seconds"] / 9,
-        "machine": machine(), "versions": versions(), "threads": os.environ.get("OMP_NUM_THREADS", "all"),
-    }  # fmt: skip
+        "machine": machine(),
+        "versions": versions(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+    }
 
 
 @contextmanager
@@ -327,22 +320,27 @@ def write_table() -> None:
     )
     rows = [
         (
-            one["model"], one["store"], one["format"], one["way"], str(one["n"]), f"{one['images_per_s']:.1f}",
-            f"{one['cpu_ms_per_image']:.1f}", f"{one['start_s']:.1f}" if one["way"] != "bare" else "–",
+            one["model"],
+            one["store"],
+            one["format"],
+            one["way"],
+            str(one["n"]),
+            f"{one['images_per_s']:.1f}",
+            f"{one['cpu_ms_per_image']:.1f}",
+            f"{one['start_s']:.1f}" if one["way"] != "bare" else "–",
             f"{one['large']['peak_mib']:.0f}",
             f"{one['large']['requests_per_object']:.2f}" if one["store"] == "s3" else "–",
             f"{one['bytes_per_object'] / 1024:.0f}",
         )
         for one in sorted(cells, key=lambda one: (one["model"], one["store"], one["format"], WAYS.index(one["way"])))
-    ]  # fmt: skip
+    ]
     about = sorted({f"{one['machine']['cpu']}, torch {one['versions']['torch']}" for one in cells})
     lines = [
         "# What a scan costs",
         "",
         f"`python -m benchmarks.scan` on {'; '.join(about)}, {os.cpu_count()} cores: {SIDE_PX} x {SIDE_PX} images, "
         + "; ".join(
-            f"{name}: {kind} at {size} px"
-            for name, (kind, size, _) in ((name, MODELS[name]) for name in COMPARED)
+            f"{name}: {kind} at {size} px" for name, (kind, size, _) in ((name, MODELS[name]) for name in COMPARED)
         )
         + ". Images per second and CPU are marginal, from n to 10 n; the bare detector reads and writes nothing.",
         "",
@@ -353,18 +351,14 @@ def write_table() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="run only cells whose name contains this text")
     parser.add_argument("--work", type=Path, default=Path("build/scan"))
     parser.add_argument("--way", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.way:
         way, source, model, out = given.way
-        from benchmarks import (
-            scan as itself,
-        )  # by its name: Ray pickles what is in __main__ by value, clients and all
+        from benchmarks import scan as itself  # by its name: Ray pickles what is in __main__ by value, clients and all
 
         {"bare": itself.bare, "loader": itself.loader, "ray": itself.plain_ray}[way](source, model, Path(out))
         return

@@ -83,8 +83,7 @@ def object_costs(form: str, side: int, folder: Path) -> dict[str, Any]:
         gets = [fetched.fetch_ms for fetched in fetch_all(sources, limits.max_bytes)]
         _, fetch_cpu_s = spent(lambda: list(fetch_all(sources, limits.max_bytes)))
         clock_s, cpu_s = spent(
-            lambda: prepare_objects(manifest, [policy], limits, decoder, Identifiers()),
-            psutil.Process(decoder.pid),
+            lambda: prepare_objects(manifest, [policy], limits, decoder, Identifiers()), psutil.Process(decoder.pid)
         )
     return {
         "bytes": sum(source.bytes or 0 for source in sources) / count,
@@ -201,10 +200,7 @@ def _copies(count: int, models: dict[str, str]) -> list[dict[str, Any]]:
 def _clock_and_cpu(alone: Any, together: Any) -> Any:
     """Times on the clock of the one, everything else of the other."""
     if isinstance(alone, dict):
-        return {
-            name: alone[name] if name == "ms" else _clock_and_cpu(alone[name], together[name])
-            for name in alone
-        }
+        return {name: alone[name] if name == "ms" else _clock_and_cpu(alone[name], together[name]) for name in alone}
     return together
 
 
@@ -216,9 +212,7 @@ def _mean(values: list[Any]) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/scan"))
     work = parser.parse_args().work.resolve()
     work.mkdir(parents=True, exist_ok=True)

@@ -131,14 +131,16 @@ def _reached(tasks: list[dict[str, Any]]) -> dict[str, float]:
     actor, calls = (spans("MapWorker(MapBatches", method) for method in (".__init__", ".submit"))
     fetch = spans("(_fetch)") or spans("(_same)")
     return {
-        "actor": actor[0][0], "ready": actor[0][1], "fetching": fetch[0][0], "fetched": fetch[0][1], "scored": calls[-1][1],
-    }  # fmt: skip
+        "actor": actor[0][0],
+        "ready": actor[0][1],
+        "fetching": fetch[0][0],
+        "fetched": fetch[0][1],
+        "scored": calls[-1][1],
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/scan"))
     parser.add_argument("--way", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -170,10 +172,7 @@ def main() -> None:
         "",
         "| step | scan | Ray Data alone |",
         "| --- | ---: | ---: |",
-        *(
-            f"| {text} | {found['scan'][step]:.1f} | {found['nothing'][step]:.1f} |"
-            for step, text in STEPS.items()
-        ),
+        *(f"| {text} | {found['scan'][step]:.1f} | {found['nothing'][step]:.1f} |" for step, text in STEPS.items()),
     ]
     RESULT.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

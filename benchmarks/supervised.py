@@ -58,9 +58,7 @@ def sets(anomalous: int, seed: int) -> Sets:
     judged = list(datasets.read_rows(lists.archive))
     labels = np.array([int(row["anomalous"]) for row in judged])
     return Sets(
-        *(_images(datasets.read_rows(path)) for path in (lists.normal, lists.anomalous)),
-        _images(judged),
-        labels,
+        *(_images(datasets.read_rows(path)) for path in (lists.normal, lists.anomalous)), _images(judged), labels
     )
 
 
@@ -89,11 +87,7 @@ def by_discriminator(data: Sets, seed: int) -> NDArray[np.float64]:
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        return (
-            torch.cat([judge(2 * part - 1).mean((1, 2, 3)) for part in data.judged.split(64)])
-            .double()
-            .numpy()
-        )
+        return torch.cat([judge(2 * part - 1).mean((1, 2, 3)) for part in data.judged.split(64)]).double().numpy()
 
 
 def by_regression(data: Sets, seed: int) -> NDArray[np.float64]:
@@ -106,45 +100,27 @@ def by_regression(data: Sets, seed: int) -> NDArray[np.float64]:
         found = []
         for part in images.split(64):
             larger = F.interpolate(part, scale_factor=2, mode="bilinear").expand(-1, 3, -1, -1)
-            found.append(
-                torch.cat([torch.cat([tap.mean((2, 3)), tap.amax((2, 3))], 1) for tap in backbone(larger)], 1)
-            )
+            found.append(torch.cat([torch.cat([tap.mean((2, 3)), tap.amax((2, 3))], 1) for tap in backbone(larger)], 1))
         return torch.cat(found).numpy()
 
     normal = [features(data.normal), features(augmented(data.normal, config, draw))]
-    anomalous = [
-        features(data.anomalous),
-        *(features(augmented(data.anomalous, config, draw)) for _ in range(VIEWS)),
-    ]
-    x, y = (
-        np.concatenate(normal + anomalous),
-        np.repeat([0, 1], [sum(map(len, normal)), sum(map(len, anomalous))]),
-    )
-    model = make_pipeline(
-        StandardScaler(), LogisticRegression(C=1e-2, class_weight="balanced", max_iter=1000)
-    )
+    anomalous = [features(data.anomalous), *(features(augmented(data.anomalous, config, draw)) for _ in range(VIEWS))]
+    x, y = (np.concatenate(normal + anomalous), np.repeat([0, 1], [sum(map(len, normal)), sum(map(len, anomalous))]))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, class_weight="balanced", max_iter=1000))
     scores: NDArray[np.float64] = model.fit(x, y).decision_function(features(data.judged))
     return scores
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--anomalous",
-        type=int,
-        action="append",
-        help="images to learn from, 30 unless told: as quality.yaml has them",
+        "--anomalous", type=int, action="append", help="images to learn from, 30 unless told: as quality.yaml has them"
     )
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
     lines = []
     for anomalous in args.anomalous or [30]:
-        found: dict[str, list[tuple[float | None, float | None]]] = {
-            "discriminator": [],
-            "EfficientNet-Lite0": [],
-        }
+        found: dict[str, list[tuple[float | None, float | None]]] = {"discriminator": [], "EfficientNet-Lite0": []}
         for seed in range(args.seeds):
             data = sets(anomalous, seed)
             for name, learner in (("discriminator", by_discriminator), ("EfficientNet-Lite0", by_regression)):
@@ -153,9 +129,7 @@ def main() -> None:
                 print(anomalous, name, seed, found[name][-1], flush=True)
         for name, pairs in found.items():
             values = np.array(pairs, dtype=float)
-            spread = [
-                f"{m:.3f} ± {s:.3f}" for m, s in zip(values.mean(0), values.std(0, ddof=1), strict=True)
-            ]
+            spread = [f"{m:.3f} ± {s:.3f}" for m, s in zip(values.mean(0), values.std(0, ddof=1), strict=True)]
             lines.append(f"| {name} | {len(data.anomalous)} | {args.seeds} | {' | '.join(spread)} |")
     text = [
         "# Classifiers that learn from a few anomalous images",

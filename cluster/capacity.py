@@ -70,9 +70,7 @@ class Prediction(NamedTuple):
         return min(self.limits.values())
 
 
-def predict(
-    costs: Costs, types: Sequence[NodeType], assumed: Assumptions, objects: int | None = None
-) -> Prediction:
+def predict(costs: Costs, types: Sequence[NodeType], assumed: Assumptions, objects: int | None = None) -> Prediction:
     """The limits of a scan on the nodes, in the steady state; of so many objects, as a small scan has fewer actors.
 
     Raises:

@@ -71,12 +71,7 @@ def _metadata(part: pa.Table) -> BlockMetadata:
 
 
 def follow(
-    dataset: ray.data.Dataset,
-    finish: Callable[[pa.Table], pa.Table],
-    *,
-    rows: int,
-    tasks: int,
-    num_cpus: float,
+    dataset: ray.data.Dataset, finish: Callable[[pa.Table], pa.Table], *, rows: int, tasks: int, num_cpus: float
 ) -> Iterator[dict[str, Any]]:
     """Run the dataset, `finish` last on every `rows` of its rows; the rows that `finish` returns, as they come.
 
@@ -85,10 +80,14 @@ def follow(
     A task that is lost runs again, so `finish` must do the same for the same rows. To stop following is to stop the run.
     """
     finished = dataset.map_batches(
-        finish, batch_size=rows, batch_format="pyarrow", num_cpus=num_cpus, zero_copy_batch=True,
+        finish,
+        batch_size=rows,
+        batch_format="pyarrow",
+        num_cpus=num_cpus,
+        zero_copy_batch=True,
         # Without a bound Ray keeps a third of all free CPUs for these tasks, which they hardly use.
         compute=TaskPoolStrategy(size=tasks),
-    )  # fmt: skip
+    )
     batches = iter(finished.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     for batch in batches:
         yield from batch.to_pylist()

@@ -86,9 +86,7 @@ def plan(nodes: Sequence[Node], batch_size: int | None = None, objects: int | No
     else:
         actors, held = _cpu_actors(nodes)
         free = _always_free([node.cpus for node in nodes], actors * held)
-    size = batch_size or _batch_size(
-        with_gpu or [node for node in nodes if node.cpus > 0], gpu=bool(with_gpu)
-    )
+    size = batch_size or _batch_size(with_gpu or [node for node in nodes if node.cpus > 0], gpu=bool(with_gpu))
     if objects is not None:
         actors = max(1, min(actors, -(-objects // (ACTOR_BATCHES * size))))
     spread = _spread(nodes, actors, held, gpu=bool(with_gpu))
@@ -160,9 +158,7 @@ def _spread(nodes: Sequence[Node], actors: int, held: float, *, gpu: bool) -> li
     return placed
 
 
-def _fetch_tasks(
-    nodes: Sequence[Node], spread: Sequence[int], held: float, fetch: float, write: float
-) -> list[int]:
+def _fetch_tasks(nodes: Sequence[Node], spread: Sequence[int], held: float, fetch: float, write: float) -> list[int]:
     """Fetch tasks of each node that fit beside its actors, and one writing task on some node."""
     free = [node.cpus - count * held for node, count in zip(nodes, spread, strict=True)]
     free[free.index(max(free))] -= write

@@ -62,9 +62,7 @@ class Lease:
             return
         try:
             storage.delete(self.uri)
-        except (
-            storage.StorageError
-        ) as error:  # what the block did matters more; this process ends, and shows it
+        except storage.StorageError as error:  # what the block did matters more; this process ends, and shows it
             log.warning("The lease could not be given back: %s", error)
 
     def _renew(self) -> None:
@@ -110,12 +108,7 @@ def lease(uri: str) -> Iterator[Lease]:
 
 def _self() -> dict[str, Any]:
     """This process, so that another on this machine can tell whether it lives."""
-    return {
-        "host": os.uname().nodename,
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
-        "machine": _machine(),
-    }
+    return {"host": os.uname().nodename, "pid": os.getpid(), "started": _started(os.getpid()), "machine": _machine()}
 
 
 def _machine() -> str | None:

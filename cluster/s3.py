@@ -90,9 +90,7 @@ def _new_client(**options: Any) -> S3Client:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return session.client(
-        "s3", endpoint_url=endpoint(), region_name=region(), config=config.merge(Config(**options))
-    )
+    return session.client("s3", endpoint_url=endpoint(), region_name=region(), config=config.merge(Config(**options)))
 
 
 # Codes whose HTTP status says something else: an expired token is a 400, an invalid bucket name too.

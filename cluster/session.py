@@ -155,9 +155,7 @@ def _connect(address: str, options: dict[str, Any]) -> None:
 def _token_refused(error: BaseException | None) -> str | None:
     """Ray's reason if it was the token, and nothing else; it tells so in the text of some error on the way."""
     while error is not None:
-        if found := re.search(
-            r"\bAuthentication token [^.]+|Token authentication is enabled [^.]+", str(error)
-        ):
+        if found := re.search(r"\bAuthentication token [^.]+|Token authentication is enabled [^.]+", str(error)):
             return found.group()
         error = error.__cause__ or error.__context__
     return None

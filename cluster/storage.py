@@ -27,16 +27,7 @@ from botocore.response import StreamingBody
 from pyarrow import fs
 
 from cluster import s3, uris
-from cluster.errors import (
-    AccessDenied,
-    Exists,
-    Full,
-    KeysRefused,
-    NotFound,
-    StorageError,
-    TooLarge,
-    Unreachable,
-)
+from cluster.errors import AccessDenied, Exists, Full, KeysRefused, NotFound, StorageError, TooLarge, Unreachable
 from cluster.listing import Walk, sort_bounded
 from cluster.uris import absolute, is_s3, join, parent
 

@@ -34,9 +34,7 @@ log = logging.getLogger("retroscan.submit")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 ANSWER_S = 5.0  # for a first word from the address
-FOLLOW_ATTEMPTS = (
-    20  # to find a job again that is being followed: a head that is replaced is away for a minute
-)
+FOLLOW_ATTEMPTS = 20  # to find a job again that is being followed: a head that is replaced is away for a minute
 FOLLOW_EVERY_S = 3.0
 _NOT_CODE = shutil.ignore_patterns("__pycache__", "*.pyc")
 
@@ -293,19 +291,13 @@ def _answers(address: str) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         raise token_refused(_shown(address), str(error).splitlines()[0]) from error
-    except (
-        RuntimeError
-    ) as error:  # the client's answer to any other HTTP status; with a traceback, what it ends with
+    except RuntimeError as error:  # the client's answer to any other HTTP status; with a traceback, what it ends with
         *_, reason = (line for line in str(error).splitlines() if line.strip(". "))
         raise ClusterError(
             f"The cluster refused. Got: address {_shown(address)}, {reason}",
             "See `retroscan jobs`, and the logs of the cluster's dashboard.",
         ) from error
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-    ) as error:  # requests' errors are OSErrors; the others: it is no dashboard
+    except (OSError, ValueError, KeyError) as error:  # requests' errors are OSErrors; the others: it is no dashboard
         raise ClusterError(
             f"No Ray cluster answers. Got: address {_shown(address)} ({type(error).__name__}: {error}).",
             "Give the dashboard's --address, http://HEAD:8265, or set RAY_ADDRESS to it; a cluster on Kubernetes is "

@@ -70,8 +70,7 @@ def trained(
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise ClusterError(
-            f"The training failed: {_root_cause(error)}",
-            "The same command continues from the last checkpoint.",
+            f"The training failed: {_root_cause(error)}", "The same command continues from the last checkpoint."
         ) from error
     if result.checkpoint is None:
         raise ClusterError("The training ended without a checkpoint.", f"Remove {folder} and fit again.")

@@ -68,15 +68,9 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, name: str, halvings: Sequence[int], weights: str | None = "auto", norm: str = "native"
-    ) -> None:
+    def __init__(self, name: str, halvings: Sequence[int], weights: str | None = "auto", norm: str = "native") -> None:
         super().__init__()
-        if (
-            not halvings
-            or any(h not in HALVINGS for h in halvings)
-            or list(halvings) != sorted(set(halvings))
-        ):
+        if not halvings or any(h not in HALVINGS for h in halvings) or list(halvings) != sorted(set(halvings)):
             raise ConfigError(
                 f"Taps are ascending halvings of the input out of {HALVINGS}. Got: {list(halvings)}. "
                 "Choose others with --set layers=[2,3,4,5]."
@@ -325,9 +319,7 @@ def _download(name: str, where: str) -> tuple[dict[str, Tensor], str]:
 
             state = timm.create_model(_timm_name(name), pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:  # what urllib and the hub raise without a network
-        raise WeightsError(
-            _no_weights(name, where, f"the download failed ({type(error).__name__})")
-        ) from error
+        raise WeightsError(_no_weights(name, where, f"the download failed ({type(error).__name__})")) from error
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(key.encode() + state[key].cpu().contiguous().numpy().tobytes())

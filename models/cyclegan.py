@@ -74,9 +74,7 @@ class CycleGANConfig(DetectorConfig):
     lambda_identity: float = Field(default=5.0, ge=0)
     views: int = Field(default=8, ge=1)  # of each real image that the discriminators see in a step
     other_class: float = Field(default=1.0, ge=0)  # what real images of the other class weigh beside fakes
-    decay_start: float = Field(
-        default=0.1, ge=0, lt=1
-    )  # share of the epochs after which the rate falls to zero
+    decay_start: float = Field(default=0.1, ge=0, lt=1)  # share of the epochs after which the rate falls to zero
     augment: Literal["none", "flip", "dihedral"] = "dihedral"
     zoom: float = Field(default=0.15, ge=0, lt=1)  # by up to this share, larger or smaller
     shift: float = Field(default=0.08, ge=0, lt=1)  # by up to this share of the sides
@@ -376,9 +374,7 @@ class CycleGANLearner:
     def _mine(self, total: int) -> list[int]:
         """Where this rank's rows lie in `views` global batches. All that is drawn is drawn for these, equally on every rank."""
         return [
-            view * total + row
-            for view in range(self.config.views)
-            for row in range(total)[self.runtime.mine(total)]
+            view * total + row for view in range(self.config.views) for row in range(total)[self.runtime.mine(total)]
         ]
 
     def _augmented(self, images: Tensor, total: int, draw: torch.Generator) -> Tensor:

@@ -38,9 +38,7 @@ class InputSpec(BaseModel):
                 "Resize them with the model's own pixel policy."
             )
         if images_BCHW.dtype != torch.float32:
-            raise InputError(
-                f"Images must be float32. Got: {images_BCHW.dtype}. Convert with .float() / full scale."
-            )
+            raise InputError(f"Images must be float32. Got: {images_BCHW.dtype}. Convert with .float() / full scale.")
         if images_BCHW.numel():
             low, high = images_BCHW.detach().aminmax()
             # NaN compares false with everything, so this also refuses it.
@@ -74,9 +72,7 @@ class Batch(NamedTuple):
     """
 
     images: Tensor  # float32 [B, C, H, W] in [0, 1]
-    positions: (
-        Tensor  # int64 [B], place in the set: the same image has the same one in every epoch over that set
-    )
+    positions: Tensor  # int64 [B], place in the set: the same image has the same one in every epoch over that set
     anomalous: Tensor | None = None  # float32 [B, C, H, W]: only for a detector whose spec needs them
     over_all: int | None = None  # images of the global batch; None: there are no others than these
 

@@ -146,9 +146,7 @@ class Trunk(nn.Module):
     def align(self, images_BCHW: Tensor) -> Tensor:
         """The image transform of each image, [B, 3, 3]."""
         if self.image_stn is None:
-            return torch.eye(3, dtype=images_BCHW.dtype, device=images_BCHW.device).repeat(
-                len(images_BCHW), 1, 1
-            )
+            return torch.eye(3, dtype=images_BCHW.dtype, device=images_BCHW.device).repeat(len(images_BCHW), 1, 1)
         transform: Tensor = self.image_stn(images_BCHW)
         return transform
 
@@ -222,9 +220,7 @@ class FYD(Detector):
         if self.config.patch > 1:
             pad = self.config.patch // 2
             maps = [
-                F.avg_pool2d(m, self.config.patch, 1, pad, count_include_pad=False)[
-                    ..., : m.shape[2], : m.shape[3]
-                ]
+                F.avg_pool2d(m, self.config.patch, 1, pad, count_include_pad=False)[..., : m.shape[2], : m.shape[3]]
                 for m in maps
             ]
         if self.config.bank == "joint":
@@ -244,12 +240,8 @@ class FYD(Detector):
                 features, frames, self.gaussians, self.scales, self.grids, strict=True
             ):
                 distance = scale(bank.distance(x)).unflatten(1, grid)
-                raised = F.interpolate(
-                    distance.unsqueeze(1), size, mode="bilinear", align_corners=False
-                ).squeeze(1)
-                moved = self.config.unwarp == "score" and (
-                    self.config.align_image or self.config.align_stages
-                )
+                raised = F.interpolate(distance.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
+                moved = self.config.unwarp == "score" and (self.config.align_image or self.config.align_stages)
                 maps.append(unwarp(raised, frame) if moved else raised)
             heatmap = torch.stack(maps).mean(0)
             heatmap = gaussian_blur(heatmap, self.config.blur * self.spec.height_px / 128)
@@ -309,12 +301,8 @@ def cut_and_paste(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
 
     for image, source in zip(pasted, images_BCHW, strict=True):
         h, w = (draw(max(1, side // 6), max(2, side // 3)) for side in (height, width))
-        top, left, to_top, to_left = (
-            draw(0, room) for room in (height - h, width - w, height - h, width - w)
-        )
-        image[:, to_top : to_top + h, to_left : to_left + w] = source[:, top : top + h, left : left + w].flip(
-            1
-        )
+        top, left, to_top, to_left = (draw(0, room) for room in (height - h, width - w, height - h, width - w))
+        image[:, to_top : to_top + h, to_left : to_left + w] = source[:, top : top + h, left : left + w].flip(1)
     return pasted
 
 
@@ -351,9 +339,7 @@ class FYDLearner:
             self.network = runtime.wrap(self.agreement)
             for parameter in self._image_parameters():
                 parameter.requires_grad_(True)
-            trained = [
-                p for n, p in self.agreement.named_parameters() if "image_stn" not in n and p.requires_grad
-            ]
+            trained = [p for n, p in self.agreement.named_parameters() if "image_stn" not in n and p.requires_grad]
             self.optimizer = torch.optim.SGD(trained, config.lr, momentum=0.9, weight_decay=1e-4)
         self._mean = torch.zeros(1, *detector.turned_mean.shape, dtype=torch.float64)  # with its count behind
         self._mean_count = torch.zeros((), dtype=torch.float64)
@@ -389,8 +375,7 @@ class FYDLearner:
         with torch.no_grad():
             if self.phase == "orient":
                 shown = warp(
-                    images,
-                    self.detector.transform(images) if self.epoch else self.detector.trunk.align(images),
+                    images, self.detector.transform(images) if self.epoch else self.detector.trunk.align(images)
                 )
                 self._mean += shown.double().sum(0, keepdim=True).cpu()
                 self._mean_count += len(images)
@@ -409,9 +394,7 @@ class FYDLearner:
 
     def _align(self, images: Tensor, total: int) -> dict[str, Tensor]:
         assert self.aligner is not None
-        pooled = F.adaptive_avg_pool2d(
-            images, (min(POOLED_PX, images.shape[2]), min(POOLED_PX, images.shape[3]))
-        )
+        pooled = F.adaptive_avg_pool2d(images, (min(POOLED_PX, images.shape[2]), min(POOLED_PX, images.shape[3])))
         # Every pair counts, also of images on two ranks.
         loss = alignment_loss(self.runtime.gather(warp(pooled, self.aligner(pooled)), total))
         losses = {"loss": loss.detach()}
@@ -520,9 +503,7 @@ class FYDLearner:
             state["align_optimizer"] = self.align_optimizer.state_dict()
         if self.contrasted:
             state |= {
-                "agreement": {
-                    n: t for n, t in self.agreement.state_dict().items() if not n.startswith("trunk.")
-                },
+                "agreement": {n: t for n, t in self.agreement.state_dict().items() if not n.startswith("trunk.")},
                 "optimizer": self.optimizer.state_dict(),
                 "kept": self._kept,
                 "best": self.best,

@@ -59,12 +59,7 @@ class MKDConfig(DetectorConfig):
     backbone: str = "efficientnet_lite0"
     weights: str = "auto"  # see models/backbones.py
     norm: str = "native"
-    layers: tuple[int, ...] = (
-        2,
-        3,
-        4,
-        5,
-    )  # tapped layers to train on, as halvings of the input (VGG: pool number)
+    layers: tuple[int, ...] = (2, 3, 4, 5)  # tapped layers to train on, as halvings of the input (VGG: pool number)
     layers_score: tuple[int, ...] = (3, 4, 5)
     cloner: Literal["compact", "equal"] = "compact"  # equal: VGG-16's own widths (the paper's ablation)
     cloner_width: int = Field(default=16, ge=1)
@@ -88,9 +83,7 @@ class Cloner(nn.Module):
     block's last, so that outputs can match the source's magnitudes; 2x2 pooling ends a block.
     """
 
-    def __init__(
-        self, channels: dict[int, int], *, widths: Sequence[int], signed: bool, bn_affine: bool
-    ) -> None:
+    def __init__(self, channels: dict[int, int], *, widths: Sequence[int], signed: bool, bn_affine: bool) -> None:
         super().__init__()
         self.taps = tuple(channels)
         self.signed = signed
@@ -112,9 +105,7 @@ class Cloner(nn.Module):
             if not signed:
                 layers += [nn.ReLU(), nn.MaxPool2d(2)]
             elif not stem:
-                layers.append(
-                    nn.AvgPool2d(2, ceil_mode=True)
-                )  # "same" padding rounds odd sizes up, VGG's pools down
+                layers.append(nn.AvgPool2d(2, ceil_mode=True))  # "same" padding rounds odd sizes up, VGG's pools down
             self.blocks.append(nn.Sequential(*layers))
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
@@ -142,9 +133,7 @@ def disagreement(source: Sequence[Tensor], clone: Sequence[Tensor]) -> tuple[Ten
 
     Direction is 1 - cosine over the whole flattened map, value the mean squared difference.
     """
-    direction = [
-        1 - F.cosine_similarity(s.flatten(1), c.flatten(1)) for s, c in zip(source, clone, strict=True)
-    ]
+    direction = [1 - F.cosine_similarity(s.flatten(1), c.flatten(1)) for s, c in zip(source, clone, strict=True)]
     value = [(s - c).square().flatten(1).mean(1) for s, c in zip(source, clone, strict=True)]
     return torch.stack(direction, 1), torch.stack(value, 1)
 
@@ -163,9 +152,7 @@ class MKD(Detector):
                 f"layers_score must be among layers {list(config.layers)}. Got: {list(config.layers_score)}. "
                 "Set both, as in --set layers=[3,4,5] --set layers_score=[4,5]."
             )
-        self.source = Backbone(
-            config.backbone, config.layers, config.weights if pretrained else None, config.norm
-        )
+        self.source = Backbone(config.backbone, config.layers, config.weights if pretrained else None, config.norm)
         if config.cloner == "equal" and config.backbone not in VGG:
             raise ConfigError(
                 f"cloner=equal has VGG-16's widths. Got: backbone={config.backbone}. Use --set cloner=compact."

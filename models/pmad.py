@@ -133,11 +133,9 @@ class PartitionMemory(nn.Module):
     def forward(self, maps_BCHW: Tensor) -> Tensor:
         size = maps_BCHW.shape[2:]
         tiles = tile(maps_BCHW, self.side)
-        queries = {
-            "channel_map": tiles,
-            "pixel": tiles.transpose(2, 3),
-            "block": tiles.flatten(2).unsqueeze(2),
-        }[self.query]
+        queries = {"channel_map": tiles, "pixel": tiles.transpose(2, 3), "block": tiles.flatten(2).unsqueeze(2)}[
+            self.query
+        ]
         similarity = F.normalize(queries, dim=-1) @ F.normalize(self.items, dim=-1).transpose(1, 2)
         weights_BTQN = (similarity / self.temperature).softmax(-1)
         if self.training:
@@ -255,9 +253,7 @@ class PMADLearner:
             if self.phase == "range":
                 self._histogram.add(errors)
             else:
-                self._histogram.add(
-                    histogram_error.background(errors, self.detector.error_top, LARGEST_ERROR).mode
-                )
+                self._histogram.add(histogram_error.background(errors, self.detector.error_top, LARGEST_ERROR).mode)
         return {}
 
     def _rebuild(self, images: Tensor) -> dict[str, Tensor]:

@@ -61,9 +61,7 @@ def check_weights(folder: Path, record: dict[str, Any]) -> None:
     """Raise ArtifactError unless the weights in `folder` have the hash that their record names."""
     path = folder / WEIGHTS
     if not path.is_file():
-        raise ArtifactError(
-            f"A model folder holds {WEIGHTS}. Got: {folder}, without it. Restore it, or fit again."
-        )
+        raise ArtifactError(f"A model folder holds {WEIGHTS}. Got: {folder}, without it. Restore it, or fit again.")
     found = file_sha256(path)
     if found != record["weights_sha256"]:
         raise ArtifactError(

@@ -29,9 +29,7 @@ class Entry:
     needs_anomalous: bool
     weights: str
     takes_grey: bool = False  # one channel instead, where no image of a fit is in colour
-    choose: str = (
-        ""  # when to choose it: strengths, weaknesses and cost, as measured (benchmarks/results/quality.md)
-    )
+    choose: str = ""  # when to choose it: strengths, weaknesses and cost, as measured (benchmarks/results/quality.md)
 
     def detector_class(self) -> type[Detector]:
         found: type[Detector] = getattr(importlib.import_module(self.module), self.detector)

@@ -73,18 +73,14 @@ class SSMConfig(DetectorConfig):
     width: int = Field(default=16, ge=1)
     cells: tuple[int, ...] = (2, 4, 8)  # pixels; the code adds 16 at 256 px
     mask_blocks: bool = False
-    lambda_mask: float = Field(
-        default=0.01, ge=0
-    )  # 0.01 in the published checkpoint's name, 1 in the published script
+    lambda_mask: float = Field(default=0.01, ge=0)  # 0.01 in the published checkpoint's name, 1 in the published script
     mask_variety: bool = True
     masks: Literal["checkerboard", "disjoint"] = "checkerboard"  # at scoring
     mask_seed: int = 8
     refine: Literal["none", "disjoint", "joint"] = "none"
     refine_steps: int = Field(default=1, ge=1, le=5)
     refine_quantile: float = Field(default=0.95, gt=0, lt=1)
-    refine_ratio: float = Field(
-        default=0.8, gt=0, lt=1
-    )  # share of a block that must look normal to uncover it
+    refine_ratio: float = Field(default=0.8, gt=0, lt=1)  # share of a block that must look normal to uncover it
     gms_scales: int = Field(default=4, ge=1, le=4)
     cell_weights: Literal["squared", "uniform"] = "squared"  # squared: by the cell's area, as the code
     color_weight: float = Field(default=0.0, ge=0)
@@ -151,18 +147,12 @@ class SSM(Detector):
             mask_blocks=self.masked and config.mask_blocks,
         )
         self.register_buffer("masks", self._masks(), persistent=False)
-        weights = torch.tensor(
-            [float(cell) ** 2 if config.cell_weights == "squared" else 1.0 for cell in config.cells]
-        )
+        weights = torch.tensor([float(cell) ** 2 if config.cell_weights == "squared" else 1.0 for cell in config.cells])
         self.register_buffer("cell_weights", weights / weights.sum(), persistent=False)
         self.register_buffer("normal_below", torch.zeros(()))  # tau
-        self.register_buffer(
-            "score_mean", torch.zeros(2)
-        )  # of the map's maximum and of the mean squared error
+        self.register_buffer("score_mean", torch.zeros(2))  # of the map's maximum and of the mean squared error
         self.register_buffer("score_spread", torch.ones(2))
-        self.register_buffer(
-            "uncovered_share", torch.zeros(())
-        )  # of held-out normals, by the last refinement
+        self.register_buffer("uncovered_share", torch.zeros(()))  # of held-out normals, by the last refinement
 
     def _masks(self) -> Tensor:
         generator = torch.Generator().manual_seed(self.config.mask_seed)
@@ -203,9 +193,7 @@ class SSM(Detector):
         painted, _ = self.paint(image_1CHW.expand(len(flat), -1, -1, -1), flat)
         return self._compose(image_1CHW, painted.reshape(cells, n, *painted.shape[1:]), 1 - masks_KN1HW)
 
-    def _compose(
-        self, image_1CHW: Tensor, painted_KN3HW: Tensor, hidden_KN1HW: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _compose(self, image_1CHW: Tensor, painted_KN3HW: Tensor, hidden_KN1HW: Tensor) -> tuple[Tensor, Tensor]:
         """Every pixel from the masks that hid it; where none did, the image itself."""
         times = hidden_KN1HW.sum(1)
         mean = (painted_KN3HW * hidden_KN1HW).sum(1) / times.clamp_min(1)
@@ -269,16 +257,12 @@ class SSMLearner:
             Phase("scale", 1, "held_out"),
         )
         self.network = runtime.wrap(detector.network)
-        self.optimizer = torch.optim.Adam(
-            detector.network.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
+        self.optimizer = torch.optim.Adam(detector.network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.phase = ""
         self.epoch = 0  # finished epochs of the current phase
         self.steps = 0  # of painting; masks are drawn by their number
         self._histogram = LogHistogram(1e-5, 2.0)
-        self._sums = torch.zeros(
-            4, 2, dtype=torch.float64
-        )  # counts, sums, squares; uncovered share and images
+        self._sums = torch.zeros(4, 2, dtype=torch.float64)  # counts, sums, squares; uncovered share and images
 
     def start(self, phase: str) -> None:
         self.phase, self.epoch = phase, 0
@@ -361,9 +345,7 @@ class SSMLearner:
             variance = (squares - count * mean.square()).clamp_min(0) / (count - 1).clamp_min(1)
             self.detector.score_mean.copy_(mean)
             # One held-out image, or all alike: the parts keep their own scale.
-            self.detector.score_spread.copy_(
-                torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance))
-            )
+            self.detector.score_spread.copy_(torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance)))
             self.detector.uncovered_share.fill_(float(share[0] / share[1]))
 
     def state_dict(self) -> dict[str, Any]:

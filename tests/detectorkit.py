@@ -16,10 +16,7 @@ def build(kind: str, size_px: tuple[int, int] = (32, 48), **options: Any) -> Det
     """A new detector in eval mode, drawn from torch's generator as it stands."""
     entry = registry.entry(kind)
     spec = InputSpec(
-        channels=entry.channels,
-        height_px=size_px[0],
-        width_px=size_px[1],
-        needs_anomalous=entry.needs_anomalous,
+        channels=entry.channels, height_px=size_px[0], width_px=size_px[1], needs_anomalous=entry.needs_anomalous
     )
     return registry.create(kind, registry.configure(kind, options), spec).eval()
 
@@ -27,16 +24,12 @@ def build(kind: str, size_px: tuple[int, int] = (32, 48), **options: Any) -> Det
 def batches(images: Tensor, size: int, anomalous: Tensor | None = None) -> list[Batch]:
     index = torch.arange(len(images))
     return [
-        Batch(
-            images[i : i + size], index[i : i + size], None if anomalous is None else anomalous[i : i + size]
-        )
+        Batch(images[i : i + size], index[i : i + size], None if anomalous is None else anomalous[i : i + size])
         for i in range(0, len(images), size)
     ]
 
 
-def run_phase(
-    learner: Learner, name: str, data: list[Batch], epochs: int | None = None
-) -> list[dict[str, float]]:
+def run_phase(learner: Learner, name: str, data: list[Batch], epochs: int | None = None) -> list[dict[str, float]]:
     """One phase from start to finish; what every step reported."""
     (phase,) = (phase for phase in learner.phases if phase.name == name)
     learner.start(name)
@@ -48,9 +41,7 @@ def run_phase(
     return found
 
 
-def run_fit(
-    detector: Detector, data: list[Batch], held_out: list[Batch], seed: int = 0
-) -> list[dict[str, float]]:
+def run_fit(detector: Detector, data: list[Batch], held_out: list[Batch], seed: int = 0) -> list[dict[str, float]]:
     """A whole fit; what every step reported."""
     learner = detector.learner(Runtime(seed=seed))
     found = []

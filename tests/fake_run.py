@@ -113,9 +113,7 @@ def make(
     if keep_heatmaps and shard:
         (Path(fake.uri) / shard.name).write_bytes(shard.data)
     for made in rows:
-        made["heatmap"] = (
-            shard.reference(made["heatmap"]) if shard and made["heatmap"] and keep_heatmaps else None
-        )
+        made["heatmap"] = shard.reference(made["heatmap"]) if shard and made["heatmap"] and keep_heatmaps else None
     pq.write_table(pa.Table.from_pylist(rows, schema=SCORES), f"{fake.uri}/scores/part-00000.parquet")
     with fake.labels.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["image", "anomalous", "mask"])
@@ -140,9 +138,15 @@ def close(uri: str, models: list[str], policy: PixelPolicy, threshold: float, ob
             manifest=run_module.ManifestRef(uri="s3://archive/manifest", digest="d1" * 32, objects=objects),
             models=[
                 run_module.ModelRef(
-                    model_id=model_id, uri=f"s3://models/{model_id}", kind="mkd", threshold=threshold,
-                    calibration_sha256="ca" * 32, weights_sha256="fe" * 32, policy=policy.model_dump(),
-                    heatmap_low=0.1, heatmap_high=2.5,
+                    model_id=model_id,
+                    uri=f"s3://models/{model_id}",
+                    kind="mkd",
+                    threshold=threshold,
+                    calibration_sha256="ca" * 32,
+                    weights_sha256="fe" * 32,
+                    policy=policy.model_dump(),
+                    heatmap_low=0.1,
+                    heatmap_high=2.5,
                 )
                 for model_id in models
             ],
@@ -153,19 +157,14 @@ def close(uri: str, models: list[str], policy: PixelPolicy, threshold: float, ob
             parts=run_module.describe_parts(uri),
             heatmap_parts=run_module.describe_heatmap_parts(uri),
         ),
-    )  # fmt: skip
+    )
 
 
 def row(object_id: int, uri: str, **known: Any) -> dict[str, Any]:
     """A row of the score table, null but for what every row has and what is given."""
     empty = dict.fromkeys(SCORES.names)
     times = {"fetch_ms": 3.0, "decode_ms": 5.0, "score_ms": 12.0, "scored_at": STARTED}
-    return (
-        empty
-        | {"object_id": object_id, "uri": uri, "frame": 0, "run_id": "run-20250304-093000"}
-        | times
-        | known
-    )
+    return empty | {"object_id": object_id, "uri": uri, "frame": 0, "run_id": "run-20250304-093000"} | times | known
 
 
 def _picture(rng: np.random.Generator, defective: bool) -> tuple[np.ndarray, np.ndarray]:

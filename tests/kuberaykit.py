@@ -36,55 +36,96 @@ def closed(*required: str, **fields: Schema) -> Schema:
     return {"type": "object", "additionalProperties": False, "required": list(required), "properties": fields}
 
 
-GROUP = {
-    "template": ANY_OBJECT, "rayStartParams": TEXTS, "resources": TEXTS, "labels": TEXTS,
-}  # fmt: skip
+GROUP = {"template": ANY_OBJECT, "rayStartParams": TEXTS, "resources": TEXTS, "labels": TEXTS}
 HEAD = closed(
-    "template", "rayStartParams",
-    **GROUP, headService=ANY_OBJECT, enableIngress=FLAG,
+    "template",
+    "rayStartParams",
+    **GROUP,
+    headService=ANY_OBJECT,
+    enableIngress=FLAG,
     serviceType=one_of("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"),
-)  # fmt: skip
+)
 WORKERS = closed(
-    "groupName", "template", "rayStartParams", "minReplicas", "maxReplicas",
-    **GROUP, groupName=TEXT, replicas=COUNT, minReplicas=COUNT, maxReplicas=COUNT, numOfHosts=COUNT, idleTimeoutSeconds=COUNT,
-    suspend=FLAG, scaleStrategy=closed(workersToDelete=some(TEXT)),
-)  # fmt: skip
+    "groupName",
+    "template",
+    "rayStartParams",
+    "minReplicas",
+    "maxReplicas",
+    **GROUP,
+    groupName=TEXT,
+    replicas=COUNT,
+    minReplicas=COUNT,
+    maxReplicas=COUNT,
+    numOfHosts=COUNT,
+    idleTimeoutSeconds=COUNT,
+    suspend=FLAG,
+    scaleStrategy=closed(workersToDelete=some(TEXT)),
+)
 AUTOSCALER = closed(
-    version=one_of("v1", "v2"), upscalingMode=one_of("Default", "Aggressive", "Conservative"), idleTimeoutSeconds=COUNT,
-    image=TEXT, imagePullPolicy=one_of("Always", "IfNotPresent", "Never"), resources=ANY_OBJECT, securityContext=ANY_OBJECT,
-    env=some(ANY_OBJECT), envFrom=some(ANY_OBJECT), volumeMounts=some(ANY_OBJECT),
-)  # fmt: skip
+    version=one_of("v1", "v2"),
+    upscalingMode=one_of("Default", "Aggressive", "Conservative"),
+    idleTimeoutSeconds=COUNT,
+    image=TEXT,
+    imagePullPolicy=one_of("Always", "IfNotPresent", "Never"),
+    resources=ANY_OBJECT,
+    securityContext=ANY_OBJECT,
+    env=some(ANY_OBJECT),
+    envFrom=some(ANY_OBJECT),
+    volumeMounts=some(ANY_OBJECT),
+)
 CREDENTIAL = closed(value=TEXT, valueFrom=ANY_OBJECT)
 MANAGER = one_of("ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue")
 CLUSTER = closed(
     "headGroupSpec",
-    headGroupSpec=HEAD, workerGroupSpecs=some(WORKERS), rayVersion=TEXT, enableInTreeAutoscaling=FLAG,
+    headGroupSpec=HEAD,
+    workerGroupSpecs=some(WORKERS),
+    rayVersion=TEXT,
+    enableInTreeAutoscaling=FLAG,
     autoscalerOptions=AUTOSCALER,
     authOptions=closed(mode=one_of("disabled", "token"), secretName=TEXT, enableK8sTokenAuth=FLAG),
     gcsFaultToleranceOptions=closed(
         redisAddress=TEXT, redisUsername=CREDENTIAL, redisPassword=CREDENTIAL, externalStorageNamespace=TEXT
     ),
-    headServiceAnnotations=TEXTS, suspend=FLAG, managedBy=MANAGER,
+    headServiceAnnotations=TEXTS,
+    suspend=FLAG,
+    managedBy=MANAGER,
     upgradeStrategy=closed(type=one_of("Recreate", "None")),
-)  # fmt: skip
+)
 DELETED = one_of("DeleteCluster", "DeleteWorkers", "DeleteSelf", "DeleteNone")
 JOB = closed(
     "entrypoint",
-    entrypoint=TEXT, rayClusterSpec=CLUSTER, clusterSelector=TEXTS, backoffLimit=COUNT, shutdownAfterJobFinishes=FLAG,
-    submissionMode=one_of("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"), ttlSecondsAfterFinished=COUNT,
-    activeDeadlineSeconds={**COUNT, "minimum": 1}, preRunningDeadlineSeconds={**COUNT, "minimum": 1}, runtimeEnvYAML=TEXT,
-    jobId=TEXT, metadata=TEXTS, suspend=FLAG, managedBy=MANAGER, entrypointNumCpus=NUMBER, entrypointNumGpus=NUMBER,
-    entrypointResources=TEXT, submitterPodTemplate=ANY_OBJECT, submitterConfig=closed(backoffLimit=COUNT),
+    entrypoint=TEXT,
+    rayClusterSpec=CLUSTER,
+    clusterSelector=TEXTS,
+    backoffLimit=COUNT,
+    shutdownAfterJobFinishes=FLAG,
+    submissionMode=one_of("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"),
+    ttlSecondsAfterFinished=COUNT,
+    activeDeadlineSeconds={**COUNT, "minimum": 1},
+    preRunningDeadlineSeconds={**COUNT, "minimum": 1},
+    runtimeEnvYAML=TEXT,
+    jobId=TEXT,
+    metadata=TEXTS,
+    suspend=FLAG,
+    managedBy=MANAGER,
+    entrypointNumCpus=NUMBER,
+    entrypointNumGpus=NUMBER,
+    entrypointResources=TEXT,
+    submitterPodTemplate=ANY_OBJECT,
+    submitterConfig=closed(backoffLimit=COUNT),
     deletionStrategy=closed(
-        onSuccess=closed(policy=DELETED), onFailure=closed(policy=DELETED),
+        onSuccess=closed(policy=DELETED),
+        onFailure=closed(policy=DELETED),
         deletionRules=some(
             closed(
-                "policy", "condition",
-                policy=DELETED, condition=closed(ttlSeconds=COUNT, jobStatus=TEXT, jobDeploymentStatus=TEXT),
+                "policy",
+                "condition",
+                policy=DELETED,
+                condition=closed(ttlSeconds=COUNT, jobStatus=TEXT, jobDeploymentStatus=TEXT),
             )
         ),
     ),
-)  # fmt: skip
+)
 RESOURCES = {
     kind: closed(
         "apiVersion",
@@ -137,15 +178,7 @@ def _embedded(resource: dict[str, Any]) -> Iterator[dict[str, Any]]:
     templates = [group["template"] for group in groups(spec).values()]
     if autoscaler := spec.get("autoscalerOptions"):
         own = ("version", "upscalingMode", "idleTimeoutSeconds")
-        container = {
-            "name": "autoscaler",
-            **{key: value for key, value in autoscaler.items() if key not in own},
-        }
+        container = {"name": "autoscaler", **{key: value for key, value in autoscaler.items() if key not in own}}
         templates.append({"spec": {"containers": [container]}})
     for template in templates:
-        yield {
-            "apiVersion": "v1",
-            "kind": "PodTemplate",
-            "metadata": resource["metadata"],
-            "template": template,
-        }
+        yield {"apiVersion": "v1", "kind": "PodTemplate", "metadata": resource["metadata"], "template": template}

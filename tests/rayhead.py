@@ -54,7 +54,10 @@ class _Node:
         with (self.folder / "node.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    beside / "ray", "start", "--block", "--disable-usage-stats",
+                    beside / "ray",
+                    "start",
+                    "--block",
+                    "--disable-usage-stats",
                     f"--node-ip-address={self._ip}",
                     f"--dashboard-agent-listen-port={self._agent}",
                     f"--dashboard-agent-grpc-port={agent_grpc}",
@@ -78,7 +81,7 @@ class _Node:
                 stdin=subprocess.DEVNULL,
                 cwd=self.folder,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         until = time.monotonic() + START_S
         while not self._answers():
             if time.monotonic() > until or self._process.poll() is not None:

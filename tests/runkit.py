@@ -29,9 +29,13 @@ def unscored(object_id: int, code: str, model_id: str = MODEL) -> dict[str, Any]
     """A row of an object that failed or was skipped whole."""
     status = "skipped" if code == "not_an_image" else "failed"
     return {
-        "object_id": object_id, "frame": 0, "model_id": model_id, "status": status, "error_code": code,
+        "object_id": object_id,
+        "frame": 0,
+        "model_id": model_id,
+        "status": status,
+        "error_code": code,
         "uri": f"/a/{object_id}",
-    }  # fmt: skip
+    }
 
 
 def write_part(run: Path, rows: list[dict[str, Any]], name: str = "part-0") -> None:
@@ -52,8 +56,15 @@ def record(run: Path, objects: int) -> run_module.RunRecord:
         manifest=run_module.ManifestRef(uri="/m", digest="00", objects=objects),
         models=[
             run_module.ModelRef(
-                model_id=MODEL, uri="/model", kind="mkd", threshold=0.5, calibration_sha256="00",
-                weights_sha256="00", policy={}, heatmap_low=0.0, heatmap_high=1.0,
+                model_id=MODEL,
+                uri="/model",
+                kind="mkd",
+                threshold=0.5,
+                calibration_sha256="00",
+                weights_sha256="00",
+                policy={},
+                heatmap_low=0.0,
+                heatmap_high=1.0,
             )
         ],
         config={},
@@ -62,4 +73,4 @@ def record(run: Path, objects: int) -> run_module.RunRecord:
         counts=table.counts,
         parts=run_module.describe_parts(str(run)),
         heatmap_parts=run_module.describe_heatmap_parts(str(run)),
-    )  # fmt: skip
+    )

@@ -58,15 +58,8 @@ class S3Server:
         data.mkdir(exist_ok=True)
         sockets.mkdir(exist_ok=True)
         identities = self.folder / "identities.json"
-        keys = {
-            "accessKey": self.env["AWS_ACCESS_KEY_ID"],
-            "secretKey": self.env["AWS_SECRET_ACCESS_KEY"],
-        }
-        admin = {
-            "name": "tests",
-            "credentials": [keys],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }
+        keys = {"accessKey": self.env["AWS_ACCESS_KEY_ID"], "secretKey": self.env["AWS_SECRET_ACCESS_KEY"]}
+        admin = {"name": "tests", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
         identities.write_text(json.dumps({"identities": [admin]}))
         identities.chmod(0o600)
         s3, master, filer, volume, *grpc = self._ports

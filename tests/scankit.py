@@ -93,9 +93,7 @@ def _saved(image: Image.Image, kind: str) -> bytes:
 
 def dicom(number: int, frames: int = 1) -> bytes:
     """An MR image, or a multi-frame capture: 12 bits in 16, MONOCHROME2."""
-    data = _dataset(
-        number, MRImageStorage if frames == 1 else MultiFrameGrayscaleWordSecondaryCaptureImageStorage
-    )
+    data = _dataset(number, MRImageStorage if frames == 1 else MultiFrameGrayscaleWordSecondaryCaptureImageStorage)
     pixels = np.stack([np.rint(picture(number + 1000 * k) * 4095).astype("<u2") for k in range(frames)])
     data.Modality = "MR" if frames == 1 else "OT"
     describe_grey(data, *pixels.shape[1:])

@@ -83,9 +83,12 @@ def _serve(connection: Connection) -> None:
         except EOFError:
             return
         dist.init_process_group(
-            "gloo", store=dist.FileStore(store, world), rank=rank, world_size=world,
+            "gloo",
+            store=dist.FileStore(store, world),
+            rank=rank,
+            world_size=world,
             timeout=timedelta(seconds=COLLECTIVE_S),
-        )  # fmt: skip
+        )
         try:
             with torch.random.fork_rng():
                 answer = function(group_runtime(torch.device("cpu"), SEED), *arguments)
@@ -136,12 +139,7 @@ def share(batch: Batch, runtime: Runtime) -> Batch:
     return Batch(batch.images[mine], batch.positions[mine], anomalous, len(batch.images))
 
 
-def fit(
-    runtime: Runtime,
-    job: Job,
-    stop: Place | None = None,
-    resume: tuple[Place, bytes] | None = None,
-) -> Outcome:
+def fit(runtime: Runtime, job: Job, stop: Place | None = None, resume: tuple[Place, bytes] | None = None) -> Outcome:
     """Fit the job's detector, this rank on its share of every batch; to its end or to `stop`, from its start or `resume`."""
     torch.manual_seed(SEED)
     detector = build(job.kind, job.size_px, **job.options)

@@ -67,9 +67,7 @@ def decode_each(
     return [Decoded(found, picture.header) for found in frames]
 
 
-def preview(
-    data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_side: int = 512
-) -> npt.NDArray[np.uint8]:
+def preview(data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_side: int = 512) -> npt.NDArray[np.uint8]:
     """A frame for display, [h, w, 3] in its own aspect, at most `max_side` long, under the policy's window.
 
     Raises:
@@ -78,9 +76,7 @@ def preview(
     with quiet():
         picture = _open(data, limits)
         if not 0 <= frame < picture.frames:
-            raise ImageError(
-                ErrorCode.UNSUPPORTED_IMAGE, f"no frame {frame}: the object has {picture.frames}"
-            )
+            raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"no frame {frame}: the object has {picture.frames}")
         _, pixels = next(iter(picture.read(policy, only=frame)))
     rows, columns = pixels.shape[:2]
     scale = min(1.0, max_side / max(rows, columns))
@@ -96,9 +92,7 @@ def read_header(data: bytes, size: int | None = None) -> dict[str, Any]:
     header cannot be read, `header_error` holds the code (`truncated`, `unknown_format`, ...) and the rest
     what was found.
     """
-    known: dict[str, Any] = dict.fromkeys(
-        name for name in MANIFEST_HEADERS.names if name not in MANIFEST.names
-    )
+    known: dict[str, Any] = dict.fromkeys(name for name in MANIFEST_HEADERS.names if name not in MANIFEST.names)
     readers = {
         "dicom": dicom.read_header,
         "png": raster.read_header,
@@ -131,8 +125,7 @@ def to_input(pixels: npt.NDArray[np.uint16], channels: int) -> npt.NDArray[np.fl
     stored = pixels.shape[-3]
     if stored not in (1, channels):
         raise ValueError(
-            f"Pixels must have 1 or {channels} channels. Got: {stored}. "
-            "Decode them with this model's own pixel policy."
+            f"Pixels must have 1 or {channels} channels. Got: {stored}. Decode them with this model's own pixel policy."
         )
     scaled = np.divide(pixels, FULL_SCALE, dtype=np.float32)
     return scaled if stored == channels else np.repeat(scaled, channels, axis=-3)
@@ -174,8 +167,7 @@ def _frame(index: int, pixels: npt.NDArray[np.floating[Any]], policy: PixelPolic
 
 
 def _everywhere(
-    pixels: npt.NDArray[np.floating[Any]],
-    holds: Callable[[npt.NDArray[np.floating[Any]]], npt.NDArray[np.bool_]],
+    pixels: npt.NDArray[np.floating[Any]], holds: Callable[[npt.NDArray[np.floating[Any]]], npt.NDArray[np.bool_]]
 ) -> bool:
     """Whether it holds of all pixels; a coarse grid says no for most pictures, at a fraction of the cost."""
     return all(bool(holds(part).all()) for part in (pixels[::GRID, ::GRID], pixels))

@@ -35,15 +35,7 @@ from pydicom.uid import (
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images.codestream import codestream_size
 from ad_jobs.images.greyscale import greyscale, stored_range
-from ad_jobs.images.picture import (
-    Numbered,
-    Pixels,
-    check_finite,
-    check_frames,
-    check_size,
-    empty_header,
-    foreign,
-)
+from ad_jobs.images.picture import Numbered, Pixels, check_finite, check_frames, check_size, empty_header, foreign
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.images.sniff import LONG_VRS, has_preamble
 
@@ -167,9 +159,7 @@ class DicomPicture:
 
     def _decode_twelve_bit_jpeg(self, only: int | None, bits: int) -> Iterator[tuple[npt.NDArray[Any], str]]:
         if self._samples != 1:
-            raise ImageError(
-                ErrorCode.UNSUPPORTED_SYNTAX, f"colour JPEG with {bits} bits, {_uid(self._syntax)}"
-            )
+            raise ImageError(ErrorCode.UNSUPPORTED_SYNTAX, f"colour JPEG with {bits} bits, {_uid(self._syntax)}")
         for index, code in enumerate(generate_frames(self._ds.PixelData, number_of_frames=self.frames)):
             if only is not None and index != only:
                 continue
@@ -225,9 +215,7 @@ class DicomPicture:
             if size is not None:
                 check_size(*size, limits)
                 if size != self._size:
-                    raise ImageError(
-                        ErrorCode.CORRUPT, f"frame {found} is {size[0]} x {size[1]}, not as announced"
-                    )
+                    raise ImageError(ErrorCode.CORRUPT, f"frame {found} is {size[0]} x {size[1]}, not as announced")
                 # End of image; inside a code stream the two bytes cannot occur (they are stuffed).
                 if b"\xff\xd9" not in code:
                     raise ImageError(ErrorCode.TRUNCATED, f"frame {found} has no end marker")
@@ -290,13 +278,7 @@ def _read(data: bytes, limits: Limits) -> tuple[Any, bool]:
         ds = pydicom.dcmread(BytesIO(data), force=True)
         if not ds.file_meta.get("TransferSyntaxUID"):
             implicit, little = ds.original_encoding
-            native = (
-                ImplicitVRLittleEndian
-                if implicit
-                else ExplicitVRLittleEndian
-                if little
-                else ExplicitVRBigEndian
-            )
+            native = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             pixels = ds.get_item(0x7FE00010) if 0x7FE00010 in ds else None
             if pixels is not None and getattr(pixels, "length", None) == 0xFFFFFFFF:
                 raise ImageError(ErrorCode.UNSUPPORTED_SYNTAX, "compressed pixels without a transfer syntax")

@@ -125,9 +125,7 @@ def _along_rows(pixels: FloatArray, height: int, interpolation: str) -> npt.NDAr
     return out.reshape(height, *pixels.shape[1:])
 
 
-def _along_columns(
-    pixels: npt.NDArray[np.float32], width: int, interpolation: str
-) -> npt.NDArray[np.float32]:
+def _along_columns(pixels: npt.NDArray[np.float32], width: int, interpolation: str) -> npt.NDArray[np.float32]:
     if width == pixels.shape[1]:
         return pixels
     return np.ascontiguousarray(_along_rows(pixels.swapaxes(0, 1), width, interpolation).swapaxes(0, 1))

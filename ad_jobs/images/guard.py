@@ -64,9 +64,7 @@ class GuardedDecoder:
         """
         # Not worth a trip, and a pipe should not carry what the limit forbids.
         if len(data) > limits.max_bytes:
-            raise ImageError(
-                ErrorCode.TOO_MANY_BYTES, f"{len(data)} bytes, over max_bytes {limits.max_bytes}"
-            )
+            raise ImageError(ErrorCode.TOO_MANY_BYTES, f"{len(data)} bytes, over max_bytes {limits.max_bytes}")
         with self._turn:
             answer = self._ask((data, list(policies), limits, only), limits.timeout_s)
         if isinstance(answer, ImageError):
@@ -106,9 +104,7 @@ class GuardedDecoder:
                 self._drop()
                 # Killed from outside while it was idle: no fault of the object that came next.
                 if taken or fresh:
-                    raise ImageError(
-                        ErrorCode.DECODER_CRASHED, f"the decoder process ended with {how}"
-                    ) from None
+                    raise ImageError(ErrorCode.DECODER_CRASHED, f"the decoder process ended with {how}") from None
             except BaseException:  # interrupted half-way: what the child will answer belongs to no one
                 self._drop()
                 raise
@@ -129,13 +125,7 @@ class _Child:
             # Not multiprocessing: its spawn and forkserver import the parent's main module, in a Ray worker
             # Ray's own.
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-c",
-                    "from ad_jobs.images.guard import serve; serve()",
-                    str(theirs.fileno()),
-                ],
+                [sys.executable, "-P", "-c", "from ad_jobs.images.guard import serve; serve()", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
                 stdin=subprocess.DEVNULL,
@@ -202,9 +192,7 @@ def serve() -> None:
             _send(connection, answer, None)
 
 
-def _answer(
-    data: bytes, policies: list[PixelPolicy], limits: Limits, only: int | None
-) -> list[Decoded] | ImageError:
+def _answer(data: bytes, policies: list[PixelPolicy], limits: Limits, only: int | None) -> list[Decoded] | ImageError:
     try:
         return decode_each(data, policies, limits, only=only)
     except ImageError as error:

@@ -106,11 +106,7 @@ def open_jpeg(data: bytes, limits: Limits) -> Picture:
             return _with_channels(imagecodecs.jpeg8_decode(data)), orientation
 
     header = empty_header(
-        rows=rows,
-        columns=columns,
-        bits=bits,
-        photometric=_JPEG_COMPONENTS[components],
-        transfer_syntax="jpeg",
+        rows=rows, columns=columns, bits=bits, photometric=_JPEG_COMPONENTS[components], transfer_syntax="jpeg"
     )
     return RasterPicture(header, bits, samples)
 
@@ -160,9 +156,7 @@ def shown(
             return ((1.0 - found) if inverted else found).astype(np.float32)
 
         stored = samples[..., 0]
-        pixels = (
-            grey(stored.astype(np.float64)) if policy.window == "percentile" else window.each(stored, grey)
-        )
+        pixels = grey(stored.astype(np.float64)) if policy.window == "percentile" else window.each(stored, grey)
     else:
         low, high = full_range
         # Half a picture's time goes into making floats of colour: one pass where the range starts at 0.
@@ -208,9 +202,7 @@ def _check_png_chunks(data: bytes) -> None:
         if end > len(data):
             break
         critical = name[:1].isupper()
-        if critical and zlib.crc32(memoryview(data)[offset + 4 : end - 4]) != int.from_bytes(
-            data[end - 4 : end]
-        ):
+        if critical and zlib.crc32(memoryview(data)[offset + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
             raise ImageError(ErrorCode.CORRUPT, "a chunk of the PNG does not match its checksum")
         if name == b"IEND":
             return
@@ -225,9 +217,7 @@ def _jpeg_header(data: bytes) -> JpegFrame:
         code = ErrorCode.CORRUPT if b"\xff\xda" in data else ErrorCode.TRUNCATED
         raise ImageError(code, "the JPEG has no frame header")
     if frame.bits not in (8, 12) or frame.components not in _JPEG_COMPONENTS:
-        raise ImageError(
-            ErrorCode.UNSUPPORTED_IMAGE, f"a JPEG of {frame.components} components with {frame.bits} bits"
-        )
+        raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"a JPEG of {frame.components} components with {frame.bits} bits")
     return frame
 
 
@@ -240,9 +230,7 @@ def _pillow() -> Iterator[None]:
         except OSError as error:
             # Pillow has one class for all that ails a stream; this text is its own and quotes no header.
             if "truncated" in str(error):
-                raise ImageError(
-                    ErrorCode.TRUNCATED, "Pillow: the stream ends before its pixels do"
-                ) from None
+                raise ImageError(ErrorCode.TRUNCATED, "Pillow: the stream ends before its pixels do") from None
             raise
 
 

@@ -51,9 +51,7 @@ def _walks(head: bytes, order: str, explicit: bool) -> bool:
             if vr not in _VRS:
                 return False
             long = vr in LONG_VRS
-            length = struct.unpack_from(
-                f"{order}L" if long else f"{order}H", head, offset + (8 if long else 6)
-            )[0]
+            length = struct.unpack_from(f"{order}L" if long else f"{order}H", head, offset + (8 if long else 6))[0]
             offset += 12 if long else 8
         else:
             length = struct.unpack_from(f"{order}L", head, offset + 4)[0]

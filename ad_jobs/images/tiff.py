@@ -39,14 +39,7 @@ _NAMES = {
     _YCBCR: "YBR_FULL",
 }
 # Samples of colour; any more are ExtraSamples.
-_COLOURS = {
-    _WHITE_IS_ZERO: 1,
-    _BLACK_IS_ZERO: 1,
-    _RGB: 3,
-    _PALETTE: 1,
-    _SEPARATED: 4,
-    _YCBCR: 3,
-}
+_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _SEPARATED: 4, _YCBCR: 3}
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _UNASSOCIATED_ALPHA = 2  # ExtraSamples: colour not yet multiplied by alpha
 _JPEG_COMPRESSIONS = (6, 7)
@@ -125,9 +118,7 @@ def read_header(data: bytes, size: int) -> dict[str, Any]:
     """
     pages = _pages(data, None)
     if not pages:
-        raise ImageError(
-            ErrorCode.TRUNCATED if len(data) < size else ErrorCode.CORRUPT, "a TIFF without pages"
-        )
+        raise ImageError(ErrorCode.TRUNCATED if len(data) < size else ErrorCode.CORRUPT, "a TIFF without pages")
     with foreign("tifffile"):
         return {**_known(pages[0]), "frames": len(pages), "transfer_syntax": "tiff"}
 
@@ -139,13 +130,9 @@ def _pages(data: bytes, limits: Limits | None) -> list[Any]:
         try:
             container = tifffile.TiffFile(BytesIO(data))
         except tifffile.TiffFileError:
-            raise ImageError(
-                ErrorCode.TRUNCATED, "tifffile: no directory where the TIFF says it is"
-            ) from None
+            raise ImageError(ErrorCode.TRUNCATED, "tifffile: no directory where the TIFF says it is") from None
         for page in container.pages:
-            if not isinstance(
-                page, tifffile.TiffPage
-            ):  # tifffile's light stand-in for like pages: never asked for
+            if not isinstance(page, tifffile.TiffPage):  # tifffile's light stand-in for like pages: never asked for
                 continue
             if int(page.subfiletype) & (_REDUCED | _MASK):
                 continue
@@ -171,14 +158,10 @@ def _check_page(page: Any, index: int, data_bytes: int, limits: Limits) -> None:
     photometric, samples = int(page.photometric), int(page.samplesperpixel)
     dtype = page.dtype
     if photometric not in _COLOURS or dtype is None or dtype.kind not in "buif":
-        raise ImageError(
-            ErrorCode.UNSUPPORTED_IMAGE, f"page {index}: TIFF photometric {photometric}, type {dtype}"
-        )
+        raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"page {index}: TIFF photometric {photometric}, type {dtype}")
     colours = _COLOURS[photometric]
     if not colours <= samples <= colours + 1 or int(page.imagedepth) != 1:
-        raise ImageError(
-            ErrorCode.UNSUPPORTED_IMAGE, f"page {index}: {samples} samples, depth {page.imagedepth}"
-        )
+        raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"page {index}: {samples} samples, depth {page.imagedepth}")
     if photometric == _YCBCR and int(page.compression) not in _JPEG_COMPRESSIONS:
         raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"page {index}: YCbCr outside of JPEG")
     if not page.dataoffsets or len(page.dataoffsets) != len(page.databytecounts):
@@ -186,15 +169,11 @@ def _check_page(page: Any, index: int, data_bytes: int, limits: Limits) -> None:
     # tifffile fills what is missing with zeros: look before it does.
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
         if offset + count > data_bytes:
-            raise ImageError(
-                ErrorCode.TRUNCATED, f"page {index}: pixels up to byte {offset + count} of {data_bytes}"
-            )
+            raise ImageError(ErrorCode.TRUNCATED, f"page {index}: pixels up to byte {offset + count} of {data_bytes}")
         if count == 0:
             raise ImageError(ErrorCode.CORRUPT, f"page {index}: a strip or tile without bytes")
     if len(page.dataoffsets) < int(np.prod(page.chunked)):
-        raise ImageError(
-            ErrorCode.TRUNCATED, f"page {index}: {len(page.dataoffsets)} strips or tiles of more"
-        )
+        raise ImageError(ErrorCode.TRUNCATED, f"page {index}: {len(page.dataoffsets)} strips or tiles of more")
 
 
 def _full_range(samples: npt.NDArray[Any], bits: int) -> tuple[float, float]:

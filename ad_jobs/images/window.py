@@ -50,9 +50,7 @@ def lookup(values: Grey, first: int, table: npt.NDArray[Any]) -> Grey:
     return table[index].astype(np.float64)
 
 
-def each(
-    stored: npt.NDArray[Any], function: Callable[[Grey], npt.NDArray[np.float32]]
-) -> npt.NDArray[np.float32]:
+def each(stored: npt.NDArray[Any], function: Callable[[Grey], npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
     """`function` of every stored value, which must treat each by itself: the same numbers as of all of them at once.
 
     Integers of up to 16 bits have fewer values than a picture has pixels: it is worked out once a value, and looked up.
@@ -84,10 +82,7 @@ def float_range(values: Grey) -> tuple[float, float]:
 
 
 def apply(
-    values: Grey,
-    window: Window,
-    own: Callable[[Grey], Grey],
-    ignored: npt.NDArray[np.bool_] | None = None,
+    values: Grey, window: Window, own: Callable[[Grey], Grey], ignored: npt.NDArray[np.bool_] | None = None
 ) -> Grey:
     """Values in modality units under `window`, in [0, 1]; `own` is what the object itself asks for."""
     if window == "dicom":

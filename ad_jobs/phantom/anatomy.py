@@ -117,9 +117,7 @@ def _brain(head: Head, level: float, x: Floats, y: Floats, depth: Floats, rng: n
         tissue += (FLUID - tissue) * third * min(1.0, 2 * deep)
     signal = tissue + (FLUID - tissue) * 0.85 * sulci
 
-    fissure = _edge(0.008 + 0.006 * head.folds - np.abs(x), px) * _edge(
-        np.abs(y) - (0.36 - 0.33 * level), 0.03
-    )
+    fissure = _edge(0.008 + 0.006 * head.folds - np.abs(x), px) * _edge(np.abs(y) - (0.36 - 0.33 * level), 0.03)
     signal += (FLUID - signal) * 0.8 * fissure
     size = head.ventricles * np.clip(1.0 - (level / 0.72) ** 2, 0.0, 1.0)
     if size > 0.05:

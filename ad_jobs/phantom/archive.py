@@ -157,9 +157,7 @@ class _Writer:
         # Some of these files hold but a few of the patient's identifiers, the empty one none.
         self.planted.add(word for word in patient.planted.words if word.encode() in data)
 
-    def _good(
-        self, patient: _Patient, number: int, data: bytes, masks: list[NDArray[np.bool_] | None]
-    ) -> None:
+    def _good(self, patient: _Patient, number: int, data: bytes, masks: list[NDArray[np.bool_] | None]) -> None:
         # Every fourth scanner's export has names without an ending: the content tells, not the name.
         suffix = "" if patient.number % len(SCANNERS) == len(SCANNERS) - 1 else ".dcm"
         image = f"{_folder(patient)}/IM{number:04d}{suffix}"

@@ -30,9 +30,7 @@ def compress(stored: NDArray[np.uint16], syntax: str) -> bytes:
     image.SetNumberOfDimensions(2)
     image.SetDimensions((columns, rows, 1))
     image.SetPixelFormat(gdcm.PixelFormat(1, 16, BITS_STORED, BITS_STORED - 1, 0))
-    image.SetPhotometricInterpretation(
-        gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2)
-    )
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ExplicitVRLittleEndian))
     image.SetDataElement(plain)
     change = gdcm.ImageChangeTransferSyntax()
@@ -41,8 +39,6 @@ def compress(stored: NDArray[np.uint16], syntax: str) -> bytes:
     if not change.Change():
         raise RuntimeError(f"GDCM {gdcm.Version.GetVersion()} does not encode transfer syntax {syntax}.")
     fragments = change.GetOutput().GetDataElement().GetSequenceOfFragments()
-    parts = (
-        fragments.GetFragment(i).GetByteValue().GetBuffer() for i in range(fragments.GetNumberOfFragments())
-    )
+    parts = (fragments.GetFragment(i).GetByteValue().GetBuffer() for i in range(fragments.GetNumberOfFragments()))
     # The binding hands bytes over as text in which undecodable ones are escaped.
     return b"".join(part.encode("utf-8", "surrogateescape") for part in parts)

@@ -15,13 +15,7 @@ from pydicom.uid import (
 )
 
 from ad_jobs.phantom.anatomy import Floats, noise
-from ad_jobs.phantom.codecs import (
-    BITS_STORED,
-    JPEG_2000_LOSSLESS,
-    JPEG_LOSSLESS_SV1,
-    JPEG_LS_LOSSLESS,
-    RLE_LOSSLESS,
-)
+from ad_jobs.phantom.codecs import BITS_STORED, JPEG_2000_LOSSLESS, JPEG_LOSSLESS_SV1, JPEG_LS_LOSSLESS, RLE_LOSSLESS
 
 _FULL = 2**BITS_STORED - 1
 _BRIGHTEST = 1.05  # the signal that the window shows as white: a little headroom above the scalp
@@ -51,22 +45,59 @@ class Scanner:
 
 SCANNERS = (
     Scanner(
-        "Aster Imaging", "A1", 1.0, 1.0, "MONOCHROME2", 2600.0, 1.0, 0.0, 0.012, 0.06,
+        "Aster Imaging",
+        "A1",
+        1.0,
+        1.0,
+        "MONOCHROME2",
+        2600.0,
+        1.0,
+        0.0,
+        0.012,
+        0.06,
         (str(ExplicitVRLittleEndian), JPEG_2000_LOSSLESS),
     ),
     Scanner(
-        "Borealis", "B-15", 1.09, 1.0, "MONOCHROME2", 3300.0, 0.5, -100.0, 0.016, 0.08,
+        "Borealis",
+        "B-15",
+        1.09,
+        1.0,
+        "MONOCHROME2",
+        3300.0,
+        0.5,
+        -100.0,
+        0.016,
+        0.08,
         (str(ImplicitVRLittleEndian), JPEG_LS_LOSSLESS, RLE_LOSSLESS),
     ),
     Scanner(
-        "Cassiopeia", "C Pro", 1.0, 1.0, "MONOCHROME1", 3600.0, 1.0, 0.0, 0.014, 0.08,
+        "Cassiopeia",
+        "C Pro",
+        1.0,
+        1.0,
+        "MONOCHROME1",
+        3600.0,
+        1.0,
+        0.0,
+        0.014,
+        0.08,
         (str(ExplicitVRBigEndian), JPEG_LOSSLESS_SV1),
     ),
     Scanner(
-        "Delphinus", "D30", 1.0, 0.93, "MONOCHROME2", 1800.0, 2.0, -1024.0, 0.018, 0.10,
-        (str(DeflatedExplicitVRLittleEndian), str(ExplicitVRLittleEndian)), second_window=True,
+        "Delphinus",
+        "D30",
+        1.0,
+        0.93,
+        "MONOCHROME2",
+        1800.0,
+        2.0,
+        -1024.0,
+        0.018,
+        0.10,
+        (str(DeflatedExplicitVRLittleEndian), str(ExplicitVRLittleEndian)),
+        second_window=True,
     ),
-)  # fmt: skip
+)
 
 
 class Acquired(NamedTuple):

@@ -35,9 +35,19 @@ _EXAMPLES = 3
 _COMPARED = 5  # frames shown under every model side by side
 _PARTS_SHOWN = 20
 _COLUMNS = [
-    "object_id", "uri", "frame", "status", "error_code", "error_detail", "score", "flagged", "heatmap",
-    "model_id", "content_sha256", "modality",
-]  # fmt: skip
+    "object_id",
+    "uri",
+    "frame",
+    "status",
+    "error_code",
+    "error_detail",
+    "score",
+    "flagged",
+    "heatmap",
+    "model_id",
+    "content_sha256",
+    "modality",
+]
 _CALIBRATION_FILE = "calibration.json"
 
 
@@ -68,8 +78,7 @@ def report(run: str, *, top: int = TOP) -> str:
             "unit": _unit(scored_rows, record),
             "record": record,
             "duration": _duration(record.ended_at - record.started_at),
-            "balanced": record.counts.scored + record.counts.failed + record.counts.skipped
-            == record.manifest.objects,
+            "balanced": record.counts.scored + record.counts.failed + record.counts.skipped == record.manifest.objects,
             "models": models,
             "compared": gallery.side_by_side(run_uri, rows, record.models, limits, _COMPARED)
             if len(models) > 1
@@ -119,12 +128,7 @@ def _render(context: dict[str, Any]) -> str:
 
 
 def _model(
-    run_uri: str,
-    model: ModelRef,
-    rows: pd.DataFrame,
-    evaluation: dict[str, Any] | None,
-    limits: Limits,
-    top: int,
+    run_uri: str, model: ModelRef, rows: pd.DataFrame, evaluation: dict[str, Any] | None, limits: Limits, top: int
 ) -> dict[str, Any]:
     """What the page shows of one model: its scores, its worth on labels, its pictures."""
     scored = rows[rows["status"] == "scored"]
@@ -132,11 +136,7 @@ def _model(
     bars = charts.bin_scores(scores, model.threshold) if scores.size else None
     judged = None
     if evaluation is not None:
-        judged = (
-            evaluation
-            if evaluation["model_id"] == model.model_id
-            else evaluation["models"].get(model.model_id)
-        )
+        judged = evaluation if evaluation["model_id"] == model.model_id else evaluation["models"].get(model.model_id)
     return {
         "ref": model,
         "rows": len(scored),

@@ -58,10 +58,7 @@ def bin_scores(scores: Floats, threshold: float, bins: int = 48) -> Bars:
     low = min(max(scores.min(), low - spread / 2), threshold)
     high = max(min(scores.max(), high + spread / 2), threshold)
     step = max(high - low, spread) / bins
-    below, above = (
-        max(int(np.ceil((threshold - low) / step)), 1),
-        max(int(np.ceil((high - threshold) / step)), 1),
-    )
+    below, above = (max(int(np.ceil((threshold - low) / step)), 1), max(int(np.ceil((high - threshold) / step)), 1))
     edges = threshold + step * np.arange(-below, above + 1)
     # Flagged is score > threshold: a score on the threshold belongs to the bar on its left.
     index = np.clip(np.ceil((scores - threshold) / step).astype(np.int64) - 1 + below, 0, below + above - 1)
@@ -74,9 +71,7 @@ def score_histogram(bars: Bars, threshold: float, *, width: int = 720, height: i
     flagged = np.where(bars.edges[:-1] >= threshold, bars.counts, 0)
     series = [("bar", bars.counts - flagged), ("bar flagged", flagged)]
     above = int(flagged.sum())
-    title = (
-        f"Histogram of {int(bars.counts.sum()):,} scores; {above:,} lie above the threshold {threshold:.4g}"
-    )
+    title = f"Histogram of {int(bars.counts.sum()):,} scores; {above:,} lie above the threshold {threshold:.4g}"
     return _histogram(bars.edges, series, threshold, title, width, height)
 
 
@@ -108,10 +103,7 @@ def curve(
 ) -> Markup:
     """A curve in the unit square, with the line of a detector that guesses and the run's operating point."""
     frame = _Frame(size, size * 0.88, 44, 12, 12, 40)
-    parts = [
-        _grid_x(frame, [(t, f"{t:g}") for t in _QUARTERS]),
-        _grid_y(frame, [(t, f"{t:g}") for t in _QUARTERS]),
-    ]
+    parts = [_grid_x(frame, [(t, f"{t:g}") for t in _QUARTERS]), _grid_y(frame, [(t, f"{t:g}") for t in _QUARTERS])]
     (x0, y0), (x1, y1) = reference
     parts.append(_line(frame.x(x0), frame.y(y0), frame.x(x1), frame.y(y1), "guess"))
     path = " ".join(f"{frame.x(a)},{frame.y(b)}" for a, b in zip(x, y, strict=True))
@@ -249,6 +241,4 @@ def _line(x1: float, y1: float, x2: float, y2: float, name: str) -> Markup:
 def _svg(frame: _Frame, title: str, parts: Sequence[Markup]) -> Markup:
     return Markup(
         '<svg class="chart" role="img" aria-label="{}" viewBox="0 0 {} {}" style="max-width:{}px">{}</svg>'
-    ).format(
-        escape(title), f"{frame.width:g}", f"{frame.height:g}", f"{frame.width:g}", Markup("").join(parts)
-    )
+    ).format(escape(title), f"{frame.width:g}", f"{frame.height:g}", f"{frame.width:g}", Markup("").join(parts))

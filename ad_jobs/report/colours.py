@@ -12,15 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 # Anchors in sRGB; each lands at the place on the scale that its lightness has between the first and the last.
-_ANCHORS = (
-    (20, 8, 48),
-    (84, 18, 110),
-    (156, 41, 100),
-    (216, 75, 62),
-    (246, 138, 35),
-    (250, 198, 60),
-    (252, 253, 191),
-)
+_ANCHORS = ((20, 8, 48), (84, 18, 110), (156, 41, 100), (216, 75, 62), (246, 138, 35), (250, 198, 60), (252, 253, 191))
 _STEPS = 256
 
 # Below COLD nothing is drawn; from WARM on the colour covers fully. Normal images lie in the lowest third of
@@ -29,11 +21,7 @@ COLD, WARM = 0.15, 0.65
 
 # sRGB, IEC 61966-2-1, and its D65 white.
 _TO_XYZ = np.array(
-    [
-        [0.4124564, 0.3575761, 0.1804375],
-        [0.2126729, 0.7151522, 0.0721750],
-        [0.0193339, 0.1191920, 0.9503041],
-    ]
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
 _WHITE = _TO_XYZ.sum(axis=1)
 

@@ -50,9 +50,7 @@ def cards(run_uri: str, rows: pd.DataFrame, policy: PixelPolicy, limits: Limits,
     """The `top` scored frames of one model, highest score first; equal scores in the order of the table."""
     scored = rows[rows["status"] == "scored"]
     best = scored.sort_values("score", ascending=False, kind="stable").head(top)
-    return [
-        _card(run_uri, rank, row, policy, limits) for rank, (_, row) in enumerate(best.iterrows(), start=1)
-    ]
+    return [_card(run_uri, rank, row, policy, limits) for rank, (_, row) in enumerate(best.iterrows(), start=1)]
 
 
 def side_by_side(
@@ -102,9 +100,7 @@ def _card(run_uri: str, rank: int, row: Any, policy: PixelPolicy, limits: Limits
     )
 
 
-def _heatmap(
-    run_uri: str, reference: object, notes: list[str]
-) -> tuple[npt.NDArray[np.uint8] | None, tuple[int, ...]]:
+def _heatmap(run_uri: str, reference: object, notes: list[str]) -> tuple[npt.NDArray[np.uint8] | None, tuple[int, ...]]:
     """(the heatmap's colours [h, w, 4] without padding, the size of its original)."""
     if not isinstance(reference, str):
         notes.append("No heatmap was kept for this image.")

@@ -20,9 +20,7 @@ METRICS: dict[str, Metric] = {
     "image_ap": Metric("Image average precision", "precision averaged over recall"),
     "f1_max": Metric("Best F1", "at the best threshold for these labels", oracle=True),
     "accuracy_max": Metric("Best accuracy", "at the best threshold for these labels", oracle=True),
-    "accuracy_zero_fn": Metric(
-        "Accuracy, none missed", "at the threshold that misses none of these", oracle=True
-    ),
+    "accuracy_zero_fn": Metric("Accuracy, none missed", "at the threshold that misses none of these", oracle=True),
     "pixel_auroc": Metric("Pixel AUROC", "over all pixels of normal and anomalous images"),
     "aupro": Metric("AUPRO", "overlap per abnormal region, up to 30 % false positives"),
     "pixel_ap": Metric("Pixel average precision", "over all pixels of normal and anomalous images"),

@@ -52,12 +52,7 @@ class TableCounts:
 
 
 def count_table(
-    run_uri: str,
-    *,
-    objects: int,
-    model_ids: list[str],
-    selected: NDArray[np.int64] | None = None,
-    prefix: str = "",
+    run_uri: str, *, objects: int, model_ids: list[str], selected: NDArray[np.int64] | None = None, prefix: str = ""
 ) -> TableCounts:
     """Count the score table by object and look for lost, repeated and foreign rows.
 
@@ -140,8 +135,7 @@ class _Tally:
         for model_id, frames, mark in zip(self._model_ids, self._frames, self._mark, strict=True):
             self._complain(f"objects without a row under model {model_id}", self._ids(frames == 0))
             self._complain(
-                f"objects with repeated or missing frames under model {model_id}",
-                self._ids(mark != expected[frames]),
+                f"objects with repeated or missing frames under model {model_id}", self._ids(mark != expected[frames])
             )
             seen |= frames > 0
         by_outcome = np.bincount(self._outcome[seen], minlength=len(_OUTCOMES)).tolist()
@@ -180,9 +174,7 @@ class _Tally:
         none = batch["error_code"].is_null().to_numpy(zero_copy_only=False)
         status = _index_of(batch["status"], ["scored", "skipped", "failed"])
         expected = np.where(none, 0, np.where(code >= _FIRST_FAILED, 2, np.where(code > 0, 1, -1)))
-        self._complain(
-            "rows whose status and error_code do not go together", ids[(status != expected) | (status < 0)]
-        )
+        self._complain("rows whose status and error_code do not go together", ids[(status != expected) | (status < 0)])
         return np.maximum(code, 0).astype(np.uint8)
 
     def _complain(self, what: str, ids: NDArray[np.int64]) -> None:

@@ -48,9 +48,7 @@ def encode_png(unit: NDArray[np.floating], geometry: Geometry) -> bytes:
         ValueError: not two-dimensional, not finite, or outside [0, 1].
     """
     if unit.ndim != 2 or not unit.size:
-        raise ValueError(
-            f"A heatmap must have shape [H, W]. Got: {list(unit.shape)}. Encode one frame at a time."
-        )
+        raise ValueError(f"A heatmap must have shape [H, W]. Got: {list(unit.shape)}. Encode one frame at a time.")
     # NaN compares false with everything, so this also refuses it.
     if not (unit.min() >= 0.0 and unit.max() <= 1.0):
         raise ValueError(
@@ -64,9 +62,7 @@ def encode_png(unit: NDArray[np.floating], geometry: Geometry) -> bytes:
     filtered[:, 0] = _FILTER_UP
     filtered[0, 1:] = lines[0]
     np.subtract(lines[1:], lines[:-1], out=filtered[1:, 1:])  # modulo 256, as the filter asks
-    header = struct.pack(
-        ">IIBBBBB", width_px, height_px, 16, 0, 0, 0, 0
-    )  # 16 bits, greyscale, not interlaced
+    header = struct.pack(">IIBBBBB", width_px, height_px, 16, 0, 0, 0, 0)  # 16 bits, greyscale, not interlaced
     text = f"{GEOMETRY_KEY}\0{json.dumps(geometry._asdict(), sort_keys=True, separators=(',', ':'))}"
     return b"".join(
         [

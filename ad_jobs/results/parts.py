@@ -78,14 +78,10 @@ def describe_heatmap_parts(run_uri: str, prefix: str = "") -> list[HeatmapPart]:
                 with tarfile.open(fileobj=cast(IO[bytes], hashing), mode="r|") as tar:
                     members = sum(1 for _ in tar)
             except tarfile.TarError as error:
-                raise JobError(
-                    f"{name} of {run_uri} is not a whole tar.", "Scan again into a new folder."
-                ) from error
+                raise JobError(f"{name} of {run_uri} is not a whole tar.", "Scan again into a new folder.") from error
             while hashing.read(_CHUNK_BYTES):
                 pass  # what follows the end-of-archive mark belongs to the digest too
-        parts.append(
-            HeatmapPart(name=name, bytes=hashing.bytes, sha256=hashing.sha256.hexdigest(), members=members)
-        )
+        parts.append(HeatmapPart(name=name, bytes=hashing.bytes, sha256=hashing.sha256.hexdigest(), members=members))
     return parts
 
 

@@ -48,9 +48,7 @@ def read_run(run: str) -> RunRecord:
     return read_record(storage.absolute(run))
 
 
-def read_scores(
-    run: str, *, columns: Sequence[str] | None = None, allow_unfinished: bool = False
-) -> pd.DataFrame:
+def read_scores(run: str, *, columns: Sequence[str] | None = None, allow_unfinished: bool = False) -> pd.DataFrame:
     """The score table, one row a frame and model, ordered by object, frame and model.
 
     Args:
@@ -66,9 +64,7 @@ def read_scores(
     unknown = [name for name in wanted if name not in SCORES.names]
     if unknown:
         raise UsageError(
-            "Columns must be those of the score table.",
-            ", ".join(unknown),
-            f"Known are {', '.join(SCORES.names)}.",
+            "Columns must be those of the score table.", ", ".join(unknown), f"Known are {', '.join(SCORES.names)}."
         )
     run_uri = storage.absolute(run)
     record = read_record(run_uri, allow_unfinished)
@@ -82,22 +78,17 @@ def read_scores(
     table = pa.concat_tables([schema.empty_table(), *parts])
     table = table.sort_by([(name, "ascending") for name in _ORDER]).select(wanted)
     frame: pd.DataFrame = table.to_pandas(types_mapper=_NULLABLE.get)
-    return frame.astype(
-        {name: kind for name, kind in (("object_id", "int64"), ("frame", "int32")) if name in wanted}
-    )
+    return frame.astype({name: kind for name, kind in (("object_id", "int64"), ("frame", "int32")) if name in wanted})
 
 
 def _read_listed(uri: str, columns: list[str], rows: int) -> pa.Table:
     try:
         table = _read_part(uri, columns)
     except (OSError, pa.ArrowException) as error:
-        raise JobError(
-            f"{uri} is listed in run.json and cannot be read.", "Restore it, or scan again."
-        ) from error
+        raise JobError(f"{uri} is listed in run.json and cannot be read.", "Restore it, or scan again.") from error
     if table.num_rows != rows:
         raise JobError(
-            f"{uri} has {table.num_rows} rows, and run.json lists {rows}.",
-            "Restore it, or scan again; see verify.",
+            f"{uri} has {table.num_rows} rows, and run.json lists {rows}.", "Restore it, or scan again; see verify."
         )
     return table
 

@@ -28,18 +28,46 @@ from ad_jobs.results.parts import (
 from cluster import storage
 
 __all__ = [
-    "Counts", "HeatmapPart", "ManifestRef", "ModelRef", "RunRecord", "ScorePart", "TableCounts",
-    "assert_balanced", "count_table", "describe_heatmap_parts", "describe_parts", "machine", "part_uris",
-    "read_record", "versions", "write_record",
-]  # fmt: skip
+    "Counts",
+    "HeatmapPart",
+    "ManifestRef",
+    "ModelRef",
+    "RunRecord",
+    "ScorePart",
+    "TableCounts",
+    "assert_balanced",
+    "count_table",
+    "describe_heatmap_parts",
+    "describe_parts",
+    "machine",
+    "part_uris",
+    "read_record",
+    "versions",
+    "write_record",
+]
 
 RUN_FILE = "run.json"
 
 # Whose versions decide what a score is; everything else follows from pip's resolution of these.
 PACKAGES = (
-    "retroscan", "torch", "torchvision", "timm", "ray", "pyarrow", "numpy", "scipy", "pandas", "pillow",
-    "pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pylibjpeg-rle", "safetensors", "boto3", "pydantic",
-)  # fmt: skip
+    "retroscan",
+    "torch",
+    "torchvision",
+    "timm",
+    "ray",
+    "pyarrow",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pillow",
+    "pydicom",
+    "python-gdcm",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
+    "safetensors",
+    "boto3",
+    "pydantic",
+)
 
 
 class _Record(BaseModel):

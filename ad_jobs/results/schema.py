@@ -16,10 +16,7 @@ HEADER = pa.schema(
         ("rows", pa.int32()),  # as stored, before resize
         ("columns", pa.int32()),
         ("bits", pa.int16()),  # bits stored
-        (
-            "photometric",
-            pa.string(),
-        ),  # as stored, PS3.3 C.7.6.3.1.2; "RGB" or "MONOCHROME2" for ordinary pictures
+        ("photometric", pa.string()),  # as stored, PS3.3 C.7.6.3.1.2; "RGB" or "MONOCHROME2" for ordinary pictures
         ("transfer_syntax", pa.string()),  # UID, or "png", "jpeg", "tiff"
     ]
 )

@@ -39,9 +39,7 @@ def background(errors_BHW: Tensor, top: Tensor | float, mode_cap: Tensor | float
     peak = counts.argmax(1, keepdim=True)
     mode_bins = peak.squeeze(1) + _vertex(counts, peak)
     width_bins = (_half_height(counts, peak) - mode_bins).clamp_min(1.0)
-    end, cap = (
-        torch.as_tensor(limit, dtype=errors_BHW.dtype, device=errors_BHW.device) for limit in (top, mode_cap)
-    )
+    end, cap = (torch.as_tensor(limit, dtype=errors_BHW.dtype, device=errors_BHW.device) for limit in (top, mode_cap))
     bin_width = end / (BINS - 1)
     return Background(torch.minimum(mode_bins * bin_width, cap), width_bins * bin_width)
 

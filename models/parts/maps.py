@@ -48,11 +48,6 @@ def cross_opening(maps_BHW: Tensor) -> Tensor:
 def _cross_reduce(maps: Tensor, reduce: Callable[[Tensor, Tensor], Tensor], outside: float) -> Tensor:
     padded = F.pad(maps, (1, 1, 1, 1), value=outside)
     result = maps
-    for neighbour in (
-        padded[..., :-2, 1:-1],
-        padded[..., 2:, 1:-1],
-        padded[..., 1:-1, :-2],
-        padded[..., 1:-1, 2:],
-    ):
+    for neighbour in (padded[..., :-2, 1:-1], padded[..., 2:, 1:-1], padded[..., 1:-1, :-2], padded[..., 1:-1, 2:]):
         result = reduce(result, neighbour)
     return result

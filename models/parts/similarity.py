@@ -95,11 +95,7 @@ def _median(maps_BHW: Tensor) -> Tensor:
     padded = F.pad(maps_BHW.unsqueeze(1), (1, 1, 1, 1), mode="reflect").squeeze(1)
     above, here, below = padded[:, :-2], padded[:, 1:-1], padded[:, 2:]
     low, high = torch.minimum(above, here), torch.maximum(above, here)
-    low, middle, high = (
-        torch.minimum(low, below),
-        _median_of_3(above, here, below),
-        torch.maximum(high, below),
-    )
+    low, middle, high = (torch.minimum(low, below), _median_of_3(above, here, below), torch.maximum(high, below))
 
     def neighbours(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return z[:, :, :-2], z[:, :, 1:-1], z[:, :, 2:]

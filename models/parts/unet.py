@@ -53,9 +53,7 @@ class UNet(nn.Module):
         )
         self.bridges = nn.ModuleList(_Closed() if bridge is None else bridge for bridge in bridges)
         decoded = (widths[4], widths[3], widths[2], widths[1], widths[0])
-        self.mask_blocks = (
-            nn.ModuleList(_MaskBlock(channels) for channels in decoded) if mask_blocks else None
-        )
+        self.mask_blocks = nn.ModuleList(_MaskBlock(channels) for channels in decoded) if mask_blocks else None
         self.head = nn.Conv2d(width, out_channels, 3, padding=1)
         # Measured on CPU: a training step on this layout takes two thirds of the time on the default one.
         self.to(memory_format=torch.channels_last)

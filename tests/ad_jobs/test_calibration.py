@@ -29,8 +29,7 @@ DOWN, UP = np.float32(-np.inf), np.float32(np.inf)
 def scores_of(smallest: int, largest: int) -> st.SearchStrategy[Scores]:
     """Float32 scores of any size and sign, with ties."""
     value = st.one_of(
-        st.floats(-1e6, 1e6, width=32, allow_subnormal=False),
-        st.sampled_from([0.0, 0.25, 1.0, 1.0000001192092896]),
+        st.floats(-1e6, 1e6, width=32, allow_subnormal=False), st.sampled_from([0.0, 0.25, 1.0, 1.0000001192092896])
     )
     return st.integers(smallest, largest).flatmap(lambda n: arrays(np.float32, n, elements=value))
 
@@ -194,9 +193,7 @@ def test_threshold_lies_just_below_the_lowest_that_must_be_flagged(max_fnr: floa
 
 
 @given(scores_of(1, 200), st.floats(0, 0.999))
-def test_no_more_anomalous_images_are_missed_than_allowed_and_no_fewer_than_possible(
-    anomalous: Scores, max_fnr: float
-):
+def test_no_more_anomalous_images_are_missed_than_allowed_and_no_fewer_than_possible(anomalous: Scores, max_fnr: float):
     found = threshold_for_fnr(anomalous, max_fnr)
     assert found.rate <= max_fnr + 1e-9
     assert found.rate == pytest.approx(1 - share_above(anomalous, found.threshold))

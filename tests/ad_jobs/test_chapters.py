@@ -12,9 +12,7 @@ from ad_jobs.errors import JobError
 from ad_jobs.results.parts import part_name
 
 
-def write(
-    run: Path, ids: list[int], chapter: int = 0, name: str | None = None, code: str | None = None
-) -> Path:
+def write(run: Path, ids: list[int], chapter: int = 0, name: str | None = None, code: str | None = None) -> Path:
     """A part with one row for each of `ids`, where one comes again with another frame."""
     rows = [unscored(i, code) if code else scored(i, ids[:n].count(i)) for n, i in enumerate(ids)]
     name = name or part_name(chapter, map(str, ids))

@@ -54,11 +54,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_calibration(
         str(folder),
         Calibration(
-            model_id=model_id, threshold=0.5, rule="max_fpr", target=0.01, method="quantile", n_normal=3, n_anomalous=0,
-            rate=0.0, rate_low=0.0, rate_high=0.7, heatmap_low=0.0, heatmap_high=1.0,
-            source="", set_at="2026-01-01T00:00:00+00:00",
+            model_id=model_id,
+            threshold=0.5,
+            rule="max_fpr",
+            target=0.01,
+            method="quantile",
+            n_normal=3,
+            n_anomalous=0,
+            rate=0.0,
+            rate_low=0.0,
+            rate_high=0.7,
+            heatmap_low=0.0,
+            heatmap_high=1.0,
+            source="",
+            set_at="2026-01-01T00:00:00+00:00",
         ),
-    )  # fmt: skip
+    )
     return folder
 
 
@@ -105,10 +116,7 @@ def test_empty_source(tmp_path: Path, model: Path) -> None:
 @pytest.mark.usefixtures("s3")
 def test_wrong_bucket(tmp_path: Path, model: Path) -> None:
     refused(run("index", "s3://no-such-bucket-here/x", "--out", tmp_path / "m"), "no-such-bucket-here")
-    refused(
-        run("scan", "s3://no-such-bucket-here/x", "--model", model, "--out", tmp_path / "r"),
-        "no-such-bucket-here",
-    )
+    refused(run("scan", "s3://no-such-bucket-here/x", "--model", model, "--out", tmp_path / "r"), "no-such-bucket-here")
 
 
 def test_unknown_detector(tmp_path: Path, pictures: Path) -> None:
@@ -121,17 +129,24 @@ def test_unknown_detector(tmp_path: Path, pictures: Path) -> None:
 
 
 def test_unknown_option_of_a_detector(tmp_path: Path, pictures: Path) -> None:
-    result = run(
-        "fit", "--detector", "mkd", "--normal", pictures, "--out", tmp_path / "m", "--set", "backbon=vgg16"
-    )
+    result = run("fit", "--detector", "mkd", "--normal", pictures, "--out", tmp_path / "m", "--set", "backbon=vgg16")
     refused(result, "backbon", "backbone")
 
 
 def test_missing_weights_name_three_ways(tmp_path: Path, pictures: Path) -> None:
     result = run(
-        "fit", "--detector", "mkd", "--normal", pictures, "--out", tmp_path / "m",
-        "--set", "backbone=vgg16", "--set", f"weights={tmp_path / 'none.safetensors'}",
-    )  # fmt: skip
+        "fit",
+        "--detector",
+        "mkd",
+        "--normal",
+        pictures,
+        "--out",
+        tmp_path / "m",
+        "--set",
+        "backbone=vgg16",
+        "--set",
+        f"weights={tmp_path / 'none.safetensors'}",
+    )
     refused(result, "torchvision", "weights=FILE", "efficientnet_lite0")
 
 
@@ -141,15 +156,11 @@ def test_a_detector_that_learns_from_anomalous_images_needs_some(
     entry = registry.DETECTORS["mkd"]
     supervised = type(entry)(**{**entry.__dict__, "kind": "supervised", "needs_anomalous": True})
     monkeypatch.setitem(registry.DETECTORS, "supervised", supervised)
-    refused(
-        run("fit", "--detector", "supervised", "--normal", pictures, "--out", tmp_path / "m"), "--anomalous"
-    )
+    refused(run("fit", "--detector", "supervised", "--normal", pictures, "--out", tmp_path / "m"), "--anomalous")
 
 
 def test_anomalous_images_for_a_detector_that_takes_none(tmp_path: Path, pictures: Path) -> None:
-    result = run(
-        "fit", "--detector", "mkd", "--normal", pictures, "--anomalous", pictures, "--out", tmp_path / "m"
-    )
+    result = run("fit", "--detector", "mkd", "--normal", pictures, "--anomalous", pictures, "--out", tmp_path / "m")
     refused(result, "normal images alone", "calibrate")
 
 
@@ -179,17 +190,25 @@ def test_the_same_model_twice(tmp_path: Path, model: Path, pictures: Path) -> No
 
 @pytest.mark.parametrize("size", ["0", "128x", "x128", "128x64x3", "large", "-5"])
 def test_sizes_that_are_none(tmp_path: Path, pictures: Path, size: str) -> None:
-    refused(
-        run("fit", "--detector", "mkd", "--normal", pictures, "--out", tmp_path / "m", f"--size={size}"),
-        "--size",
-    )
+    refused(run("fit", "--detector", "mkd", "--normal", pictures, "--out", tmp_path / "m", f"--size={size}"), "--size")
 
 
 def test_an_image_size_too_small_for_the_backbone(tmp_path: Path, pictures: Path) -> None:
     result = run(
-        "fit", "--detector", "mkd", "--normal", pictures, "--out", tmp_path / "m", "--size", "8",
-        "--set", "backbone=vgg16", "--set", "weights=random",
-    )  # fmt: skip
+        "fit",
+        "--detector",
+        "mkd",
+        "--normal",
+        pictures,
+        "--out",
+        tmp_path / "m",
+        "--size",
+        "8",
+        "--set",
+        "backbone=vgg16",
+        "--set",
+        "weights=random",
+    )
     refused(result, "8x8", "--size")
 
 
@@ -214,9 +233,7 @@ def test_calibrate_writes_what_it_prints(model: Path, pictures: Path) -> None:
     assert (written["rate"], written["rule"]) == (0.0, "max_fpr")
 
 
-def test_calibrate_takes_a_model_that_has_no_calibration_yet(
-    tmp_path: Path, model: Path, pictures: Path
-) -> None:
+def test_calibrate_takes_a_model_that_has_no_calibration_yet(tmp_path: Path, model: Path, pictures: Path) -> None:
     for name in ("detector.json", "weights.safetensors"):
         (tmp_path / name).write_bytes((model / name).read_bytes())
     assert run("calibrate", tmp_path, "--normal", pictures, "--max-fpr", "0.2").exit_code == 0
@@ -257,8 +274,11 @@ def test_plain_values() -> None:
     assert parse_size("64") == (64, 64)
     assert parse_window("-100,300") == (-100.0, 300.0)
     assert parse_settings(["layers=[2, 3]", "backbone=vgg16", "blur=2.5", "opening=false"]) == {
-        "layers": [2, 3], "backbone": "vgg16", "blur": 2.5, "opening": False,
-    }  # fmt: skip
+        "layers": [2, 3],
+        "backbone": "vgg16",
+        "blur": 2.5,
+        "opening": False,
+    }
     for bad in ("wide", "3,1", "1,2,3"):
         with pytest.raises(UsageError):
             parse_window(bad)

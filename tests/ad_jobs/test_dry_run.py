@@ -58,11 +58,7 @@ def test_a_new_scan(home: Path) -> None:
     found = told(home, "never")
     assert (found["objects"], found["objects_left"]) == (len(OBJECTS), len(OBJECTS))
     assert (found["chapters"], found["chapters_left"]) == (1, 1)
-    assert (found["actors"], found["actor_cpus"], found["fetch_tasks"]) == (
-        1,
-        0.5,
-        1,
-    )  # few objects are worth one
+    assert (found["actors"], found["actor_cpus"], found["fetch_tasks"]) == (1, 0.5, 1)  # few objects are worth one
     assert (found["cluster"]["nodes"], found["cluster"]["cpus"]) == (1, 2)
     assert found["batch_size"] == 4
     assert found["block_rows"] == 3, "an eighth of the objects"
@@ -71,9 +67,7 @@ def test_a_new_scan(home: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_cluster_that_grows_is_told_of_and_not_waited_for(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_that_grows_is_told_of_and_not_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETROSCAN_CLUSTER_CPUS", "64")
     found = told(home, "never")
     assert (found["cluster"]["cpus"], found["cluster"]["grows_to"]) == (2, {"cpus": 64, "gpus": 0})
@@ -108,9 +102,19 @@ def test_a_continued_scan_has_left_what_is_in_no_part(home: Path) -> None:
 @pytest.mark.ray
 def test_another_runs_folder_is_refused(home: Path) -> None:
     result = CliRunner().invoke(
-        app, ["scan", str(home / "archive"), "--model", str(home / "model"), "--out", str(home / "run"),
-              "--heatmaps", "none", "--dry-run"],
-    )  # fmt: skip
+        app,
+        [
+            "scan",
+            str(home / "archive"),
+            "--model",
+            str(home / "model"),
+            "--out",
+            str(home / "run"),
+            "--heatmaps",
+            "none",
+            "--dry-run",
+        ],
+    )
     assert result.exit_code == 2, result.output
     assert "the finished run" in result.output
 
@@ -118,8 +122,22 @@ def test_another_runs_folder_is_refused(home: Path) -> None:
 @pytest.mark.ray
 def test_a_fit(home: Path) -> None:
     out = home / "never-fitted"
-    given = ["fit", "--detector", "mkd", "--normal", home / "archive", "--out", out, "--size", "64x32",
-             "--set", "batch_size=5", "--workers", 2, "--dry-run"]  # fmt: skip
+    given = [
+        "fit",
+        "--detector",
+        "mkd",
+        "--normal",
+        home / "archive",
+        "--out",
+        out,
+        "--size",
+        "64x32",
+        "--set",
+        "batch_size=5",
+        "--workers",
+        2,
+        "--dry-run",
+    ]
     result = CliRunner().invoke(app, [*map(str, given), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -136,17 +154,15 @@ def test_a_fit(home: Path) -> None:
 @pytest.mark.ray
 def test_as_text(home: Path) -> None:
     result = CliRunner().invoke(
-        app, ["scan", str(home / "archive"), "--model", str(home / "model"), "--out", str(home / "run"), "--dry-run"],
-    )  # fmt: skip
+        app, ["scan", str(home / "archive"), "--model", str(home / "model"), "--out", str(home / "run"), "--dry-run"]
+    )
     assert "1 node(s): 2 CPUs" in result.output
     assert f"{len(OBJECTS)}: {len(OBJECTS)} done, 0 left" in result.output
 
 
 @settings(deadline=None)
 @given(st.integers(2, 200), st.sampled_from([0, 2, 11, 60, 250]), st.integers(1, 40))
-def test_steps_are_those_of_the_batches_that_a_fit_makes(
-    normal: int, anomalous: int, batch_size: int
-) -> None:
+def test_steps_are_those_of_the_batches_that_a_fit_makes(normal: int, anomalous: int, batch_size: int) -> None:
     images = len(split_by_group([str(n) for n in range(normal)], 0)[0])
     if anomalous:
         images = max(images, len(split_anomalous([str(n) for n in range(anomalous)], 0)[0]))
@@ -171,7 +187,5 @@ def test_limits_bound_a_fetch_task() -> None:
     small = Limits(max_bytes=1 << 20, max_pixels=1_000_000, max_frames=1)
     base = dry_run.fetch_task_bytes(small, [policy])
     assert base < 256 << 20
-    assert dry_run.fetch_task_bytes(small.model_copy(update={"max_pixels": 100_000_000}), [policy]) > base + (
-        4 << 30
-    )
+    assert dry_run.fetch_task_bytes(small.model_copy(update={"max_pixels": 100_000_000}), [policy]) > base + (4 << 30)
     assert dry_run.fetch_task_bytes(small, [policy, policy]) > base

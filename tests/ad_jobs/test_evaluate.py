@@ -20,16 +20,7 @@ from ad_jobs.results.heatmaps import encode_png, pack
 from ad_jobs.results.schema import SCORES
 from cluster import storage
 
-PROMISED = (
-    "image_auroc",
-    "image_ap",
-    "f1_max",
-    "accuracy_max",
-    "accuracy_zero_fn",
-    "pixel_auroc",
-    "aupro",
-    "pixel_ap",
-)
+PROMISED = ("image_auroc", "image_ap", "f1_max", "accuracy_max", "accuracy_zero_fn", "pixel_auroc", "aupro", "pixel_ap")
 
 
 def read_labels(path: Path) -> list[dict[str, str]]:
@@ -63,8 +54,10 @@ def test_image_metrics_are_those_of_the_table(tmp_path):
     evaluation = evaluate(fake.uri, str(fake.labels), bootstrap=0)
     scores, anomalous = truth(fake)
     assert evaluation["image_auroc"] == {
-        "value": pytest.approx(roc_auc_score(anomalous, scores)), "low": None, "high": None
-    }  # fmt: skip
+        "value": pytest.approx(roc_auc_score(anomalous, scores)),
+        "low": None,
+        "high": None,
+    }
     assert evaluation["image_ap"]["value"] == pytest.approx(average_precision_score(anomalous, scores))
     at = evaluation["at_threshold"]
     assert at["true_positive"] == int((scores[anomalous] > 0.55).sum())
@@ -81,9 +74,7 @@ def test_pixel_metrics_are_those_of_the_heatmaps_without_padding(tmp_path, resiz
     for name, heatmap in fake.heatmaps.items():
         # 120 x 90 in 64 x 64: padded to 48 rows in the middle.
         rows = slice(8, 56) if resize == "pad" else slice(None)
-        geometry = Geometry(
-            90, 120, 64, 64, 8 if resize == "pad" else 0, 0, 48 if resize == "pad" else 64, 64
-        )
+        geometry = Geometry(90, 120, 64, 64, 8 if resize == "pad" else 0, 0, 48 if resize == "pad" else 64, 64)
         values.append(heatmap[rows].ravel())
         labels.append(geometry.mask_to_input(fake.masks[name])[rows].ravel() >= 0.5)
     expected = roc_auc_score(np.concatenate(labels), np.concatenate(values))
@@ -102,9 +93,14 @@ def test_counts_what_does_not_join(tmp_path):
     evaluation = evaluate(fake.uri, str(fake.labels), bootstrap=10)
     counted = {key: evaluation[key] for key in evaluation if key.startswith("n_")}
     assert counted == {
-        "n_labelled": 20, "n_normal": 11, "n_anomalous": 6, "n_failed": 1, "n_skipped": 1, "n_missing": 1,
+        "n_labelled": 20,
+        "n_normal": 11,
+        "n_anomalous": 6,
+        "n_failed": 1,
+        "n_skipped": 1,
+        "n_missing": 1,
         "n_unlabelled": 2,
-    }  # fmt: skip
+    }
 
 
 def test_missing_heatmaps_give_null_and_the_remedy(tmp_path):
@@ -192,9 +188,7 @@ class TestFrames:
             heat = np.full((10, 12), 0.1, np.float32)
             heat[2:4, 3:6] = 0.8 if score == 0.9 else 0.1
             members.append((f"{object_id}-{frame}.png", encode_png(heat, policy_geometry)))
-            row = fake_run.row(
-                object_id, str(tmp_path / f"{object_id}.dcm"), model_id=fake_run.MODEL, frame=frame
-            )
+            row = fake_run.row(object_id, str(tmp_path / f"{object_id}.dcm"), model_id=fake_run.MODEL, frame=frame)
             row |= {
                 "status": "scored",
                 "score": score,

@@ -141,18 +141,14 @@ def test_another_etag_than_the_manifests_is_told(store: Callable[..., Store]) ->
     assert not fetch_one(ONE._replace(etag=None), 100).changed  # a local file's may be unknown
 
 
-def test_objects_come_in_order_and_no_more_bytes_ahead_than_the_limit(
-    store: Callable[..., Store],
-) -> None:
+def test_objects_come_in_order_and_no_more_bytes_ahead_than_the_limit(store: Callable[..., Store]) -> None:
     found = store(b"data")
     size = fetching.FETCH_AHEAD_BYTES // 3
     sources = [Source(number, f"s3://b/{number}", size) for number in range(40)]
 
     def one_by_one() -> Iterator[int]:
         for number, fetched in enumerate(fetch_all(sources, 1 << 40)):
-            assert (
-                len(found.calls) <= number + 4
-            )  # three fit, and one more may be asked for when one is taken
+            assert len(found.calls) <= number + 4  # three fit, and one more may be asked for when one is taken
             yield fetched.source.object_id
 
     assert list(one_by_one()) == list(range(40))

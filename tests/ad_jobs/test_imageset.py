@@ -94,10 +94,7 @@ def test_an_image_that_changed_meanwhile_is_an_error(tmp_path: Path, change: str
         path.unlink()
     else:
         path.write_bytes(kit.png(7))
-    with (
-        closing(Reader(images)) as reader,
-        pytest.raises(JobError, match=r"1\.png, which changed or is gone"),
-    ):
+    with closing(Reader(images)) as reader, pytest.raises(JobError, match=r"1\.png, which changed or is gone"):
         list(reader.read([0, 1, 2]))
 
 

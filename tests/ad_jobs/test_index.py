@@ -50,9 +50,7 @@ def test_a_name_that_is_no_text_gets_a_row(archive: Path, tmp_path: Path) -> Non
     assert read_manifest(info.uri)["uri"].to_pylist()[-1] == f"file://{archive}/%E9"
 
 
-def test_the_same_archive_gives_the_same_parts(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_archive_gives_the_same_parts(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_module, "PART_ROWS", 4)
     monkeypatch.setattr(index_module, "BATCH_ROWS", 2)
     first = index(str(archive), str(tmp_path / "one"))
@@ -97,9 +95,7 @@ def test_a_manifest_is_never_replaced(archive: Path, tmp_path: Path) -> None:
     assert content(out) == before
 
 
-def test_an_interrupted_index_is_made_good(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_index_is_made_good(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     monkeypatch.setattr(index_module, "PART_ROWS", 2)
     monkeypatch.setattr(index_module, "BATCH_ROWS", 2)
@@ -178,9 +174,7 @@ def test_columns(manifest: str) -> None:
         ("contains(uri, '#') AND modality_is_not_needed IS NULL", None),
     ],
 )
-def test_where_selects_and_keeps_ids(
-    manifest: str, archive: Path, where: str, names: list[str] | None
-) -> None:
+def test_where_selects_and_keeps_ids(manifest: str, archive: Path, where: str, names: list[str] | None) -> None:
     if names is None:
         with pytest.raises(UsageError, match="Columns: object_id, uri, bytes, etag, modified"):
             read_manifest(manifest, where=where)
@@ -188,9 +182,7 @@ def test_where_selects_and_keeps_ids(
     everything = read_manifest(manifest).to_pylist()
     wanted = [row for row in everything if row["uri"] in {f"{archive}/{name}" for name in names}]
     assert read_manifest(manifest, where=where).to_pylist() == wanted
-    assert read_manifest(manifest, ["object_id"], where)["object_id"].to_pylist() == [
-        r["object_id"] for r in wanted
-    ]
+    assert read_manifest(manifest, ["object_id"], where)["object_id"].to_pylist() == [r["object_id"] for r in wanted]
 
 
 @pytest.mark.parametrize(
@@ -296,9 +288,7 @@ def test_headers(mixed: Path, tmp_path: Path) -> None:
     assert one.parts == index(str(mixed), str(tmp_path / "two"), headers=True).parts
 
 
-def test_headers_read_no_more_than_they_need(
-    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_headers_read_no_more_than_they_need(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int]] = []
     fetch_range = storage.fetch_range
 

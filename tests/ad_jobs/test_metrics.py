@@ -26,9 +26,7 @@ def heatmaps_and_masks(seed: int, images: int = 4) -> list[tuple[np.ndarray, np.
     rng = np.random.default_rng(seed)
     made = []
     for i in range(images):
-        mask = ndimage.binary_dilation(
-            rng.random((20, 31)) < (0.0 if i == images - 1 else 0.01), iterations=2
-        )
+        mask = ndimage.binary_dilation(rng.random((20, 31)) < (0.0 if i == images - 1 else 0.01), iterations=2)
         level = np.clip(rng.normal(0.3, 0.1, mask.shape) + 0.15 * mask, 0, 1)
         made.append((np.rint(level * 65535) / 65535, mask))
     return made
@@ -93,9 +91,7 @@ class TestImageMetrics:
         scores, anomalous = scored_images(seed, levels=levels)
         precision, recall, _ = precision_recall_curve(anomalous, scores)
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
-        assert metrics.image_auroc(scores, anomalous) == pytest.approx(
-            roc_auc_score(anomalous, scores), abs=ROUND_OFF
-        )
+        assert metrics.image_auroc(scores, anomalous) == pytest.approx(roc_auc_score(anomalous, scores), abs=ROUND_OFF)
         assert metrics.image_ap(scores, anomalous) == pytest.approx(
             average_precision_score(anomalous, scores), abs=ROUND_OFF
         )

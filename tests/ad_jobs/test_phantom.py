@@ -25,14 +25,29 @@ from ad_jobs.phantom.lesions import KINDS, add_lesion
 from ad_jobs.phantom.scanners import SCANNERS, acquire
 
 SIZES = {
-    "train": 24, "calibration": 6, "normals": 22, "anomalous": 14, "multiframe": 4, "broken": 6,
-    "non_images": 3, "size_px": 64,
-}  # fmt: skip
+    "train": 24,
+    "calibration": 6,
+    "normals": 22,
+    "anomalous": 14,
+    "multiframe": 4,
+    "broken": 6,
+    "non_images": 3,
+    "size_px": 64,
+}
 POLICY = PixelPolicy(channels=1, height_px=64, width_px=64)
 IDENTIFYING = [
-    "PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "PatientComments", "InstitutionName",
-    "ReferringPhysicianName", "StudyDescription", "OtherPatientIDs", "OperatorsName", "StudyDate",
-]  # fmt: skip
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "AccessionNumber",
+    "PatientComments",
+    "InstitutionName",
+    "ReferringPhysicianName",
+    "StudyDescription",
+    "OtherPatientIDs",
+    "OperatorsName",
+    "StudyDate",
+]
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +158,7 @@ def texts(path: Path) -> str:
 
 
 def test_every_planted_identifier_stands_in_the_files(phantom: PhantomArchive) -> None:
-    said = "".join(
-        texts(path) for top in ("train", "calibration", "archive") for path in files(phantom.root / top)
-    )
+    said = "".join(texts(path) for top in ("train", "calibration", "archive") for path in files(phantom.root / top))
     assert [word for word in phantom.planted if word not in said] == []
     assert len(set(phantom.planted)) == len(phantom.planted) > 100
     assert min(map(len, phantom.planted)) >= 8
@@ -179,19 +192,19 @@ def test_bad_objects_get_the_code_that_is_expected(phantom: PhantomArchive) -> N
         assert str(caught.value.code) == code, name
         assert not [word for word in phantom.planted if word in caught.value.detail]
     assert set(phantom.expected.values()) == {
-        "truncated", "empty", "unknown_format", "too_many_pixels", "corrupt", "not_an_image",
-    }  # fmt: skip
+        "truncated",
+        "empty",
+        "unknown_format",
+        "too_many_pixels",
+        "corrupt",
+        "not_an_image",
+    }
 
 
 def test_scanners_differ_in_all_that_a_reader_can_get_wrong(phantom: PhantomArchive) -> None:
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in good_dicoms(phantom)]
     syntaxes = {str(header.file_meta.TransferSyntaxUID) for header in headers}
-    assert syntaxes >= {
-        *ENCAPSULATED,
-        DeflatedExplicitVRLittleEndian,
-        ExplicitVRBigEndian,
-        ImplicitVRLittleEndian,
-    }
+    assert syntaxes >= {*ENCAPSULATED, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian}
     assert {header.PhotometricInterpretation for header in headers} == {"MONOCHROME1", "MONOCHROME2"}
     assert len({(float(h.RescaleSlope), float(h.RescaleIntercept)) for h in headers}) >= 3
     assert len({str(header.WindowCenter) for header in headers}) >= 4
@@ -247,12 +260,7 @@ def test_lesions_are_not_found_by_brightness_alone() -> None:
         stored = acquire(signal, scanner, rng).stored.astype(float)
         pictures.append((4095 - stored if scanner.photometric == "MONOCHROME1" else stored) / scanner.gain)
     flat = np.array(pictures).reshape(len(truth), -1)
-    simple = [
-        flat.max(1),
-        flat.mean(1),
-        flat.std(1),
-        *np.percentile(flat, [50, 90, 95, 98, 99, 99.5], axis=1),
-    ]
+    simple = [flat.max(1), flat.mean(1), flat.std(1), *np.percentile(flat, [50, 90, 95, 98, 99, 99.5], axis=1)]
     simple += [(flat > level).mean(1) for level in np.linspace(0.1, 1.0, 10)]
     aurocs = [roc_auc_score(truth, values) for values in simple]
     assert max(max(value, 1 - value) for value in aurocs) < 0.9
@@ -268,9 +276,7 @@ def test_an_archive_is_not_written_over_anything(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"normals": -1}, {"seed": -1}, {"size_px": 8}])
-def test_numbers_out_of_range_are_refused_before_anything_is_written(
-    tmp_path: Path, change: dict[str, int]
-) -> None:
+def test_numbers_out_of_range_are_refused_before_anything_is_written(tmp_path: Path, change: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="0 or more"):
         generate(tmp_path / "new", **{**SIZES, **change})
     assert not (tmp_path / "new").exists()

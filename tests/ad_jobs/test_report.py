@@ -69,9 +69,7 @@ def page_of(fake: fake_run.FakeRun, **options: int) -> Page:
 
 @pytest.fixture
 def fake(tmp_path) -> fake_run.FakeRun:
-    made = fake_run.make(
-        tmp_path, failed=("corrupt", "corrupt", "truncated"), skipped=2, names={16: "a <b> & 'c'.png"}
-    )
+    made = fake_run.make(tmp_path, failed=("corrupt", "corrupt", "truncated"), skipped=2, names={16: "a <b> & 'c'.png"})
     evaluate(made.uri, str(made.labels), bootstrap=20)
     return made
 
@@ -123,10 +121,19 @@ def test_an_imbalance_is_not_hidden(fake):
 def test_says_what_it_was_run_with_and_what_for(fake):
     text = page_of(fake).text
     for words in (
-        "not for diagnosis", "run-20250304-093000", fake_run.MODEL, "d1" * 32, "ca" * 32, "fe" * 32,
-        "s3://archive/brain <MR> & more/", "2025-03-04 09:30:00 UTC", "22 min", "resize=stretch",
-        '"batch_size": 32', "scores/part-00000.parquet",
-    ):  # fmt: skip
+        "not for diagnosis",
+        "run-20250304-093000",
+        fake_run.MODEL,
+        "d1" * 32,
+        "ca" * 32,
+        "fe" * 32,
+        "s3://archive/brain <MR> & more/",
+        "2025-03-04 09:30:00 UTC",
+        "22 min",
+        "resize=stretch",
+        '"batch_size": 32',
+        "scores/part-00000.parquet",
+    ):
         assert words in text
 
 
@@ -184,9 +191,7 @@ class TestGallery:
     def test_pictures_show_the_original(self, fake):
         page = page_of(fake, top=1)
         source = page.values("img", "src")[0]
-        shown = np.asarray(
-            Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("L"), float
-        )
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("L"), float)
         best = max(fake.scores, key=lambda name: fake.scores[name])
         original = np.asarray(Image.open(fake.pictures / best), float)
         assert shown.shape == original.shape

@@ -51,14 +51,7 @@ def runs(home: Path) -> Iterator[tuple[str, str]]:
     (home / "mixed" / GONE).unlink()
     model = str(home / "model")
     with session(num_cpus=2):
-        scan(
-            str(home / "manifest"),
-            [model],
-            mixed,
-            heatmaps="all",
-            batch_size=BATCH,
-            config={"command": "scan"},
-        )
+        scan(str(home / "manifest"), [model], mixed, heatmaps="all", batch_size=BATCH, config={"command": "scan"})
         scan(str(home / "clean"), [model], clean, batch_size=BATCH)
         yield mixed, clean
 
@@ -114,9 +107,7 @@ def test_frames_of_an_object_stay_together_in_order(runs: tuple[str, str]) -> No
     assert rows.index.tolist() == list(range(kit.FRAMES))
     assert rows["score"].nunique() == kit.FRAMES
     holding = [
-        p
-        for p in kit.parts(Path(runs[1]))
-        if rows["object_id"].iloc[0] in pq.read_table(p)["object_id"].to_pylist()
+        p for p in kit.parts(Path(runs[1])) if rows["object_id"].iloc[0] in pq.read_table(p)["object_id"].to_pylist()
     ]
     assert len(holding) == 1
 
@@ -160,13 +151,7 @@ def test_kept_heatmaps_open_by_their_reference(runs: tuple[str, str], home: Path
 @pytest.mark.ray
 def test_score_gives_the_scans_numbers(runs: tuple[str, str], home: Path) -> None:
     rows = kit.table(runs[0])
-    names = [
-        "good/0000.png",
-        "good/0003.jpg",
-        "good/0006.dcm",
-        "good/multi frame #1?.dcm",
-        "bad/truncated.dcm",
-    ]
+    names = ["good/0000.png", "good/0003.jpg", "good/0006.dcm", "good/multi frame #1?.dcm", "bad/truncated.dcm"]
     found = score(str(home / "model"), [str(home / "mixed" / name) for name in names])
     json.dumps(found, allow_nan=False)
     assert len(found) == len(names) - 1 + kit.FRAMES
@@ -207,11 +192,7 @@ def test_the_same_command_again_returns_the_record_at_once(runs: tuple[str, str]
 def test_too_many_failures_end_with_their_own_error(runs: tuple[str, str], home: Path) -> None:
     with pytest.raises(TooManyFailed) as refused:
         scan(str(home / "manifest"), [str(home / "model")], runs[0], heatmaps="all", max_failed=0.05)
-    assert (refused.value.exit_code, refused.value.failed, refused.value.objects) == (
-        3,
-        len(BAD),
-        len(GOOD) + len(BAD),
-    )
+    assert (refused.value.exit_code, refused.value.failed, refused.value.objects) == (3, len(BAD), len(GOOD) + len(BAD))
 
 
 @pytest.mark.ray
@@ -234,9 +215,14 @@ def test_where_selects_and_identifiers_hide(runs: tuple[str, str], home: Path) -
     del runs  # for its session
     out = str(home / "run-selected")
     record = scan(
-        str(home / "manifest"), [str(home / "model")], out,
-        where="uri LIKE '%.dcm'", heatmaps="none", identifiers="hashed", identifiers_key=b"secret",
-    )  # fmt: skip
+        str(home / "manifest"),
+        [str(home / "model")],
+        out,
+        where="uri LIKE '%.dcm'",
+        heatmaps="none",
+        identifiers="hashed",
+        identifiers_key=b"secret",
+    )
     rows = read_scores(out)
     dicoms = sum(name.endswith(".dcm") for name in [*GOOD, *BAD])
     assert record.counts.objects == record.manifest.objects == rows["object_id"].nunique() == dicoms
@@ -249,11 +235,7 @@ def test_where_selects_and_identifiers_hide(runs: tuple[str, str], home: Path) -
 
 def refused(home: Path, **options: Any) -> UsageError:
     """The refusal of a scan, which has written nothing."""
-    call = {
-        "source": str(home / "clean"),
-        "models": [str(home / "model")],
-        "out": str(home / "never"),
-    } | options
+    call = {"source": str(home / "clean"), "models": [str(home / "model")], "out": str(home / "never")} | options
     with pytest.raises(UsageError) as error:
         scan(**call)
     assert not (Path(call["out"]) / "scores").exists()

@@ -53,9 +53,19 @@ def test_a_batch_is_sent_while_the_one_before_runs_and_received_after_the_next_w
     for result in pipelined(range(3), note("send"), note("run"), note("receive"), ahead=1):
         seen.append(f"result {result}")
     assert seen == [
-        "send 0", "run 0", "send 1", "run 1", "receive 0", "result 0", "send 2", "run 2", "receive 1", "result 1",
-        "receive 2", "result 2",
-    ]  # fmt: skip
+        "send 0",
+        "run 0",
+        "send 1",
+        "run 1",
+        "receive 0",
+        "result 0",
+        "send 2",
+        "run 2",
+        "receive 1",
+        "result 1",
+        "receive 2",
+        "result 2",
+    ]
 
 
 def test_without_working_ahead_a_batch_is_done_before_the_next_is_asked_for() -> None:
@@ -95,9 +105,7 @@ def test_what_a_step_raises_comes_out_and_nothing_is_begun_after_it(step: str, a
 
     found: list[int] = []
     with pytest.raises(Broken, match=step):
-        found.extend(
-            pipelined(batches(), breaking("send"), breaking("run"), breaking("receive"), ahead=ahead)
-        )
+        found.extend(pipelined(batches(), breaking("send"), breaking("run"), breaking("receive"), ahead=ahead))
     assert found == list(range(len(found)))
     assert begun[-1] <= 2 + (step == "receive" and ahead)
 
@@ -149,10 +157,7 @@ def detector() -> Detector:
 def frames(count: int) -> list[NDArray[np.uint16]]:
     """Grey frames and, every third, one of colour."""
     rng = np.random.default_rng(0)
-    return [
-        rng.integers(0, 65536, (3 if number % 3 == 2 else 1, 32, 48)).astype(np.uint16)
-        for number in range(count)
-    ]
+    return [rng.integers(0, 65536, (3 if number % 3 == 2 else 1, 32, 48)).astype(np.uint16) for number in range(count)]
 
 
 def test_scores_on_the_cpu_are_those_of_the_detector_batch_by_batch(detector: Detector) -> None:
@@ -179,9 +184,7 @@ def test_a_device_that_works_ahead_gives_the_same_in_the_same_order(detector: De
 
 
 @pytest.mark.parametrize("device", [Cpu, Late])
-def test_the_times_of_all_frames_are_no_more_than_the_time_that_passed(
-    detector: Detector, device: Any
-) -> None:
+def test_the_times_of_all_frames_are_no_more_than_the_time_that_passed(detector: Detector, device: Any) -> None:
     scorer = Scorer(detector, batch_size=4, device=device())
     start = time.perf_counter()
     found = list(scorer.score(frames(11)))

@@ -81,9 +81,7 @@ def test_a_list_keeps_groups_and_what_is_gone(archive: Path) -> None:
 def test_numbers_in_a_list_stay_text(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("image,group\n001,07\n")
     assert read_image_list(str(tmp_path / "list.csv")) == [("001", "07")]
-    pq.write_table(
-        pa.table({"image": ["001"], "group": pa.array([7], pa.int64())}), tmp_path / "list.parquet"
-    )
+    pq.write_table(pa.table({"image": ["001"], "group": pa.array([7], pa.int64())}), tmp_path / "list.parquet")
     assert read_image_list(str(tmp_path / "list.parquet")) == [("001", "7")]
 
 

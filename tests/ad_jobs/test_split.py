@@ -33,9 +33,7 @@ def test_the_split_hangs_on_the_seed_and_not_on_the_order_of_the_list() -> None:
 @pytest.mark.parametrize(
     ("count", "held_out"), [(2, 1), (5, 2), (12, 6), (19, 9), (20, 10), (30, 10), (50, 10), (200, 40)]
 )
-def test_a_fifth_of_the_anomalous_is_held_out_and_ten_if_half_of_them_allow(
-    count: int, held_out: int
-) -> None:
+def test_a_fifth_of_the_anomalous_is_held_out_and_ten_if_half_of_them_allow(count: int, held_out: int) -> None:
     train, held = split_anomalous([str(n) for n in range(count)], 0)
     assert (len(train), len(held)) == (count - held_out, held_out)
 

@@ -47,19 +47,32 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_words_of_a_job_mean_what_those_of_the_caller_mean(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_words_of_a_job_mean_what_those_of_the_caller_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = parse(
-        "scan", "archive", "--model", "s3://m/1", "--model=m 2", "--out", "/runs/r", "--heatmaps", "all", "--json",
-        "--where", "rows > 5",
-    )  # fmt: skip
+        "scan",
+        "archive",
+        "--model",
+        "s3://m/1",
+        "--model=m 2",
+        "--out",
+        "/runs/r",
+        "--heatmaps",
+        "all",
+        "--json",
+        "--where",
+        "rows > 5",
+    )
     assert found.verb == "scan"
     assert set(found.words[:-2]) == {
-        "--model=s3://m/1", f"--model={tmp_path}/m 2", "--out=/runs/r", "--heatmaps=all", "--json", "--where=rows > 5",
+        "--model=s3://m/1",
+        f"--model={tmp_path}/m 2",
+        "--out=/runs/r",
+        "--heatmaps=all",
+        "--json",
+        "--where=rows > 5",
         "--address=auto",
-    }  # fmt: skip
+    }
     assert found.words[-2:] == ("--", f"{tmp_path}/archive")
     assert set(found.places) == {f"{tmp_path}/archive", "s3://m/1", f"{tmp_path}/m 2", "/runs/r"}
     # The verb itself understands them so, and reads no other request out of them.
@@ -79,9 +92,7 @@ def test_a_config_file_stays_here_and_its_options_go(tmp_path: Path) -> None:
     assert not [word for word in words if "config" in word]
 
 
-def test_a_place_that_only_this_machine_has(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_that_only_this_machine_has(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):  # of a store that other tests use
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match=r"another machine\. Got: archive for index\. Name an s3://"):
@@ -119,9 +130,7 @@ def test_an_endpoint_that_is_not_sent_is_told_of(
         ("10.0.0.7:6379", False),
     ],
 )
-def test_which_addresses_are_of_this_machine(
-    address: str | None, here: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_which_addresses_are_of_this_machine(address: str | None, here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert submit.on_this_machine(address) is here
@@ -139,14 +148,8 @@ def test_requests_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(run(*to, "--", "jobs"), "'jobs'")
     refused(run(*to, "--", "index", "/a"), "--out")
     refused(run(*to, "--", "index", "/a", "--out", "/m", "--haeders"), "--haeders")
-    refused(
-        run(*to, "--", "scan", "/a", "--model", "/m", "--out", "/r", "--address", "x:1"),
-        "--address x:1",
-        "submit",
-    )
-    refused(
-        run("submit", "--address", "http://head.example:8265", "index", "a", "--out", "/m"), "a for index"
-    )
+    refused(run(*to, "--", "scan", "/a", "--model", "/m", "--out", "/r", "--address", "x:1"), "--address x:1", "submit")
+    refused(run("submit", "--address", "http://head.example:8265", "index", "a", "--out", "/m"), "a for index")
     index = ("--", "index", "/a", "--out", "/m")
     refused(run(*to, "--env", "UNSET_HERE", *index), "UNSET_HERE", "Export")
     refused(run(*to, "--submission-id", "a/b", *index), "'a/b'")
@@ -172,24 +175,21 @@ def test_help_of_a_verb_to_submit() -> None:
 def _job(status: str, exit_code: int | None, message: str = "") -> Job:
     started = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
     return Job(
-        "retroscan-scan-1",
-        status,
-        "python -m ad_jobs scan",
-        {"verb": "scan"},
-        started,
-        None,
-        exit_code,
-        message,
+        "retroscan-scan-1", status, "python -m ad_jobs scan", {"verb": "scan"}, started, None, exit_code, message
     )
 
 
 @pytest.mark.parametrize(
     ("status", "code", "expected"),
     [
-        ("SUCCEEDED", 0, 0), ("FAILED", 3, 3), ("FAILED", None, 1), ("FAILED", -9, 137), ("STOPPED", None, 1),
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 3, 3),
+        ("FAILED", None, 1),
+        ("FAILED", -9, 137),
+        ("STOPPED", None, 1),
         ("RUNNING", None, 0),
     ],
-)  # fmt: skip
+)
 def test_the_exit_code_of_a_job(status: str, code: int | None, expected: int) -> None:
     assert submit.exit_code(_job(status, code)) == expected
 
@@ -199,8 +199,17 @@ def test_jobs_as_lines() -> None:
     heading, line = text.splitlines()
     assert heading.split()[:3] == ["id", "status", "verb"]
     assert line.split() == [
-        "retroscan-scan-1", "FAILED", "scan", "2026-05-04", "03:02:01", "-", "2", "retroscan:", "It", "broke.",
-    ]  # fmt: skip
+        "retroscan-scan-1",
+        "FAILED",
+        "scan",
+        "2026-05-04",
+        "03:02:01",
+        "-",
+        "2",
+        "retroscan:",
+        "It",
+        "broke.",
+    ]
 
 
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -212,9 +221,13 @@ def call(ray_head: RayHead) -> Call:
 
     def run_verb(verb: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command(ray_head, verb, *arguments), env={**ray_environment(ray_head), **environment},
-            capture_output=True, text=True, timeout=WAIT_S, check=False,
-        )  # fmt: skip
+            command(ray_head, verb, *arguments),
+            env={**ray_environment(ray_head), **environment},
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+            check=False,
+        )
 
     return run_verb
 
@@ -241,12 +254,7 @@ def test_a_verb_runs_once_and_is_followed_to_its_end(call: Call, tmp_path: Path)
     followed = call("submit", "--json", *index)
     assert followed.returncode == 0, followed.stderr
     found = json.loads(followed.stdout)
-    assert (found["id"], found["status"], found["exit_code"], found["submitted"]) == (
-        job_id,
-        "SUCCEEDED",
-        0,
-        False,
-    )
+    assert (found["id"], found["status"], found["exit_code"], found["submitted"]) == (job_id, "SUCCEEDED", 0, False)
     assert "2 objects in" in followed.stderr
     assert (tmp_path / "manifest" / "manifest.json").exists()
 
@@ -281,15 +289,11 @@ def test_a_wrong_token_and_none(call: Call, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.s3
-def test_keys_that_are_sent_open_the_store_and_are_shown_nowhere(
-    call: Call, ray_head: RayHead, s3: S3Server
-) -> None:
+def test_keys_that_are_sent_open_the_store_and_are_shown_nowhere(call: Call, ray_head: RayHead, s3: S3Server) -> None:
     s3.put("submit/one.png", kit.png(1))
     names = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     options = [word for name in names for word in ("--env", name)]
-    done = call(
-        "submit", *options, "--json", "--", "index", s3.uri("submit"), "--out", s3.uri("submit-manifest")
-    )
+    done = call("submit", *options, "--json", "--", "index", s3.uri("submit"), "--out", s3.uri("submit-manifest"))
     assert done.returncode == 0, done.stderr
     assert f"1 objects in {s3.uri('submit-manifest')}" in done.stderr
     listed = call("jobs", "--json").stdout
@@ -298,9 +302,7 @@ def test_keys_that_are_sent_open_the_store_and_are_shown_nowhere(
         value = s3.env[name]
         assert value not in done.stdout + done.stderr + listed
         assert not [
-            path
-            for path in ray_head.folder.rglob("*")
-            if path.is_file() and value.encode() in path.read_bytes()
+            path for path in ray_head.folder.rglob("*") if path.is_file() and value.encode() in path.read_bytes()
         ]
 
 
@@ -333,8 +335,11 @@ def test_an_interrupt_leaves_the_job_running(
     index = ("--", "index", "s3://bucket/archive", "--out", tmp_path / "manifest")
     following = subprocess.Popen(
         command(ray_head, "submit", "--submission-id", "waiting", *options, *index),
-        env={**ray_environment(ray_head), **silent_store}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env={**ray_environment(ray_head), **silent_store},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert following.stderr is not None
     until = time.monotonic() + WAIT_S
     while "Running entrypoint" not in (line := following.stderr.readline()):

@@ -114,8 +114,10 @@ def test_a_fit_goes_on_from_each_state_to_the_same_end():
     assert [(s["phase"], s["epoch"]) for s in states] == [(0, e) for e in range(2, 18, 2)] + [(3, 0)]
     end = states[-1]
     assert [(row["phase"], row["epoch"]) for row in end["curve"]] == [
-        *(("rebuild", epoch) for epoch in range(1, 19)), ("range", 1), ("modes", 1),
-    ]  # fmt: skip
+        *(("rebuild", epoch) for epoch in range(1, 19)),
+        ("range", 1),
+        ("modes", 1),
+    ]
     assert said[0].startswith("rebuild, epoch 1 of 18: loss ")
     for state in states[::3]:
         again, _ = run(copy.deepcopy(state))

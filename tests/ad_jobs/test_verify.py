@@ -125,9 +125,7 @@ def test_an_unfinished_run_is_refused(home: Path) -> None:
         verify(str(home / "run"))
 
 
-@pytest.mark.parametrize(
-    ("amp", "factor", "same"), [(False, 1.005, False), (True, 1.005, True), (True, 1.05, False)]
-)
+@pytest.mark.parametrize(("amp", "factor", "same"), [(False, 1.005, False), (True, 1.005, True), (True, 1.05, False)])
 def test_a_run_in_reduced_precision_has_a_wider_tolerance(
     home: Path, monkeypatch: pytest.MonkeyPatch, amp: bool, factor: float, same: bool
 ) -> None:

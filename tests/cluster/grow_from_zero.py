@@ -12,18 +12,27 @@ from pathlib import Path
 
 HEAD = "f" * 51 + "00000"
 COMMANDS = (
-    "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands", "head_start_ray_commands",
-    "worker_start_ray_commands", "cluster_synced_files",
-)  # fmt: skip
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+    "cluster_synced_files",
+)
 STORE = 10**8
 
 
 def main(folder: Path) -> None:
     os.environ |= {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "RAY_FAKE_CLUSTER": "1",
-        "RAY_USAGE_STATS_ENABLED": "0", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_enable_autoscaler_v2": "1",
         "RAY_raylet_start_wait_time_s": "120",
-    }  # fmt: skip
+    }
     (folder / "token").write_text(os.urandom(16).hex())
 
     import psutil
@@ -43,9 +52,14 @@ def main(folder: Path) -> None:
     said: dict[str, object] = {}
     try:
         cluster.add_node(
-            num_cpus=0, autoscaling_config=str(folder / "cluster.json"), gcs_server_port=port, temp_dir=str(folder / "ray"),
-            object_store_memory=STORE, include_dashboard=False, dashboard_agent_listen_port=port + 1,
-        )  # fmt: skip
+            num_cpus=0,
+            autoscaling_config=str(folder / "cluster.json"),
+            gcs_server_port=port,
+            temp_dir=str(folder / "ray"),
+            object_store_memory=STORE,
+            include_dashboard=False,
+            dashboard_agent_listen_port=port + 1,
+        )
         for name in own:
             del os.environ[name]
         with session(cluster.address) as has:

@@ -41,9 +41,7 @@ ANY_COSTS = st.builds(
 )
 ANY_TYPE = st.builds(
     NodeType,
-    node=st.builds(
-        Node, cpus=st.sampled_from([1, 2, 3, 4, 6, 8, 16, 96]), gpus=st.sampled_from([0, 0, 1, 8])
-    ),
+    node=st.builds(Node, cpus=st.sampled_from([1, 2, 3, 4, 6, 8, 16, 96]), gpus=st.sampled_from([0, 0, 1, 8])),
     size=st.integers(1, 9),
     network_bytes_per_s=st.floats(1e6, 1e10),
     speed=st.floats(0.3, 3.0),
@@ -82,9 +80,7 @@ def test_a_faster_core_speeds_up_what_runs_on_it_and_a_gpu_does_not_care() -> No
         assert fast[name] == pytest.approx(2 * slow[name])
     assert fast["fetch"] == slow["fetch"]
     with_gpu = FAST._replace(node=Node(8, 1))
-    assert predict(COSTS, [with_gpu._replace(speed=2.0)], ASSUMED).limits["score"] == pytest.approx(
-        1 / 0.5e-3
-    )
+    assert predict(COSTS, [with_gpu._replace(speed=2.0)], ASSUMED).limits["score"] == pytest.approx(1 / 0.5e-3)
 
 
 def test_what_the_costs_do_not_tell_is_refused() -> None:
@@ -102,9 +98,7 @@ def test_the_bottleneck_is_the_slowest(costs: Costs, types: list[NodeType]) -> N
 
 @settings(deadline=None)
 @given(ANY_COSTS, ANY_TYPE, st.integers(1, 5))
-def test_more_nodes_of_a_shape_never_lower_what_is_achieved(
-    costs: Costs, of_type: NodeType, more: int
-) -> None:
+def test_more_nodes_of_a_shape_never_lower_what_is_achieved(costs: Costs, of_type: NodeType, more: int) -> None:
     before, after = (
         predict(costs, [of_type._replace(size=size)], ASSUMED).images_per_s
         for size in (of_type.size, of_type.size + more)
@@ -114,9 +108,7 @@ def test_more_nodes_of_a_shape_never_lower_what_is_achieved(
 
 @settings(deadline=None)
 @given(ANY_COSTS, st.lists(ANY_TYPE, min_size=1, max_size=3), st.floats(1.0, 10.0))
-def test_a_dearer_image_never_raises_what_is_achieved(
-    costs: Costs, types: list[NodeType], factor: float
-) -> None:
+def test_a_dearer_image_never_raises_what_is_achieved(costs: Costs, types: list[NodeType], factor: float) -> None:
     dearer = [
         costs._replace(object_bytes=factor * costs.object_bytes),
         costs._replace(fetch=Timing(factor * costs.fetch.ms, costs.fetch.cpu_ms)),

@@ -57,13 +57,9 @@ def rows_of_two_nodes(folder: Path) -> list[dict[str, Any]]:
         with session(cluster.address) as has, data_context(has):
             source = SliceSource(pa.table({"id": np.arange(60)}), 1)
             read = ray.data.read_datasource(source, override_num_blocks=source.tasks, num_cpus=0.4)
-            fetched = read.map_batches(
-                counting(folder, 0.4), batch_size=None, batch_format="pyarrow", num_cpus=0.4
-            )
+            fetched = read.map_batches(counting(folder, 0.4), batch_size=None, batch_format="pyarrow", num_cpus=0.4)
             pool = ray.data.ActorPoolStrategy(size=2)
-            scored = fetched.map_batches(
-                Score, batch_size=1, batch_format="pyarrow", compute=pool, num_cpus=0.5
-            )
+            scored = fetched.map_batches(Score, batch_size=1, batch_format="pyarrow", compute=pool, num_cpus=0.5)
             return list(follow(scored, lambda rows: rows, rows=1, tasks=2, num_cpus=0.05))
     finally:
         cluster.shutdown()

@@ -45,9 +45,7 @@ def test_every_actor_fits_on_a_node_and_the_sums_never_exceed(nodes: list[Node])
 @UNTIMED
 @given(NODES, st.randoms(use_true_random=False))
 @example([Node(1), Node(0.5), Node(0.5)], random.Random(0))  # the only place where an actor of one CPU fits
-def test_wherever_the_actors_land_a_node_has_room_to_fetch_and_write(
-    nodes: list[Node], draw: random.Random
-) -> None:
+def test_wherever_the_actors_land_a_node_has_room_to_fetch_and_write(nodes: list[Node], draw: random.Random) -> None:
     found = plan(nodes)
     free = [node.cpus for node in nodes]
     gpus = [int(node.gpus) if found.actor_gpus else found.actors for node in nodes]

@@ -118,9 +118,7 @@ def _pod(name: str, group: dict[str, Any]) -> Iterator[str]:
 
 def _container(name: str, container: dict[str, Any]) -> Iterator[str]:
     context = container.get("securityContext", {})
-    if context.get("allowPrivilegeEscalation") is not False or context.get("capabilities") != {
-        "drop": ["ALL"]
-    }:
+    if context.get("allowPrivilegeEscalation") is not False or context.get("capabilities") != {"drop": ["ALL"]}:
         yield f"{name}: container keeps privileges"
     for variable in container.get("env", []):
         if variable["name"].startswith(("RAY_AUTH", "AWS_SECRET", "AWS_ACCESS")):
@@ -128,9 +126,7 @@ def _container(name: str, container: dict[str, Any]) -> Iterator[str]:
 
 
 def _limit(group: dict[str, Any], kind: str) -> float:
-    return quantity(
-        group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {}).get(kind, "0")
-    )
+    return quantity(group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {}).get(kind, "0"))
 
 
 def _job(resource: dict[str, Any]) -> Iterator[str]:
@@ -215,12 +211,10 @@ def test_every_name_a_manifest_refers_to_is_there() -> None:
     # The driver's AWS_ROLE_ARN goes to the workers, beside a token of their own account.
     roles = {account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"] for account in accounts}
     assert len(roles) == 1
-    assert {
-        resource["metadata"]["namespace"] for text in TEXTS.values() for resource in yaml.safe_load_all(text)
-    } == {"retroscan"}
-    assert (
-        f"secret generic {spec['authOptions']['secretName']}" in (ROOT / "cluster" / "README.md").read_text()
-    )
+    assert {resource["metadata"]["namespace"] for text in TEXTS.values() for resource in yaml.safe_load_all(text)} == {
+        "retroscan"
+    }
+    assert f"secret generic {spec['authOptions']['secretName']}" in (ROOT / "cluster" / "README.md").read_text()
 
 
 def test_no_secret_lies_among_the_manifests() -> None:
@@ -244,14 +238,8 @@ def test_the_image_holds_the_packages_and_no_root() -> None:
     pod = spec["headGroupSpec"]["template"]["spec"]["securityContext"]
     assert users == [f"{pod['runAsUser']}:{pod['runAsGroup']}"]
     assert f"useradd --uid {pod['runAsUser']} " in stages[-1]
-    copied = {
-        source
-        for line in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.M)
-        for source in line.split()
-    }
-    packages = {
-        pattern.rstrip("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
-    }
+    copied = {source for line in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.M) for source in line.split()}
+    packages = {pattern.rstrip("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
     readme, licence = PROJECT["project"]["readme"], PROJECT["project"]["license-files"]
     assert copied == packages | {"pyproject.toml", readme, *licence}
     ignored = (FOLDER / "Dockerfile.dockerignore").read_text().splitlines()
@@ -286,8 +274,8 @@ CLUSTER_SLIPS = [
     ("runAsNonRoot: true", "runAsNonroot: true", "runAsNonroot"),
     ("allowPrivilegeEscalation", "allowPrivilegesEscalation", "allowPrivilegesEscalation"),
     ("serviceAccountName:", "serviceAccounts:", "serviceAccounts"),
-    ("    limits: {cpu: \"1\", memory: 1Gi}", "    limit: {cpu: \"1\", memory: 1Gi}", "limit"),
-    ("requests: {cpu: \"7\"", "request: {cpu: \"7\"", "request"),
+    ('    limits: {cpu: "1", memory: 1Gi}', '    limit: {cpu: "1", memory: 1Gi}', "limit"),
+    ('requests: {cpu: "7"', 'request: {cpu: "7"', "request"),
     ("{name: AWS_REGION, value: eu-central-1}", "{name: AWS_REGION, values: eu-central-1}", "values"),
     ("namespace: retroscan", "namespaces: retroscan", "namespaces"),
     # what the project promises
@@ -313,7 +301,7 @@ CLUSTER_SLIPS = [
     ('threshold_ms, value: "600000"', 'threshold_ms, value: "1000"', "gpu: no RAY_idle"),
     ("cpu  # EDIT", "cpu", "no # EDIT"),
     ("maxReplicas: 4  # EDIT", "maxReplicas: 4", "no # EDIT"),
-]  # fmt: skip
+]
 SLIPS = [
     *(("raycluster.yaml", *slip) for slip in CLUSTER_SLIPS),
     *(("rayjob.yaml", *slip) for slip in CLUSTER_SLIPS[:: len(CLUSTER_SLIPS) // 5]),  # the same cluster, deeper in
@@ -338,20 +326,28 @@ SLIPS = [
     ("networkpolicy.yaml", "port: 443", "port: 80", "egress to"),
     ("networkpolicy.yaml", "            except: [169.254.0.0/16]\n", "", "egress to"),
     ("networkpolicy.yaml", 'matchLabels: {retroscan/submits: "true"}', "matchLabels: {}", "every namespace"),
-    ("networkpolicy.yaml", 'matchLabels: {retroscan/submits: "true"}', "matchLabels: {retroscan/submits: true}", "not of type"),
+    (
+        "networkpolicy.yaml",
+        'matchLabels: {retroscan/submits: "true"}',
+        "matchLabels: {retroscan/submits: true}",
+        "not of type",
+    ),
     ("networkpolicy.yaml", "kind: NetworkPolicy", "kind: NetworkPolicies", "no such resource"),
     ("serviceaccounts.yaml", "annotations:", "annotation:", "annotation"),
-    ("serviceaccounts.yaml", "automountServiceAccountToken", "automountServiceAccountTokens", "automountServiceAccountTokens"),
+    (
+        "serviceaccounts.yaml",
+        "automountServiceAccountToken",
+        "automountServiceAccountTokens",
+        "automountServiceAccountTokens",
+    ),
     ("serviceaccounts.yaml", "role-arn: arn:aws", "role-arn: aws", "no role"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
     ("name", "old", "new", "complaint"),
     [
-        pytest.param(
-            *slip, id=f"{slip[0].removesuffix('.yaml')}-{slip[1].strip()[:24]}>{slip[2].strip()[:24]}"
-        )
+        pytest.param(*slip, id=f"{slip[0].removesuffix('.yaml')}-{slip[1].strip()[:24]}>{slip[2].strip()[:24]}")
         for slip in SLIPS
     ],
 )

@@ -31,9 +31,7 @@ def holder(uri: str) -> subprocess.Popen[bytes]:
     """Another process that holds the lease."""
     root = str(Path(__file__).resolve().parents[2])
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDS.format(uri=uri)],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": root},
+        [sys.executable, "-c", HOLDS.format(uri=uri)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
@@ -71,14 +69,7 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(uri: str) -> None:
 
 def stranger(**changed: object) -> bytes:
     """What a process on another machine writes."""
-    content = {
-        "token": "t",
-        "renewals": 3,
-        "host": "elsewhere",
-        "pid": 7,
-        "started": "1",
-        "machine": "other boot",
-    }
+    content = {"token": "t", "renewals": 3, "host": "elsewhere", "pid": 7, "started": "1", "machine": "other boot"}
     return json.dumps({**content, **changed}).encode()
 
 
@@ -91,9 +82,7 @@ def test_a_lease_from_another_machine_is_watched_and_taken_if_nobody_renews_it(
         held.check()
 
 
-def test_a_lease_from_another_machine_that_is_renewed_is_respected(
-    uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lease_from_another_machine_that_is_renewed_is_respected(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     storage.write_bytes(uri, stranger())
     monkeypatch.setattr(leases.time, "sleep", lambda _: storage.write_bytes(uri, stranger(renewals=4)))
     with pytest.raises(Held, match="held by process 7 on elsewhere"), lease(uri):
@@ -106,9 +95,7 @@ def test_another_process_with_the_dead_ones_number_is_not_taken_for_it(uri: str)
         pass
 
 
-def test_a_lease_that_was_cut_off_while_it_was_written_is_taken(
-    uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lease_that_was_cut_off_while_it_was_written_is_taken(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "WRITTEN_S", 0.1)
     storage.write_bytes(uri, b'{"token": ')
     with lease(uri):

@@ -33,9 +33,7 @@ def test_the_dashboard_draws_every_metric_and_no_other(monkeypatch: pytest.Monke
     assert len(names) == 5
     # As Ray's agent names them: a counter gets `_total`, a histogram `_bucket`, `_sum` and `_count`.
     series = {f"{name}_total" for name, kind in names.items() if kind == "Counter"}
-    series |= {
-        f"{name}_{end}" for name, kind in names.items() if kind == "Histogram" for end in ("bucket", "count")
-    }
+    series |= {f"{name}_{end}" for name, kind in names.items() if kind == "Histogram" for end in ("bucket", "count")}
     assert drawn() <= series
     assert {re.sub("_(total|bucket|count)$", "", name) for name in drawn()} == set(names)
 

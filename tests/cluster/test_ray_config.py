@@ -34,9 +34,7 @@ PROVIDER_KEYS = {"type", "region", "availability_zone", "cache_stopped_nodes", "
 PLACEHOLDER = re.compile(
     r"-0{17}\b|\b0{40}\b|example\.org|region:|availability_zone:|InstanceType:|Name: retroscan-|RETROSCAN_CLUSTER_"
 )
-SECRET = re.compile(
-    r"AKIA[0-9A-Z]{16}|secret_access_key|AWS_SECRET|BEGIN [A-Z ]*PRIVATE KEY|RAY_AUTH_TOKEN=", re.I
-)
+SECRET = re.compile(r"AKIA[0-9A-Z]{16}|secret_access_key|AWS_SECRET|BEGIN [A-Z ]*PRIVATE KEY|RAY_AUTH_TOKEN=", re.I)
 NIGHTLY = re.compile(r"nightly|ray-wheels|3\.0\.0\.dev|/latest/")
 EC2 = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
 RAY_OPTIONS = {option for parameter in ray_start.params for option in parameter.opts}
@@ -149,9 +147,7 @@ def test_editing_every_marked_line_as_told_leaves_it_sound() -> None:
     text = TEXT.replace("ami-00000000000000000", "ami-0123456789abcdef0")
     text = text.replace("sg-00000000000000000", "sg-0123456789abcdef0").replace("0" * 40, "a1" * 20)
     text = text.replace("https://git.example.org/retroscan.git", "https://git.host.test/me/retroscan.git")
-    text = text.replace("RETROSCAN_CLUSTER_CPUS=64", "RETROSCAN_CLUSTER_CPUS=80").replace(
-        "eu-central-1", "us-east-2"
-    )
+    text = text.replace("RETROSCAN_CLUSTER_CPUS=64", "RETROSCAN_CLUSTER_CPUS=80").replace("eu-central-1", "us-east-2")
     assert problems(text) == []
 
 
@@ -229,13 +225,11 @@ SLIPS = [
     ("retroscan.git ~/retroscan  # EDIT", "retroscan.git ~/retroscan", "no # EDIT"),
     ("retroscan-head}  # EDIT", "retroscan-head}  #", "no # EDIT"),
     ("worker_setup_commands: []", "worker_setup_commands: [export AWS_SECRET_ACCESS_KEY=abc]", "secret"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "complaint"),
-    SLIPS,
-    ids=[f"{old.strip()[:28]}>{new.strip()[:28]}" for old, new, _ in SLIPS],
+    ("old", "new", "complaint"), SLIPS, ids=[f"{old.strip()[:28]}>{new.strip()[:28]}" for old, new, _ in SLIPS]
 )
 def test_a_slip_is_seen(old: str, new: str, complaint: str) -> None:
     assert old in TEXT

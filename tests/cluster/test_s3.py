@@ -89,9 +89,7 @@ def test_fetch_is_one_get_of_the_literal_key(misbehaving: Misbehaving) -> None:
     assert misbehaving.requests == ["GET /b/a/../c//d%23e%3Ff%2520%20g"]
 
 
-def test_a_store_with_a_name_is_addressed_by_path(
-    misbehaving: Misbehaving, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_with_a_name_is_addressed_by_path(misbehaving: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
     # Otherwise the bucket would be a host, bucket.localhost, which needs a DNS entry.
     monkeypatch.setenv("AWS_ENDPOINT_URL", misbehaving.endpoint.replace("127.0.0.1", "localhost"))
     misbehaving.answers = [ok(b"data")]

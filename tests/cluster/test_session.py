@@ -20,9 +20,7 @@ def test_errors_survive_pickling() -> None:
     assert (error.problem, error.remedy, str(error)) == ("no answer", "look", "no answer look")
 
 
-@pytest.mark.parametrize(
-    ("memory", "expected"), [(256 * MIB, 128 * MIB), (4 * GIB, GIB), (512 * GIB, 2 * GIB)]
-)
+@pytest.mark.parametrize(("memory", "expected"), [(256 * MIB, 128 * MIB), (4 * GIB, GIB), (512 * GIB, 2 * GIB)])
 def test_the_object_store_is_a_bounded_part_of_memory(memory: int, expected: int) -> None:
     assert object_store_bytes(memory) == expected
 
@@ -31,9 +29,7 @@ def test_the_object_store_is_a_bounded_part_of_memory(memory: int, expected: int
 def test_rays_client_is_refused_with_the_way_that_works(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001" if named == "environment" else "")
     with (
-        pytest.raises(
-            ClusterError, match=r"Got: ray://head:10001.*retroscan submit --address http://HEAD:8265"
-        ),
+        pytest.raises(ClusterError, match=r"Got: ray://head:10001.*retroscan submit --address http://HEAD:8265"),
         session("ray://head:10001" if named == "argument" else None),
     ):
         pass
@@ -52,17 +48,11 @@ def test_an_address_where_nothing_answers_is_an_error_of_ours(monkeypatch: pytes
 def _in_a_worker() -> tuple[str, str, str]:
     import cluster.session
 
-    return (
-        os.environ["AWS_REGION"],
-        str(Path(cluster.session.__file__).parent),
-        os.environ["RAY_USAGE_STATS_ENABLED"],
-    )
+    return (os.environ["AWS_REGION"], str(Path(cluster.session.__file__).parent), os.environ["RAY_USAGE_STATS_ENABLED"])
 
 
 @pytest.mark.ray
-def test_workers_see_the_environment_and_the_packages_and_nothing_stays(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_workers_see_the_environment_and_the_packages_and_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "eu-test-1")
     before = dict(os.environ)
     folders = set(Path("/tmp").glob("rs-*"))
@@ -79,9 +69,7 @@ def test_workers_see_the_environment_and_the_packages_and_nothing_stays(
         assert ray.is_initialized()
     assert not ray.is_initialized()
     assert dict(os.environ) == before
-    assert not {
-        folder for folder in set(Path("/tmp").glob("rs-*")) - folders if (folder / "session_latest").exists()
-    }
+    assert not {folder for folder in set(Path("/tmp").glob("rs-*")) - folders if (folder / "session_latest").exists()}
 
 
 @ray.remote(num_cpus=1)

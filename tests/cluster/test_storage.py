@@ -51,9 +51,7 @@ def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # --- order
 
-NAMES = st.text(st.sampled_from("ab-.0~é𝄞" + "￿"), min_size=1, max_size=3).filter(
-    lambda n: n not in (".", "..")
-)
+NAMES = st.text(st.sampled_from("ab-.0~é𝄞" + "￿"), min_size=1, max_size=3).filter(lambda n: n not in (".", ".."))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -177,12 +175,7 @@ def test_local_fetch_and_its_refusals(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "kind"),
-    [
-        (errno.EACCES, AccessDenied),
-        (errno.EIO, Unreachable),
-        (errno.ESTALE, Unreachable),
-        (errno.ELOOP, NotFound),
-    ],
+    [(errno.EACCES, AccessDenied), (errno.EIO, Unreachable), (errno.ESTALE, Unreachable), (errno.ELOOP, NotFound)],
 )
 def test_a_folder_that_refuses_ends_the_listing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[StorageError]
@@ -213,9 +206,7 @@ def test_what_vanishes_while_listing_is_no_error(tmp_path: Path) -> None:
     assert list(listing) == []
 
 
-def test_write_replaces_whole_files_and_leaves_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_replaces_whole_files_and_leaves_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"{tmp_path}/deep/down/a"
     storage.write_bytes(uri, b"old")
     storage.write_bytes(uri, b"new")
@@ -297,9 +288,7 @@ class TestS3:
         assert not storage.exists("s3://archive")
         assert storage.exists(f"{prefix}/a-b")
 
-    @pytest.mark.parametrize(
-        "uri", ["s3://no-such-bucket/a", "s3://", "s3://Bad_Bucket!/a", "s3://archive/gone"]
-    )
+    @pytest.mark.parametrize("uri", ["s3://no-such-bucket/a", "s3://", "s3://Bad_Bucket!/a", "s3://archive/gone"])
     def test_missing(self, s3: Any, uri: str) -> None:
         assert s3.bucket == "archive"
         for read in (storage.fetch, storage.stat, lambda uri: list(storage.list_objects(uri))):
@@ -315,12 +304,7 @@ class TestS3:
     @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
     def test_wrong_credentials(self, prefix: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         monkeypatch.setenv(name, "wrong")
-        for read in (
-            storage.fetch,
-            storage.stat,
-            storage.exists,
-            lambda uri: list(storage.list_objects(uri)),
-        ):
+        for read in (storage.fetch, storage.stat, storage.exists, lambda uri: list(storage.list_objects(uri))):
             with pytest.raises(AccessDenied):
                 read(f"{prefix}/a0")
         with pytest.raises(AccessDenied):
@@ -386,6 +370,5 @@ def test_random_names_round_trip(tmp_path: Path) -> None:
         storage.write_bytes(storage.join(str(tmp_path), name), name.encode())
     assert set(storage.list_names(str(tmp_path))) == names
     assert all(
-        storage.fetch(i.uri).data.decode() == i.uri.rpartition("/")[2]
-        for i in storage.list_objects(str(tmp_path))
+        storage.fetch(i.uri).data.decode() == i.uri.rpartition("/")[2] for i in storage.list_objects(str(tmp_path))
     )

@@ -114,10 +114,7 @@ def test_where_nothing_was_sent_nothing_is_done(fresh: Path) -> None:
 def test_what_was_received_is_not_told_to_ray(fresh: Path) -> None:
     sent.pack(fresh, {"SENT_ONE": "value"})
     sent.receive()
-    given = {
-        "env_vars": {"SENT_ONE": "value", "OTHER": "1"},
-        "working_dir": "gcs://package-with-the-file.zip",
-    }
+    given = {"env_vars": {"SENT_ONE": "value", "OTHER": "1"}, "working_dir": "gcs://package-with-the-file.zip"}
     found = sent.withhold(given)
     assert found["env_vars"] == {"OTHER": "1"}
     assert found["working_dir"] == str(fresh)
@@ -212,9 +209,7 @@ def probe(tmp_path: Path) -> Path:
 
 
 @pytest.mark.ray
-def test_what_is_sent_reaches_driver_and_workers_and_stands_nowhere(
-    ray_head: RayHead, jobs: Jobs, probe: Path
-) -> None:
+def test_what_is_sent_reaches_driver_and_workers_and_stands_nowhere(ray_head: RayHead, jobs: Jobs, probe: Path) -> None:
     secret = secrets.token_hex(20)
     written: list[str] = []
     job_id, is_new = jobs.submit(
@@ -230,9 +225,7 @@ def test_what_is_sent_reaches_driver_and_workers_and_stands_nowhere(
     assert secret not in log + repr(jobs.list()) + repr(jobs._client.list_jobs())
     for what in ("runtime_envs", "actors", "tasks", "workers", "jobs"):
         assert secret not in _state(ray_head, what)
-    holders = [
-        path for path in ray_head.folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()
-    ]
+    holders = [path for path in ray_head.folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
     assert not holders
     assert not list(ray_head.folder.rglob(sent.FILE))
     assert _in_memory(ray_head, secret) == []
@@ -250,8 +243,11 @@ def _in_memory(head: RayHead, secret: str) -> list[str]:
     )
     return subprocess.run(
         [sys.executable, "-c", program, head.cluster_address, secret],
-        env={**os.environ, **head.env}, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
+        env={**os.environ, **head.env},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
 
 
 def _state(head: RayHead, what: str) -> str:

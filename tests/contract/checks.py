@@ -71,10 +71,7 @@ def check_scores_are_finite_float32(make: Maker) -> None:
     for count in (1, 5):
         scores = detector.score(images(count, make))
         assert isinstance(scores, Scores), "score() must return Scores"
-        for name, tensor, shape in (
-            ("image", scores.image, (count,)),
-            ("heatmap", scores.heatmap, (count, *SIZE_PX)),
-        ):
+        for name, tensor, shape in (("image", scores.image, (count,)), ("heatmap", scores.heatmap, (count, *SIZE_PX))):
             assert tuple(tensor.shape) == shape, f"{name} must have shape {shape}, has {tuple(tensor.shape)}"
             assert tensor.dtype == torch.float32, f"{name} must be float32, is {tensor.dtype}"
             assert bool(torch.isfinite(tensor).all()), f"{name} must be finite"
@@ -108,9 +105,7 @@ def check_score_keeps_modes(make: Maker) -> None:
         before = {name: part.training for name, part in detector.named_modules()}
         detector.score(images(2, make))
         for name, part in detector.named_modules():
-            assert part.training == before[name], (
-                f"score() changed the training mode of {name or 'the detector'}"
-            )
+            assert part.training == before[name], f"score() changed the training mode of {name or 'the detector'}"
 
 
 def check_training_mode_does_not_matter(make: Maker) -> None:
@@ -189,9 +184,7 @@ def check_rows_are_independent(make: Maker) -> None:
 
 
 def _assert_close(found: Tensor, expected: Tensor, what: str, tolerance: float) -> None:
-    worst = float(
-        (found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    )
+    worst = float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
     assert worst <= tolerance, f"{what} must equal those of the whole batch; off by {worst:.1e}"
 
 
@@ -332,9 +325,7 @@ def check_non_finite_loss_stops_before_the_update(make: Maker) -> None:
     stopped = 0
     for number, phase in enumerate(learner.phases):
         # A phase is tried on copies: batch statistics of the poisoned batch must not reach the rest of the fit.
-        trial, trial_detector = copy.deepcopy(
-            (learner, detector)
-        )  # together: the copies belong to each other
+        trial, trial_detector = copy.deepcopy((learner, detector))  # together: the copies belong to each other
         trial.start(phase.name)
         before = {name: p.detach().clone() for name, p in trial_detector.named_parameters()}
         named = _stopping_phase(trial, poison)
@@ -423,9 +414,7 @@ def check_fit_continues_from_its_state(make: Maker) -> None:
             except (KeyError, RuntimeError, TypeError) as error:
                 raise AssertionError(f"the state of phase {phase.name!r} must load: {error}") from error
             for name, tensor in continued.state_dict().items():
-                gap = (
-                    float((tensor.double() - expected[name].double()).abs().max()) if tensor.numel() else 0.0
-                )
+                gap = float((tensor.double() - expected[name].double()).abs().max()) if tensor.numel() else 0.0
                 scale = float(expected[name].double().abs().max()) if tensor.numel() else 1.0
                 assert gap <= RESUME_TOLERANCE * max(scale, 1e-6), (
                     f"{name} differs by {gap:.1e} after continuing from epoch {epoch} of {phase.name!r}"

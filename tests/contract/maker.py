@@ -27,9 +27,7 @@ class Maker:
 
     entry: Entry
     options: dict[str, Any] = field(default_factory=dict)
-    _made: dict[tuple[int, int], tuple[Detector, Tensor]] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    _made: dict[tuple[int, int], tuple[Detector, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, size_px: tuple[int, int] = SIZE_PX) -> Detector:
         """A new detector for images of `size_px` (height, width), drawn after seeding torch as the worker does.
@@ -55,12 +53,7 @@ class Maker:
 
 
 def steps(
-    detector: Detector,
-    images: Tensor,
-    number: int,
-    epoch: int,
-    phase: Phase,
-    anomalous: Tensor | None = None,
+    detector: Detector, images: Tensor, number: int, epoch: int, phase: Phase, anomalous: Tensor | None = None
 ) -> Iterator[Batch]:
     """The batches of one epoch in the worker's order, the last one partial; every fourth image is held out."""
     held_out = torch.arange(len(images)) % 4 == 3

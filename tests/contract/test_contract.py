@@ -35,13 +35,7 @@ FAST_OPTIONS: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mkd-gradient": (
         "mkd",
-        {
-            "map": "gradient",
-            "score": "flat",
-            "selection": "last",
-            "layers": (2, 3, 4),
-            "layers_score": (3, 4),
-        },
+        {"map": "gradient", "score": "flat", "selection": "last", "layers": (2, 3, 4), "layers_score": (3, 4)},
     ),
     "ssm-joint": (
         "ssm",
@@ -65,10 +59,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "score": "mean",
         },
     ),
-    "pmad-plain": (
-        "pmad",
-        {"modes": ("none", "none", "none", "none"), "hee": False, "error": "abs", "score": "max"},
-    ),
+    "pmad-plain": ("pmad", {"modes": ("none", "none", "none", "none"), "hee": False, "error": "abs", "score": "max"}),
     "cyclegan-paper": (
         "cyclegan",
         {
@@ -127,9 +118,7 @@ def test_variant(name: str, check: checks.Check):
 
 
 def test_a_registered_kind_without_fast_options_fails_clearly():
-    with pytest.raises(
-        pytest.fail.Exception, match=r"FAST_OPTIONS\. Got: 'unheard-of', without any\. Add a row"
-    ):
+    with pytest.raises(pytest.fail.Exception, match=r"FAST_OPTIONS\. Got: 'unheard-of', without any\. Add a row"):
         fast_options("unheard-of")
 
 

@@ -42,11 +42,7 @@ MUTATIONS = (
     (toys.HasADeadParameter, checks.check_every_parameter_learns, "no gradient in any phase for .*unused"),
     (toys.ReportsAttachedLosses, checks.check_losses_are_finite_scalars, "must be detached"),
     (toys.NeverStops, checks.check_non_finite_loss_stops_before_the_update, "must stop at a non-finite loss"),
-    (
-        toys.StopsAfterTheUpdate,
-        checks.check_non_finite_loss_stops_before_the_update,
-        "update before the check",
-    ),
+    (toys.StopsAfterTheUpdate, checks.check_non_finite_loss_stops_before_the_update, "update before the check"),
     (toys.TrainsOnHeldOutImages, checks.check_held_out_images_do_not_train, "was trained on held-out images"),
     (toys.NeverStops, checks.check_diverging_fit_stops, "must raise NonFiniteLoss"),
     (toys.StopsAfterTheUpdate, checks.check_diverging_fit_stops, "not finite where the fit stopped"),
@@ -54,11 +50,7 @@ MUTATIONS = (
     (toys.TurnsItsHeatmap, checks.check_heatmap_is_hot_at_the_defect, "hotter inside"),
     (toys.ForgetsItsOptimizer, checks.check_fit_continues_from_its_state, "differs by .* 'predict'"),
     (toys.ForgetsTheLastPhase, checks.check_fit_continues_from_its_state, "scale differs by .* 'scale'"),
-    (
-        toys.AugmentsFromTheGlobalGenerator,
-        checks.check_fit_continues_from_its_state,
-        "differs by .* 'predict'",
-    ),
+    (toys.AugmentsFromTheGlobalGenerator, checks.check_fit_continues_from_its_state, "differs by .* 'predict'"),
     (toys.AugmentsUnseeded, checks.check_same_seed_gives_same_scores, "one seed"),
 )
 

@@ -121,11 +121,7 @@ class ToyLearner:
             self.detector.scale.copy_(total / batches / pixels)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "detector": self.detector.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "sums": self.sums,
-        }
+        return {"detector": self.detector.state_dict(), "optimizer": self.optimizer.state_dict(), "sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.detector.load_state_dict(state["detector"])

@@ -28,9 +28,7 @@ from models.registry import DETECTORS
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
-NONE = dict.fromkeys(
-    ("train", "calibration", "normals", "anomalous", "multiframe", "broken", "non_images"), 0
-)
+NONE = dict.fromkeys(("train", "calibration", "normals", "anomalous", "multiframe", "broken", "non_images"), 0)
 
 
 class Home(NamedTuple):
@@ -64,22 +62,11 @@ def home(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Home:
     All on one Ray: the archive as it is, and the same objects one by one under names in another order.
     """
     folder = tmp_path_factory.mktemp("detectors")
-    counts: dict[str, Any] = {
-        "train": 30,
-        "normals": 22,
-        "anomalous": 6,
-        "multiframe": 2,
-        "broken": 3,
-        "non_images": 1,
-    }
+    counts: dict[str, Any] = {"train": 30, "normals": 22, "anomalous": 6, "multiframe": 2, "broken": 3, "non_images": 1}
     phantoms = generate(folder / "phantoms", size_px=96, **(NONE | counts))
     lesions = generate(folder / "lesions", size_px=96, seed=1, **(NONE | {"anomalous": 12}))
     root = f"s3://{s3.bucket}/e2e-detectors"
-    for name, path in (
-        ("train", phantoms.train),
-        ("archive", phantoms.archive),
-        ("lesions", lesions.archive),
-    ):
+    for name, path in (("train", phantoms.train), ("archive", phantoms.archive), ("lesions", lesions.archive)):
         storage.upload_folder(path, f"{root}/{name}")
     rng = np.random.default_rng(0)
     paths = [path for path in sorted(phantoms.archive.rglob("*")) if path.is_file()]
@@ -115,10 +102,7 @@ def test_fits_held_out_normals_and_say_what_they_were_fitted_on(home: Home) -> N
         assert any("loss" in point for point in curve)
         calibration = model.calibration
         if DETECTORS[kind].needs_anomalous:
-            assert (model.record["data"]["n_anomalous"], model.record["data"]["n_anomalous_held_out"]) == (
-                7,
-                5,
-            )
+            assert (model.record["data"]["n_anomalous"], model.record["data"]["n_anomalous_held_out"]) == (7, 5)
             assert (calibration.rule, calibration.target, calibration.n_anomalous) == ("max_fnr", 0.0, 5)
             # None of five missed still allows many: the interval says so.
             assert (calibration.rate, round(calibration.rate_high, 2)) == (0.0, 0.52)

@@ -62,15 +62,11 @@ def test_two_workers_fit_the_model_of_one(alone: OpenModel, normal: str, tmp_pat
     for name, tensor in both.detector.state_dict().items():
         if tensor.numel():
             gap = float((tensor.double() - theirs[name].double()).abs().max())
-            assert gap <= 1e-5 * float(theirs[name].double().abs().max()) + 1e-9, (
-                f"{name} differs by {gap:.1e}"
-            )
+            assert gap <= 1e-5 * float(theirs[name].double().abs().max()) + 1e-9, f"{name} differs by {gap:.1e}"
     assert both.calibration.threshold == pytest.approx(alone.calibration.threshold, rel=1e-4)
 
 
-def test_images_that_memory_does_not_hold_give_the_very_same_model(
-    alone: OpenModel, normal: str, tmp_path: Path
-):
+def test_images_that_memory_does_not_hold_give_the_very_same_model(alone: OpenModel, normal: str, tmp_path: Path):
     streamed = fitted(normal, tmp_path, keep_mib=0)
     assert streamed.model_id == alone.model_id
     assert streamed.record["weights_sha256"] == alone.record["weights_sha256"]
@@ -82,16 +78,28 @@ def test_images_that_memory_does_not_hold_give_the_very_same_model(
 
 def fitting(normal: Path, out: Path, log: Path, workers: int) -> subprocess.Popen[bytes]:
     command = [
-        sys.executable, "-m", "ad_jobs", "fit", "--detector", "mkd", "--normal", str(normal), "--out", str(out),
-        "--size", "64", "--epochs", str(EPOCHS), "--workers", str(workers),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "ad_jobs",
+        "fit",
+        "--detector",
+        "mkd",
+        "--normal",
+        str(normal),
+        "--out",
+        str(out),
+        "--size",
+        "64",
+        "--epochs",
+        str(EPOCHS),
+        "--workers",
+        str(workers),
+    ]
     with log.open("wb") as stderr:
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr)
 
 
-def wait_for_a_checkpoint(
-    process: subprocess.Popen[bytes], out: Path, log: Path, other: set[str]
-) -> set[str]:
+def wait_for_a_checkpoint(process: subprocess.Popen[bytes], out: Path, log: Path, other: set[str]) -> set[str]:
     """The names of checkpoints that count, as soon as there is one that is not among `other`."""
     deadline = time.monotonic() + WAIT_S
     while True:
@@ -106,9 +114,7 @@ def wait_for_a_checkpoint(
 def registered(snapshot: Path) -> set[str]:
     """The checkpoints from which Ray Train would go on: a folder counts once every rank has reported it."""
     try:
-        return {
-            found["checkpoint_dir_name"] for found in json.loads(snapshot.read_text())["checkpoint_results"]
-        }
+        return {found["checkpoint_dir_name"] for found in json.loads(snapshot.read_text())["checkpoint_results"]}
     except ValueError:  # it is being written
         return set()
 
@@ -142,11 +148,7 @@ def test_a_killed_rank_and_then_a_killed_fit_continue_with_another_number_of_wor
     assert not (tmp_path / "killed" / "detector.json").exists()
 
     spec = FitSpec(
-        detector="mkd",
-        normal=str(normal),
-        out=str(tmp_path / "killed"),
-        size_px=(64, 64),
-        options={"epochs": EPOCHS},
+        detector="mkd", normal=str(normal), out=str(tmp_path / "killed"), size_px=(64, 64), options={"epochs": EPOCHS}
     )
     with caplog.at_level("INFO"):
         fit(spec)

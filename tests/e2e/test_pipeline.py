@@ -61,9 +61,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     verb("index", phantoms.archive, "--out", manifest, "--headers")
     verb(*FIT, "--normal", phantoms.train, "--out", model)
     verb("calibrate", model, "--normal", phantoms.calibration, "--max-fpr", "0.1")
-    scanned = json.loads(
-        verb("scan", manifest, "--model", model, "--out", run, "--heatmaps", "all", "--json")
-    )
+    scanned = json.loads(verb("scan", manifest, "--model", model, "--out", run, "--heatmaps", "all", "--json"))
     evaluation = json.loads(verb("evaluate", run, "--labels", phantoms.labels, "--bootstrap", "50", "--json"))
     verb("report", run)
     verb("verify", run, "--sample", "10")
@@ -86,9 +84,7 @@ def test_every_bad_object_has_its_reason(outcome: Outcome) -> None:
     scores = read_scores(str(outcome.root / "run"))
     bad = scores[scores.status != "scored"]
     archive = f"{outcome.phantoms.archive.resolve()}/"
-    assert (
-        dict(zip(bad.uri.str.removeprefix(archive), bad.error_code, strict=True)) == outcome.phantoms.expected
-    )
+    assert dict(zip(bad.uri.str.removeprefix(archive), bad.error_code, strict=True)) == outcome.phantoms.expected
 
 
 def test_no_planted_identifier_leaks(outcome: Outcome) -> None:
@@ -96,9 +92,7 @@ def test_no_planted_identifier_leaks(outcome: Outcome) -> None:
     assert len(words) > 100
     pattern = re.compile("|".join(re.escape(word) for word in words))
     planted = outcome.phantoms.archive / next(iter(outcome.phantoms.expected))
-    assert any(
-        pattern.search(path.read_bytes().decode("latin-1")) for path in planted.parent.parent.rglob("*.dcm")
-    )
+    assert any(pattern.search(path.read_bytes().decode("latin-1")) for path in planted.parent.parent.rglob("*.dcm"))
     assert not pattern.search(outcome.log)
     for folder in ("manifest", "model", "run"):
         for path in (outcome.root / folder).rglob("*"):

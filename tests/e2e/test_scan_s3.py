@@ -77,11 +77,7 @@ def test_wrong_keys_are_refused_before_any_work(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     for call in (
         (source, [local], str(tmp_path / "run")),
-        (
-            kit.write_archive(tmp_path / "archive", kit.good_objects(2)),
-            [local],
-            f"s3://{s3.bucket}/runs/refused",
-        ),
+        (kit.write_archive(tmp_path / "archive", kit.good_objects(2)), [local], f"s3://{s3.bucket}/runs/refused"),
         (str(tmp_path / "archive"), [model], str(tmp_path / "run")),
     ):
         with pytest.raises(UsageError, match="AWS"):

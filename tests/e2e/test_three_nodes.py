@@ -102,12 +102,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def alone(
-    cluster: Cluster,
-    archive: str,
-    model: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> pd.DataFrame:
+def alone(cluster: Cluster, archive: str, model: str, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """The table of a scan on a Ray of its own, on the same machine as the cluster: they do each other no harm."""
     del cluster
     out = str(tmp_path_factory.mktemp("alone") / "run")
@@ -163,9 +158,7 @@ def test_a_fit_of_two_workers(nodes: Cluster, tmp_path: Path) -> None:
     )
 
 
-def test_a_scan_of_three_actors(
-    nodes: Cluster, archive: str, model: str, alone: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_a_scan_of_three_actors(nodes: Cluster, archive: str, model: str, alone: pd.DataFrame, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     words = ("scan", archive, f"--model={model}", f"--out={out}", BATCH)
     process = nodes.run(*words, log=log, address=nodes.head.cluster_address)
@@ -176,9 +169,7 @@ def test_a_scan_of_three_actors(
     kit.assert_as_undisturbed(str(out), alone)
 
 
-def test_a_scan_as_a_job(
-    nodes: Cluster, archive: str, model: str, alone: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_a_scan_as_a_job(nodes: Cluster, archive: str, model: str, alone: pd.DataFrame, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     words = ("scan", archive, f"--model={model}", f"--out={out}", BATCH)
     process = nodes.run("submit", f"--address={nodes.head.address}", "--", *words, log=log)
@@ -193,12 +184,24 @@ def test_a_wrong_token(cluster: Cluster, archive: str, model: str, tmp_path: Pat
     own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
     refused = subprocess.run(
         [
-            sys.executable, "-m", "ad_jobs", "scan", archive, "--model", model, "--out", tmp_path / "run",
-            "--address", cluster.head.cluster_address,
+            sys.executable,
+            "-m",
+            "ad_jobs",
+            "scan",
+            archive,
+            "--model",
+            model,
+            "--out",
+            tmp_path / "run",
+            "--address",
+            cluster.head.cluster_address,
         ],
-        cwd=ROOT, env={**own, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")},
-        capture_output=True, text=True, timeout=WAIT_S,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**own, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
     assert refused.returncode == 1
     assert "The cluster takes only those with its token." in refused.stderr
     assert "RAY_AUTH_TOKEN_PATH" in refused.stderr

@@ -33,9 +33,7 @@ def statement(source: str, model: str, out: str, **options: object) -> str:
 
 
 def wait_for(
-    condition: Callable[[], object],
-    process: subprocess.Popen[bytes] | None = None,
-    within_s: float = WAIT_S,
+    condition: Callable[[], object], process: subprocess.Popen[bytes] | None = None, within_s: float = WAIT_S
 ) -> None:
     """Return once the condition holds; fail if the process ends before, or after `within_s`."""
     deadline = time.monotonic() + within_s
@@ -56,9 +54,7 @@ def finish(process: subprocess.Popen[bytes], within_s: float = WAIT_S) -> None:
 def asked_for(proxy: FaultProxy, since: int = 0) -> Counter[str]:
     """How often each object of the archive, by name, was asked for from the request numbered `since` on."""
     folder = f"archive/{PREFIX}/"
-    names = (
-        request.key.removeprefix(folder) for request in proxy.requests[since:] if request.method == "GET"
-    )
+    names = (request.key.removeprefix(folder) for request in proxy.requests[since:] if request.method == "GET")
     return Counter(name for name in names if name in OBJECTS)
 
 
@@ -102,9 +98,7 @@ def source(s3: S3Server) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    source: str, model: str, through: FaultProxy, tmp_path_factory: pytest.TempPathFactory
-) -> pd.DataFrame:
+def undisturbed(source: str, model: str, through: FaultProxy, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """The table of a scan without faults, in one chapter: every object was asked for once."""
     out: Path = tmp_path_factory.mktemp("undisturbed") / "run"
     with pytest.MonkeyPatch.context() as patch:

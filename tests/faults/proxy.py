@@ -80,9 +80,7 @@ class FaultProxy:
     def listings(self, folder: str, since: int = 0) -> int:
         """How often what lies below a folder of the bucket was listed."""
         prefix = f"prefix={quote(folder, safe='')}"
-        return sum(
-            "list-type" in request.query and prefix in request.query for request in self.requests[since:]
-        )
+        return sum("list-type" in request.query and prefix in request.query for request in self.requests[since:])
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -21,14 +21,7 @@ from s3server import S3Server
 from ad_jobs.errors import UsageError
 from ad_jobs.results.read import read_run, read_scores
 from cluster import storage
-from tests.faults.conftest import (
-    OBJECTS,
-    PREFIX,
-    asked_for,
-    finish,
-    statement,
-    wait_for,
-)
+from tests.faults.conftest import OBJECTS, PREFIX, asked_for, finish, statement, wait_for
 from tests.faults.proxy import Fault, FaultProxy, Request
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
@@ -57,9 +50,7 @@ class Parts:
 
 def slowly(request: Request) -> Fault | None:
     """Every tenth object comes late, so that there is something to kill."""
-    return (
-        Fault("slow") if request.method == "GET" and "/good/" in request.key and "5." in request.key else None
-    )
+    return Fault("slow") if request.method == "GET" and "/good/" in request.key and "5." in request.key else None
 
 
 @pytest.mark.parametrize(
@@ -97,9 +88,7 @@ def test_the_driver_is_killed(
     family = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    psutil.wait_procs(
-        family, timeout=20.0
-    )  # its workers may still be asking for something; some of Ray stays longer
+    psutil.wait_procs(family, timeout=20.0)  # its workers may still be asking for something; some of Ray stays longer
     proxy.rule = lambda _: None
     with pytest.raises(UsageError, match="Run the same scan command again"):
         read_run(out)
@@ -116,12 +105,7 @@ def test_the_driver_is_killed(
     assert set(asked) == set(OBJECTS) - done
     assert proxy.listings(PREFIX, since) == 0
     folders = {name.partition("/")[0] for name in storage.list_names(out)}
-    assert folders == {
-        "heatmaps",
-        "manifest",
-        "run.json",
-        "scores",
-    }  # what only an unfinished run needs is gone
+    assert folders == {"heatmaps", "manifest", "run.json", "scores"}  # what only an unfinished run needs is gone
 
 
 def worker(process: subprocess.Popen[bytes], name: str) -> psutil.Process | None:
@@ -163,11 +147,7 @@ def test_workers_are_killed(
 def cluster() -> Iterator[Cluster]:
     """A head with a CPU and two workers with two."""
     # Ray's own settings give a silent node half a minute; here it is missed after three seconds.
-    noticed = {
-        "health_check_initial_delay_ms": 0,
-        "health_check_period_ms": 1000,
-        "health_check_failure_threshold": 3,
-    }
+    noticed = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
     head = {"num_cpus": 1, "include_dashboard": False, "_system_config": noticed}
     made = Cluster(initialize_head=True, head_node_args=head)
     try:
@@ -185,9 +165,7 @@ def test_a_node_is_removed(
 ) -> None:
     out = tmp_path / "run"
     proxy.rule = slowly
-    process = kit.in_a_process(
-        statement(source, model, str(out), address=cluster.address), stderr=subprocess.PIPE
-    )
+    process = kit.in_a_process(statement(source, model, str(out), address=cluster.address), stderr=subprocess.PIPE)
     parts = Parts(str(out))
     wait_for(lambda: parts.done() >= 8, process)
     node = sorted(cluster.worker_nodes, key=lambda node: node.unique_id)[0]

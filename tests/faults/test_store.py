@@ -20,14 +20,7 @@ from ad_jobs.index import index
 from ad_jobs.results.read import read_scores
 from ad_jobs.scan import scan
 from cluster.session import session
-from tests.faults.conftest import (
-    OBJECTS,
-    PREFIX,
-    asked_for,
-    finish,
-    statement,
-    wait_for,
-)
+from tests.faults.conftest import OBJECTS, PREFIX, asked_for, finish, statement, wait_for
 from tests.faults.proxy import Fault, FaultProxy, Request
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
@@ -52,9 +45,7 @@ def test_an_object_is_asked_for_once(undisturbed: pd.DataFrame) -> None:
     assert len(undisturbed) >= len(OBJECTS)  # the fixture has counted its requests
 
 
-def test_answers_that_fail(
-    s3: S3Server, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame
-) -> None:
+def test_answers_that_fail(s3: S3Server, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame) -> None:
     # In this test: the proxy's own count goes on from those before.
     asked: Counter[tuple[str, str]] = Counter()
     parts: list[str] = []
@@ -187,7 +178,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )  # fmt: skip
+    )
     if mounted.returncode:
         pytest.skip(f"this user may not mount a small file system: {mounted.stderr.strip()}")
     yield folder
@@ -212,9 +203,7 @@ def test_two_scans_into_one_folder(
     proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "run")
-    proxy.rule = lambda request: (
-        Fault("slow") if of_objects(request) else None
-    )  # so that the first is still there
+    proxy.rule = lambda request: Fault("slow") if of_objects(request) else None  # so that the first is still there
     first = kit.in_a_process(statement(source, model, out), stderr=subprocess.PIPE)
     wait_for((tmp_path / "run" / "run.lock").exists, first, within_s=120)
     with pytest.raises(UsageError, match="One scan at a time writes to a folder") as caught:

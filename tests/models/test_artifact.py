@@ -27,9 +27,7 @@ POLICY = {"channels": 3, "height_px": 32, "width_px": 48}
 def detector() -> Detector:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return registry.create(
-            "mkd", registry.configure("mkd", {"weights": "random", "lambda_val": 0.3}), SPEC
-        ).eval()
+        return registry.create("mkd", registry.configure("mkd", {"weights": "random", "lambda_val": 0.3}), SPEC).eval()
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +138,7 @@ def test_cut_weights_are_found(saved: Path):
 )
 def test_an_edited_record_is_found(changed: dict[str, object], saved: Path):
     rewrite(saved, **changed)
-    with pytest.raises(
-        ArtifactError, match=r"model id must follow .*it was edited\. Restore it, or fit again"
-    ):
+    with pytest.raises(ArtifactError, match=r"model id must follow .*it was edited\. Restore it, or fit again"):
         artifact.load(saved)
 
 
@@ -213,9 +209,7 @@ def test_weights_that_do_not_fit_are_refused_though_the_record_agrees(content: s
 
 def test_a_model_of_an_unknown_detector_is_refused(saved: Path):
     rewrite(saved, honest=True, kind="nonesuch")
-    with pytest.raises(
-        ArtifactError, match=r"of a detector that this retroscan has\. Got: nonesuch in .*fit again"
-    ):
+    with pytest.raises(ArtifactError, match=r"of a detector that this retroscan has\. Got: nonesuch in .*fit again"):
         artifact.load(saved)
 
 

@@ -67,9 +67,7 @@ def test_other_networks_of_timm_can_be_tapped():
 
 @pytest.mark.parametrize("halvings", [(), (0, 1), (3, 6), (4, 3), (3, 3)])
 def test_taps_must_be_ascending_halvings(halvings: tuple[int, ...]):
-    with pytest.raises(
-        ConfigError, match=r"ascending halvings .* Got: \[.*\]\. Choose others with --set layers="
-    ):
+    with pytest.raises(ConfigError, match=r"ascending halvings .* Got: \[.*\]\. Choose others with --set layers="):
         Backbone(LITE0, halvings, "random")
 
 
@@ -110,11 +108,7 @@ def test_norms_follow_the_weights_convention():
     ("norm", "black", "white"),
     [
         ("none", (0.0,) * 3, (1.0,) * 3),
-        (
-            "imagenet",
-            (-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225),
-            (0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225),
-        ),
+        ("imagenet", (-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225), (0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225)),
         ("caffe", (-123.68, -116.779, -103.939), (255 - 123.68, 255 - 116.779, 255 - 103.939)),
         ("lite", (-127 / 128,) * 3, (1.0,) * 3),
     ],
@@ -141,9 +135,7 @@ def test_grey_images_are_taken_as_three_equal_channels(lite0: Backbone):
 
 
 def test_an_unknown_norm_is_refused():
-    with pytest.raises(
-        ConfigError, match=r"one of native, none, imagenet, caffe, lite\. Got: l2\. .*--set norm="
-    ):
+    with pytest.raises(ConfigError, match=r"one of native, none, imagenet, caffe, lite\. Got: l2\. .*--set norm="):
         Backbone("vgg11", (1,), "random", "l2")
 
 
@@ -177,13 +169,7 @@ def test_random_weights_are_said_aloud(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         backbone = Backbone("vgg11", (1,), "random")
     assert "vgg11 is untrained (weights=random)" in caplog.text
-    assert backbone.record() == {
-        "name": "vgg11",
-        "weights": "random",
-        "sha256": "",
-        "norm": "none",
-        "halvings": [1],
-    }
+    assert backbone.record() == {"name": "vgg11", "weights": "random", "sha256": "", "norm": "none", "halvings": [1]}
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -227,9 +213,7 @@ def test_a_failed_download_names_three_ways(weights: str, monkeypatch: pytest.Mo
     import torchvision.models
 
     monkeypatch.setattr(torchvision.models, "get_model_weights", lambda _: {"IMAGENET1K_V1": NoInternet()})
-    with pytest.raises(
-        WeightsError, match=r"Got: weights=torchvision \(the download failed \(URLError\)\)"
-    ) as caught:
+    with pytest.raises(WeightsError, match=r"Got: weights=torchvision \(the download failed \(URLError\)\)") as caught:
         Backbone("vgg11", TAPS, weights)
     assert_names_three_ways(caught.value)
 
@@ -253,16 +237,12 @@ def test_timms_download_asks_for_the_variant_that_is_built(monkeypatch: pytest.M
 def test_weights_of_another_network_are_refused(tmp_path: Path):
     state = Backbone("vgg11", (1,), "random").network.state_dict()
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "vgg11.safetensors")
-    with pytest.raises(
-        WeightsError, match=r"must fit vgg13\. Got: .*vgg11\.safetensors, in which '\d+\.weight' and"
-    ):
+    with pytest.raises(WeightsError, match=r"must fit vgg13\. Got: .*vgg11\.safetensors, in which '\d+\.weight' and"):
         Backbone("vgg13", (1,), str(tmp_path / "vgg11.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
-@pytest.mark.parametrize(
-    "content", [b"", b"not a state dict at all", b"\x00" * 64], ids=["empty", "text", "zeros"]
-)
+@pytest.mark.parametrize("content", [b"", b"not a state dict at all", b"\x00" * 64], ids=["empty", "text", "zeros"])
 def test_a_file_of_another_kind_is_refused(name: str, content: bytes, tmp_path: Path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=r"holds a state dict.* Got: .*weights\..*Save one with"):

@@ -11,9 +11,7 @@ TOLERANCE = {"rtol": 1e-7, "atol": 1e-7}  # raw squares of such images have four
 
 @pytest.mark.parametrize("count", [7, 2])  # shares of 3, 2 and 2 images; one rank without any
 @pytest.mark.parametrize(("affine", "momentum"), [(True, 0.1), (False, None)])
-def test_three_ranks_normalise_as_one_process(
-    three: Workers, count: int, affine: bool, momentum: float | None
-):
+def test_three_ranks_normalise_as_one_process(three: Workers, count: int, affine: bool, momentum: float | None):
     generator = torch.Generator().manual_seed(count)
     images = 1e6 + torch.randn(count, 5, 3, 4, generator=generator, dtype=torch.float64)
     (whole,) = three.run(1, normalise, images, affine, momentum)

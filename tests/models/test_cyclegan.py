@@ -176,9 +176,7 @@ def test_discriminators_get_no_gradient_from_the_generators_loss(monkeypatch: py
     judges = (learner.normal_judge, learner.anomalous_judge)
     with monkeypatch.context() as patch:  # their own losses left out, only the generators' reach them
         nothing = torch.zeros((), requires_grad=True)
-        patch.setattr(
-            learner, "_judges", lambda *_: {"judge_normal": nothing * 1, "judge_anomalous": nothing * 1}
-        )
+        patch.setattr(learner, "_judges", lambda *_: {"judge_normal": nothing * 1, "judge_anomalous": nothing * 1})
         learner.step(batch)
     for judge in judges:
         assert all(parameter.grad is None for parameter in judge.parameters())
@@ -302,15 +300,11 @@ def test_the_identity_term_falls_and_defects_change_more_than_normals():
 
 def test_a_batch_without_anomalous_images_is_refused():
     learner = learner_of(cyclegan())
-    with pytest.raises(
-        InputError, match=r"learns from pairs.*Got: a batch without anomalous ones\. Name some"
-    ):
+    with pytest.raises(InputError, match=r"learns from pairs.*Got: a batch without anomalous ones\. Name some"):
         learner.step(batches(textures(2, *SIZE), 2)[0])
 
 
 @pytest.mark.parametrize("size", [(20, 64), (64, 66)])
 def test_sizes_that_leave_no_patch_are_refused(size: tuple[int, int]):
-    with pytest.raises(
-        ConfigError, match=rf"multiples of 4 and at least 24 px a side\. Got: {size[0]}x{size[1]}\."
-    ):
+    with pytest.raises(ConfigError, match=rf"multiples of 4 and at least 24 px a side\. Got: {size[0]}x{size[1]}\."):
         cyclegan(size)

@@ -82,9 +82,7 @@ def test_stages_are_levelled_by_held_out_normals():
 
 @pytest.mark.parametrize("bank", ["stage", "joint"])
 def test_a_defect_stands_out_where_it_is(bank: str):
-    detector = fyd(
-        (64, 64), backbone="efficientnet_lite0", weights="auto", layers=(2, 3, 4), bank=bank, contrast=False
-    )
+    detector = fyd((64, 64), backbone="efficientnet_lite0", weights="auto", layers=(2, 3, 4), bank=bank, contrast=False)
     run_fit(detector, batches(textures(24, 64, 64), 8), batches(textures(8, 64, 64, seed=4), 4))
     normal = textures(8, 64, 64, seed=1)
     bad, masks = with_defects(normal)
@@ -108,10 +106,7 @@ def test_identity_transformers_change_nothing():
 def test_alignment_loss_is_the_mean_distance_of_pairs():
     images = textures(4, 8, 12)
     pairs = [
-        (images[i] - images[j]).square().sum(0).add(1e-8).sqrt().mean()
-        for i in range(4)
-        for j in range(4)
-        if i != j
+        (images[i] - images[j]).square().sum(0).add(1e-8).sqrt().mean() for i in range(4) for j in range(4) if i != j
     ]
     assert float(alignment_loss(images)) == pytest.approx(float(torch.stack(pairs).mean()), rel=1e-5)
     same = images[:1].repeat(3, 1, 1, 1).requires_grad_()
@@ -124,14 +119,9 @@ def test_alignment_loss_is_the_mean_distance_of_pairs():
 def test_agreement_in_one_sum_is_the_double_loop():
     predicted, projected = torch.randn(5, 6, 3, 4), torch.randn(5, 6, 3, 4)
     terms = [
-        -F.cosine_similarity(predicted[a], projected[b], dim=0).mean()
-        for a in range(5)
-        for b in range(5)
-        if a != b
+        -F.cosine_similarity(predicted[a], projected[b], dim=0).mean() for a in range(5) for b in range(5) if a != b
     ]
-    assert float(agreement_loss(predicted, projected)) == pytest.approx(
-        float(torch.stack(terms).mean()), abs=1e-6
-    )
+    assert float(agreement_loss(predicted, projected)) == pytest.approx(float(torch.stack(terms).mean()), abs=1e-6)
     alike = torch.randn(1, 6, 3, 4).repeat(4, 1, 1, 1)
     assert float(agreement_loss(alike, alike)) == pytest.approx(-1, abs=1e-6)
 
@@ -153,10 +143,7 @@ def bars(count: int, spread_deg: float, seed: int = 0) -> tuple[torch.Tensor, to
     y, x = torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="ij")
     found = []
     for angle in torch.deg2rad(angles):
-        along, across = (
-            x * torch.cos(angle) + y * torch.sin(angle),
-            y * torch.cos(angle) - x * torch.sin(angle),
-        )
+        along, across = (x * torch.cos(angle) + y * torch.sin(angle), y * torch.cos(angle) - x * torch.sin(angle))
         width = 0.12 + 0.16 * (along > 0.3)
         inside = torch.sigmoid(20 * (width - across.abs())) * torch.sigmoid(20 * (0.75 - along.abs()))
         found.append(inside.expand(3, -1, -1))
@@ -173,9 +160,16 @@ def angle_after(detector: FYD, images: torch.Tensor, angles: torch.Tensor) -> to
 def test_alignment_brings_objects_to_one_angle():
     images, angles = bars(64, 40.0)
     detector = fyd(
-        (32, 32), layers=(2,), align_image=True, image_family="rotation", image_angle_deg=60.0, align_epochs=30,
-        contrast=False, batch_size=16, stn_hidden=64,
-    )  # fmt: skip
+        (32, 32),
+        layers=(2,),
+        align_image=True,
+        image_family="rotation",
+        image_angle_deg=60.0,
+        align_epochs=30,
+        contrast=False,
+        batch_size=16,
+        stn_hidden=64,
+    )
     learner = detector.learner(Runtime())
     losses = run_phase(learner, "align", batches(images, 16))
     detector.eval()
@@ -236,9 +230,7 @@ def test_watching_keeps_the_state_before_the_collapse(monkeypatch: pytest.Monkey
     states: list[torch.Tensor] = []
     end = learner.end_epoch
     name = "stages.0.0.weight"
-    monkeypatch.setattr(
-        learner, "end_epoch", lambda: (states.append(detector.trunk.state_dict()[name].clone()), end())
-    )
+    monkeypatch.setattr(learner, "end_epoch", lambda: (states.append(detector.trunk.state_dict()[name].clone()), end()))
     losses = run_phase(learner, "contrast", batches(textures(8, *SIZE), 4))
     assert torch.equal(detector.trunk.state_dict()[name], states[1])
     assert learner.stopped
@@ -272,8 +264,7 @@ def test_synthetic_anomalies_are_pasted_patches_of_the_image_itself():
 
 def test_a_missing_weights_file_names_the_three_ways(tmp_path):
     with pytest.raises(
-        WeightsError,
-        match=r"wide_resnet50_2 needs ImageNet weights.*Three ways: .*local file.*installed",
+        WeightsError, match=r"wide_resnet50_2 needs ImageNet weights.*Three ways: .*local file.*installed"
     ):
         fyd(backbone="wide_resnet50_2", weights=str(tmp_path / "none.safetensors"))
 
@@ -286,13 +277,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 def test_the_record_says_where_the_backbone_came_from():
     found = fyd().source_record()
-    assert found == {
-        "name": "resnet18",
-        "weights": "random",
-        "sha256": "",
-        "norm": "imagenet",
-        "halvings": [2, 3],
-    }
+    assert found == {"name": "resnet18", "weights": "random", "sha256": "", "norm": "imagenet", "halvings": [2, 3]}
 
 
 def test_stage_transformers_need_a_map_of_some_size():

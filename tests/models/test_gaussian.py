@@ -29,9 +29,7 @@ def test_mean_and_covariance_are_the_samples():
     found = sums(x)
     for p in range(P):
         np.testing.assert_allclose(found.mean()[p], x[:, p].double().mean(0), rtol=1e-10)
-        np.testing.assert_allclose(
-            found.covariance()[p], np.cov(x[:, p].double().numpy().T), rtol=1e-8, atol=1e-10
-        )
+        np.testing.assert_allclose(found.covariance()[p], np.cov(x[:, p].double().numpy().T), rtol=1e-8, atol=1e-10)
 
 
 def test_sums_of_two_workers_are_those_of_all():

@@ -38,21 +38,39 @@ CURVES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "cyclegan-paper": (
         "cyclegan",
         {
-            "ngf": 4, "blocks": 1, "ndf": 4, "epochs": 10,
-            "residual": False, "lambda_cycle": 10, "zoom": 0, "shift": 0, "contrast": 0,
-            "views": 1, "other_class": 0, "lr": 2e-4,
+            "ngf": 4,
+            "blocks": 1,
+            "ndf": 4,
+            "epochs": 10,
+            "residual": False,
+            "lambda_cycle": 10,
+            "zoom": 0,
+            "shift": 0,
+            "contrast": 0,
+            "views": 1,
+            "other_class": 0,
+            "lr": 2e-4,
         },
         ("translate",),
     ),
     "fyd": (
         "fyd",
         {
-            "backbone": "resnet18", "weights": "random", "layers": (2, 3), "align_image": True, "align_stages": True,
-            "contrast": True, "align_epochs": 5, "epochs": 5, "stn_hidden": 8, "width": 8, "lr": 1e-3,
+            "backbone": "resnet18",
+            "weights": "random",
+            "layers": (2, 3),
+            "align_image": True,
+            "align_stages": True,
+            "contrast": True,
+            "align_epochs": 5,
+            "epochs": 5,
+            "stn_hidden": 8,
+            "width": 8,
+            "lr": 1e-3,
         },
         ("align", "contrast"),
     ),
-}  # fmt: skip
+}
 
 
 def curve(name: str) -> dict[str, list[float]]:
@@ -65,11 +83,7 @@ def curve(name: str) -> dict[str, list[float]]:
     numpy_weights(detector, rng)
     learner = detector.double().learner(Runtime())
     for value in vars(learner).values():  # networks that live as long as the fit
-        if (
-            isinstance(value, nn.Module)
-            and value is not detector
-            and value is not getattr(detector, "network", None)
-        ):
+        if isinstance(value, nn.Module) and value is not detector and value is not getattr(detector, "network", None):
             numpy_weights(value, rng)
             value.double()
     found: dict[str, list[float]] = {}

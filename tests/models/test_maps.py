@@ -45,9 +45,7 @@ def test_no_sigma_changes_nothing(sigma_px: float):
 
 def test_blur_of_one_map_does_not_see_the_others():
     values = maps(3, 20, 30)
-    torch.testing.assert_close(
-        gaussian_blur(values, 2.0)[1:2], gaussian_blur(values[1:2], 2.0), rtol=0, atol=1e-7
-    )
+    torch.testing.assert_close(gaussian_blur(values, 2.0)[1:2], gaussian_blur(values[1:2], 2.0), rtol=0, atol=1e-7)
 
 
 def test_the_blurs_matrix_is_not_changed_by_its_users():

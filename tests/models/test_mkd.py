@@ -102,9 +102,7 @@ def test_a_fit_leaves_the_source_alone(detector: MKD):
 
 @pytest.mark.parametrize("size_px", [(40, 72), (33, 47), (96, 64)])
 @pytest.mark.parametrize("source", ["lite0", "vgg16"])
-def test_source_and_cloner_agree_on_sizes_that_are_no_multiple(
-    source: str, size_px: tuple[int, int], sources
-):
+def test_source_and_cloner_agree_on_sizes_that_are_no_multiple(source: str, size_px: tuple[int, int], sources):
     """EfficientNet rounds odd sizes up, VGG's pools round down; the cloner follows its source."""
     detector, image = sources[source], torch.rand(1, 3, *size_px)
     with torch.no_grad():
@@ -118,9 +116,7 @@ def test_a_grey_image_scores_as_its_colour_copy():
     torch.manual_seed(0)
     colour = build(channels=3, **LITE0)
     images = textures(2, *SIZE_PX, channels=1)
-    assert torch.equal(
-        grey.score(images).image, colour.score(images.expand(-1, 3, -1, -1).contiguous()).image
-    )
+    assert torch.equal(grey.score(images).image, colour.score(images.expand(-1, 3, -1, -1).contiguous()).image)
 
 
 # --- Losses
@@ -281,10 +277,7 @@ def test_a_flat_gradient_gives_a_cold_map_and_no_division_by_zero():
 
 def test_a_gradient_map_inside_inference_mode_is_refused(detector: MKD):
     images = textures(1, *SIZE_PX)
-    with (
-        torch.inference_mode(),
-        pytest.raises(InputError, match=r"autograd\. Got: .*inference_mode.*plainly"),
-    ):
+    with torch.inference_mode(), pytest.raises(InputError, match=r"autograd\. Got: .*inference_mode.*plainly"):
         with_options(detector, map="gradient").score(images)
 
 
@@ -304,16 +297,8 @@ def test_a_cosine_map_inside_inference_mode_is_the_same(detector: MKD):
     [
         ({"layers": [3, 4], "layers_score": [4, 5]}, SIZE_PX, r"layers_score must be among layers \[3, 4\]"),
         ({"layers_score": []}, SIZE_PX, r"layers_score must be among.* Got: \[\]"),
-        (
-            {"cloner": "equal"},
-            SIZE_PX,
-            r"cloner=equal .* Got: backbone=efficientnet_lite0\. Use --set cloner=compact",
-        ),
-        (
-            {"layers": [5, 4], "layers_score": [4]},
-            SIZE_PX,
-            r"ascending halvings.* Got: \[5, 4\].*--set layers=",
-        ),
+        ({"cloner": "equal"}, SIZE_PX, r"cloner=equal .* Got: backbone=efficientnet_lite0\. Use --set cloner=compact"),
+        ({"layers": [5, 4], "layers_score": [4]}, SIZE_PX, r"ascending halvings.* Got: \[5, 4\].*--set layers="),
         ({"layers": [4, 6], "layers_score": [4]}, SIZE_PX, r"out of \(1, 2, 3, 4, 5\)\. Got: \[4, 6\]"),
         ({"backbone": "vgg11"}, (64, 16), r"at least 32 px a side.* Got: 64x16 .*--size"),
     ],

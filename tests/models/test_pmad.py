@@ -28,9 +28,7 @@ def pmad(size_px: tuple[int, int] = SIZE, **options: object) -> PMAD:
     return detector
 
 
-def memory(
-    query: str = "channel_map", channels: int = 6, side: int = 2, **options: object
-) -> PartitionMemory:
+def memory(query: str = "channel_map", channels: int = 6, side: int = 2, **options: object) -> PartitionMemory:
     torch.manual_seed(0)
     config = PMADConfig.model_validate({"query": query, "items": 5, **options})
     return PartitionMemory(channels, (8, 12), side, config).eval()
@@ -58,9 +56,7 @@ def test_answers_have_the_maps_shape_and_lie_in_the_span_of_the_items(query: str
     answers = bank(maps)
     assert answers.shape == maps.shape
     tiles = tile(answers, 2).detach()
-    rows = {"channel_map": tiles, "pixel": tiles.transpose(2, 3), "block": tiles.flatten(2).unsqueeze(2)}[
-        query
-    ]
+    rows = {"channel_map": tiles, "pixel": tiles.transpose(2, 3), "block": tiles.flatten(2).unsqueeze(2)}[query]
     for number in range(4):
         items = bank.items[0 if shared else number].detach().T.double()
         answer = rows[:, number].reshape(-1, dims).T.double()
@@ -111,16 +107,12 @@ def test_where_no_weight_is_above_one_nth_the_largest_stands_alone():
 def test_the_temperature_decides_how_many_items_answer():
     torch.manual_seed(0)
     queries, items = (torch.nn.functional.normalize(torch.randn(200, 64), dim=-1) for _ in range(2))
-    shares = [
-        float((shrink((queries @ items.T / t).softmax(-1)) > 0).float().mean()) for t in (1.0, 0.1, 0.05)
-    ]
+    shares = [float((shrink((queries @ items.T / t).softmax(-1)) > 0).float().mean()) for t in (1.0, 0.1, 0.05)]
     assert shares == pytest.approx([0.48, 0.27, 0.13], abs=0.03)  # figures of the specification
 
 
 def test_memories_that_are_too_large_and_tiles_that_do_not_divide_are_refused():
-    with pytest.raises(
-        ConfigError, match=r"at most max_memory parameters\. Got: 2,304 for 4 memories of 4 items"
-    ):
+    with pytest.raises(ConfigError, match=r"at most max_memory parameters\. Got: 2,304 for 4 memories of 4 items"):
         memory("block", items=4, max_memory=2000)
     with pytest.raises(ConfigError, match=r"Got: 3 a side at level 1, whose map is 16x24"):
         pmad(partitions=(4, 3, 2, 2))
@@ -192,11 +184,7 @@ def test_subtraction_is_monotone_and_leaves_nothing_of_a_flat_map():
     low, high = noisy(), noisy() + 0.1 * torch.rand(1, 64, 64)
     found = histogram_error.background(low, 1.0, 10.0)
     for kappa in (0.0, 1.0, 4.0):
-        assert bool(
-            (
-                histogram_error.subtract(high, found, kappa) >= histogram_error.subtract(low, found, kappa)
-            ).all()
-        )
+        assert bool((histogram_error.subtract(high, found, kappa) >= histogram_error.subtract(low, found, kappa)).all())
     flat = torch.zeros(1, 64, 64)
     assert float(histogram_error.subtract(flat, histogram_error.background(flat, 1.0, 10.0), 0.0).max()) == 0
 
@@ -208,9 +196,7 @@ def test_an_image_offset_goes_with_the_mode():
         errors = noisy(level=level)
         errors[:, :8, :8] += 0.4
         left.append(
-            histogram_error.subtract(errors, histogram_error.background(errors, 1.0, 10.0), 2.0)[
-                :, :8, :8
-            ].mean()
+            histogram_error.subtract(errors, histogram_error.background(errors, 1.0, 10.0), 2.0)[:, :8, :8].mean()
         )
     assert float(left[0]) == pytest.approx(float(left[1]), abs=0.02)
 

@@ -37,10 +37,7 @@ def test_an_unknown_detector_is_refused_with_the_known_ones():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"epoch": 3},
-            r"mkd option 'epoch': .*Got: 3\. The options of mkd are epochs, batch_size, lr, backbone",
-        ),
+        ({"epoch": 3}, r"mkd option 'epoch': .*Got: 3\. The options of mkd are epochs, batch_size, lr, backbone"),
         ({"epochs": 0}, r"mkd option 'epochs': .*greater than or equal to 1.* Got: 0\."),
         ({"epochs": "many"}, r"mkd option 'epochs': .*Got: 'many'\."),
         ({"map": "smoothgrad"}, r"mkd option 'map': .*'gradient' or 'cosine'.*Got: 'smoothgrad'\."),
@@ -68,14 +65,8 @@ def test_creating_without_pretrained_reads_no_weights():
 
 
 def test_listing_detectors_imports_no_networks():
-    code = (
-        "import sys; import models.registry; print(*{'timm', 'torchvision', 'models.mkd'} & set(sys.modules))"
-    )
+    code = "import sys; import models.registry; print(*{'timm', 'torchvision', 'models.mkd'} & set(sys.modules))"
     child = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": ":".join(sys.path)},
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)}
     )
     assert child.stdout.strip() == ""

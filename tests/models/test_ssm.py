@@ -44,9 +44,7 @@ def test_a_checkerboard_and_its_complement_hide_everything_once():
 
 def test_masks_follow_their_seed_and_torchs_own_generator_stays_where_it_is():
     before = torch.get_rng_state()
-    first, again, other = (
-        ssm(masks="disjoint", mask_seed=seed).score(textures(2, *SIZE)).image for seed in (1, 1, 2)
-    )
+    first, again, other = (ssm(masks="disjoint", mask_seed=seed).score(textures(2, *SIZE)).image for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     torch.set_rng_state(before)
@@ -94,9 +92,7 @@ def test_everything_uncovered_is_a_map_of_zeros(refine: str):
     assert float(error) == 0
 
 
-def test_the_visible_area_never_shrinks_and_refinement_stops_at_the_configured_pass(
-    monkeypatch: pytest.MonkeyPatch,
-):
+def test_the_visible_area_never_shrinks_and_refinement_stops_at_the_configured_pass(monkeypatch: pytest.MonkeyPatch):
     """What one pass found normal stays visible, also where the next does not find it so."""
     for steps in (1, 2, 3):
         detector = ssm(refine_steps=steps)
@@ -189,9 +185,7 @@ def test_a_threshold_of_maps_means_the_same_at_two_sizes():
         held_out = textures(4, side, side, seed=3)
         run_phase(detector.learner(Runtime()), "threshold", batches(held_out, 4))
         with torch.no_grad():
-            maps = torch.stack(
-                [detector.examine(x.unsqueeze(0), torch.zeros(side, side))[0] for x in held_out]
-            )
+            maps = torch.stack([detector.examine(x.unsqueeze(0), torch.zeros(side, side))[0] for x in held_out])
         assert float((maps < detector.normal_below).float().mean()) == pytest.approx(0.8, abs=0.01)
 
 
@@ -213,9 +207,7 @@ def test_a_change_of_colour_alone_is_seen_by_the_colour_term():
     image = torch.full((1, 3, 64, 64), 0.4)
     painted = (image + 0.2).repeat(3, 1, 1, 1)
     assert float(ssm((64, 64), color_weight=0.0).difference(image, painted).max()) < 1e-3
-    assert float(ssm((64, 64), color_weight=1.0).difference(image, painted).min()) == pytest.approx(
-        0.2, abs=1e-3
-    )
+    assert float(ssm((64, 64), color_weight=1.0).difference(image, painted).min()) == pytest.approx(0.2, abs=1e-3)
 
 
 def test_weights_of_cell_sizes_are_their_areas_or_equal():

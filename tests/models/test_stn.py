@@ -77,9 +77,7 @@ def test_frames_that_follow_one_another_are_one_product():
     )
     other = torch.tensor([[[1.05, 0, 0.02], [0, 0.95, 0], [0, 0, 1.0]]])
     inside = (slice(None), slice(None), slice(12, 52), slice(12, 52))
-    torch.testing.assert_close(
-        warp(warp(maps, one), other)[inside], warp(maps, one @ other)[inside], atol=0.03, rtol=0
-    )
+    torch.testing.assert_close(warp(warp(maps, one), other)[inside], warp(maps, one @ other)[inside], atol=0.03, rtol=0)
 
 
 def test_half_turns_turn_those_that_are_marked():

@@ -67,7 +67,5 @@ def test_mask_blocks_act_where_the_image_is_visible_and_there_alone():
 @pytest.mark.parametrize("size", [(40, 64), (64, 100), (8, 16)])
 def test_sizes_that_do_not_halve_four_times_are_refused(size: tuple[int, int]):
     spec = InputSpec(channels=3, height_px=size[0], width_px=size[1])
-    with pytest.raises(
-        ConfigError, match=rf"multiples of 16\. Got: {size[0]}x{size[1]}\. Choose another --size"
-    ):
+    with pytest.raises(ConfigError, match=rf"multiples of 16\. Got: {size[0]}x{size[1]}\. Choose another --size"):
         check_size(spec)

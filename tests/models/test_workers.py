@@ -25,14 +25,23 @@ MEMORY = ("none", "pmb", "skip", "pmb")
 STEPS = {"epochs": 7, "batch_size": 4}
 CYCLE = {**STEPS, "ngf": 4, "blocks": 1, "ndf": 4}
 FYD: dict[str, Any] = {
-    "backbone": "resnet18", "weights": "random", "layers": (2, 3), "stn_hidden": 8, "width": 8, "dims": 16, "lr": 1e-3,
-    "batch_size": 4, "align_image": True, "align_stages": True, "contrast": True, "flip": True, "align_epochs": 4,
+    "backbone": "resnet18",
+    "weights": "random",
+    "layers": (2, 3),
+    "stn_hidden": 8,
+    "width": 8,
+    "dims": 16,
+    "lr": 1e-3,
+    "batch_size": 4,
+    "align_image": True,
+    "align_stages": True,
+    "contrast": True,
+    "flip": True,
+    "align_epochs": 4,
     "epochs": 4,
-}  # fmt: skip
+}
 JOBS: dict[str, Job] = {
-    "ssm": Job(
-        "ssm", {**STEPS, "width": 4, "refine": "disjoint", "score": "max+mse", "mask_blocks": True}, (32, 48)
-    ),
+    "ssm": Job("ssm", {**STEPS, "width": 4, "refine": "disjoint", "score": "max+mse", "mask_blocks": True}, (32, 48)),
     "ssm-autoencoder": Job("ssm", {**STEPS, "width": 4, "model": "autoencoder"}, (32, 48)),
     "pmad": Job("pmad", {**STEPS, "width": 4, "items": 6, "warmup": 3, "modes": MEMORY}, (32, 48)),
     "mkd": Job("mkd", STEPS, (32, 64)),
@@ -128,10 +137,7 @@ def test_float32_begins_alike(three: Workers, name: str):
     """The first step, before rounding has gone through an optimizer."""
     job = JOBS[name]._replace(double=False)
     place = (MAIN[name], 1)
-    first = [
-        next(step for step in sound(three.run(world, fit, job, place)[0]).losses if step)
-        for world in (1, 2, 3)
-    ]
+    first = [next(step for step in sound(three.run(world, fit, job, place)[0]).losses if step) for world in (1, 2, 3)]
     for found in first[1:]:
         assert found == pytest.approx(first[0], rel=FIRST_RTOL, abs=1e-6)
 

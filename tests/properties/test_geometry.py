@@ -75,9 +75,7 @@ def test_area_is_the_mean_over_what_a_pixel_covers(rows: int, columns: int, data
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 6), st.integers(1, 6), st.booleans())
-def test_blocks_shrink_to_what_they_were_made_of(
-    h: int, w: int, down: int, across: int, colour: bool
-) -> None:
+def test_blocks_shrink_to_what_they_were_made_of(h: int, w: int, down: int, across: int, colour: bool) -> None:
     pixels = np.random.default_rng(h * 9 + w).random((h, w, 3) if colour else (h, w), dtype=np.float32)
     blocks = np.repeat(np.repeat(pixels, down, axis=0), across, axis=1)
     assert np.allclose(resize(blocks, h, w), pixels, atol=MEAN_TOLERANCE)
@@ -119,9 +117,7 @@ def test_a_mask_keeps_its_share_of_the_picture(geometry: Geometry) -> None:
     assert placed.min() >= 0
     assert placed.max() <= 1
     if shrinks:  # where it grows, edges are interpolated and the share is only nearly kept
-        assert placed.sum() / (geometry.height * geometry.width) == pytest.approx(
-            mask.mean(), abs=MEAN_TOLERANCE
-        )
+        assert placed.sum() / (geometry.height * geometry.width) == pytest.approx(mask.mean(), abs=MEAN_TOLERANCE)
 
 
 @settings(deadline=None)
@@ -129,9 +125,7 @@ def test_a_mask_keeps_its_share_of_the_picture(geometry: Geometry) -> None:
 def test_a_spot_comes_back_to_where_it_was(
     rows: int, columns: int, height: int, width: int, how: str, data: st.DataObject
 ) -> None:
-    geometry = Geometry.of(
-        PixelPolicy(channels=1, height_px=height, width_px=width, resize=how), rows, columns
-    )
+    geometry = Geometry.of(PixelPolicy(channels=1, height_px=height, width_px=width, resize=how), rows, columns)
     y, x = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, columns - 1))
     mask = np.zeros((rows, columns), np.uint8)
     mask[y, x] = 1

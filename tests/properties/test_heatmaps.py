@@ -14,9 +14,7 @@ from ad_jobs.images.geometry import Geometry
 from ad_jobs.results.heatmaps import decode_png, encode_png, pack, parse_reference
 
 SIDES = st.integers(1, 40)
-MAPS = hnp.arrays(
-    np.float32, st.tuples(SIDES, SIDES), elements=st.floats(0.0, 1.0, width=32, allow_subnormal=False)
-)
+MAPS = hnp.arrays(np.float32, st.tuples(SIDES, SIDES), elements=st.floats(0.0, 1.0, width=32, allow_subnormal=False))
 GEOMETRIES = st.builds(Geometry, *[st.integers(0, 10_000)] * len(Geometry._fields))
 
 

@@ -100,9 +100,7 @@ def test_stored_frames_become_floats_by_one_rule(batch: int, height: int, width:
     st.floats(-3, 3),
     st.floats(-1e4, 1e4),
 )
-def test_each_gives_what_the_function_gives_of_all(
-    stored: npt.NDArray[Any], slope: float, intercept: float
-) -> None:
+def test_each_gives_what_the_function_gives_of_all(stored: npt.NDArray[Any], slope: float, intercept: float) -> None:
     def function(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         return window.spread(values * slope + intercept, -500.0, 800.0).astype(np.float32)
 

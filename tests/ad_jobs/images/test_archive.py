@@ -56,14 +56,7 @@ def test_the_same_ct_in_every_transfer_syntax() -> None:
     # The same picture whatever the syntax: exactly where it is lossless, nearly where it is not.
     # Tolerances are what the lossy encoders took (mean difference, of full scale); JPEG baseline has 8 bits.
     native = decode((SYNTAXES / "CTImage.dcm").read_bytes(), POLICY, LIMITS).frames[0].pixels / 65535
-    lossy = {
-        ".50": 0.03,
-        ".51": 0.005,
-        ".53": 0.005,
-        ".55": 0.005,
-        ".81": 1e-3,
-        ".91": 1e-3,
-    }
+    lossy = {".50": 0.03, ".51": 0.005, ".53": 0.005, ".55": 0.005, ".81": 1e-3, ".91": 1e-3}
     for path in sorted(SYNTAXES.glob("CTImage.dcm_*")):
         pixels = decode(path.read_bytes(), POLICY, LIMITS).frames[0].pixels / 65535
         tolerance = lossy.get(path.stem[-3:], 0.0)
@@ -78,14 +71,7 @@ def test_every_file_that_pydicom_ships_is_decoded_or_named() -> None:
     counts = Counter(outcomes.values())
     assert counts["scored"] >= 90
     # The decoders here read all of it; what is left is not DICOM, has no pixels, or is broken on purpose.
-    assert set(counts) <= {
-        "scored",
-        "not_an_image",
-        "unknown_format",
-        "truncated",
-        "corrupt",
-        "too_many_pixels",
-    }
+    assert set(counts) <= {"scored", "not_an_image", "unknown_format", "truncated", "corrupt", "too_many_pixels"}
     broken = {Path(name).name for name, result in outcomes.items() if result == "corrupt"}
     assert broken <= {"badVR.dcm", "meta_missing_tsyntax.dcm", "nested_priv_SQ.dcm"}
 

@@ -137,12 +137,7 @@ def test_monochrome1_equals_its_monochrome2_twin(window: Window, voi: dict[str, 
     # The same bytes called MONOCHROME1 are the negative; 4095 - v under the mirrored window is the twin.
     plain = grey(kit.dicom(values, bits=12, RescaleSlope="1.25", RescaleIntercept="-1024", **voi), window)
     inverted = kit.dicom(
-        values,
-        bits=12,
-        RescaleSlope="1.25",
-        RescaleIntercept="-1024",
-        PhotometricInterpretation="MONOCHROME1",
-        **voi,
+        values, bits=12, RescaleSlope="1.25", RescaleIntercept="-1024", PhotometricInterpretation="MONOCHROME1", **voi
     )
     assert np.abs(grey(inverted, window) - (1 - plain)).max() <= 1 / 65535 + 1e-9  # ties round to even
     mirrored = {"WindowCenter": str(4095 * 1.25 - 2048 - 1000 + 1), "WindowWidth": "4000"} if voi else {}
@@ -187,9 +182,7 @@ def test_lossless_syntaxes_give_the_pixels_of_the_native_file(name: str, signed:
     assert np.array_equal(grey(packed), native)
 
 
-@pytest.mark.parametrize(
-    "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
-)
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
 def test_every_encoding_of_the_data_set_gives_the_same_pixels(syntax: pydicom.uid.UID) -> None:
     values = kit.ramp() * 16
     ds = kit.dataset(values, bits=12)
@@ -239,12 +232,8 @@ def test_frames_come_one_by_one_with_their_own_rescale_and_window() -> None:
 
 def test_shared_functional_groups_hold_for_frames_without_their_own() -> None:
     values = np.stack([kit.ramp()] * 2)
-    shared = kit.item(
-        PixelValueTransformationSequence=Sequence([kit.item(RescaleSlope="1", RescaleIntercept="-50")])
-    )
-    own = kit.item(
-        PixelValueTransformationSequence=Sequence([kit.item(RescaleSlope="1", RescaleIntercept="0")])
-    )
+    shared = kit.item(PixelValueTransformationSequence=Sequence([kit.item(RescaleSlope="1", RescaleIntercept="-50")]))
+    own = kit.item(PixelValueTransformationSequence=Sequence([kit.item(RescaleSlope="1", RescaleIntercept="0")]))
     data = kit.dicom(
         values,
         SharedFunctionalGroupsSequence=Sequence([shared]),
@@ -300,9 +289,7 @@ def test_float_pixels_and_non_finite_ones() -> None:
 
 
 def test_rescale_to_infinity_is_non_finite() -> None:
-    assert (
-        refused(kit.dicom(kit.ramp(), RescaleSlope="1e308", RescaleIntercept="0")).code == "non_finite_pixels"
-    )
+    assert refused(kit.dicom(kit.ramp(), RescaleSlope="1e308", RescaleIntercept="0")).code == "non_finite_pixels"
 
 
 @pytest.mark.parametrize(
@@ -371,9 +358,7 @@ def test_a_file_cut_before_its_pixels_is_truncated_not_skipped() -> None:
     assert {codes[end] for end in set(codes) - between} == {ErrorCode.TRUNCATED}
 
 
-@pytest.mark.parametrize(
-    "syntax", ["1.2.840.10008.1.2.4.100", "1.2.3.4.5.6"]
-)  # MPEG2, and one that nobody knows
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.100", "1.2.3.4.5.6"])  # MPEG2, and one that nobody knows
 def test_a_syntax_without_a_decoder_is_named(syntax: str) -> None:
     data = kit.compressed(kit.dataset(kit.ramp()), "rle")
     ds = pydicom.dcmread(pydicom.filebase.DicomBytesIO(data))
@@ -386,8 +371,7 @@ def test_a_syntax_without_a_decoder_is_named(syntax: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "attributes",
-    [{"Rows": 0}, {"SamplesPerPixel": 4}, {"SamplesPerPixel": 2}, {"PhotometricInterpretation": "HSV"}],
+    "attributes", [{"Rows": 0}, {"SamplesPerPixel": 4}, {"SamplesPerPixel": 2}, {"PhotometricInterpretation": "HSV"}]
 )
 def test_images_that_no_detector_can_take(attributes: dict[str, Any]) -> None:
     assert refused(kit.dicom(kit.ramp(), **attributes)).code == ErrorCode.UNSUPPORTED_IMAGE
@@ -418,9 +402,7 @@ def test_header_is_an_allow_list() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("date", "month"), [("1999.12.31", "1999-12"), ("", None), ("20231399", None), ("Doe", None)]
-)
+@pytest.mark.parametrize(("date", "month"), [("1999.12.31", "1999-12"), ("", None), ("20231399", None), ("Doe", None)])
 def test_a_study_date_becomes_a_month_or_nothing(date: str, month: str | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -459,11 +441,7 @@ def test_read_header_fills_the_manifests_columns() -> None:
     found = read_header(data)
     assert list(found) == [name for name in MANIFEST_HEADERS.names if name not in MANIFEST.names]
     assert (found["frames"], found["bits"], found["body_part"], found["burned_in"]) == (3, 12, "CHEST", "NO")
-    assert (found["rows"], found["columns"], found["sop_class"]) == (
-        ROWS,
-        COLUMNS,
-        "1.2.840.10008.5.1.4.1.1.2",
-    )
+    assert (found["rows"], found["columns"], found["sop_class"]) == (ROWS, COLUMNS, "1.2.840.10008.5.1.4.1.1.2")
     assert found["header_error"] is None
     pixels = data.index(b"\xe0\x7f\x10\x00")
     assert read_header(data[: pixels + 12], len(data)) == found

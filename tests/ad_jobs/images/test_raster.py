@@ -29,9 +29,7 @@ RGB16 = RNG.integers(0, 65536, (ROWS, COLUMNS, 3), dtype=np.uint16)
 ALPHA8 = RNG.integers(0, 256, (ROWS, COLUMNS), dtype=np.uint8)
 
 
-def policy(
-    channels: int = 3, window: Window = "dicom", rows: int = ROWS, columns: int = COLUMNS
-) -> PixelPolicy:
+def policy(channels: int = 3, window: Window = "dicom", rows: int = ROWS, columns: int = COLUMNS) -> PixelPolicy:
     return PixelPolicy(channels=channels, height_px=rows, width_px=columns, window=window)
 
 
@@ -243,12 +241,7 @@ def test_float_tiff_takes_its_own_range_beyond_the_unit_interval_and_must_be_fin
 
 def test_bombs_are_refused_by_their_headers() -> None:
     header = struct.pack(">LLBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    png = (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"0"))
-        + chunk(b"IEND", b"")
-    )
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
     assert refused(png).code == ErrorCode.TOO_MANY_PIXELS
     jpeg = bytearray(saved(Image.fromarray(GREY8), "JPEG"))
     start = jpeg.index(b"\xff\xc0") + 5

@@ -143,7 +143,5 @@ def test_a_run_on_s3_reads_like_a_local_one(run: Path, s3) -> None:
 def test_importing_the_face_imports_neither_torch_nor_pandas() -> None:
     code = "import sys, ad_jobs.results; assert not {'torch', 'ray', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    code = (
-        "import sys; from ad_jobs.results import read_scores; assert not {'torch', 'ray'} & set(sys.modules)"
-    )
+    code = "import sys; from ad_jobs.results import read_scores; assert not {'torch', 'ray'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

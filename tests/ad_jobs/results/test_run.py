@@ -38,10 +38,7 @@ def test_parts_are_described_as_they_lie_there(tmp_path: Path) -> None:
     write_part(tmp_path, [scored(2)], "part-a")
     (tmp_path / "scores" / "notes.txt").write_text("no part")
     parts = describe_parts(str(tmp_path))
-    assert [(part.name, part.rows) for part in parts] == [
-        ("scores/part-a.parquet", 1),
-        ("scores/part-b.parquet", 2),
-    ]
+    assert [(part.name, part.rows) for part in parts] == [("scores/part-a.parquet", 1), ("scores/part-b.parquet", 2)]
     for part in parts:
         data = (tmp_path / part.name).read_bytes()
         assert (part.sha256, part.bytes) == (hashlib.sha256(data).hexdigest(), len(data))

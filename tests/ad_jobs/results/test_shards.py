@@ -11,15 +11,7 @@ from PIL import Image
 from runkit import GEOMETRY
 
 from ad_jobs.errors import JobError, UsageError
-from ad_jobs.results.heatmaps import (
-    decode_png,
-    encode_png,
-    keep,
-    member_name,
-    pack,
-    parse_reference,
-    shard_name,
-)
+from ad_jobs.results.heatmaps import decode_png, encode_png, keep, member_name, pack, parse_reference, shard_name
 
 SHAPE = (GEOMETRY.height_px, GEOMETRY.width_px)
 
@@ -127,11 +119,18 @@ def test_an_empty_shard_and_equal_names_are_refused() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "heatmaps/part-0.tar", "heatmaps/part-0.tar#12", "heatmaps/part-0.tar#a,b", "heatmaps/p.tar#-1,2",
-        "heatmaps/p.tar#1,0", "heatmaps/p.tar#1,2,3", "elsewhere/p.tar#1,2", "heatmaps/../../etc/x#1,2",
+        "",
+        "heatmaps/part-0.tar",
+        "heatmaps/part-0.tar#12",
+        "heatmaps/part-0.tar#a,b",
+        "heatmaps/p.tar#-1,2",
+        "heatmaps/p.tar#1,0",
+        "heatmaps/p.tar#1,2,3",
+        "elsewhere/p.tar#1,2",
+        "heatmaps/../../etc/x#1,2",
         "heatmaps/p.tar#²,3",
     ],
-)  # fmt: skip
+)
 def test_a_malformed_reference_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="offset,length"):
         parse_reference(text)
