@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from ad_jobs.calibration import Calibration, HeatmapRange, Threshold, threshold_for_fnr, threshold_for_fpr
+from ad_jobs.archive.fetching import Source, fetch_all, prepare
+from ad_jobs.archive.sources import read_source
 from ad_jobs.errors import JobError, UsageError
-from ad_jobs.fetching import Source, fetch_all, prepare
 from ad_jobs.images.guard import GuardedDecoder
-from ad_jobs.modelstore import FittedModel, open_fitted, write_calibration
-from ad_jobs.scoring import Scorer
-from ad_jobs.sources import read_source
+from ad_jobs.scoring.calibration import Calibration, HeatmapRange, Threshold, threshold_for_fnr, threshold_for_fpr
+from ad_jobs.scoring.model_store import FittedModel, open_fitted, write_calibration
+from ad_jobs.scoring.scorer import Scorer
 from cluster import storage
 from models.detector import Detector
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ad_jobs.calibrate import calibrate
-from ad_jobs.config import FitSpec
+from ad_jobs.cli.options import FitSpec
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.evaluate import evaluate
 from ad_jobs.fit import fit
 from ad_jobs.index import index
 from ad_jobs.phantom import generate
-from ad_jobs.report.build import report
+from ad_jobs.report import report
 from ad_jobs.scan import scan
 from ad_jobs.verify import verify
 from cluster.session import session

@@ -285,7 +285,7 @@ def _weights() -> Iterator[Check]:
 def _store(bucket: str | None) -> Iterator[Check]:
     import botocore.session
 
-    from cluster import s3
+    from cluster.storage import s3
 
     profiles = botocore.session.Session().available_profiles
     yield check_credentials(os.environ, profiles)
@@ -296,8 +296,8 @@ def _store(bucket: str | None) -> Iterator[Check]:
 
 
 def _answer(bucket: str | None) -> Check:
-    from cluster import s3
     from cluster.errors import AccessDenied, KeysRefused, StorageError
+    from cluster.storage import s3
 
     where = s3.endpoint() or "AWS"
     try:
@@ -315,7 +315,7 @@ def _answer(bucket: str | None) -> Check:
 
 def _cluster(address: str | None) -> Check:
     from cluster.errors import ClusterError
-    from cluster.submit import Jobs, named_address
+    from cluster.jobs.jobs import Jobs, named_address
 
     if named_address(address) is None:
         return Check("Ray cluster", OK, "none named: fit and scan embed a Ray of their own")

@@ -13,13 +13,13 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from ad_jobs import labels as labels_module
-from ad_jobs import metrics, ranking
 from ad_jobs.errors import JobError, UsageError
+from ad_jobs.evaluation import image_metrics, ranking
+from ad_jobs.evaluation import labels as labels_module
+from ad_jobs.evaluation.image_metrics import Estimate
+from ad_jobs.evaluation.labels import Labels
+from ad_jobs.evaluation.pixel_metrics import PIXEL_METRICS, REPLICATES, PixelEvaluation
 from ad_jobs.images.geometry import Geometry
-from ad_jobs.labels import Labels
-from ad_jobs.metrics import Estimate
-from ad_jobs.pixel_metrics import PIXEL_METRICS, REPLICATES, PixelEvaluation
 from ad_jobs.results.heatmaps import Reference, decode_png, parse_reference
 from ad_jobs.results.read import read_scores
 from ad_jobs.results.run import RunRecord, read_record
@@ -119,7 +119,7 @@ def _judge(
         "n_skipped": int((status == "skipped").sum()),
         "n_missing": int((status == "missing").sum()),
         "n_unlabelled": joined.unlabelled,
-        **metrics.image_metrics(scores, anomalous, groups, seed=seed, bootstrap=bootstrap),
+        **image_metrics.image_metrics(scores, anomalous, groups, seed=seed, bootstrap=bootstrap),
         **pixels,
         "pixel_note": note,
         "at_threshold": _at_threshold(threshold, judged["flagged"].to_numpy(dtype=bool), anomalous),
@@ -147,8 +147,8 @@ def _at_threshold(threshold: float, flagged: npt.NDArray[np.bool_], anomalous: n
         "threshold": threshold,
         "rule": "score > threshold",
         **counts,
-        "fpr": metrics.rate(counts["false_positive"], int((~anomalous).sum())),
-        "fnr": metrics.rate(counts["false_negative"], int(anomalous.sum())),
+        "fpr": image_metrics.rate(counts["false_positive"], int((~anomalous).sum())),
+        "fnr": image_metrics.rate(counts["false_negative"], int(anomalous.sum())),
     }
 
 

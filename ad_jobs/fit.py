@@ -20,17 +20,17 @@ from typing import Any
 
 import torch
 
+from ad_jobs.archive.sources import SourceObject, read_source
 from ad_jobs.calibrate import calibrate_on
-from ad_jobs.config import FitSpec
+from ad_jobs.cli.options import FitSpec
 from ad_jobs.errors import JobError, UsageError
+from ad_jobs.fitting.image_set import ImageSet, Reader, decode_all, room_for_images
+from ad_jobs.fitting.loop import Batches, State, train
+from ad_jobs.fitting.split import split_anomalous, split_by_group
 from ad_jobs.images.policy import PixelPolicy
-from ad_jobs.imageset import ImageSet, Reader, decode_all, room_for_images
-from ad_jobs.modelstore import open_model, publish, read_record, write_calibration
 from ad_jobs.results.run import versions
-from ad_jobs.sources import SourceObject, read_source
-from ad_jobs.split import split_anomalous, split_by_group
-from ad_jobs.training import Batches, State, train
-from cluster import objects, storage, training
+from ad_jobs.scoring.model_store import open_model, publish, read_record, write_calibration
+from cluster import object_store, storage, training
 from cluster import session as sessions
 from cluster.division import Node, Workers, divide_for_training
 from cluster.errors import ClusterError
@@ -95,11 +95,11 @@ def fit(spec: FitSpec) -> dict[str, Any]:
             "spec": input_spec.model_dump(),
             "seed": spec.seed,
             "threads": division.threads,
-            "images": objects.put(images),
-            "positions": objects.put({"train": train_on, "held_out": held_out}),
-            "abnormal": None if abnormal is None else objects.put(abnormal),
+            "images": object_store.put(images),
+            "positions": object_store.put({"train": train_on, "held_out": held_out}),
+            "abnormal": None if abnormal is None else object_store.put(abnormal),
             "abnormal_train": abnormal_train,
-            "initial": objects.put(detector.state_dict()),
+            "initial": object_store.put(detector.state_dict()),
         }
         state = _fitted(options, digest, out, division)
         detector.load_state_dict(state["detector"])
@@ -281,7 +281,7 @@ def _work(options: dict[str, Any]) -> None:
     config = registry.configure(options["kind"], options["config"])
     spec = InputSpec.model_validate(options["spec"])
     detector = registry.create(options["kind"], config, spec, pretrained=False)
-    detector.load_state_dict(objects.get(options["initial"]))
+    detector.load_state_dict(object_store.get(options["initial"]))
 
     def save(state: State) -> None:
         reached = {"phase": state["phase"], "epoch": state["epoch"]}
@@ -293,10 +293,10 @@ def _work(options: dict[str, Any]) -> None:
 
     with ExitStack() as opened:
         normal, abnormal = (
-            ref and opened.enter_context(closing(Reader(objects.get(ref))))
+            ref and opened.enter_context(closing(Reader(object_store.get(ref))))
             for ref in (options["images"], options["abnormal"])
         )
-        positions = objects.get(options["positions"])
+        positions = object_store.get(options["positions"])
         batches = Batches(detector, runtime, normal, positions, abnormal, options["abnormal_train"])
         learner = detector.learner(runtime)
         with training.last_checkpoint() as folder:

@@ -15,8 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ad_jobs.errors import ErrorCode, JobError, UsageError
-from ad_jobs.manifest import (
+from ad_jobs.archive.manifest import (
     RECORD,
     ManifestInfo,
     Part,
@@ -27,8 +26,9 @@ from ad_jobs.manifest import (
     read_manifest,
     refusal,
 )
-from ad_jobs.results.schema import MANIFEST, MANIFEST_HEADERS
-from ad_jobs.sources import SourceObject, is_list, iter_source, source_uri
+from ad_jobs.archive.sources import SourceObject, is_list, iter_source, source_uri
+from ad_jobs.errors import ErrorCode, JobError, UsageError
+from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
 from cluster import storage
 
 __all__ = ["ManifestInfo", "index", "manifest_info", "read_manifest"]

@@ -22,19 +22,18 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
-from ad_jobs import chapters, run_state
+from ad_jobs.archive.fetching import FAILED, SCORED, status_of
+from ad_jobs.archive.manifest import RowReader, refusal
 from ad_jobs.errors import JobError, RetroscanError, TooManyFailed, UsageError
-from ad_jobs.fetching import FAILED, SCORED, status_of
 from ad_jobs.images.decode import Decoded
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.manifest import RowReader, refusal
-from ad_jobs.modelstore import CalibratedModel, open_model, read_model
-from ad_jobs.progress import ScanProgress
 from ad_jobs.results.heatmaps import KeepPolicy
 from ad_jobs.results.run import RunRecord
-from ad_jobs.run_state import Plan
-from ad_jobs.stages import (
+from ad_jobs.scanning import chapters, run_state
+from ad_jobs.scanning.progress import ScanProgress
+from ad_jobs.scanning.run_state import Plan
+from ad_jobs.scanning.stages import (
     MANIFEST_COLUMNS,
     IdentifierMode,
     Identifiers,
@@ -43,15 +42,16 @@ from ad_jobs.stages import (
     score_objects,
     write_part,
 )
-from cluster import board, dataset, storage
+from ad_jobs.scoring.model_store import CalibratedModel, open_model, read_model
+from cluster import dataset, messages, storage
 from cluster.division import Resources, plan
 from cluster.errors import ClusterError
-from cluster.lease import Lease
 from cluster.metrics import ScanMetrics
 from cluster.session import Session, data_context, session
+from cluster.storage.lease import Lease
 
 if TYPE_CHECKING:  # torch stands behind it; driver and fetching workers do without
-    from ad_jobs.scoring import Scorer
+    from ad_jobs.scoring.scorer import Scorer
 
 log = logging.getLogger("retroscan.scan")
 
@@ -177,7 +177,7 @@ def resolve(
 def refuse_amp_without_gpu(has: Session) -> None:
     """Raise UsageError where a scan with `amp` would find no GPU."""
     if has.gpus < 1:
-        from ad_jobs.scoring import no_gpu_for_amp
+        from ad_jobs.scoring.scorer import no_gpu_for_amp
 
         raise no_gpu_for_amp(f"a cluster of {has.cpus:g} CPUs and {has.gpus:g} GPUs")
 
@@ -282,10 +282,10 @@ def _at_work(
             resources.actor_gpus,
             resources.batch_size,
         )
-        tally = board.tally()
+        tally = messages.tally()
         with (
             ScanProgress(intent.objects, done, failed) as progress,
-            board.watching(tally, progress.update, progress.every_s),
+            messages.watching(tally, progress.update, progress.every_s),
         ):
             yield partial(_parts, intent=intent, resources=resources, tally=tally)
 
@@ -413,7 +413,7 @@ class _ScoringActor:
 
 def _ready(uri: str, use: ModelUse, batch_size: int, amp: bool) -> tuple[Scorer, ModelUse]:
     """The model at `uri`, ready to score; raises JobError where it is no longer the one the run was planned with."""
-    from ad_jobs.scoring import Scorer
+    from ad_jobs.scoring.scorer import Scorer
 
     model = storage.patiently(partial(open_model, uri))
     if model.model_id != use.judgement.model_id:

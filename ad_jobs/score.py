@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from ad_jobs.archive.fetching import CONSTANT_FRAME, Source, fetch_all, prepare, status_of
 from ad_jobs.errors import ErrorCode, UsageError
-from ad_jobs.fetching import CONSTANT_FRAME, Source, fetch_all, prepare, status_of
 from ad_jobs.images.guard import GuardedDecoder
-from ad_jobs.modelstore import open_model
-from ad_jobs.scoring import Scorer
+from ad_jobs.scoring.model_store import open_model
+from ad_jobs.scoring.scorer import Scorer
 from cluster import storage
 
 

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ad_jobs.errors import UsageError
-from cluster import uris
-from cluster.submit import Job, Jobs, code_digest, named_address
+from cluster.jobs.jobs import Job, Jobs, code_digest, named_address
+from cluster.storage import uris
 
 log = logging.getLogger("retroscan.submit")
 
@@ -138,9 +138,9 @@ def submit(
 
     Args:
         request: what to run.
-        address: the cluster; see `cluster.submit.Jobs`.
+        address: the cluster; see `cluster.jobs.jobs.Jobs`.
         submission_id: the job's id; by default it comes from the request and the code.
-        names: variables of this process that the job gets; their values are shown nowhere, see `cluster.sent`.
+        names: variables of this process that the job gets; their values are shown nowhere, see `cluster.jobs.environment`.
         detach: return as soon as the cluster has the job.
 
     Raises:

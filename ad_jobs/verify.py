@@ -13,19 +13,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ad_jobs.devices import best_device
+from ad_jobs.archive.fetching import Prepared, Source, fetch_all, prepare_each, status_of
+from ad_jobs.archive.manifest import manifest_info, read_manifest
 from ad_jobs.errors import JobError, RetroscanError
-from ad_jobs.fetching import Prepared, Source, fetch_all, prepare_each, status_of
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits
-from ad_jobs.manifest import manifest_info, read_manifest
-from ad_jobs.modelstore import OpenModel, open_model
 from ad_jobs.results.count import count_table
 from ad_jobs.results.heatmaps import on_scale
 from ad_jobs.results.parts import HEATMAPS_FOLDER, SCORES_FOLDER, part_uris, sha256_of
 from ad_jobs.results.read import open_heatmap, read_run, read_scores
 from ad_jobs.results.run import ModelRef, RunRecord
-from ad_jobs.scoring import AMP_TOLERANCE, FrameScore, Scorer
+from ad_jobs.scoring.devices import best_device
+from ad_jobs.scoring.model_store import OpenModel, open_model
+from ad_jobs.scoring.scorer import AMP_TOLERANCE, FrameScore, Scorer
 from cluster import storage
 from models.errors import DetectorError
 

@@ -26,16 +26,16 @@ from unittest.mock import patch
 import numpy as np
 import yaml
 
-from ad_jobs import run_state
-from ad_jobs.chapters import CHAPTER_OBJECTS
-from ad_jobs.fetching import FETCH_THREADS
+from ad_jobs.archive.fetching import FETCH_THREADS
 from ad_jobs.results.read import read_run, read_scores
 from ad_jobs.results.run import machine, versions
 from ad_jobs.scan import scan
+from ad_jobs.scanning import run_state
+from ad_jobs.scanning.chapters import CHAPTER_OBJECTS
+from benchmarks.capacity_model import Assumptions, Costs, NodeType, Prediction, Timing, hours, predict, price_per_hour
 from benchmarks.measuring import cost_of
 from benchmarks.scan import make_model, write_archive
 from benchmarks.stage_costs import RESULT as COSTS
-from cluster.capacity import Assumptions, Costs, NodeType, Prediction, Timing, hours, predict, price_per_hour
 from cluster.division import GIB, Node
 from cluster.session import IDLE_WORKER, IDLE_WORKER_MS
 
@@ -213,7 +213,7 @@ def page(config: dict[str, Any], measured: dict[str, Any], runs: list[str]) -> l
     lines = [
         "# What a cluster achieves",
         "",
-        "`python -m benchmarks.capacity`: the model of `cluster/capacity.py`, which divides a cluster as a scan does, on the "
+        "`python -m benchmarks.capacity`: the model of `benchmarks/capacity_model.py`, which divides a cluster as a scan does, on the "
         f"costs of `benchmarks/stage_costs.py`, measured on {measured['machine']['cpu']}, {measured['machine']['cores']} cores, "
         f"torch {measured['versions']['torch']}, clocks with one core at work, CPU with all of them.",
         "",

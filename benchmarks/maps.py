@@ -17,10 +17,10 @@ import torch
 
 from ad_jobs.calibrate import calibrate
 from ad_jobs.evaluate import evaluate
-from ad_jobs.modelstore import open_model
 from ad_jobs.results.run import machine, versions
 from ad_jobs.scan import scan
-from ad_jobs.scoring import Scorer
+from ad_jobs.scoring.model_store import open_model
+from ad_jobs.scoring.scorer import Scorer
 from cluster.session import session
 from models import artifact, registry
 

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ad_jobs.fetching import Source, fetch_all, prepare
+from ad_jobs.archive.fetching import Source, fetch_all, prepare
+from ad_jobs.evaluation.image_metrics import image_ap, image_auroc
 from ad_jobs.images.guard import GuardedDecoder
-from ad_jobs.metrics import image_ap, image_auroc
-from ad_jobs.modelstore import open_model
 from ad_jobs.results.read import read_scores
 from ad_jobs.results.run import machine, versions
-from ad_jobs.scoring import Scorer
+from ad_jobs.scoring.model_store import open_model
+from ad_jobs.scoring.scorer import Scorer
 from benchmarks.datasets import lists
 from benchmarks.measuring import cost_of
 from models import registry

@@ -26,17 +26,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ad_jobs import chapters, run_state
 from ad_jobs import index as index_verb
 from ad_jobs import scan as scan_verb
-from ad_jobs.chapters import CHAPTER_OBJECTS
-from ad_jobs.modelstore import read_model
+from ad_jobs.archive.sources import SourceObject
 from ad_jobs.results.count import Counts
 from ad_jobs.results.parts import ScorePart, part_name
 from ad_jobs.results.run import machine
-from ad_jobs.results.schema import SCORES
-from ad_jobs.sources import SourceObject
-from ad_jobs.stages import Identifiers
+from ad_jobs.scanning import chapters, run_state
+from ad_jobs.scanning.chapters import CHAPTER_OBJECTS
+from ad_jobs.scanning.stages import Identifiers
+from ad_jobs.schema import SCORES
+from ad_jobs.scoring.model_store import read_model
 from cluster import storage
 
 RESULTS = Path(__file__).parent / "results" / "resume.md"

@@ -29,9 +29,9 @@ from s3server import S3Server
 
 from ad_jobs.calibrate import calibrate_on
 from ad_jobs.index import index
-from ad_jobs.modelstore import write_calibration
 from ad_jobs.results.read import read_scores
 from ad_jobs.results.run import machine, versions
+from ad_jobs.scoring.model_store import write_calibration
 from ad_jobs.verify import verify
 from cluster import storage
 from models import artifact, registry

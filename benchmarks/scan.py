@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ad_jobs.calibrate import calibrate_on
-from ad_jobs.modelstore import open_model, write_calibration
 from ad_jobs.phantom.codecs import JPEG_2000_LOSSLESS, compress
 from ad_jobs.results.run import machine, versions
-from ad_jobs.scoring import Scorer
+from ad_jobs.scoring.model_store import open_model, write_calibration
+from ad_jobs.scoring.scorer import Scorer
 from benchmarks.measuring import busy_s, cost_of
 from models import artifact, registry
 from models.detector import InputSpec

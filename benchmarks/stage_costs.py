@@ -27,13 +27,13 @@ import psutil
 import pyarrow as pa
 import torch
 
-from ad_jobs.fetching import Source, fetch_all
+from ad_jobs.archive.fetching import Source, fetch_all
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.modelstore import open_model
 from ad_jobs.results.run import machine, versions
-from ad_jobs.scoring import Scorer
-from ad_jobs.stages import Identifiers, Judgement, ModelUse, prepare_objects, score_objects, write_part
+from ad_jobs.scanning.stages import Identifiers, Judgement, ModelUse, prepare_objects, score_objects, write_part
+from ad_jobs.scoring.model_store import open_model
+from ad_jobs.scoring.scorer import Scorer
 from benchmarks.scan import MODELS, encoded, make_model
 
 RESULT = Path(__file__).parent / "results" / "capacity" / "costs.json"

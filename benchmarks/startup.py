@@ -41,7 +41,7 @@ STEPS = {
 
 def scan_few(source: str, model: str, out: Path) -> None:
     """A scan as a user makes it, that notes when Ray starts and ends."""
-    from ad_jobs.cli import main as command
+    from ad_jobs.cli.app import main as command
 
     given = ["scan", source, "--model", model, "--out", str(out / "run"), "--heatmaps", "none"]
     _noting(lambda: command(given), out)

@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from ad_jobs import ranking
+from ad_jobs.evaluation import ranking
 from ad_jobs.images.decode import decode, to_input
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.run import machine, versions

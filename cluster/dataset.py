@@ -3,7 +3,7 @@
 Ray Data has a job checkpoint of its own. It is not used, for reasons found in 2.60: its filter is an actor of one CPU
 and 1 GiB that holds the ids of all finished rows, and on S3, where its rename is a copy and a delete, a driver that dies
 in between makes the next one delete a part and keep its ids. What is done follows from the parts themselves instead
-(see `ad_jobs.chapters`), and the source holds only what is left.
+(see `ad_jobs.scanning.chapters`), and the source holds only what is left.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import ray
 from ray._private import ray_constants
 from ray.data import DataContext, ExecutionResources
 
-from cluster import growth
+from cluster import autoscaling
 from cluster.division import GIB, Node
 from cluster.errors import ClusterError, token_refused
 
@@ -74,7 +74,7 @@ def session(
 
     An embedded one ends with the block and leaves nothing behind. Inside another `session` the outer one is
     lent. The workers see this process's AWS_* variables and import the packages from where this process does.
-    A running cluster whose deployment asks for a size (`cluster.growth`) is waited for, unless `grow` is false.
+    A running cluster whose deployment asks for a size (`cluster.autoscaling`) is waited for, unless `grow` is false.
 
     Raises:
         ClusterError: no cluster answers at the address, or it does not grow.
@@ -123,7 +123,7 @@ def session(
         _hush()
         _connect(address, options)
         if address != "local" and grow:
-            growth.grow(growth.asked())
+            autoscaling.grow(autoscaling.asked())
         yield _describe(address)
     finally:
         ray.shutdown()

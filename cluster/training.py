@@ -14,7 +14,7 @@ import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from cluster import board as boards
+from cluster import messages as boards
 from cluster import storage
 from cluster.division import Workers
 from cluster.errors import ClusterError

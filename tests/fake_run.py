@@ -22,7 +22,7 @@ from ad_jobs.images.geometry import Geometry
 from ad_jobs.images.policy import PixelPolicy
 from ad_jobs.results import run as run_module
 from ad_jobs.results.heatmaps import encode_png, member_name, pack
-from ad_jobs.results.schema import SCORES
+from ad_jobs.schema import SCORES
 
 MODEL = "0123456789ab"
 SECOND_MODEL = "ba9876543210"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.images.policy import PixelPolicy
 from ad_jobs.results import run as run_module
-from ad_jobs.results.schema import SCORES
+from ad_jobs.schema import SCORES
 
 MODEL, SECOND = "0123456789ab", "ba9876543210"
 # Not square, and padded on two sides, so that a swap of height and width cannot pass.

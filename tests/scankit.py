@@ -29,8 +29,8 @@ from pydicom.uid import (
 )
 
 from ad_jobs.calibrate import calibrate_on
-from ad_jobs.modelstore import write_calibration
 from ad_jobs.results.read import read_scores
+from ad_jobs.scoring.model_store import write_calibration
 from models import artifact, registry
 from models.detector import InputSpec
 

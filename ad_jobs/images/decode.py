@@ -14,7 +14,7 @@ from ad_jobs.images.geometry import Geometry, resize
 from ad_jobs.images.picture import LUMA, Picture, check_frames, quiet
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.images.sniff import sniff
-from ad_jobs.results.schema import MANIFEST, MANIFEST_HEADERS
+from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
 
 __all__ = ["Decoded", "Frame", "decode", "decode_each", "preview", "read_header", "sniff", "to_input"]
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.results.schema import HEADER
+from ad_jobs.schema import HEADER
 
 # Rec. 601 luma, the Y of YBR_FULL in PS3.3 C.7.6.3.1.2: what a grey detector sees of a colour picture.
 LUMA = np.array([0.299, 0.587, 0.114])

@@ -1,6 +1,6 @@
 """The files a run consists of, described as they lie in storage: rows, members, bytes and sha256.
 
-A part belongs to a chapter of the run (see `ad_jobs.chapters`) and is named by what it holds, so that a task that is
+A part belongs to a chapter of the run (see `ad_jobs.scanning.chapters`) and is named by what it holds, so that a task that is
 run again overwrites its own: `part-CHAPTER-HASH`.
 """
 

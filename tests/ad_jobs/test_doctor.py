@@ -14,7 +14,7 @@ from s3server import S3Server
 from typer.testing import CliRunner
 
 from ad_jobs import doctor
-from ad_jobs.cli import app
+from ad_jobs.cli.app import app
 from ad_jobs.doctor import GIB, MISSING, OK, WARNING, Check
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,7 +118,7 @@ def test_a_package_that_cannot_be_imported_is_a_finding(monkeypatch: pytest.Monk
 
 def test_this_machine_has_what_is_needed_and_no_ray_is_started() -> None:
     program = (
-        "import json, sys; from ad_jobs.cli import main\n"
+        "import json, sys; from ad_jobs.cli.app import main\n"
         "try: main(['doctor', '--json'])\n"
         "except SystemExit as end: print(end.code)\n"
         "import ray; print(ray.is_initialized())"

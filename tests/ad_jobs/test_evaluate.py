@@ -17,7 +17,7 @@ from ad_jobs.errors import JobError, UsageError
 from ad_jobs.evaluate import evaluate
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.results.heatmaps import encode_png, pack
-from ad_jobs.results.schema import SCORES
+from ad_jobs.schema import SCORES
 from cluster import storage
 
 PROMISED = ("image_auroc", "image_ap", "f1_max", "accuracy_max", "accuracy_zero_fn", "pixel_auroc", "aupro", "pixel_ap")

@@ -12,7 +12,7 @@ import pytest
 from ad_jobs import index as index_module
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.index import index, manifest_info, read_manifest
-from ad_jobs.results.schema import MANIFEST, MANIFEST_HEADERS
+from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
 from cluster import storage
 
 NAMES = ["a-b", "a/x", "a0", "b ü#?", "c/é/d", "￿", "𝄞"]

@@ -15,9 +15,9 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from ad_jobs.errors import ImageError, UsageError
+from ad_jobs.evaluation.labels import read_labels
 from ad_jobs.images.decode import decode, to_input
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.labels import read_labels
 from ad_jobs.phantom import PhantomArchive, generate
 from ad_jobs.phantom.anatomy import Head, draw_slice
 from ad_jobs.phantom.codecs import ENCAPSULATED

@@ -15,11 +15,11 @@ from PIL import Image
 
 from ad_jobs.errors import ErrorCode, UsageError
 from ad_jobs.evaluate import evaluate
+from ad_jobs.evaluation.image_metrics import IMAGE_METRICS
+from ad_jobs.evaluation.pixel_metrics import PIXEL_METRICS
 from ad_jobs.images.policy import Limits
-from ad_jobs.metrics import IMAGE_METRICS
-from ad_jobs.pixel_metrics import PIXEL_METRICS
-from ad_jobs.report import charts, colours, gallery, texts
-from ad_jobs.report.build import report
+from ad_jobs.page import charts, colours, gallery, texts
+from ad_jobs.report import report
 from ad_jobs.results.read import read_run, read_scores
 
 NASTY = "a <script>alert(\"1\")<\\script> & 'b'.png"

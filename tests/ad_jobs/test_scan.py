@@ -16,12 +16,12 @@ import scankit as kit
 
 from ad_jobs.errors import TooManyFailed, UsageError
 from ad_jobs.index import index
-from ad_jobs.modelstore import CALIBRATION
 from ad_jobs.results.read import open_heatmap, read_run, read_scores
-from ad_jobs.results.schema import SCORES
-from ad_jobs.run_state import undecodable
 from ad_jobs.scan import resolve, scan
+from ad_jobs.scanning.run_state import undecodable
+from ad_jobs.schema import SCORES
 from ad_jobs.score import score
+from ad_jobs.scoring.model_store import CALIBRATION
 from ad_jobs.verify import verify
 from cluster.session import session
 from models.record import DETECTOR, model_id

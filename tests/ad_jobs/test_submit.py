@@ -22,10 +22,10 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from ad_jobs import submit
-from ad_jobs.cli import app
+from ad_jobs.cli.app import app
+from ad_jobs.cli.show import jobs_text
 from ad_jobs.errors import UsageError
-from ad_jobs.show import jobs_text
-from cluster.submit import Job
+from cluster.jobs.jobs import Job
 
 VERBS: Any = get_command(app).commands  # type: ignore[attr-defined]
 WAIT_S = 300.0

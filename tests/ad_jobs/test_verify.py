@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.scan import scan
-from ad_jobs.scoring import FrameScore, Scorer
+from ad_jobs.scoring.scorer import FrameScore, Scorer
 from ad_jobs.verify import verify
 
 pytestmark = pytest.mark.ray

@@ -39,7 +39,7 @@ def main(folder: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from cluster import growth
+    from cluster import autoscaling
     from cluster.division import plan
     from cluster.errors import ClusterError
     from cluster.session import session
@@ -65,14 +65,14 @@ def main(folder: Path) -> None:
         with session(cluster.address) as has:
             said["unasked"] = [has.cpus, has.gpus]
             try:
-                growth.grow(growth.Size(1, 0), patience_s=0.0)
+                autoscaling.grow(autoscaling.Size(1, 0), patience_s=0.0)
             except ClusterError as error:
                 said["impatient"] = str(error)
-        os.environ |= {growth.CPUS: "3", growth.GPUS: "1"}
+        os.environ |= {autoscaling.CPUS: "3", autoscaling.GPUS: "1"}
         with session(cluster.address) as has:
             said["grown"] = [has.cpus, has.gpus]
             said["actors"] = plan(has.nodes).actors
-            said["short"] = growth.grow(growth.Size(99, 1), patience_s=0.0)
+            said["short"] = autoscaling.grow(autoscaling.Size(99, 1), patience_s=0.0)
     finally:
         started = psutil.Process().children(recursive=True)
         ray.shutdown()

@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from typer.main import get_command
 
-from ad_jobs.cli import app
-from cluster import growth
+from ad_jobs.cli.app import app
+from cluster import autoscaling
 from cluster.session import IDLE_WORKER, IDLE_WORKER_MS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def _cluster(resource: dict[str, Any]) -> Iterator[str]:
             yield f"{worker['groupName']}: from {worker['minReplicas']} to {worker['maxReplicas']}"
     head = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
     asked = {one["name"]: int(one["value"]) for one in head["env"] if one["name"].startswith("RETROSCAN_")}
-    for variable, kind in ((growth.CPUS, "cpu"), (growth.GPUS, "nvidia.com/gpu")):
+    for variable, kind in ((autoscaling.CPUS, "cpu"), (autoscaling.GPUS, "nvidia.com/gpu")):
         most = sum(worker["maxReplicas"] * _limit(worker, kind) for worker in workers)
         if not 0 < asked.get(variable, 0) <= most:
             yield f"{variable}: {asked.get(variable)} of {most:g}"

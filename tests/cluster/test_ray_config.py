@@ -22,7 +22,7 @@ from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
 
-from cluster import growth
+from cluster import autoscaling
 from cluster.session import IDLE_WORKER, IDLE_WORKER_MS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +93,7 @@ def _nodes(config: dict[str, Any]) -> Iterator[str]:
 
 def _size(config: dict[str, Any], workers: dict[str, Any]) -> Iterator[str]:
     commands = "\n".join(config["head_setup_commands"])
-    for variable, kind in ((growth.CPUS, "CPU"), (growth.GPUS, "GPU")):
+    for variable, kind in ((autoscaling.CPUS, "CPU"), (autoscaling.GPUS, "GPU")):
         asked = re.search(rf"\b{variable}=(\d+)\b", commands)
         most = sum(node["max_workers"] * node["resources"].get(kind, 0) for node in workers.values())
         if asked is None or not 0 < int(asked.group(1)) <= most:

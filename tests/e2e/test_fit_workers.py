@@ -17,9 +17,9 @@ import pytest
 import scankit as kit
 import torch
 
-from ad_jobs.config import FitSpec
+from ad_jobs.cli.options import FitSpec
 from ad_jobs.fit import fit
-from ad_jobs.modelstore import OpenModel, open_model
+from ad_jobs.scoring.model_store import OpenModel, open_model
 from cluster.session import session
 
 pytestmark = pytest.mark.ray

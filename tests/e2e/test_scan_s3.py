@@ -7,12 +7,12 @@ import pytest
 import scankit as kit
 from s3server import S3Server
 
-from ad_jobs.config import FitSpec
+from ad_jobs.cli.options import FitSpec
 from ad_jobs.errors import UsageError
 from ad_jobs.fit import fit
-from ad_jobs.modelstore import open_model
 from ad_jobs.results.read import open_heatmap, read_scores
 from ad_jobs.scan import scan
+from ad_jobs.scoring.model_store import open_model
 from ad_jobs.verify import verify
 from cluster import storage
 from cluster.session import session

@@ -17,8 +17,8 @@ import scankit as kit
 import torch
 from rayhead import RayHead, RayWorker
 
-from ad_jobs.modelstore import open_model
 from ad_jobs.scan import scan
+from ad_jobs.scoring.model_store import open_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.full]
 

@@ -27,7 +27,7 @@ def statement(source: str, model: str, out: str, **options: object) -> str:
     """A scan in small chapters, as a statement for `scankit.in_a_process`."""
     given = "".join(f", {name}={value!r}" for name, value in options.items())
     return (
-        f"import ad_jobs.run_state as r; r.CHAPTER_OBJECTS = {CHAPTER}; "
+        f"import ad_jobs.scanning.run_state as r; r.CHAPTER_OBJECTS = {CHAPTER}; "
         f"scan({source!r}, [{model!r}], {out!r}, batch_size=4, num_cpus=2{given})"
     )
 
@@ -80,7 +80,7 @@ def proxy(through: FaultProxy) -> Iterator[FaultProxy]:
 @pytest.fixture(autouse=True)
 def small_chapters(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two chapters for the scans in this process, too."""
-    monkeypatch.setattr("ad_jobs.run_state.CHAPTER_OBJECTS", CHAPTER)
+    monkeypatch.setattr("ad_jobs.scanning.run_state.CHAPTER_OBJECTS", CHAPTER)
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +102,7 @@ def undisturbed(source: str, model: str, through: FaultProxy, tmp_path_factory: 
     """The table of a scan without faults, in one chapter: every object was asked for once."""
     out: Path = tmp_path_factory.mktemp("undisturbed") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ad_jobs.run_state.CHAPTER_OBJECTS", 10 * len(OBJECTS))
+        patch.setattr("ad_jobs.scanning.run_state.CHAPTER_OBJECTS", 10 * len(OBJECTS))
         index(source, str(out / "manifest"))  # reads the headers of DICOM objects, a range of each
         since = len(through.requests)
         scan(source, [model], str(out), batch_size=4, num_cpus=2)

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ad_jobs import metrics, pixel_metrics, ranking
-from ad_jobs.pixel_metrics import PixelHistogram
+from ad_jobs.evaluation import image_metrics, pixel_metrics, ranking
+from ad_jobs.evaluation.pixel_metrics import PixelHistogram
 
 ROUND_OFF = 1e-9
 
@@ -31,8 +31,8 @@ def heatmap_and_mask(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 @given(labelled_scores())
 def test_agrees_with_scikit_learn(data):
     scores, anomalous = data
-    assert abs(metrics.image_auroc(scores, anomalous) - roc_auc_score(anomalous, scores)) < ROUND_OFF
-    assert abs(metrics.image_ap(scores, anomalous) - average_precision_score(anomalous, scores)) < ROUND_OFF
+    assert abs(image_metrics.image_auroc(scores, anomalous) - roc_auc_score(anomalous, scores)) < ROUND_OFF
+    assert abs(image_metrics.image_ap(scores, anomalous) - average_precision_score(anomalous, scores)) < ROUND_OFF
 
 
 @given(labelled_scores())
@@ -45,28 +45,30 @@ def test_only_the_order_of_scores_counts(data):
 @given(labelled_scores())
 def test_flipping_scores_and_classes_keeps_the_auroc(data):
     scores, anomalous = data
-    assert abs(metrics.image_auroc(scores, anomalous) - metrics.image_auroc(-scores, ~anomalous)) < ROUND_OFF
+    assert (
+        abs(image_metrics.image_auroc(scores, anomalous) - image_metrics.image_auroc(-scores, ~anomalous)) < ROUND_OFF
+    )
 
 
 @given(labelled_scores())
 def test_missing_nothing_costs_accuracy(data):
     scores, anomalous = data
-    zero_fn = metrics.accuracy_zero_fn(scores, anomalous)
+    zero_fn = image_metrics.accuracy_zero_fn(scores, anomalous)
     threshold = scores[anomalous].min()
     assert abs(zero_fn - np.mean((scores >= threshold) == anomalous)) < ROUND_OFF
-    assert metrics.accuracy_max(scores, anomalous) >= zero_fn - ROUND_OFF
+    assert image_metrics.accuracy_max(scores, anomalous) >= zero_fn - ROUND_OFF
 
 
 @given(labelled_scores())
 def test_accuracy_max_is_the_best_of_all_observed_thresholds(data):
     scores, anomalous = data
     best = max(np.mean((scores >= t) == anomalous) for t in scores)
-    assert abs(metrics.accuracy_max(scores, anomalous) - best) < ROUND_OFF
+    assert abs(image_metrics.accuracy_max(scores, anomalous) - best) < ROUND_OFF
 
 
 @given(labelled_scores(), st.integers(0, 2**32))
 def test_intervals_hold_their_value(data, seed):
-    for estimate in metrics.image_metrics(*data, seed=seed, bootstrap=20).values():
+    for estimate in image_metrics.image_metrics(*data, seed=seed, bootstrap=20).values():
         assert 0 <= estimate["value"] <= 1
         if estimate["low"] is not None:
             assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
@@ -112,9 +114,9 @@ def test_partial_auroc_never_exceeds_the_curve_at_its_limit(data, limit):
 
 def ranking_metrics():
     return {
-        "image_auroc": metrics.image_auroc,
-        "image_ap": metrics.image_ap,
-        "f1_max": metrics.f1_max,
-        "accuracy_max": metrics.accuracy_max,
-        "accuracy_zero_fn": metrics.accuracy_zero_fn,
+        "image_auroc": image_metrics.image_auroc,
+        "image_ap": image_metrics.image_ap,
+        "f1_max": image_metrics.f1_max,
+        "accuracy_max": image_metrics.accuracy_max,
+        "accuracy_zero_fn": image_metrics.accuracy_zero_fn,
     }

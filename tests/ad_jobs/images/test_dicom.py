@@ -17,7 +17,7 @@ from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images.decode import Decoded, decode, read_header
 from ad_jobs.images.dicom import decodable
 from ad_jobs.images.policy import Limits, PixelPolicy, Window
-from ad_jobs.results.schema import HEADER, MANIFEST, MANIFEST_HEADERS
+from ad_jobs.schema import HEADER, MANIFEST, MANIFEST_HEADERS
 
 LIMITS = Limits()
 # Stored frames count in steps of 1/65535: half a step is what rounding may take.

@@ -16,7 +16,7 @@ from PIL import Image
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images.decode import decode, preview, read_header
 from ad_jobs.images.policy import Limits, PixelPolicy, Window
-from ad_jobs.results.schema import HEADER
+from ad_jobs.schema import HEADER
 
 ROWS, COLUMNS = 12, 20
 LIMITS = Limits()

@@ -15,7 +15,7 @@ from runkit import MODEL, SECOND, scored, unscored, write_part
 
 from ad_jobs.errors import ErrorCode, JobError
 from ad_jobs.results.count import assert_balanced, count_table
-from ad_jobs.results.schema import SCORES
+from ad_jobs.schema import SCORES
 
 OBJECTS = 6
 Rows = list[dict[str, Any]]

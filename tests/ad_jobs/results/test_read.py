@@ -14,7 +14,7 @@ from runkit import GEOMETRY, record, scored, unscored, write_part
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.results import heatmaps, open_heatmap, read_run, read_scores
 from ad_jobs.results.run import write_record
-from ad_jobs.results.schema import SCORES
+from ad_jobs.schema import SCORES
 from cluster import storage
 
 

@@ -1,0 +1,209 @@
+"""From objects in storage to frames at a detector's input size; what is wrong with one is data, never raised.
+
+Nothing here knows a detector: the processes that fetch and decode must not pay for importing torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+from ad_jobs.errors import SKIP_CODES, ErrorCode, ImageError, JobError
+from ad_jobs.images.decode import Decoded, Frame
+from ad_jobs.images.policy import Limits, PixelPolicy
+from cluster import storage
+from cluster.storage import store
+
+log = logging.getLogger(__name__)
+
+SCORED = "scored"
+FAILED = "failed"
+SKIPPED = "skipped"
+
+FETCH_THREADS = 8  # GETs under way in one worker: a store's latency is many decodes long
+FETCH_ATTEMPTS = 3  # of an object, each with the client's own retries, before others are asked for
+FETCH_AHEAD_BYTES = 64 << 20  # of objects fetched and not yet decoded in one worker
+# What error_detail says of a row that was scored all the same.
+CONSTANT_FRAME = "constant_frame"  # the frame holds one value only: some decoders give up that way
+ETAG_CHANGED = "etag_changed"  # the object is not the one that was indexed
+
+
+class Source(NamedTuple):
+    """One object to fetch; `bytes` and `etag` are what the manifest knows of it."""
+
+    object_id: int
+    uri: str
+    bytes: int | None = None
+    etag: str | None = None
+
+
+class FetchedObject(NamedTuple):
+    """An object's bytes, or why there are none; the time is that of the GET alone."""
+
+    source: Source
+    data: bytes | None
+    changed: bool  # its etag is not the manifest's
+    error: ImageError | None
+    fetch_ms: float
+
+
+class Prepared(NamedTuple):
+    """One object ready to be scored: its frames, or why it has none; `header` by schema.HEADER's names."""
+
+    source: Source
+    changed: bool
+    error: ImageError | None
+    content_sha256: str | None
+    bytes: int | None
+    header: dict[str, object]
+    frames: list[Frame]
+    fetch_ms: float
+    decode_ms: float | None
+
+
+class Decoder(Protocol):
+    """What turns bytes into frames: a GuardedDecoder, or one that is shared."""
+
+    def decode_each(self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits) -> list[Decoded]: ...
+
+
+def status_of(code: str | None) -> str:
+    """The status of a row with this error code, None being a row that was scored."""
+    if code is None:
+        return SCORED
+    return SKIPPED if code in SKIP_CODES else FAILED
+
+
+def fetch_all(sources: Sequence[Source], max_bytes: int) -> Generator[FetchedObject, None, None]:
+    """Every source in order, fetched by one GET each, a bounded number of bytes ahead of the caller."""
+    waiting = deque(sources)
+    under_way: deque[tuple[Source, Future[FetchedObject]]] = deque()
+    ahead = 0
+    with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
+        while waiting or under_way:
+            while waiting and (
+                not under_way or (len(under_way) < 2 * FETCH_THREADS and ahead + _size(waiting[0]) <= FETCH_AHEAD_BYTES)
+            ):
+                source = waiting.popleft()
+                ahead += _size(source)
+                under_way.append((source, pool.submit(fetch_one, source, max_bytes)))
+            source, future = under_way.popleft()
+            yield future.result()
+            ahead -= _size(source)
+
+
+def _size(source: Source) -> int:
+    return source.bytes or 0
+
+
+def fetch_one(source: Source, max_bytes: int) -> FetchedObject:
+    """One object's bytes, or the reason why the store did not deliver them as an ImageError.
+
+    A store that is away is waited for: an outage is no property of the objects it hits.
+
+    Raises:
+        JobError: the store refuses the credentials as such, or was away for longer than `store.PATIENCE_S`.
+    """
+    start = time.perf_counter()
+    data: bytes | None = None
+    changed = False
+    error: ImageError | None = None
+    try:
+        data, etag = _insist(source, max_bytes)
+        changed = None not in (etag, source.etag) and etag != source.etag
+    except storage.NotFound as refused:
+        error = ImageError(ErrorCode.NOT_FOUND, _detail(refused))
+    except storage.AccessDenied as refused:
+        if isinstance(refused, storage.KeysRefused) or (_last_good and not _delivers(_last_good)):
+            raise JobError(
+                f"The store refuses these credentials: {refused.detail}.",
+                "Renew them (the AWS variables or profile), and run the same command again: it continues.",
+            ) from refused
+        error = ImageError(ErrorCode.ACCESS_DENIED, _detail(refused))
+    except storage.TooLarge as refused:
+        error = ImageError(ErrorCode.TOO_MANY_BYTES, _detail(refused))
+    except storage.StorageError as refused:
+        error = ImageError(ErrorCode.FETCH_FAILED, _detail(refused))
+    return FetchedObject(source, data, changed, error, 1e3 * (time.perf_counter() - start))
+
+
+_last_good: str | None = None  # an object that this process got: what to ask for to see whether the store answers
+
+
+def _insist(source: Source, max_bytes: int) -> storage.Fetched:
+    """The object, tried until it comes, or until it is seen that its store delivers others and not it."""
+    global _last_good
+    deadline = time.monotonic() + store.PATIENCE_S
+    for attempt in itertools.count(1):
+        try:
+            fetched = storage.fetch(source.uri, max_bytes)
+        except storage.Unreachable as error:
+            # A disk that fails before it gave anything is no server that comes back.
+            if attempt >= FETCH_ATTEMPTS and (_delivers(_last_good) if _last_good else not storage.is_s3(source.uri)):
+                raise
+            log.warning("%s: the store does not answer. Waiting for it.", error.detail)
+            if time.monotonic() > deadline:
+                raise JobError(
+                    f"The store has not answered for {store.PATIENCE_S / 60:.0f} minutes: {error.detail}.",
+                    "Run the same command again once it does: it continues.",
+                ) from error
+            time.sleep(min(0.5 * 2**attempt, store.LONGEST_PAUSE_S) * random.uniform(0.5, 1.5))
+        else:
+            _last_good = source.uri
+            return fetched
+    raise AssertionError("the loop ends by a return or an error")
+
+
+def _delivers(uri: str) -> bool:
+    """Whether the store gives a byte of an object that it gave before."""
+    try:
+        storage.fetch_range(uri, 0, 1)
+    except storage.StorageError as error:
+        return isinstance(error, storage.NotFound)  # deleted since: an answer, too
+    return True
+
+
+def _detail(error: storage.StorageError) -> str:
+    # The row has a column for the URI, which --identifiers may hide; its detail must not give it away.
+    return error.detail.replace(error.uri, "the object")
+
+
+def prepare(fetched: FetchedObject, policy: PixelPolicy, limits: Limits, decoder: Decoder) -> Prepared:
+    """As `prepare_each`, under one policy."""
+    (prepared,) = prepare_each(fetched, [policy], limits, decoder)
+    return prepared
+
+
+def prepare_each(
+    fetched: FetchedObject, policies: Sequence[PixelPolicy], limits: Limits, decoder: Decoder
+) -> list[Prepared]:
+    """The object's frames at each policy's input size, from one decoding of the bytes.
+
+    What is wrong with the object is in `error`, the same for every policy, never raised.
+    """
+    data = fetched.data
+    if data is None:
+        gone = Prepared(fetched.source, False, fetched.error, None, None, {}, [], fetched.fetch_ms, None)
+        return [gone] * len(policies)
+    start = time.perf_counter()
+    decoded = [Decoded([], {}) for _ in policies]
+    error: ImageError | None = None
+    try:
+        decoded = decoder.decode_each(data, policies, limits)
+        if not decoded[0].frames:
+            raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, "it holds no frame")
+    except ImageError as bad:
+        error = bad
+    decode_ms = 1e3 * (time.perf_counter() - start)
+    digest = hashlib.sha256(data).hexdigest()
+    return [
+        Prepared(fetched.source, fetched.changed, error, digest, len(data), header, frames, fetched.fetch_ms, decode_ms)
+        for frames, header in decoded
+    ]

@@ -1,0 +1,231 @@
+"""A manifest on disk: what there is to scan, listed once. Parquet parts, and `manifest.json`, written last.
+
+`object_id` is the row's position over all parts, in URI order, so rows and ids can be used for one another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ad_jobs.errors import JobError, UsageError
+from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
+from cluster import storage
+
+RECORD = "manifest.json"
+
+
+class Part(BaseModel):
+    """One Parquet file of a manifest: its name in the folder, its rows, and its content's sha256."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    rows: int
+    sha256: str
+
+
+class Record(BaseModel):
+    """The content of `manifest.json`. `digest` is a sha256 over all rows; `created` is an ISO time in UTC."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    objects: int
+    digest: str
+    headers: bool
+    parts: tuple[Part, ...]
+    created: str
+
+
+class ManifestInfo(Record):
+    """A finished manifest: what its `manifest.json` says, and the folder it lies in."""
+
+    uri: str
+
+
+def part_name(number: int) -> str:
+    """The file name of a manifest's `number`-th part."""
+    return f"part-{number:05d}.parquet"
+
+
+def find_manifest(uri: str) -> ManifestInfo | None:
+    """The manifest in the folder `uri`, or None: an archive may hold a `manifest.json` of another kind.
+
+    Raises:
+        StorageError: The store refuses or does not answer.
+    """
+    uri = storage.absolute(uri)
+    try:
+        record = Record.model_validate_json(storage.read_bytes(storage.join(uri, RECORD)))
+    except (storage.NotFound, ValidationError):
+        return None
+    return ManifestInfo(uri=uri, **record.model_dump())
+
+
+def manifest_info(uri: str) -> ManifestInfo:
+    """The finished manifest in the folder `uri`.
+
+    Raises:
+        UsageError: There is none, or it cannot be read.
+    """
+    try:
+        found = find_manifest(uri)
+    except storage.StorageError as error:
+        raise refusal(error) from error
+    if found is None:
+        raise UsageError(
+            f"A manifest is a folder with a {RECORD}, which is written last.",
+            uri,
+            "Make one with: retroscan index SOURCE --out MANIFEST.",
+        )
+    return found
+
+
+def read_parts(info: ManifestInfo, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The tables of a manifest's parts, in order, one at a time.
+
+    Raises:
+        JobError: A part is missing or is not what `manifest.json` says.
+    """
+    for part in info.parts:
+        data = pa.BufferReader(_read_part(info, part))
+        yield pq.read_table(data, columns=None if columns is None else list(columns))
+
+
+def _read_part(info: ManifestInfo, part: Part) -> bytes:
+    try:
+        data = storage.patiently(lambda: storage.read_bytes(storage.join(info.uri, part.name)))
+    except storage.StorageError as error:
+        raise JobError(f"A part of the manifest cannot be read: {error}.", "Index the source again.") from error
+    if hashlib.sha256(data).hexdigest() != part.sha256:
+        raise JobError(
+            f"{part.name} of the manifest {info.uri} is not what {RECORD} describes (sha256 differs).",
+            "Index the source again, into a new folder.",
+        )
+    return data
+
+
+class RowReader:
+    """Some rows of a manifest at a time, without ever holding more than one of its parts."""
+
+    def __init__(self, info: ManifestInfo) -> None:
+        self._info = info
+        self._ends = np.cumsum([part.rows for part in info.parts])  # ids are positions over all parts
+        self._opened: tuple[int, pq.ParquetFile] | None = None
+
+    def rows(self, ids: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """The rows of one or more ids, which ascend.
+
+        Raises:
+            JobError: a part is missing or damaged.
+        """
+        of_part = np.searchsorted(self._ends, ids, side="right")
+        return pa.concat_tables(
+            self._rows_of_part(int(number), ids[of_part == number], columns) for number in np.unique(of_part)
+        )
+
+    def _rows_of_part(self, number: int, ids: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        file = self._open(number)
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        starts = self._ends[number] - self._info.parts[number].rows + np.cumsum([0, *sizes[:-1]])
+        of_group = np.searchsorted(starts, ids, side="right") - 1
+        tables = []
+        for group in np.unique(of_group):
+            table = file.read_row_group(int(group), columns=list(columns))
+            tables.append(table.take(pa.array(ids[of_group == group] - starts[group])))
+        return pa.concat_tables(tables)
+
+    def _open(self, number: int) -> pq.ParquetFile:
+        if self._opened is None or self._opened[0] != number:
+            self._opened = None  # before the next is read: one of them is much
+            data = _read_part(self._info, self._info.parts[number])
+            self._opened = number, pq.ParquetFile(pa.BufferReader(data))
+        return self._opened[1]
+
+
+def read_manifest(uri: str, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:
+    """The rows of a manifest in the order of `object_id`, as an Arrow table.
+
+    Args:
+        uri: The manifest's folder.
+        columns: Which columns, in this order; all by default.
+        where: An SQL condition over the manifest's columns (DuckDB's dialect); ids stay what they were.
+
+    Raises:
+        UsageError: No manifest, no such column, or a condition that is no SQL, selects nothing, or selects
+            other rows each time.
+        JobError: A part is missing or damaged.
+    """
+    info = manifest_info(uri)
+    names = (MANIFEST_HEADERS if info.headers else MANIFEST).names
+    if missing := sorted(set(columns or ()) - set(names)):
+        raise UsageError(
+            f"Columns of this manifest are {', '.join(names)}.",
+            ", ".join(missing),
+            "DICOM columns need: retroscan index --headers.",
+        )
+    # The condition may name columns that are not asked for.
+    table = pa.concat_tables(read_parts(info, columns if where is None else None))
+    if where is not None:
+        table = table.take(_select(table, where))
+    return table if columns is None else table.select(list(columns))
+
+
+def _select(table: pa.Table, where: str) -> pa.Array:
+    """The ids, ascending, of the rows that meet an SQL condition."""
+    # The condition stands on lines of its own: a comment in it must not swallow the bracket.
+    query = f"SELECT object_id FROM manifest WHERE (\n{where}\n) ORDER BY object_id"
+    names = f"Columns: {', '.join(table.column_names)}."
+    if "modality" not in table.column_names:
+        names += " DICOM columns need: retroscan index --headers."
+    # A condition is data from a user: it sees this one table, no files, no network, no settings.
+    config = {"enable_external_access": "false", "python_enable_replacements": "false"}
+    try:
+        with duckdb.connect(":memory:", config=config) as connection:
+            connection.execute("SET lock_configuration = true")
+            connection.register("manifest", table)
+            if len(connection.extract_statements(query)) != 1:
+                raise UsageError("--where is one SQL condition.", where, names)
+            first, second = (connection.execute(query).fetchnumpy()["object_id"] for _ in range(2))
+    except duckdb.Error as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError("--where is an SQL condition over the manifest.", f"{where} ({reason})", names) from error
+    if not np.array_equal(first, second):
+        raise UsageError(
+            "--where must select the same rows every time, or a resumed scan would not be the same scan.",
+            where,
+            "A sample that stays: object_id % 100 = 0.",
+        )
+    if not len(first):
+        raise UsageError("--where must select at least one object.", f"{where} (0 of {table.num_rows})", names)
+    return pa.array(first, pa.int64())
+
+
+def refusal(error: storage.StorageError) -> UsageError:
+    """What to tell a user whose source or folder the store does not give: the rule, the value, the remedy."""
+    s3 = storage.is_s3(error.uri)
+    if isinstance(error, storage.NotFound):
+        rule = "The bucket and prefix must exist." if s3 else "The file or folder must exist."
+        remedy = "Check the spelling, and AWS_ENDPOINT_URL if this is not AWS." if s3 else "Check the spelling."
+    elif isinstance(error, storage.AccessDenied):
+        rule = "These credentials must be allowed to list and read it." if s3 else "It must be readable."
+        remedy = (
+            "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and the bucket's policy."
+            if s3
+            else "Check its permissions, and those of the folders on the way."
+        )
+    elif isinstance(error, storage.Unreachable):
+        rule = "The store must answer."
+        remedy = "Check AWS_ENDPOINT_URL and the network." if s3 else "Check the disk or the network mount."
+    else:
+        rule = "The store must accept the request."
+        remedy = "Check the URI and the AWS settings." if s3 else "Check the path."
+    return UsageError(rule, f"{error.uri} ({error.detail})", remedy)

@@ -1,0 +1,260 @@
+"""What a verb may be pointed at: a folder, `s3://bucket/prefix`, a manifest, or a CSV/Parquet list of images.
+
+All four give the same thing, the objects sorted by URI. `index`, `fit` and `calibrate` read them here alone,
+and so see the same objects in the same order.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ad_jobs.archive.manifest import RECORD, find_manifest, part_name, read_parts, refusal
+from ad_jobs.errors import UsageError
+from cluster import storage
+
+STAT_THREADS = 32
+STAT_NAMES = 4_096  # queued at a time
+
+_FORMS = "A SOURCE is a folder, s3://bucket/prefix, a manifest, or a .csv or .parquet list with a column image."
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_LISTS = (".csv", ".parquet")
+
+
+class SourceObject(NamedTuple):
+    """One object of a source; `bytes` is None if a list names it and the store does not have it.
+
+    `group` keeps what belongs together (a patient, a part) on one side of a split; only lists know it.
+    """
+
+    uri: str
+    bytes: int | None
+    etag: str | None
+    modified: datetime | None
+    group: str | None
+
+
+def read_source(source: str) -> list[SourceObject]:
+    """All objects of a source, sorted by URI, each once.
+
+    Raises:
+        UsageError: The source is missing, refused, unreachable, empty, or a list that cannot be used.
+        JobError: The source is a manifest with a damaged part.
+    """
+    return list(iter_source(source))
+
+
+def iter_source(source: str) -> Iterator[SourceObject]:
+    """The objects of a source one by one, in bounded memory unless it is a list.
+
+    Raises as `read_source` does, when the first object is asked for or on the way.
+    """
+    source = source_uri(source)
+    try:
+        if is_list(source):
+            found = _list_objects(source)
+        elif (info := find_manifest(source)) is not None:
+            tables = read_parts(info, ["uri", "bytes", "etag", "modified"])
+            found = (SourceObject(**row, group=None) for table in tables for row in table.to_pylist())
+        else:
+            found = _folder_objects(source)
+        yield from found
+    except storage.StorageError as error:
+        raise refusal(error) from error
+
+
+def source_uri(source: str) -> str:
+    """The one spelling of a source.
+
+    Raises:
+        UsageError: It is empty, or of a scheme other than s3 and file.
+    """
+    if not source or _foreign(source):
+        raise UsageError(_FORMS, repr(source), "Copy the images to one of these, or mount them as a folder.")
+    return storage.absolute(source)
+
+
+def is_manifest(source: str) -> bool:
+    """True if the source is a finished manifest.
+
+    Raises:
+        UsageError: The store refuses or does not answer.
+    """
+    try:
+        return find_manifest(source_uri(source)) is not None
+    except storage.StorageError as error:
+        raise refusal(error) from error
+
+
+def is_list(source: str) -> bool:
+    """True if the source is a file whose name says CSV or Parquet.
+
+    Raises:
+        StorageError: The store refuses or does not answer.
+    """
+    return source.lower().endswith(_LISTS) and storage.exists(source)
+
+
+def _folder_objects(source: str) -> Iterator[SourceObject]:
+    if storage.exists(storage.join(source, part_name(0))):
+        raise UsageError(
+            f"A manifest is finished when its {RECORD} is written.",
+            f"{source} (with {part_name(0)}, without a readable {RECORD})",
+            "Remove the folder and index again.",
+        )
+    empty = True
+    try:
+        for info in storage.list_objects(source):
+            empty = False
+            yield SourceObject(*info, group=None)
+    except storage.NotFound as error:
+        if storage.exists(source):
+            raise UsageError(
+                _FORMS, f"{source} (a single file)", "For single images there is: retroscan score MODEL IMAGE..."
+            ) from error
+        raise
+    if empty:
+        raise UsageError("A SOURCE holds at least one object.", source, "Check the folder or prefix.")
+
+
+# --- Lists
+
+
+def _list_objects(uri: str) -> Iterator[SourceObject]:
+    groups: dict[str, str | None] = {}
+    for image, group in read_image_list(uri):
+        resolved = resolve(uri, image)
+        if resolved in groups:
+            raise UsageError(
+                "A list names each image once.", f"{image} ({resolved}), twice in {uri}", "Remove one of the rows."
+            )
+        groups[resolved] = group
+    names = sorted(groups)
+    found = False
+    with ThreadPoolExecutor(STAT_THREADS) as pool:
+        for first in range(0, len(names), STAT_NAMES):
+            some = names[first : first + STAT_NAMES]
+            for name, info in zip(some, pool.map(_stat, some), strict=True):
+                if info is None:
+                    yield SourceObject(name, None, None, None, groups[name])
+                else:
+                    found = True
+                    yield SourceObject(name, info.bytes, info.etag, info.modified, groups[name])
+    if not found:
+        raise UsageError(
+            "At least one image of a list must be readable.",
+            f"{uri}: none of {len(names)}, first {names[0]}",
+            "Relative paths count from the list's own folder.",
+        )
+
+
+def _stat(uri: str) -> storage.ObjectInfo | None:
+    try:
+        return storage.stat(uri)
+    except (storage.NotFound, storage.AccessDenied):
+        return None
+
+
+def resolve(list_uri: str, image: str) -> str:
+    """The URI of an entry of a list: absolute paths and s3:// as they are, others from the list's folder.
+
+    Raises:
+        UsageError: It is of another scheme, or wants the parent of an S3 prefix, which has none.
+    """
+    if _foreign(image):
+        raise UsageError("Images of a list are paths or s3:// URIs.", f"{image} in {list_uri}", "Copy them to S3.")
+    if storage.is_s3(image):
+        return image
+    if image.startswith(("/", "file://")):
+        return storage.absolute(image)
+    if storage.is_s3(list_uri):
+        if ".." in image.split("/"):
+            raise UsageError(
+                "Relative images of a list in S3 lie below the list's prefix: a key has no parent folder.",
+                f"{image} in {list_uri}",
+                "Write the whole s3:// URI.",
+            )
+        return storage.join(storage.parent(list_uri), image)
+    return storage.absolute(storage.join(storage.parent(list_uri), image))
+
+
+def read_image_list(uri: str) -> list[tuple[str, str | None]]:
+    """The (image, group) pairs of a CSV or Parquet list, as written and in its own order.
+
+    Other columns are ignored; an empty group is None.
+
+    Raises:
+        UsageError: No column image, an empty cell in it, no rows, or no such format.
+        StorageError: The list cannot be read.
+    """
+    data = storage.read_bytes(uri)
+    columns = _csv_columns(uri, data) if uri.lower().endswith(".csv") else _parquet_columns(uri, data)
+    images = columns["image"]
+    groups = columns.get("group", [None] * len(images))
+    if not images:
+        raise UsageError("A list holds at least one image.", uri, "Add rows below the header.")
+    pairs = []
+    for number, (image, group) in enumerate(zip(images, groups, strict=True), 1):
+        if not image:
+            raise UsageError(
+                "Every row of a list names an image.", f"{uri}, row {number}: empty", "Fill it or remove the row."
+            )
+        pairs.append((image, group or None))
+    return pairs
+
+
+def _csv_columns(uri: str, data: bytes) -> dict[str, list[str | None]]:
+    try:
+        # Spreadsheets put a byte order mark before the first name.
+        rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        header = next(rows, [])
+        _require_image(uri, header)
+        columns: dict[str, list[str | None]] = {name: [] for name in ("image", "group") if name in header}
+        for row in rows:
+            if not row:  # a blank line
+                continue
+            if len(row) != len(header):
+                raise UsageError(
+                    "Every row of a CSV list has as many cells as its header.",
+                    f"{uri}, line {rows.line_num}: {len(row)} instead of {len(header)}",
+                    'Put cells with commas in "quotes".',
+                )
+            for name, cells in columns.items():
+                cells.append(row[header.index(name)])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError("A CSV list is comma-separated UTF-8 text.", f"{uri} ({error})", "Save it as such.") from error
+    return columns
+
+
+def _parquet_columns(uri: str, data: bytes) -> dict[str, list[str | None]]:
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        header = file.schema_arrow.names
+        _require_image(uri, header)
+        table = file.read([name for name in ("image", "group") if name in header])
+        return {name: table.column(name).cast(pa.string()).to_pylist() for name in table.column_names}
+    except pa.ArrowException as error:
+        raise UsageError(
+            "A Parquet list has text in its column image.", f"{uri} ({error})", "Write it anew, or as CSV."
+        ) from error
+
+
+def _require_image(uri: str, header: list[str]) -> None:
+    if header.count("image") != 1:
+        raise UsageError(
+            "A list has one column image.",
+            f"{uri} with columns {', '.join(header) or '(none)'}",
+            "Name the column of paths image, in the first line.",
+        )
+
+
+def _foreign(uri: str) -> bool:
+    return bool(_SCHEME.match(uri)) and not uri.startswith(("s3://", "file://"))

@@ -1,0 +1,229 @@
+"""`--dry-run`: how a cluster would be divided for a scan or a fit, and how much there is to do. Nothing is written.
+
+A source that is no manifest is listed all the same, into a folder that goes again: what is left to do hangs on it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from ad_jobs.archive.fetching import FETCH_AHEAD_BYTES
+from ad_jobs.archive.sources import read_source
+from ad_jobs.cli.options import FitSpec
+from ad_jobs.fitting.split import HELD_OUT_SHARE, held_out_anomalous
+from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.scanning import chapters, run_state
+from ad_jobs.scanning.run_state import Plan
+from cluster import autoscaling
+from cluster.division import Node, plan
+from cluster.session import session
+
+# The most that any format took for one pixel while it was decoded and resized, beside its file, measured: 16-bit RGBA
+# under a policy of one channel. Grey DICOM takes half of that.
+DECODE_BYTES_A_PIXEL = 52
+COPIES_OF_OBJECT = 4  # at its handing over to the decoder's process: whole and in the message, on both sides
+COPIES_OF_FRAMES = 3  # at their handing back: whole on both sides, and in the message
+BYTES_A_VALUE = 2  # frames travel and wait as uint16
+
+
+def scan_outlook(
+    source: str,
+    models: list[str],
+    out: str,
+    *,
+    address: str | None = None,
+    num_cpus: int | None = None,
+    batch_size: int | None = None,
+    amp: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """What `scan` with the same arguments would begin with, as plain values.
+
+    `options` are those of `ad_jobs.scan.resolve`.
+
+    Raises:
+        UsageError: as `scan`.
+        ClusterError: no cluster answers, or it has no CPU.
+    """
+    from ad_jobs.scan import block_rows, part_rows, refuse_amp_without_gpu, resolve
+
+    with tempfile.TemporaryDirectory(prefix="retroscan-dry-run-") as scratch:
+        intent = resolve(source, models, out, amp=amp, index_to=scratch, **options)
+        finished = run_state.look(intent) is not None
+        left = [0] if finished else objects_left(intent)
+    with session(address, num_cpus=num_cpus, grow=False) as has:
+        if amp:
+            refuse_amp_without_gpu(has)
+        resources = plan(has.nodes, batch_size, sum(left))
+    return {
+        "run_id": intent.run_id,
+        "cluster": _cluster(has.nodes),
+        "actors": resources.actors,
+        "actor_cpus": resources.actor_cpus,
+        "actor_gpus": resources.actor_gpus,
+        "fetch_tasks": resources.fetch_tasks,
+        "fetch_cpus": resources.fetch_cpus,
+        "write_cpus": resources.write_cpus,
+        "batch_size": resources.batch_size,
+        "block_rows": block_rows(max(left), resources),
+        "part_rows": part_rows(intent, resources),
+        "chapters": intent.chapters,
+        "chapters_left": sum(count > 0 for count in left),
+        "objects": intent.objects,
+        "objects_left": sum(left),
+        "fetch_task_bytes": fetch_task_bytes(intent.limits, intent.policies),
+    }
+
+
+def objects_left(intent: Plan) -> list[int]:
+    """How many objects of each chapter are left to do, 0 for a committed one."""
+    committed = chapters.committed(intent.checkpoint)
+    left = []
+    for number in range(intent.chapters):
+        if number in committed:
+            left.append(0)
+            continue
+        objects = pa.table({"object_id": intent.ids(number)})
+        left.append(chapters.left_to_do(intent.out, number, objects, mend=False).objects.num_rows)
+    return left
+
+
+def fetch_task_bytes(limits: Limits, policies: Sequence[PixelPolicy]) -> int:
+    """The most memory that one fetch-and-decode task and its decoder take, at an object that is at every limit."""
+    object_bytes = COPIES_OF_OBJECT * limits.max_bytes
+    decoding = DECODE_BYTES_A_PIXEL * limits.max_pixels
+    frames = COPIES_OF_FRAMES * limits.max_frames * sum(map(_frame_bytes, policies))
+    return FETCH_AHEAD_BYTES + object_bytes + decoding + frames
+
+
+def _frame_bytes(policy: PixelPolicy) -> int:
+    """Of a frame of colour at the input's size; grey ones have one channel."""
+    return BYTES_A_VALUE * policy.channels * policy.height_px * policy.width_px
+
+
+def fit_outlook(spec: FitSpec) -> dict[str, Any]:
+    """What `fit` with the same specification would begin with, as plain values; every object is taken as one frame.
+
+    Raises:
+        UsageError: as `fit`.
+        ClusterError: no cluster answers, or it has no room for the workers.
+    """
+    from ad_jobs.fit import divided, resolve  # Ray Train's import is slow
+
+    config, _, policy = resolve(spec)
+    normal = len(read_source(spec.normal))
+    anomalous = len(read_source(spec.anomalous)) if spec.anomalous else 0
+    with session(spec.address, grow=False) as has:
+        division, room = divided(spec, has.nodes)
+    return {
+        "cluster": _cluster(has.nodes),
+        "workers": division.workers,
+        "worker_cpus": division.cpus,
+        "worker_gpus": division.gpus,
+        "worker_threads": division.threads,
+        "batch_size": config.batch_size,
+        "steps_an_epoch": steps_an_epoch(normal, anomalous, config.batch_size),
+        "normal": normal,
+        "anomalous": anomalous,
+        "decoded_bytes": {
+            kind: (normal + anomalous) * _frame_bytes(policy.model_copy(update={"channels": channels}))
+            for kind, channels in (("grey", 1), ("colour", policy.channels))
+        },
+        "room_bytes": room,
+    }
+
+
+def steps_an_epoch(normal: int, anomalous: int, batch_size: int) -> int:
+    """Steps of one epoch over the training images, however many workers take them; the last batch may be smaller.
+
+    Each normal image is taken to be a group of its own; with anomalous ones, an epoch is as long as the larger class.
+    """
+    held_out = max(1, round(HELD_OUT_SHARE * normal))
+    images = max(normal - held_out, 0)
+    if anomalous:
+        images = max(images, anomalous - held_out_anomalous(anomalous))
+    return -(-images // batch_size)
+
+
+def _cluster(nodes: Sequence[Node]) -> dict[str, Any]:
+    return {
+        "nodes": len(nodes),
+        "cpus": sum(node.cpus for node in nodes),
+        "gpus": sum(node.gpus for node in nodes),
+        "memory_bytes": sum(node.memory for node in nodes),
+        "object_store_bytes": sum(node.object_store for node in nodes),
+        "shapes": [node._asdict() for node in nodes],
+        "grows_to": autoscaling.asked()._asdict(),
+    }
+
+
+# --- As text
+
+
+def scan_text(found: dict[str, Any]) -> str:
+    """What `scan_outlook` found, for a reader."""
+    done = found["objects"] - found["objects_left"]
+    return _lines(
+        ("cluster", _cluster_text(found["cluster"])),
+        ("actors", f"{found['actors']} of {found['actor_cpus']:g} CPUs and {found['actor_gpus']:g} GPUs"),
+        (
+            "tasks",
+            f"{found['fetch_tasks']} to fetch and decode fit beside them, of {found['fetch_cpus']:g} CPUs; to write, of "
+            f"{found['write_cpus']:g}",
+        ),
+        (
+            "sizes",
+            f"batches of {found['batch_size']} frames, blocks of {found['block_rows']} objects, parts of "
+            f"{found['part_rows']:,}",
+        ),
+        ("memory", f"a fetch task takes {_size(found['fetch_task_bytes'])} at most, at an object at every limit"),
+        ("objects", f"{found['objects']:,}: {done:,} done, {found['objects_left']:,} left"),
+        ("chapters", f"{found['chapters']:,}: {found['chapters_left']:,} left"),
+        ("run", found["run_id"]),
+    )
+
+
+def fit_text(found: dict[str, Any]) -> str:
+    """What `fit_outlook` found, for a reader."""
+    grey, colour = found["decoded_bytes"]["grey"], found["decoded_bytes"]["colour"]
+    return _lines(
+        ("cluster", _cluster_text(found["cluster"])),
+        (
+            "workers",
+            f"{found['workers']} of {found['worker_cpus']:g} CPUs, {found['worker_gpus']:g} GPUs and "
+            f"{found['worker_threads']} threads",
+        ),
+        ("steps", f"{found['steps_an_epoch']:,} an epoch, of {found['batch_size']} images over all workers"),
+        ("images", f"{found['normal']:,} normal, {found['anomalous']:,} anomalous, one frame an object"),
+        (
+            "memory",
+            f"{_size(grey)} decoded ({_size(colour)} in colour), {_size(found['room_bytes'])} of it may stay so"
+            + (": the rest is decoded again in every epoch" if grey > found["room_bytes"] else ""),
+        ),
+    )
+
+
+def _lines(*rows: tuple[str, str]) -> str:
+    return "\n".join(f"{name:<10}{text}" for name, text in rows)
+
+
+def _cluster_text(cluster: dict[str, Any]) -> str:
+    later = autoscaling.Size(**cluster["grows_to"])
+    return (
+        f"{cluster['nodes']} node(s): {cluster['cpus']:g} CPUs, {cluster['gpus']:g} GPUs, "
+        f"{_size(cluster['memory_bytes'])} for workers, {_size(cluster['object_store_bytes'])} object store"
+        + (
+            f"; without --dry-run, {later.cpus} CPUs and {later.gpus} GPUs are waited for"
+            if later.cpus > cluster["cpus"] or later.gpus > cluster["gpus"]
+            else ""
+        )
+    )
+
+
+def _size(count: int) -> str:
+    """Bytes in MiB below a GiB, in GiB above."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

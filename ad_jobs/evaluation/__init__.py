@@ -1,0 +1,1 @@
+"""Runs against labels: metrics and intervals."""

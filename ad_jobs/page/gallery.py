@@ -1,0 +1,150 @@
+"""The pictures of the report: the highest-scored frames, each with its heatmap, as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image
+
+from ad_jobs.errors import ImageError, JobError
+from ad_jobs.images.decode import preview
+from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.page.colours import overlay
+from ad_jobs.results.read import open_heatmap
+from ad_jobs.results.run import ModelRef
+from cluster import storage
+
+MAX_SIDE_PX = 512
+_JPEG_QUALITY = 88
+# What a scan with --identifiers hashed writes instead of a URI; it leads nowhere, so it is not followed.
+_HASHED = "hmac:"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One frame of the gallery; `picture` and `heatmap` are data URIs, `notes` say what is missing."""
+
+    rank: int
+    uri: str
+    name: str
+    frame: int
+    score: float
+    flagged: bool
+    modality: str | None
+    width: int
+    height: int
+    picture: str | None
+    heatmap: str | None
+    notes: list[str]
+
+
+def cards(run_uri: str, rows: pd.DataFrame, policy: PixelPolicy, limits: Limits, top: int) -> list[Card]:
+    """The `top` scored frames of one model, highest score first; equal scores in the order of the table."""
+    scored = rows[rows["status"] == "scored"]
+    best = scored.sort_values("score", ascending=False, kind="stable").head(top)
+    return [_card(run_uri, rank, row, policy, limits) for rank, (_, row) in enumerate(best.iterrows(), start=1)]
+
+
+def side_by_side(
+    run_uri: str, rows: pd.DataFrame, models: Sequence[ModelRef], limits: Limits, top: int
+) -> list[list[Card]]:
+    """The `top` frames that all models together rank highest, each as one card a model in the order of `models`.
+
+    Scores of different models have different scales; their ranks do not.
+    """
+    scored = rows[rows["status"] == "scored"]
+    ranks = scored.groupby("model_id")["score"].rank(ascending=False, method="first").astype(int)
+    ranked = scored.assign(rank=ranks).set_index(["object_id", "frame", "model_id"], drop=False).sort_index()
+    by_frame = ranked["rank"].groupby(level=["object_id", "frame"])
+    mean = by_frame.mean()[by_frame.size() == len(models)].sort_values(kind="stable")
+    policies = [PixelPolicy.model_validate(model.policy) for model in models]
+
+    def card(key: Any, model: ModelRef, policy: PixelPolicy) -> Card:
+        row = ranked.loc[(*key, model.model_id)]
+        return _card(run_uri, int(row["rank"]), row, policy, limits)
+
+    return [
+        [card(key, model, policy) for model, policy in zip(models, policies, strict=True)]
+        for key in mean.head(top).index
+    ]
+
+
+def _card(run_uri: str, rank: int, row: Any, policy: PixelPolicy, limits: Limits) -> Card:
+    uri, frame = str(row["uri"]), int(row["frame"])
+    notes: list[str] = []
+    heat, size = _heatmap(run_uri, row["heatmap"], notes)
+    original = _original(uri, frame, row["content_sha256"], policy, limits, notes)
+    if original is not None:
+        size = original.shape[:2]
+    return Card(
+        rank=rank,
+        uri=uri,
+        name=uri.rstrip("/").rpartition("/")[2] or uri,
+        frame=frame,
+        score=float(row["score"]),
+        flagged=bool(row["flagged"]),
+        modality=row["modality"] if isinstance(row["modality"], str) else None,
+        width=size[1],
+        height=size[0],
+        picture=None if original is None else data_uri(original, "JPEG"),
+        heatmap=None if heat is None else data_uri(heat, "PNG"),
+        notes=notes,
+    )
+
+
+def _heatmap(run_uri: str, reference: object, notes: list[str]) -> tuple[npt.NDArray[np.uint8] | None, tuple[int, ...]]:
+    """(the heatmap's colours [h, w, 4] without padding, the size of its original)."""
+    if not isinstance(reference, str):
+        notes.append("No heatmap was kept for this image.")
+        return None, (1, 1)
+    try:
+        values, geometry = open_heatmap(run_uri, reference)
+    except (JobError, storage.StorageError) as error:
+        notes.append(f"The heatmap cannot be read: {error}")
+        return None, (1, 1)
+    box = np.s_[geometry.top : geometry.top + geometry.height, geometry.left : geometry.left + geometry.width]
+    # The browser stretches it over the picture: the same linear interpolation as on the source, far fewer
+    # bytes.
+    return overlay(values[box]), (geometry.rows, geometry.columns)
+
+
+def _original(
+    uri: str, frame: int, sha256: object, policy: PixelPolicy, limits: Limits, notes: list[str]
+) -> npt.NDArray[np.uint8] | None:
+    """The display picture [h, w, 3], or None and a note if the archive no longer has what was scored."""
+    if uri.startswith(_HASHED):
+        notes.append("Identifiers are hashed, so the original is not shown.")
+        return None
+    try:
+        data = storage.fetch(uri, limits.max_bytes).data
+    except storage.NotFound:
+        notes.append("The original is gone from the archive.")
+    except storage.AccessDenied:
+        notes.append("The archive refuses the original.")
+    except storage.StorageError as error:
+        notes.append(f"The original cannot be fetched: {error.detail}.")
+    else:
+        if hashlib.sha256(data).hexdigest() != sha256:
+            notes.append("The original has changed since the scan, so it is not shown.")
+            return None
+        try:
+            return preview(data, frame, policy, limits, MAX_SIDE_PX)
+        except ImageError as error:
+            notes.append(f"The original cannot be shown ({error.code}).")
+    return None
+
+
+def data_uri(pixels: npt.NDArray[np.uint8], kind: str) -> str:
+    """A picture [h, w, 3 or 4] as a data URI of a PNG or JPEG."""
+    buffer = io.BytesIO()
+    options = {"quality": _JPEG_QUALITY} if kind == "JPEG" else {"optimize": True}
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,1 +1,0 @@
-"""Numbers to a self-contained HTML page."""

@@ -1,0 +1,1 @@
+"""Models opened, scored with, and calibrated."""

@@ -1,0 +1,195 @@
+"""Models by URI: a folder on disk or in S3, opened for scanning or published after a fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from ad_jobs.errors import UsageError
+from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.scoring.calibration import Calibration
+from cluster import storage
+from models import record
+from models.errors import ArtifactError
+
+if TYPE_CHECKING:  # torch stands behind it, and who reads a model without building it does without
+    from models.detector import Detector
+
+CALIBRATION = "calibration.json"
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """A model as `fit` wrote it: its record, and how its images are prepared."""
+
+    uri: str
+    record: dict[str, Any]
+    policy: PixelPolicy
+    limits: Limits
+
+    @property
+    def model_id(self) -> str:
+        return str(self.record["model_id"])
+
+    @property
+    def kind(self) -> str:
+        return str(self.record["kind"])
+
+
+@dataclass(frozen=True)
+class CalibratedModel(FittedModel):
+    """A model that may flag: with its threshold and its heatmaps' scale."""
+
+    calibration: Calibration
+    calibration_sha256: str
+
+
+@dataclass(frozen=True)
+class OpenModel(CalibratedModel):
+    """A model ready to score: its detector built, on the CPU."""
+
+    detector: Detector
+
+
+def read_model(uri: str) -> CalibratedModel:
+    """The model at `uri`, its weights and its calibration checked, its detector not built: that takes seconds and torch.
+
+    Raises:
+        UsageError: no model there, a damaged one, one of another version, or without a calibration of its own.
+    """
+    uri = storage.absolute(uri)
+    with local_files(uri) as folder:
+        return _read_calibrated(folder, uri)
+
+
+def open_model(uri: str) -> OpenModel:
+    """The model at `uri`, ready to score.
+
+    Raises:
+        UsageError: as `read_model`, and for a model of a detector that this version does not have.
+    """
+    uri = storage.absolute(uri)
+    with local_files(uri) as folder:
+        found = _read_calibrated(folder, uri)
+        return OpenModel(**vars(found), detector=_detector(folder, found))
+
+
+def open_fitted(uri: str) -> tuple[FittedModel, Detector]:
+    """The model at `uri`, calibrated or not, and its detector.
+
+    Raises:
+        UsageError: as `open_model`, but for the calibration.
+    """
+    uri = storage.absolute(uri)
+    with local_files(uri) as folder:
+        found = _read_fitted(folder, uri)
+        return found, _detector(folder, found)
+
+
+def _read_fitted(folder: Path, uri: str) -> FittedModel:
+    with _complete_and_unchanged(uri):
+        found = record.read_record(folder)
+        record.check_weights(folder, found)
+    return FittedModel(
+        uri=uri,
+        record=found,
+        policy=PixelPolicy.model_validate(found["policy"]),
+        limits=Limits.model_validate(found.get("limits", {})),
+    )
+
+
+def _read_calibrated(folder: Path, uri: str) -> CalibratedModel:
+    fitted = _read_fitted(folder, uri)
+    calibration, digest = _read_calibration(folder, uri, fitted.model_id)
+    return CalibratedModel(**vars(fitted), calibration=calibration, calibration_sha256=digest)
+
+
+def _detector(folder: Path, model: FittedModel) -> Detector:
+    from models import artifact
+
+    with _complete_and_unchanged(model.uri):
+        return artifact.build(folder, model.record)
+
+
+@contextmanager
+def _complete_and_unchanged(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except ArtifactError as error:
+        raise UsageError("A model must be complete and unchanged.", uri, str(error)) from error
+
+
+def read_record(uri: str) -> dict[str, Any] | None:
+    """detector.json at `uri`; None where there is no model.
+
+    Raises:
+        UsageError: a damaged record, or one of another version.
+    """
+    uri = storage.absolute(uri)
+    if not storage.exists(storage.join(uri, record.DETECTOR)):
+        return None
+    with local_files(uri, names=(record.DETECTOR,)) as folder, _complete_and_unchanged(uri):
+        return record.read_record(folder)
+
+
+def publish(uri: str, kind: str, detector: Detector, policy: PixelPolicy, told: dict[str, Any]) -> dict[str, Any]:
+    """Write a fitted detector to `uri`; its full record. detector.json comes last: a folder that has it is whole."""
+    from models import artifact
+
+    uri = storage.absolute(uri)
+    with tempfile.TemporaryDirectory(prefix="retroscan-model-") as scratch:
+        folder = Path(scratch)
+        artifact.save(folder, kind, detector, policy.model_dump(mode="json"), told)
+        for name in (record.WEIGHTS, record.DETECTOR):
+            storage.upload_file(folder / name, storage.join(uri, name))
+        return record.read_record(folder)
+
+
+def write_calibration(uri: str, calibration: Calibration) -> None:
+    """Put calibration.json beside the model it belongs to."""
+    body = json.dumps(calibration.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+    storage.write_bytes(storage.join(storage.absolute(uri), CALIBRATION), body.encode())
+
+
+@contextmanager
+def local_files(uri: str, names: tuple[str, ...] = (record.DETECTOR, record.WEIGHTS, CALIBRATION)) -> Iterator[Path]:
+    """A local folder with the named files of the model at `uri`: itself, or a copy that goes with the block."""
+    if not storage.is_s3(uri):
+        yield Path(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="retroscan-model-") as scratch:
+        for name in names:
+            try:
+                (Path(scratch) / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
+            except storage.NotFound:
+                continue  # the reader of the folder says what is missing
+        yield Path(scratch)
+
+
+def _read_calibration(folder: Path, uri: str, model_id: str) -> tuple[Calibration, str]:
+    path = folder / CALIBRATION
+    remedy = f"Set one with `retroscan calibrate {uri} --normal SOURCE --max-fpr 0.01`."
+    if not path.is_file():
+        raise UsageError("A model needs a calibration before it can flag.", f"{uri}, without {CALIBRATION}", remedy)
+    body = path.read_bytes()
+    try:
+        calibration = Calibration.model_validate_json(body)
+    except ValidationError as error:
+        raise UsageError(
+            f"{CALIBRATION} must hold a threshold and a scale.", f"{uri}: {error.errors()[0]['msg']}", remedy
+        ) from error
+    if calibration.model_id != model_id:
+        raise UsageError(
+            "A calibration holds for one model.",
+            f"one of model {calibration.model_id} beside model {model_id} in {uri}",
+            remedy,
+        )
+    return calibration, hashlib.sha256(body).hexdigest()

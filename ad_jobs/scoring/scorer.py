@@ -1,0 +1,152 @@
+"""From frames to scores: the one place where a detector runs, so that every verb computes the same number."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ad_jobs.archive.fetching import Source, fetch_all, prepare
+from ad_jobs.errors import JobError, UsageError
+from ad_jobs.images.decode import to_input
+from ad_jobs.scoring.devices import Answer, Device, best_device, pipelined
+from models.detector import Detector
+
+# The way of an image from its URI to its score, for verbs that walk all of it in one process.
+__all__ = ["FrameScore", "Scorer", "Source", "fetch_all", "prepare"]
+
+# float16 and not bfloat16: eight times the precision, and what overflows becomes a failed row, never a wrong one.
+AMP_DTYPE = torch.float16
+# By how much a score or a heatmap in reduced precision may differ from that in float32, as a share of the largest value of
+# its kind. Measured on small models: MKD, SSM and Cycle-GAN stay within 0.5 %; FYD and PMAD, and MKD's gradient map, do not.
+AMP_TOLERANCE = 0.02
+
+
+class FrameScore(NamedTuple):
+    """One frame's raw score and heatmap float32 [H, W]; the time is its share of its batch."""
+
+    score: float
+    heatmap: NDArray[np.float32]
+    finite: bool
+    score_ms: float
+
+
+class _Batch(NamedTuple):
+    """A batch on its way: what the device made of it, how many frames it has, and when it was begun."""
+
+    work: Any
+    frames: int
+    start: float
+
+
+class Scorer:
+    """A detector on the best device at hand, in the numeric mode in which every verb's scores agree.
+
+    float32 throughout: neither autocast nor TF32, because a score must be the same within 1e-5 wherever it is
+    computed again. `amp` gives that up for speed on a GPU: scores then agree within AMP_TOLERANCE, which the first batch
+    must show.
+
+    Raises:
+        UsageError: `amp` on a CPU.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        *,
+        batch_size: int = 32,
+        threads: int | None = None,
+        amp: bool = False,
+        device: Device | None = None,
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.batch_size = batch_size
+        self._device = device or best_device()
+        if amp and not self._device.amp:
+            raise no_gpu_for_amp("a process in which torch finds no CUDA device")
+        self._detector = self._device.place(detector)
+        self._amp = amp
+        self._unproven = amp
+        self._last_end = 0.0
+
+    def score(self, pixels: Iterable[NDArray[np.uint16]]) -> Iterator[FrameScore]:
+        """One FrameScore for each uint16 [c, h, w] of `pixels`, in order, scored in batches.
+
+        Raises:
+            JobError: this model's scores do not stand reduced precision.
+        """
+        batches = _in_batches(pixels, self.batch_size)
+        for scored in pipelined(batches, self._send, self._run, self._receive, ahead=self._device.ahead):
+            yield from scored
+
+    def _send(self, frames: list[NDArray[np.uint16]]) -> _Batch:
+        start = time.perf_counter()
+        channels = self._detector.spec.channels
+        images = torch.from_numpy(np.stack([to_input(frame, channels) for frame in frames]))
+        return _Batch(self._device.send(images), len(frames), start)
+
+    def _run(self, batch: _Batch) -> _Batch:
+        reduced = torch.autocast(self._device.kind, AMP_DTYPE) if self._amp else nullcontext()
+        with reduced:
+            running = self._device.run(self._detector, batch.work)
+        if self._unproven:
+            exact = self._device.receive(self._device.run(self._detector, batch.work))
+            _demand_close(self._device.receive(running), exact)
+            self._unproven = False
+        return batch._replace(work=running)
+
+    def _receive(self, batch: _Batch) -> list[FrameScore]:
+        answer = self._device.receive(batch.work)
+        end = time.perf_counter()
+        # Batches that overlap must not count the same time twice.
+        share = 1e3 * (end - max(batch.start, self._last_end)) / batch.frames
+        self._last_end = end
+        return [
+            FrameScore(float(score), heatmap, bool(np.isfinite(score) and np.isfinite(heatmap).all()), share)
+            for score, heatmap in zip(*answer, strict=True)
+        ]
+
+
+def _in_batches(frames: Iterable[NDArray[np.uint16]], size: int) -> Iterator[list[NDArray[np.uint16]]]:
+    batch: list[NDArray[np.uint16]] = []
+    for frame in frames:
+        batch.append(frame)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def no_gpu_for_amp(what: str) -> UsageError:
+    """The refusal of `--amp` by what is there instead of a GPU."""
+    return UsageError(
+        "--amp is for GPUs: on a CPU reduced precision costs accuracy and time.",
+        what,
+        "Leave --amp out, or scan on a cluster with GPUs (--address).",
+    )
+
+
+def _demand_close(reduced: Answer, exact: Answer) -> None:
+    off = np.max([_share_off(*parts) for parts in zip(reduced, exact, strict=True)])  # NaN if any is
+    if not off <= AMP_TOLERANCE:
+        raise JobError(
+            f"This model does not stand --amp: on the first batch its scores or heatmaps change by {off:.1%}, more than "
+            f"{AMP_TOLERANCE:.0%}.",
+            "Scan without --amp, into another folder.",
+        )
+
+
+def _share_off(reduced: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
+    """The largest difference, as a share of the largest exact value; not finite where the reduced alone is not."""
+    finite = np.isfinite(exact)
+    if not finite.any():
+        return 0.0
+    off = np.abs(reduced[finite] - exact[finite]).max()
+    return float(off / max(np.abs(exact[finite]).max(), np.finfo(np.float32).tiny))

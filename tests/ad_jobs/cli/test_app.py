@@ -1,0 +1,286 @@
+"""The command line: bad usage ends with exit 2 before any work, in one message with rule, value and remedy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+from ad_jobs.cli.app import app
+from ad_jobs.cli.options import parse_settings, parse_size, parse_window
+from ad_jobs.errors import UsageError
+from ad_jobs.images.policy import PixelPolicy
+from ad_jobs.scoring.calibration import Calibration
+from ad_jobs.scoring.model_store import write_calibration
+from models import artifact, registry
+from models.detector import InputSpec
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(result: Result, *words: str) -> None:
+    """Exit 2 with one message that holds the words, and no traceback."""
+    assert result.exit_code == 2, result.output + str(result.exception)
+    assert isinstance(result.exception, SystemExit)
+    for word in words:
+        assert word in result.output, result.output
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (40, 40), np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    config = registry.configure("mkd", {"weights": "random", "epochs": 1})
+    detector = registry.create("mkd", config, InputSpec(channels=3, height_px=32, width_px=32))
+    policy = PixelPolicy(channels=3, height_px=32, width_px=32)
+    model_id = artifact.save(folder, "mkd", detector, policy.model_dump(mode="json"), {})
+    write_calibration(
+        str(folder),
+        Calibration(
+            model_id=model_id,
+            threshold=0.5,
+            rule="max_fpr",
+            target=0.01,
+            method="quantile",
+            n_normal=3,
+            n_anomalous=0,
+            rate=0.0,
+            rate_low=0.0,
+            rate_high=0.7,
+            heatmap_low=0.0,
+            heatmap_high=1.0,
+            source="",
+            set_at="2026-01-01T00:00:00+00:00",
+        ),
+    )
+    return folder
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    program = (
+        "import sys; from ad_jobs.cli.app import app\n"
+        "try: app(['fit', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'ray', 'pydicom', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("verb", sorted(get_command(app).commands))
+def test_every_verb_has_help_with_an_example(verb: str) -> None:
+    result = run(verb, "--help")
+    assert result.exit_code == 0
+    assert "Example:" in result.output
+    assert f"retroscan {verb}" in result.output
+
+
+def test_missing_folder(tmp_path: Path, model: Path) -> None:
+    gone = tmp_path / "gone"
+    refused(run("index", gone, "--out", tmp_path / "m"), str(gone))
+    refused(run("fit", "--detector", "mkd", "--normal", gone, "--out", tmp_path / "m"), str(gone))
+    refused(run("scan", gone, "--model", model, "--out", tmp_path / "r"), str(gone))
+    refused(run("calibrate", model, "--normal", gone, "--max-fpr", "0.01"), str(gone))
+    for verb in (("evaluate", "--labels", "x.csv"), ("report",), ("verify",)):
+        refused(run(verb[0], gone, *verb[1:]))
+    assert not (tmp_path / "m").exists()
+    assert not (tmp_path / "r").exists()
+
+
+def test_empty_source(tmp_path: Path, model: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused(run("index", empty, "--out", tmp_path / "m"), str(empty))
+    refused(run("fit", "--detector", "mkd", "--normal", empty, "--out", tmp_path / "m"), str(empty))
+    refused(run("scan", empty, "--model", model, "--out", tmp_path / "r"), str(empty))
+
+
+@pytest.mark.s3
+@pytest.mark.usefixtures("s3")
+def test_wrong_bucket(tmp_path: Path, model: Path) -> None:
+    refused(run("index", "s3://no-such-bucket-here/x", "--out", tmp_path / "m"), "no-such-bucket-here")
+    refused(run("scan", "s3://no-such-bucket-here/x", "--model", model, "--out", tmp_path / "r"), "no-such-bucket-here")
+
+
+def test_unknown_detector(tmp_path: Path, pictures: Path) -> None:
+    refused(
+        run("fit", "--detector", "mdk", "--normal", pictures, "--out", tmp_path / "m"),
+        "mdk",
+        "mkd",
+        "retroscan detectors",
+    )
+
+
+def test_unknown_option_of_a_detector(tmp_path: Path, pictures: Path) -> None:
+    result = run("fit", "--detector", "mkd", "--normal", pictures, "--out", tmp_path / "m", "--set", "backbon=vgg16")
+    refused(result, "backbon", "backbone")
+
+
+def test_missing_weights_name_three_ways(tmp_path: Path, pictures: Path) -> None:
+    result = run(
+        "fit",
+        "--detector",
+        "mkd",
+        "--normal",
+        pictures,
+        "--out",
+        tmp_path / "m",
+        "--set",
+        "backbone=vgg16",
+        "--set",
+        f"weights={tmp_path / 'none.safetensors'}",
+    )
+    refused(result, "torchvision", "weights=FILE", "efficientnet_lite0")
+
+
+def test_a_detector_that_learns_from_anomalous_images_needs_some(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = registry.DETECTORS["mkd"]
+    supervised = type(entry)(**{**entry.__dict__, "kind": "supervised", "needs_anomalous": True})
+    monkeypatch.setitem(registry.DETECTORS, "supervised", supervised)
+    refused(run("fit", "--detector", "supervised", "--normal", pictures, "--out", tmp_path / "m"), "--anomalous")
+
+
+def test_anomalous_images_for_a_detector_that_takes_none(tmp_path: Path, pictures: Path) -> None:
+    result = run("fit", "--detector", "mkd", "--normal", pictures, "--anomalous", pictures, "--out", tmp_path / "m")
+    refused(result, "normal images alone", "calibrate")
+
+
+def test_model_of_another_version(tmp_path: Path, model: Path, pictures: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in model.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    record = json.loads((other / "detector.json").read_text())
+    (other / "detector.json").write_text(json.dumps({**record, "format": 99}))
+    refused(run("scan", pictures, "--model", other, "--out", tmp_path / "r"), "format 99")
+    refused(run("score", other, pictures / "0.png"), "format 99")
+
+
+def test_no_model_and_no_calibration(tmp_path: Path, model: Path, pictures: Path) -> None:
+    refused(run("scan", pictures, "--model", tmp_path / "none", "--out", tmp_path / "r"), "retroscan fit")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("detector.json", "weights.safetensors"):
+        (bare / name).write_bytes((model / name).read_bytes())
+    refused(run("scan", pictures, "--model", bare, "--out", tmp_path / "r"), "retroscan calibrate")
+
+
+def test_the_same_model_twice(tmp_path: Path, model: Path, pictures: Path) -> None:
+    refused(run("scan", pictures, "--model", model, "--model", model, "--out", tmp_path / "r"), "--model")
+
+
+@pytest.mark.parametrize("size", ["0", "128x", "x128", "128x64x3", "large", "-5"])
+def test_sizes_that_are_none(tmp_path: Path, pictures: Path, size: str) -> None:
+    refused(run("fit", "--detector", "mkd", "--normal", pictures, "--out", tmp_path / "m", f"--size={size}"), "--size")
+
+
+def test_an_image_size_too_small_for_the_backbone(tmp_path: Path, pictures: Path) -> None:
+    result = run(
+        "fit",
+        "--detector",
+        "mkd",
+        "--normal",
+        pictures,
+        "--out",
+        tmp_path / "m",
+        "--size",
+        "8",
+        "--set",
+        "backbone=vgg16",
+        "--set",
+        "weights=random",
+    )
+    refused(result, "8x8", "--size")
+
+
+def test_calibrate_takes_exactly_one_rate(model: Path, pictures: Path) -> None:
+    refused(run("calibrate", model, "--normal", pictures), "--max-fpr")
+    refused(run("calibrate", model, "--normal", pictures, "--max-fpr", "0.1", "--max-fnr", "0"), "--max-fnr")
+    refused(run("calibrate", model, "--normal", pictures, "--max-fpr", "1.5"), "1.5")
+    refused(run("calibrate", model, "--normal", pictures, "--max-fnr", "0"), "--anomalous")
+
+
+def test_sql_that_is_none(tmp_path: Path, model: Path, pictures: Path) -> None:
+    result = run("scan", pictures, "--model", model, "--out", tmp_path / "r", "--where", "modalty = 'MR'")
+    refused(result, "modalty")
+
+
+def test_calibrate_writes_what_it_prints(model: Path, pictures: Path) -> None:
+    result = run("calibrate", model, "--normal", pictures, "--max-fpr", "0.2", "--json")
+    assert result.exit_code == 0, result.output
+    written = json.loads((model / "calibration.json").read_text())
+    assert json.loads(result.stdout) == written
+    assert written["n_normal"] == 3
+    assert (written["rate"], written["rule"]) == (0.0, "max_fpr")
+
+
+def test_calibrate_takes_a_model_that_has_no_calibration_yet(tmp_path: Path, model: Path, pictures: Path) -> None:
+    for name in ("detector.json", "weights.safetensors"):
+        (tmp_path / name).write_bytes((model / name).read_bytes())
+    assert run("calibrate", tmp_path, "--normal", pictures, "--max-fpr", "0.2").exit_code == 0
+    assert (tmp_path / "calibration.json").exists()
+
+
+def test_score_prints_json_for_good_and_bad_images(tmp_path: Path, model: Path, pictures: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    result = run("score", model, pictures / "0.png", bad)
+    assert result.exit_code == 0
+    good, failed = json.loads(result.stdout)
+    assert good["status"] == "scored"
+    assert np.isfinite(good["score"])
+    assert (failed["status"], failed["error_code"], failed["score"]) == ("failed", "unknown_format", None)
+
+
+def test_config_file_gives_options_and_flags_win(tmp_path: Path, model: Path, pictures: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text(f"model: {model}\nnormal: {pictures}\nmax-fpr: 0.4\n")
+    result = run("calibrate", "--config", config, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["target"] == 0.4
+    result = run("calibrate", "--config", config, "--max-fpr", "0.25", "--json")
+    assert json.loads(result.stdout)["target"] == 0.25
+    config.write_text("max_frp: 0.4\n")
+    refused(run("calibrate", "--config", config), "max_frp", "max_fpr")
+    refused(run("calibrate", "--config", tmp_path / "none.yaml"), "none.yaml")
+
+
+def test_detectors_as_json_lists_the_registry() -> None:
+    result = run("detectors", "--json")
+    assert {row["detector"] for row in json.loads(result.stdout)} == set(registry.DETECTORS)
+
+
+def test_plain_values() -> None:
+    assert parse_size("256x128") == (256, 128)
+    assert parse_size("64") == (64, 64)
+    assert parse_window("-100,300") == (-100.0, 300.0)
+    assert parse_settings(["layers=[2, 3]", "backbone=vgg16", "blur=2.5", "opening=false"]) == {
+        "layers": [2, 3],
+        "backbone": "vgg16",
+        "blur": 2.5,
+        "opening": False,
+    }
+    for bad in ("wide", "3,1", "1,2,3"):
+        with pytest.raises(UsageError):
+            parse_window(bad)
+    with pytest.raises(UsageError):
+        parse_settings(["epochs"])

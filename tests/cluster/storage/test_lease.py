@@ -1,0 +1,123 @@
+"""One writer at a time, on disk and on S3: while it lives, when it is killed, and when it was thought dead."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster import storage
+from cluster.storage import lease as leases
+from cluster.storage.lease import Held, lease
+
+HOLDS = "from cluster.storage.lease import lease; import time\nwith lease({uri!r}): print('held', flush=True); time.sleep(600)"
+
+
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "disk":
+        return str(tmp_path / "new" / "run.lock")
+    server = request.getfixturevalue("s3")
+    return str(server.uri(f"lease/{tmp_path.name}/run.lock"))
+
+
+def holder(uri: str) -> subprocess.Popen[bytes]:
+    """Another process that holds the lease."""
+    root = str(Path(__file__).resolve().parents[2])
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS.format(uri=uri)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def test_a_lease_is_there_while_it_is_held_and_gone_afterwards(uri: str) -> None:
+    with lease(uri) as held:
+        held.check()
+        assert json.loads(storage.read_bytes(uri))["pid"] == os.getpid()
+    assert not storage.exists(uri)
+
+
+def test_a_second_process_is_refused_and_told_who_the_first_is(uri: str) -> None:
+    process = holder(uri)
+    try:
+        with pytest.raises(Held, match=f"held by process {process.pid} on "), lease(uri):
+            pass
+        assert storage.exists(uri), "a refused process must leave the lease alone"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_lease_of_a_killed_process_is_taken_over_at_once(uri: str) -> None:
+    process = holder(uri)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert storage.exists(uri)
+    started = time.monotonic()
+    with lease(uri) as held:
+        held.check()
+    assert time.monotonic() - started < leases.WATCHED_S / 2, "it watched what it could have seen"
+
+
+def stranger(**changed: object) -> bytes:
+    """What a process on another machine writes."""
+    content = {"token": "t", "renewals": 3, "host": "elsewhere", "pid": 7, "started": "1", "machine": "other boot"}
+    return json.dumps({**content, **changed}).encode()
+
+
+def test_a_lease_from_another_machine_is_watched_and_taken_if_nobody_renews_it(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "WATCHED_S", 0.3)
+    storage.write_bytes(uri, stranger())
+    with lease(uri) as held:
+        held.check()
+
+
+def test_a_lease_from_another_machine_that_is_renewed_is_respected(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(uri, stranger())
+    monkeypatch.setattr(leases.time, "sleep", lambda _: storage.write_bytes(uri, stranger(renewals=4)))
+    with pytest.raises(Held, match="held by process 7 on elsewhere"), lease(uri):
+        pass
+
+
+def test_another_process_with_the_dead_ones_number_is_not_taken_for_it(uri: str) -> None:
+    storage.write_bytes(uri, stranger(machine=leases._machine(), pid=os.getppid(), started="0"))
+    with lease(uri):
+        pass
+
+
+def test_a_lease_that_was_cut_off_while_it_was_written_is_taken(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "WRITTEN_S", 0.1)
+    storage.write_bytes(uri, b'{"token": ')
+    with lease(uri):
+        pass
+
+
+def test_who_lost_the_lease_learns_it_and_leaves_it_alone(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEWED_EVERY_S", 0.05)
+    with lease(uri) as held:
+        storage.write_bytes(uri, stranger())
+        deadline = time.monotonic() + 20
+        while held._lost is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with pytest.raises(Held, match="elsewhere"):
+            held.check()
+    assert storage.read_bytes(uri) == stranger()
+
+
+def test_a_lease_is_renewed(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEWED_EVERY_S", 0.05)
+    with lease(uri):
+        deadline = time.monotonic() + 20
+        while json.loads(storage.read_bytes(uri))["renewals"] < 2:
+            assert time.monotonic() < deadline, "it was not renewed"
+            time.sleep(0.02)
