@@ -19,7 +19,6 @@ from ad_jobs.errors import SKIP_CODES, ErrorCode, ImageError, JobError
 from ad_jobs.images.decode import Decoded, Frame
 from ad_jobs.images.policy import Limits, PixelPolicy
 from cluster import storage
-from cluster.storage import store
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +108,7 @@ def fetch_one(source: Source, max_bytes: int) -> FetchedObject:
     A store that is away is waited for: an outage is no property of the objects it hits.
 
     Raises:
-        JobError: the store refuses the credentials as such, or was away for longer than `store.PATIENCE_S`.
+        JobError: the store refuses the credentials as such, or was away for longer than `storage.PATIENCE_S`.
     """
     start = time.perf_counter()
     data: bytes | None = None
@@ -140,7 +139,7 @@ _last_good: str | None = None  # an object that this process got: what to ask fo
 def _insist(source: Source, max_bytes: int) -> storage.Fetched:
     """The object, tried until it comes, or until it is seen that its store delivers others and not it."""
     global _last_good
-    deadline = time.monotonic() + store.PATIENCE_S
+    deadline = time.monotonic() + storage.PATIENCE_S
     for attempt in itertools.count(1):
         try:
             fetched = storage.fetch(source.uri, max_bytes)
@@ -151,10 +150,10 @@ def _insist(source: Source, max_bytes: int) -> storage.Fetched:
             log.warning("%s: the store does not answer. Waiting for it.", error.detail)
             if time.monotonic() > deadline:
                 raise JobError(
-                    f"The store has not answered for {store.PATIENCE_S / 60:.0f} minutes: {error.detail}.",
+                    f"The store has not answered for {storage.PATIENCE_S / 60:.0f} minutes: {error.detail}.",
                     "Run the same command again once it does: it continues.",
                 ) from error
-            time.sleep(min(0.5 * 2**attempt, store.LONGEST_PAUSE_S) * random.uniform(0.5, 1.5))
+            time.sleep(min(0.5 * 2**attempt, storage.LONGEST_PAUSE_S) * random.uniform(0.5, 1.5))
         else:
             _last_good = source.uri
             return fetched

@@ -1,6 +1,8 @@
 """Objects by URI, on a local disk or in any S3-compatible store: the face of this package."""
 
 from cluster.storage.store import (
+    LONGEST_PAUSE_S,
+    PATIENCE_S,
     AccessDenied,
     Exists,
     Fetched,
@@ -35,6 +37,8 @@ from cluster.storage.store import (
 )
 
 __all__ = [
+    "LONGEST_PAUSE_S",
+    "PATIENCE_S",
     "AccessDenied",
     "Exists",
     "Fetched",

@@ -11,7 +11,6 @@ from ad_jobs.archive.fetching import Source, fetch_all, fetch_one
 from ad_jobs.errors import ErrorCode, JobError
 from cluster import storage
 from cluster.errors import AccessDenied, KeysRefused, NotFound, StorageError, Unreachable
-from cluster.storage import store
 
 ONE = Source(0, "s3://b/one", 4, "e1")
 
@@ -84,7 +83,7 @@ def test_a_store_that_is_away_is_waited_for(store: Callable[..., Store], clock: 
     fetched = fetch_one(ONE, 100)
     assert (fetched.data, fetched.error) == (b"data", None)
     assert len(found.calls) == 13
-    assert clock[0] < store.PATIENCE_S
+    assert clock[0] < storage.PATIENCE_S
 
 
 def test_a_store_that_stays_away_ends_the_scan_and_blames_no_object(
@@ -94,7 +93,7 @@ def test_a_store_that_stays_away_ends_the_scan_and_blames_no_object(
     with pytest.raises(JobError, match="has not answered for 10 minutes") as caught:
         fetch_one(ONE, 100)
     assert "it continues" in str(caught.value)
-    assert clock[0] >= store.PATIENCE_S
+    assert clock[0] >= storage.PATIENCE_S
 
 
 @pytest.mark.usefixtures("clock")
