@@ -178,8 +178,9 @@ class CycleGAN(Detector):
         sides = (spec.height_px, spec.width_px)
         if min(sides) < SMALLEST_PX or any(side % 4 for side in sides):
             raise ConfigError(
-                f"Images must be multiples of 4 and at least {SMALLEST_PX} px a side. Got: {sides[0]}x{sides[1]}. "
-                "Choose another --size, such as 64."
+                f"Images must be multiples of 4 and at least {SMALLEST_PX} px a side.",
+                f"{sides[0]}x{sides[1]}",
+                "Choose another --size, such as 64.",
             )
         self.to_normal = Generator(spec.channels, config.ngf, config.blocks, residual=config.residual)
 
@@ -341,8 +342,9 @@ class CycleGANLearner:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         if batch.anomalous is None:
             raise InputError(
-                "Cycle-GAN AD learns from pairs of normal and anomalous images. Got: a batch without anomalous ones. "
-                "Name some with --anomalous."
+                "Cycle-GAN AD learns from pairs of normal and anomalous images.",
+                "a batch without anomalous ones",
+                "Name some with --anomalous.",
             )
         self._set_rate()
         self.steps += 1

@@ -115,9 +115,9 @@ class PartitionMemory(nn.Module):
         memories = 1 if config.shared_memory else side**2
         if memories * config.items * dims > config.max_memory:
             raise ConfigError(
-                f"A level's memories have at most max_memory parameters. Got: {memories * config.items * dims:,} for "
-                f"{memories} memories of {config.items} items of {dims} dimensions. Choose --set query=channel_map, fewer "
-                "--set items=..., or more partitions."
+                "A level's memories have at most max_memory parameters.",
+                f"{memories * config.items * dims:,} for {memories} memories of {config.items} items of {dims} dimensions",
+                "Choose --set query=channel_map, fewer --set items=..., or more partitions.",
             )
         self.side, self.query, self.temperature = side, config.query, config.temperature
         self.items = nn.Parameter(torch.randn(memories, config.items, dims))
@@ -173,8 +173,9 @@ class PMAD(Detector):
         height, width = self.spec.height_px >> level, self.spec.width_px >> level
         if side < 1 or height % side or width % side:
             raise ConfigError(
-                f"Tiles divide a map evenly. Got: {side} a side at level {level}, whose map is {height}x{width}. Choose "
-                "another with --set partitions=[4,4,2,2] (full resolution, 1/2, 1/4, 1/8)."
+                "Tiles divide a map evenly.",
+                f"{side} a side at level {level}, whose map is {height}x{width}",
+                "Choose another with --set partitions=[4,4,2,2] (full resolution, 1/2, 1/4, 1/8).",
             )
         return PartitionMemory(config.width * min(8, 2**level), (height, width), side, config)
 

@@ -135,8 +135,9 @@ class SSM(Detector):
         self.size_px = (spec.height_px, spec.width_px)
         if not config.cells or 2 * max(config.cells) > min(self.size_px):
             raise ConfigError(
-                f"cells are the masks' pixels a side, at most half the image's. Got: {list(config.cells)} at "
-                f"{spec.height_px}x{spec.width_px}. Choose smaller ones with --set cells=[2,4]."
+                "cells are the masks' pixels a side, at most half the image's.",
+                f"{list(config.cells)} at {spec.height_px}x{spec.width_px}",
+                "Choose smaller ones with --set cells=[2,4].",
             )
         self.masked = config.model == "masked"
         skip: list[nn.Module | None] = [nn.Identity() if self.masked else None for _ in range(4)]

@@ -22,8 +22,9 @@ def check_size(spec: InputSpec) -> None:
     """Raise ConfigError unless both sides are multiples of 16: every level halves exactly."""
     if spec.height_px % STRIDE or spec.width_px % STRIDE:
         raise ConfigError(
-            f"The U-Net halves an image four times, so both sides are multiples of {STRIDE}. "
-            f"Got: {spec.height_px}x{spec.width_px}. Choose another --size, such as 128."
+            f"The U-Net halves an image four times, so both sides are multiples of {STRIDE}.",
+            f"{spec.height_px}x{spec.width_px}",
+            "Choose another --size, such as 128.",
         )
 
 
