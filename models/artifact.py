@@ -84,15 +84,17 @@ def build(folder: Path, record: dict[str, Any]) -> Detector:
         detector = registry.create(record["kind"], config, spec, pretrained=False)
     except ConfigError as error:
         raise ArtifactError(
-            f"A model must be of a detector that this retroscan has. Got: {record['kind']} in {folder} ({error}) "
-            "Scan it with the version that wrote it (detector.json, key versions), or fit again."
+            "A model must be of a detector that this retroscan has.",
+            f"{record['kind']} in {folder} ({error})",
+            "Scan it with the version that wrote it (detector.json, key versions), or fit again.",
         ) from error
     try:
         detector.load_state_dict(load_file(folder / WEIGHTS))
     # RuntimeError is torch's report of missing and unexpected names.
     except (SafetensorError, RuntimeError) as error:
         raise ArtifactError(
-            f"The weights must fit the detector {record['kind']}. Got: {folder / WEIGHTS} ({str(error).splitlines()[0]}). "
-            "They belong to another detector or version: fit again."
+            f"The weights must fit the detector {record['kind']}.",
+            f"{folder / WEIGHTS} ({str(error).splitlines()[0]})",
+            "They belong to another detector or version: fit again.",
         ) from error
     return detector.eval()

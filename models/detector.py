@@ -34,17 +34,18 @@ class InputSpec(BaseModel):
         want = (self.channels, self.height_px, self.width_px)
         if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[1:]) != want:
             raise InputError(
-                f"Images must have shape [B, {want[0]}, {want[1]}, {want[2]}]. Got: {list(images_BCHW.shape)}. "
-                "Resize them with the model's own pixel policy."
+                f"Images must have shape [B, {want[0]}, {want[1]}, {want[2]}].",
+                list(images_BCHW.shape),
+                "Resize them with the model's own pixel policy.",
             )
         if images_BCHW.dtype != torch.float32:
-            raise InputError(f"Images must be float32. Got: {images_BCHW.dtype}. Convert with .float() / full scale.")
+            raise InputError("Images must be float32.", images_BCHW.dtype, "Convert with .float() / full scale.")
         if images_BCHW.numel():
             low, high = images_BCHW.detach().aminmax()
             # NaN compares false with everything, so this also refuses it.
             if not (low >= 0.0 and high <= 1.0):
                 raise InputError(
-                    f"Images must be finite and within [0, 1]. Got: [{low:g}, {high:g}]. Apply the pixel policy first."
+                    "Images must be finite and within [0, 1].", f"[{low:g}, {high:g}]", "Apply the pixel policy first."
                 )
 
 

@@ -117,9 +117,9 @@ class Trunk(nn.Module):
         )
         if config.align_stages and not any(isinstance(stn, SpatialTransformer) for stn in self.stage_stns):
             raise ConfigError(
-                f"align_stages needs a stage of at least {SMALLEST_STN_PX} positions a side. Got: "
-                f"{[shape[1:] for shape in self.shapes]}. Choose a larger --size, shallower --set layers=[2,3,4], or "
-                "--set align_stages=false."
+                f"align_stages needs a stage of at least {SMALLEST_STN_PX} positions a side.",
+                [shape[1:] for shape in self.shapes],
+                "Choose a larger --size, shallower --set layers=[2,3,4], or --set align_stages=false.",
             )
 
     def _shapes(self, spec: InputSpec) -> list[tuple[int, int, int]]:
@@ -131,8 +131,9 @@ class Trunk(nn.Module):
                     x = stage(x)
                 except RuntimeError as error:  # a map without pixels
                     raise ConfigError(
-                        f"Every stage needs a position. Got: {spec.height_px}x{spec.width_px}. Choose a larger --size, or "
-                        "shallower --set layers=[2,3,4]."
+                        "Every stage needs a position.",
+                        f"{spec.height_px}x{spec.width_px}",
+                        "Choose a larger --size, or shallower --set layers=[2,3,4].",
                     ) from error
                 shapes.append((int(x.shape[1]), int(x.shape[2]), int(x.shape[3])))
         return shapes

@@ -149,13 +149,14 @@ class MKD(Detector):
         self.spec = spec
         if not set(config.layers_score) <= set(config.layers) or not config.layers_score:
             raise ConfigError(
-                f"layers_score must be among layers {list(config.layers)}. Got: {list(config.layers_score)}. "
-                "Set both, as in --set layers=[3,4,5] --set layers_score=[4,5]."
+                f"layers_score must be among layers {list(config.layers)}.",
+                list(config.layers_score),
+                "Set both, as in --set layers=[3,4,5] --set layers_score=[4,5].",
             )
         self.source = Backbone(config.backbone, config.layers, config.weights if pretrained else None, config.norm)
         if config.cloner == "equal" and config.backbone not in VGG:
             raise ConfigError(
-                f"cloner=equal has VGG-16's widths. Got: backbone={config.backbone}. Use --set cloner=compact."
+                "cloner=equal has VGG-16's widths.", f"backbone={config.backbone}", "Use --set cloner=compact."
             )
         widths = VGG16_WIDTHS if config.cloner == "equal" else [config.cloner_width] * 5
         channels = {tap.halvings: tap.channels for tap in self.source.taps()}
@@ -169,15 +170,17 @@ class MKD(Detector):
             with torch.no_grad(), evaluating(self):
                 source, clone = self.source(image), self.cloner(image)
         except RuntimeError as error:  # a map without pixels
-            raise ConfigError(self._too_small(str(error))) from error
+            raise self._too_small(str(error)) from error
         if any(s.shape != c.shape for s, c in zip(source, clone, strict=True)):
-            raise ConfigError(self._too_small("source and cloner differ in shape"))
+            raise self._too_small("source and cloner differ in shape")
 
-    def _too_small(self, why: str) -> str:
+    def _too_small(self, why: str) -> ConfigError:
         stride = 2 ** max(self.config.layers)
-        return (
+        return ConfigError(
             f"{self.config.backbone} tapped down to stride {stride} needs an image of at least {stride} px a side, best a "
-            f"multiple of it. Got: {self.spec.height_px}x{self.spec.width_px} ({why}). Choose another --size."
+            "multiple of it.",
+            f"{self.spec.height_px}x{self.spec.width_px} ({why})",
+            "Choose another --size.",
         )
 
     def source_record(self) -> dict[str, Any]:
@@ -192,7 +195,7 @@ class MKD(Detector):
         gradient = self.config.map == "gradient"
         if gradient and torch.is_inference_mode_enabled():
             raise InputError(
-                "map=gradient needs autograd. Got: a call inside torch.inference_mode(). Call score() plainly."
+                "map=gradient needs autograd.", "a call inside torch.inference_mode()", "Call score() plainly."
             )
         with evaluating(self), torch.set_grad_enabled(gradient):
             x = images.detach().clone().requires_grad_(gradient)
@@ -318,8 +321,9 @@ class MKDLearner:
             rms = (squares / count).sqrt()
             if not (rms > 0).all():
                 raise ConfigError(
-                    f"source_rescale=rms divides by the source's activations. Got: a layer that is zero on every image "
-                    f"({rms.tolist()}). Look for constant training images, or use --set source_rescale=none."
+                    "source_rescale=rms divides by the source's activations.",
+                    f"a layer that is zero on every image ({rms.tolist()})",
+                    "Look for constant training images, or use --set source_rescale=none.",
                 )
             self.detector.source_scale.copy_(rms)
         elif phase == "distil" and self.late_count:

@@ -31,28 +31,30 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / DETECTOR
     if not path.is_file():
         raise ArtifactError(
-            f"A model folder holds {DETECTOR}. Got: {folder}, without it. Make one with `retroscan fit`."
+            f"A model folder holds {DETECTOR}.", f"{folder}, without it", "Make one with `retroscan fit`."
         )
     try:
         record = json.loads(path.read_text())
     except ValueError as error:
         raise ArtifactError(
-            f"{DETECTOR} must be JSON. Got: {folder} ({error}). Fit again or restore it from a copy."
+            f"{DETECTOR} must be JSON.", f"{folder} ({error})", "Fit again or restore it from a copy."
         ) from error
     if not isinstance(record, dict):
-        raise ArtifactError(f"{DETECTOR} must be a JSON object. Got: {folder}, with another. Fit again.")
+        raise ArtifactError(f"{DETECTOR} must be a JSON object.", f"{folder}, with another", "Fit again.")
     if record.get("format") != FORMAT:
         raise ArtifactError(
-            f"This retroscan reads models of format {FORMAT}. Got: format {record.get('format')} in {folder}. Fit the "
-            "model again, or scan it with the version that wrote it (detector.json, key versions)."
+            f"This retroscan reads models of format {FORMAT}.",
+            f"format {record.get('format')} in {folder}",
+            "Fit the model again, or scan it with the version that wrote it (detector.json, key versions).",
         )
     missing = [key for key in (*DECIDING, "weights_sha256", "model_id") if key not in record]
     if missing:
-        raise ArtifactError(f"{DETECTOR} must name {missing[0]!r}. Got: {folder}, without it. Fit again.")
+        raise ArtifactError(f"{DETECTOR} must name {missing[0]!r}.", f"{folder}, without it", "Fit again.")
     if model_id(record) != record["model_id"]:
         raise ArtifactError(
-            f"The model id must follow from {DETECTOR}. Got: {record['model_id']} in {folder}, but its content gives "
-            f"{model_id(record)}: it was edited. Restore it, or fit again with the options you want."
+            f"The model id must follow from {DETECTOR}.",
+            f"{record['model_id']} in {folder}, but its content gives {model_id(record)}: it was edited",
+            "Restore it, or fit again with the options you want.",
         )
     return record
 
@@ -61,12 +63,13 @@ def check_weights(folder: Path, record: dict[str, Any]) -> None:
     """Raise ArtifactError unless the weights in `folder` have the hash that their record names."""
     path = folder / WEIGHTS
     if not path.is_file():
-        raise ArtifactError(f"A model folder holds {WEIGHTS}. Got: {folder}, without it. Restore it, or fit again.")
+        raise ArtifactError(f"A model folder holds {WEIGHTS}.", f"{folder}, without it", "Restore it, or fit again.")
     found = file_sha256(path)
     if found != record["weights_sha256"]:
         raise ArtifactError(
-            f"The weights must have the recorded sha256 {record['weights_sha256'][:12]}…. Got: {found[:12]}… in {path}. "
-            "The file was changed or damaged: restore it, or fit again."
+            f"The weights must have the recorded sha256 {record['weights_sha256'][:12]}….",
+            f"{found[:12]}… in {path}",
+            "The file was changed or damaged: restore it, or fit again.",
         )
 
 

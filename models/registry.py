@@ -119,7 +119,7 @@ def entry(kind: str) -> Entry:
     """
     if kind not in DETECTORS:
         raise ConfigError(
-            f"detector must be one of {', '.join(DETECTORS)}. Got: {kind}. See `retroscan detectors` for what each needs."
+            f"detector must be one of {', '.join(DETECTORS)}.", kind, "See `retroscan detectors` for what each needs."
         )
     return DETECTORS[kind]
 
@@ -138,7 +138,7 @@ def configure(kind: str, options: dict[str, Any]) -> DetectorConfig:
         option = ".".join(str(part) for part in first["loc"])
         known = ", ".join(config_class.model_fields)
         raise ConfigError(
-            f"{kind} option {option!r}: {first['msg']}. Got: {first['input']!r}. The options of {kind} are {known}."
+            f"{kind} option {option!r}: {first['msg']}.", repr(first["input"]), f"The options of {kind} are {known}."
         ) from error
 
 

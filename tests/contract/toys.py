@@ -314,7 +314,7 @@ class RefusesWithoutRemedy(Toy):
         try:
             return super().score(images)
         except InputError as error:
-            raise InputError("Bad images.") from error
+            raise InputError("Bad images.", "", "") from error
 
 
 class LeavesGradModeToItsCaller(Toy):
