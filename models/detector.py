@@ -55,8 +55,16 @@ class DetectorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(default=60, ge=1)
-    batch_size: int = Field(default=32, ge=1)  # over all workers together
+    # Over all workers together.
+    batch_size: int = Field(default=32, ge=1)
     lr: float = Field(default=1e-3, gt=0)
+
+
+class TrainedConfig(DetectorConfig):
+    """What the configuration of a detector holds that learns in passes over the images."""
+
+    epochs: int = Field(ge=1)
+    lr: float = Field(gt=0)
 
 
 class Scores(NamedTuple):

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from models.detector import Detector, DetectorConfig, InputSpec
 from models.errors import ConfigError
+from models.presets import PRESETS, Preset
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ class Entry:
     channels: int
     needs_anomalous: bool
     weights: str
-    takes_grey: bool = False  # one channel instead, where no image of a fit is in colour
-    choose: str = ""  # when to choose it: strengths, weaknesses and cost, as measured (benchmarks/results/quality.md)
+    # One channel instead, where no image of a fit is in colour.
+    takes_grey: bool = False
+    # When to choose it: strengths, weaknesses and cost, as measured (benchmarks/results/quality.md).
+    choose: str = ""
 
     def detector_class(self) -> type[Detector]:
         found: type[Detector] = getattr(importlib.import_module(self.module), self.detector)
@@ -122,6 +125,18 @@ def entry(kind: str) -> Entry:
             f"detector must be one of {', '.join(DETECTORS)}.", kind, "See `retroscan detectors` for what each needs."
         )
     return DETECTORS[kind]
+
+
+def preset(kind: str, name: str) -> Preset:
+    """The size and options of `kind` at the scale `name`.
+
+    Raises:
+        ConfigError: no such detector or preset.
+    """
+    presets = PRESETS[entry(kind).kind]
+    if name not in presets:
+        raise ConfigError(f"preset must be one of {', '.join(presets)}.", name, "Choose with --preset fast.")
+    return presets[name]
 
 
 def configure(kind: str, options: dict[str, Any]) -> DetectorConfig:

@@ -10,6 +10,7 @@ import pytest
 from models import registry
 from models.detector import Detector, DetectorConfig, InputSpec
 from models.errors import ConfigError
+from models.presets import PRESETS
 
 
 @pytest.mark.parametrize("kind", registry.DETECTORS)
@@ -27,6 +28,23 @@ def test_a_row_leads_to_a_detector_and_its_configuration(kind: str):
 def test_a_configuration_survives_json(kind: str):
     config = registry.configure(kind, {"epochs": 7})
     assert registry.configure(kind, config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("kind", registry.DETECTORS)
+def test_every_detector_has_both_presets_and_its_defaults_are_the_fast_one(kind: str):
+    assert PRESETS[kind].keys() == {"fast", "paper"}
+    assert registry.preset(kind, "fast").options == {}
+    for name in PRESETS[kind]:
+        preset = registry.preset(kind, name)
+        assert all(32 <= side <= 512 for side in preset.size_px)
+        config = registry.configure(kind, dict(preset.options))
+        assert {option: getattr(config, option) for option in preset.options} == preset.options
+    assert registry.configure(kind, dict(registry.preset(kind, "paper").options)) != registry.configure(kind, {})
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"preset must be one of fast, paper\. Got: slow\. Choose with --preset fast"):
+        registry.preset("mkd", "slow")
 
 
 def test_an_unknown_detector_is_refused_with_the_known_ones():
