@@ -1,19 +1,15 @@
-"""Objects by URI, on a local disk or in any S3-compatible store: the face of this package."""
+"""Objects by URI, on a local disk or in any S3-compatible store: the face of this package.
 
+A URI is `s3://bucket/key` or an absolute path, without a slash at its end.
+What a person writes is brought into this spelling by `absolute`, once, where it enters.
+Every other function takes it as it is, and refuses a relative path with a StorageError.
+S3 is configured by the usual AWS variables (`AWS_ENDPOINT_URL`, keys, region, profile).
+"""
+
+from cluster.errors import AccessDenied, Exists, Full, KeysRefused, NotFound, StorageError, TooLarge, Unreachable
+from cluster.storage.contract import Fetched, ObjectInfo
+from cluster.storage.retries import LONGEST_PAUSE_S, PATIENCE_S, patiently
 from cluster.storage.store import (
-    LONGEST_PAUSE_S,
-    PATIENCE_S,
-    AccessDenied,
-    Exists,
-    Fetched,
-    Full,
-    KeysRefused,
-    NotFound,
-    ObjectInfo,
-    StorageError,
-    TooLarge,
-    Unreachable,
-    absolute,
     check_bucket,
     create_bytes,
     delete,
@@ -23,18 +19,15 @@ from cluster.storage.store import (
     fetch_range,
     filesystem,
     is_folder,
-    is_s3,
-    join,
     list_names,
     list_objects,
-    parent,
-    patiently,
     read_bytes,
     stat,
     upload_file,
     upload_folder,
     write_bytes,
 )
+from cluster.storage.uris import absolute, is_s3, join, parent
 
 __all__ = [
     "LONGEST_PAUSE_S",

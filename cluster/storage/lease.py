@@ -1,7 +1,8 @@
 """One writer at a time: a file in a folder that says who writes there, renewed as long as it does.
 
-A process that is killed leaves its lease behind. On the same machine its death can be seen, and the next one takes the
-lease at once; from elsewhere it cannot, and the next one watches for a while whether the lease is still renewed.
+A process that is killed leaves its lease behind.
+On the same machine its death can be seen, and the next one takes the lease at once; from elsewhere it cannot, and the
+next one watches for a while whether the lease is still renewed.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster import storage
+from cluster.errors import Exists, NotFound, StorageError
+from cluster.storage import store
 
 log = logging.getLogger(__name__)
 
 RENEWED_EVERY_S = 20.0
-WATCHED_S = 3 * RENEWED_EVERY_S  # without renewal: its holder is gone
-WRITTEN_S = 2.0  # an unfinished one: its writer is gone
+# So many times that without a renewal: its holder is gone.
+WATCHED_RENEWALS = 3.0
+# So much of that for one that is not wholly written: its writer is gone.
+WRITTEN_RENEWALS = 0.1
 
 
 class Held(Exception):
@@ -41,16 +45,21 @@ class Held(Exception):
 class Lease:
     """A lease that is held; `check` before anything that two writers must not both do."""
 
-    def __init__(self, uri: str, content: dict[str, Any]) -> None:
+    def __init__(self, uri: str, content: dict[str, Any], renewed_every_s: float) -> None:
         self.uri = uri
         self._content = content
+        self._renewed_every_s = renewed_every_s
         self._lost: str | None = None
         self._ended = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._renewing.start()
 
     def check(self) -> None:
-        """Raise Held if another process has taken the lease: it thought this one dead."""
+        """Find that nobody else has the lease.
+
+        Raises:
+            Held: another process has taken it: it thought this one dead.
+        """
         if self._lost is not None:
             raise Held(self.uri, self._lost)
 
@@ -61,26 +70,32 @@ class Lease:
         if self._lost is not None:
             return
         try:
-            storage.delete(self.uri)
-        except storage.StorageError as error:  # what the block did matters more; this process ends, and shows it
+            store.delete(self.uri)
+        except StorageError as error:
+            # What the block did matters more; this process ends, and that shows.
             log.warning("The lease could not be given back: %s", error)
 
     def _renew(self) -> None:
-        while not self._ended.wait(RENEWED_EVERY_S):
+        while not self._ended.wait(self._renewed_every_s):
             try:
                 found = _read(self.uri)
                 if found is not None and found.get("token") != self._content["token"]:
                     self._lost = _holder(found)
                     return
                 self._content["renewals"] += 1
-                storage.write_bytes(self.uri, _bytes(self._content))
-            except storage.StorageError as error:  # the next renewal may succeed; others wait for several
+                store.write_bytes(self.uri, _bytes(self._content))
+            except StorageError as error:
+                # The next renewal may succeed; others wait for several.
                 log.warning("The lease could not be renewed: %s", error)
 
 
 @contextmanager
-def lease(uri: str) -> Iterator[Lease]:
+def lease(uri: str, *, renewed_every_s: float = RENEWED_EVERY_S) -> Iterator[Lease]:
     """The lease at `uri`, for the length of the block.
+
+    Args:
+        uri: of the file, in the folder that it guards.
+        renewed_every_s: the same for all who want this lease: it says how long a silent holder is thought alive.
 
     Raises:
         Held: another process holds it.
@@ -88,18 +103,19 @@ def lease(uri: str) -> Iterator[Lease]:
     """
     content = {"token": uuid.uuid4().hex, "renewals": 0, **_self()}
     while True:
-        found = _read(uri)  # first: not every store knows how to create only what is not there
+        # Read first: not every store knows how to create only what is not there.
+        found = _read(uri)
         if found is not None:
-            if not _abandoned(uri, found):
+            if not _abandoned(uri, found, renewed_every_s):
                 raise Held(uri, _holder(found))
             log.info("%s was left behind by %s: taken over.", uri, _holder(found))
-            storage.delete(uri)
+            store.delete(uri)
         try:
-            storage.create_bytes(uri, _bytes(content))
+            store.create_bytes(uri, _bytes(content))
             break
-        except storage.Exists:
+        except Exists:
             continue
-    held = Lease(uri, content)
+    held = Lease(uri, content, renewed_every_s)
     try:
         yield held
     finally:
@@ -117,7 +133,8 @@ def _machine() -> str | None:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
-        return None  # no Linux: every other process is a stranger
+        # No Linux: every other process is a stranger.
+        return None
 
 
 def _started(pid: int) -> str | None:
@@ -126,15 +143,16 @@ def _started(pid: int) -> str | None:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()  # proc(5): the name may hold anything, brackets too
+    # proc(5): the name may hold anything, brackets too.
+    fields = stat.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else fields[19]
 
 
-def _abandoned(uri: str, found: dict[str, Any]) -> bool:
+def _abandoned(uri: str, found: dict[str, Any], renewed_every_s: float) -> bool:
     machine = _machine()
     if machine is not None and found.get("machine") == machine:
         return _started(int(found["pid"])) != found.get("started")
-    watched_s = WATCHED_S if found else WRITTEN_S
+    watched_s = renewed_every_s * (WATCHED_RENEWALS if found else WRITTEN_RENEWALS)
     log.info("%s is held by %s: watching for %g s whether it is renewed.", uri, _holder(found), watched_s)
     time.sleep(watched_s)
     return _read(uri) == found
@@ -143,8 +161,8 @@ def _abandoned(uri: str, found: dict[str, Any]) -> bool:
 def _read(uri: str) -> dict[str, Any] | None:
     """What the lease says; None if it is gone, nothing if it is not whole."""
     try:
-        found = json.loads(storage.read_bytes(uri))
-    except storage.NotFound:
+        found = json.loads(store.read_bytes(uri))
+    except NotFound:
         return None
     except ValueError:
         return {}

@@ -1,7 +1,7 @@
 """Listings in one order, whatever the store: by URI, code point by code point.
 
-Object ids are positions in this order, so it must not depend on the order of a directory's inodes, on the
-locale, or on a server that lists folder by folder instead of key by key.
+Object ids are positions in this order, so it must not depend on the order of a directory's inodes, on the locale, or on
+a server that lists folder by folder instead of key by key.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 # Rows held in memory while sorting: about 100 MB of listing entries.
 SORT_ROWS = 250_000
+# Rows a pickle in the temporary file: what a merge holds of each sorted run.
+_SPILL_ROWS = 1_000
 
 
 class File(NamedTuple):
@@ -31,12 +33,14 @@ class File(NamedTuple):
 class Walk:
     """The regular files below a folder, in code-point order of their full paths.
 
-    Memory is bounded by the widest folders on the way down, not by the archive. Symbolic links to folders are
-    not followed: what lies inside the root is listed under its real path, and what lies outside is not of the
-    archive. A link to a file inside the root is listed as a file. `left_out` counts the links not listed.
+    Memory is bounded by the widest folders on the way down, not by the archive.
+    Symbolic links to folders are not followed: what lies inside the root is listed under its real path, and what lies
+    outside is not of the archive.
+    A link to a file inside the root is listed as a file.
+    `left_out` counts the links not listed.
 
     Raises:
-        OSError: The root is missing, or a folder cannot be read. What vanishes meanwhile is no error.
+        OSError: the root is missing, or a folder cannot be read; what vanishes meanwhile is no error.
     """
 
     def __init__(self, root: str) -> None:
@@ -51,7 +55,8 @@ class Walk:
             if entry is None:
                 pending.pop()
             elif entry.is_dir(follow_symlinks=False):
-                with suppress(FileNotFoundError):  # gone since its parent was read
+                # It may be gone since its parent was read.
+                with suppress(FileNotFoundError):
                     pending.append(iter(_entries(entry.path)))
             elif (status := self._status(entry, inside)) is not None:
                 yield File(entry.path, status)
@@ -80,8 +85,7 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 def sort_bounded(items: Iterable[T], key: Callable[[T], Any], rows: int = SORT_ROWS) -> Iterator[T]:
     """`items` in the order of `key`, at most `rows` of them in memory, the rest in a temporary file.
 
-    S3 promises sorted listings, but stores that keep folders list folder by folder, and its directory buckets
-    in no order at all.
+    S3 promises sorted listings, but stores that keep folders list folder by folder, and directory buckets in no order.
     """
     chunk: list[T] = []
     with tempfile.TemporaryFile() as spool:
@@ -101,10 +105,6 @@ def sort_bounded(items: Iterable[T], key: Callable[[T], Any], rows: int = SORT_R
         yield from heapq.merge(*runs, chunk, key=key)
 
 
-# Rows a pickle in the temporary file: what a merge holds of each sorted run.
-_SPILL_ROWS = 1_000
-
-
 def _spill(chunk: list[T], spool: IO[bytes]) -> None:
     for first in range(0, len(chunk), _SPILL_ROWS):
         pickle.dump(chunk[first : first + _SPILL_ROWS], spool, protocol=pickle.HIGHEST_PROTOCOL)
@@ -112,7 +112,8 @@ def _spill(chunk: list[T], spool: IO[bytes]) -> None:
 
 def _spilled(spool: IO[bytes], start: int, end: int) -> Iterator[Any]:
     while start < end:
-        spool.seek(start)  # the runs share one file and are read in turns
+        # The runs share one file and are read in turns.
+        spool.seek(start)
         batch = pickle.load(spool)
         start = spool.tell()
         yield from batch

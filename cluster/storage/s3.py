@@ -1,165 +1,165 @@
-"""One S3 client policy: retries, timeouts, addressing, and botocore's many errors as this project's few."""
+"""Objects in S3: `contract` by the client of `s3_client`, repeated as `retries` says."""
 
 from __future__ import annotations
 
-import os
-import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import closing, suppress
+from datetime import UTC, datetime
+from operator import attrgetter
+from typing import IO
 
-import boto3
 import botocore.exceptions as boto_errors
-import botocore.session
-import urllib3.exceptions
-from botocore.config import Config
+from botocore.response import StreamingBody
+from pyarrow import fs
 
-from cluster.errors import AccessDenied, Exists, Full, KeysRefused, NotFound, StorageError, Unreachable
+from cluster.errors import AccessDenied, NotFound, Unreachable
+from cluster.storage import retries, s3_client, uris
+from cluster.storage.contract import Fetched, ObjectInfo, check_size
+from cluster.storage.listing import sort_bounded
+from cluster.storage.s3_client import s3_errors
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-
-CONNECT_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 60.0
-ATTEMPTS = 6  # of one request, the first included; AWS_MAX_ATTEMPTS overrides
-PROBE_TIMEOUT_S = 5.0
-CONNECTIONS = 64  # of one process; more threads than this would wait for each other
-
-_clients: dict[tuple[str, ...], S3Client] = {}
-_clients_lock = threading.Lock()
+# Longest time one body may take: its parts may each come in time, and the last one never.
+BODY_TIMEOUT_S = 300.0
 
 
-def endpoint() -> str | None:
-    """The endpoint named by the environment; None for AWS itself or what the profile says."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+def list_objects(root: str) -> Iterator[ObjectInfo]:
+    """Every object below the prefix, but for the empty `.../` keys that some tools write to mark a folder."""
+    return sort_bounded(_listed(root), key=attrgetter("uri"))
 
 
-def region() -> str | None:
-    """The region named by the environment, if any."""
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
+def _listed(root: str) -> Iterator[ObjectInfo]:
+    """The same in the server's order."""
+    bucket, key = uris.split(root)
+    prefix = uris.prefix(key)
+    seen = False
+    with s3_errors(root):
+        for page in s3_client.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for item in page.get("Contents", []):
+                seen = True
+                if not (item["Key"].endswith("/") and item["Size"] == 0):
+                    yield ObjectInfo(
+                        f"{uris.S3}{bucket}/{item['Key']}",
+                        item["Size"],
+                        _etag(item.get("ETag")),
+                        _utc(item["LastModified"]),
+                    )
+    if not seen and prefix:
+        raise NotFound(root, f"no key in bucket {bucket!r} begins with {prefix!r}")
 
 
-def client() -> S3Client:
-    """The process's S3 client, safe to share between threads.
-
-    Made anew after a fork and when an AWS variable has changed.
-    """
-    aws = tuple(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("AWS_"))
-    key = (str(os.getpid()), *aws)
-    with _clients_lock:
-        if key not in _clients:
-            _clients.clear()
-            _clients[key] = _new_client()
-        return _clients[key]
+def is_folder(uri: str) -> bool:
+    """Whether any object lies below the prefix."""
+    return next(_listed(uri), None) is not None
 
 
-def probe(bucket: str | None = None) -> None:
-    """Ask the store one cheap signed question, about `bucket` or for its buckets, and wait only briefly.
-
-    Raises:
-        StorageError: what the store, or the way to it, has against it.
-    """
-    with s3_errors(f"s3://{bucket}" if bucket else endpoint() or "s3://"):
-        client = _new_client(
-            connect_timeout=PROBE_TIMEOUT_S, read_timeout=PROBE_TIMEOUT_S, retries={"total_max_attempts": 1}
-        )
-        if bucket:
-            client.list_objects_v2(Bucket=bucket, MaxKeys=1)  # of a HEAD that is refused nobody says why
-        else:
-            client.list_buckets()
+def stat(uri: str) -> ObjectInfo:
+    """What one HEAD tells."""
+    bucket, key = uris.split(uri)
+    with s3_errors(uri):
+        head = s3_client.client().head_object(Bucket=bucket, Key=key)
+    return ObjectInfo(uri, head["ContentLength"], _etag(head.get("ETag")), _utc(head["LastModified"]))
 
 
-def _new_client(**options: Any) -> S3Client:
-    """A client by the policy; `options` of botocore's Config win over it."""
-    core = botocore.session.get_session()
-    session = boto3.session.Session(botocore_session=core)
-    custom = endpoint() or core.get_scoped_config().get("endpoint_url")
-    retries: dict[str, Any] = {}
-    if "AWS_RETRY_MODE" not in os.environ:
-        retries["mode"] = "adaptive"  # slows down by itself when the store says "slow down"
-    if "AWS_MAX_ATTEMPTS" not in os.environ:
-        retries["total_max_attempts"] = ATTEMPTS
-    config = Config(
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=READ_TIMEOUT_S,
-        max_pool_connections=CONNECTIONS,
-        retries=retries,  # type: ignore[arg-type]
-        # A bucket as host name needs wildcard DNS, which a store of one's own seldom has.
-        s3={"addressing_style": "path" if custom else "auto"},
-        # Checksum trailers by default are newer than many S3-compatible servers.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    return session.client("s3", endpoint_url=endpoint(), region_name=region(), config=config.merge(Config(**options)))
+def check_bucket(uri: str) -> None:
+    """Ask for the bucket; a key that may not ask is no error."""
+    bucket, _ = uris.split(uri)
+    with suppress(AccessDenied), s3_errors(uri):
+        s3_client.client().head_bucket(Bucket=bucket)
 
 
-# Codes whose HTTP status says something else: an expired token is a 400, an invalid bucket name too.
-_DENIED = frozenset({"AccessDenied", "AllAccessDisabled"})
-_KEYS_REFUSED = frozenset(
-    {
-        "ExpiredToken",
-        "InvalidAccessKeyId",
-        "InvalidToken",
-        "RequestTimeTooSkewed",
-        "SignatureDoesNotMatch",
-        "TokenRefreshRequired",
-    }
-)
-_FULL = frozenset({"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"})
-_MISSING = frozenset({"InvalidBucketName", "NoSuchBucket", "NoSuchKey"})
-_BUSY = frozenset({"RequestTimeout", "SlowDown", "Throttling"})
+def fetch(uri: str, max_bytes: int | None) -> Fetched:
+    """Content and etag of one GET, whose announced length is compared with `max_bytes` before the body is read."""
+    bucket, key = uris.split(uri)
+
+    def once() -> Fetched:
+        answer = s3_client.client().get_object(Bucket=bucket, Key=key)
+        with closing(answer["Body"]) as body:
+            check_size(uri, answer["ContentLength"], max_bytes)
+            return Fetched(_read_in_time(uri, body, answer["ContentLength"]), _etag(answer.get("ETag")))
+
+    with s3_errors(uri):
+        return retries.whole_body(once)
 
 
-@contextmanager
-def s3_errors(uri: str) -> Iterator[None]:
-    """A block in which whatever botocore raises becomes a StorageError about `uri`."""
-    try:
-        yield
-    except boto_errors.ClientError as error:
-        raise _of_answer(uri, error) from error
-    except (
-        boto_errors.NoCredentialsError,
-        boto_errors.PartialCredentialsError,
-        boto_errors.CredentialRetrievalError,
-        boto_errors.TokenRetrievalError,
-        boto_errors.SSOError,
-        boto_errors.ProfileNotFound,
-    ) as error:
-        raise KeysRefused(uri, str(error)) from error
-    except boto_errors.ParamValidationError as error:
-        reason = str(error).splitlines()[-1].partition(": ")[0]  # what follows is a regular expression
-        raise NotFound(uri, f"no store can hold such a name: {reason}") from error
-    except (
-        boto_errors.ConnectionError,
-        boto_errors.HTTPClientError,
-        boto_errors.IncompleteReadError,
-        boto_errors.InvalidRegionError,
-        urllib3.exceptions.HTTPError,
-    ) as error:
-        raise Unreachable(uri, str(error)) from error
-    except boto_errors.BotoCoreError as error:
-        raise StorageError(uri, str(error)) from error
-    except UnicodeError as error:
-        raise NotFound(uri, f"no store can hold such a name: {error}") from error
-    except ValueError as error:  # botocore's answer to a malformed endpoint
-        raise Unreachable(uri, f"{error} (AWS_ENDPOINT_URL={endpoint()})") from error
+def _read_in_time(uri: str, body: StreamingBody, length: int) -> bytes:
+    """The whole body; botocore's own `read` waits for each packet anew, and so for ever where they trickle."""
+    deadline = time.monotonic() + BODY_TIMEOUT_S
+    pieces = bytearray()
+    # Its `read1` returns what one packet brought; the wrapper has no such call.
+    stream = body._raw_stream  # type: ignore[attr-defined]
+    while piece := stream.read1(1 << 20):
+        pieces += piece
+        if time.monotonic() > deadline:
+            raise Unreachable(uri, f"{len(pieces)} of {length} bytes within {BODY_TIMEOUT_S:g} s")
+    if len(pieces) != length:
+        raise boto_errors.IncompleteReadError(actual_bytes=len(pieces), expected_bytes=length)
+    return bytes(pieces)
 
 
-def _of_answer(uri: str, error: boto_errors.ClientError) -> StorageError:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    message = str(error.response.get("Error", {}).get("Message", "")) or "no reason given"
-    detail = f"{code or status}: {message} (HTTP {status})"
-    if code in _MISSING or status == 404:
-        return NotFound(uri, detail)
-    if code in _KEYS_REFUSED:
-        return KeysRefused(uri, detail)
-    if code in _FULL or status == 507:
-        return Full(uri, detail)
-    if code in ("PreconditionFailed", "ConditionalRequestConflict") or status == 412:
-        return Exists(uri, detail)
-    if code in _DENIED or status in (401, 403):
-        return AccessDenied(uri, detail)
-    if status >= 500 or code in _BUSY:
-        return Unreachable(uri, detail)
-    return StorageError(uri, detail)
+def fetch_range(uri: str, offset: int, length: int) -> bytes:
+    """Part of the content, by one GET with a Range; empty where it begins at or after the end."""
+    bucket, key = uris.split(uri)
+
+    def once() -> bytes:
+        answer = s3_client.client().get_object(Bucket=bucket, Key=key, Range=f"bytes={offset}-{offset + length - 1}")
+        with closing(answer["Body"]) as body:
+            data: bytes = body.read()
+        # RFC 9110 14.2: a server may ignore Range and send everything.
+        return data if "ContentRange" in answer else data[offset : offset + length]
+
+    with s3_errors(uri):
+        try:
+            return retries.whole_body(once)
+        except boto_errors.ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 416:
+                return b""
+            raise
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """One PUT."""
+    bucket, key = uris.split(uri)
+    with s3_errors(uri):
+        s3_client.client().put_object(Bucket=bucket, Key=key, Body=data)
+
+
+def create_bytes(uri: str, data: bytes) -> None:
+    """One PUT with `If-None-Match: *`, which stores that do not know it take for a plain one."""
+    bucket, key = uris.split(uri)
+    with s3_errors(uri):
+        s3_client.client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+
+
+def delete(uri: str) -> None:
+    """One DELETE, which S3 answers alike whether there was an object or not."""
+    bucket, key = uris.split(uri)
+    with s3_errors(uri):
+        s3_client.client().delete_object(Bucket=bucket, Key=key)
+
+
+def upload(source: IO[bytes], uri: str) -> None:
+    """One PUT, or a multipart upload where the file is large."""
+    bucket, key = uris.split(uri)
+    with s3_errors(uri):
+        s3_client.client().upload_fileobj(source, bucket, key)
+
+
+def download(uri: str, target: IO[bytes]) -> None:
+    """One GET, or several ranges at once where the object is large."""
+    bucket, key = uris.split(uri)
+    with s3_errors(uri):
+        s3_client.client().download_fileobj(bucket, key, target)
+
+
+def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """pyarrow's client, and bucket and key as one path."""
+    return s3_client.filesystem(), uri.removeprefix(uris.S3)
+
+
+def _etag(value: str | None) -> str | None:
+    return value.strip('"') if value else None
+
+
+def _utc(value: datetime) -> datetime:
+    return value.astimezone(UTC)

@@ -1,8 +1,9 @@
 """One spelling for every object, on a local disk or in S3.
 
-A local URI is a plain absolute path; `file://` with percent-escapes is accepted, and is how a name that is no
-valid Unicode is written down. An S3 URI is `s3://bucket/key`; the key is taken literally: it has no escapes,
-and `..`, `#`, `?` and `//` in it mean themselves.
+A local URI is a plain absolute path; `file://` with percent-escapes is accepted, and is how a name that is no valid
+Unicode is written down.
+An S3 URI is `s3://bucket/key`; the key is taken literally: it has no escapes, and `..`, `#`, `?` and `//` in it mean
+themselves.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def absolute(uri: str) -> str:
     if ".." in path.parts:
         last = len(path.parts) - path.parts[::-1].index("..")
         path = Path(*path.parts[:last]).resolve().joinpath(*path.parts[last:])
-    return local_uri("/" + str(path).lstrip("/"))  # pathlib keeps two leading slashes
+    # pathlib keeps two leading slashes.
+    return local_uri("/" + str(path).lstrip("/"))
 
 
 def join(root: str, *parts: str) -> str:
@@ -46,8 +48,7 @@ def join(root: str, *parts: str) -> str:
 
 
 def parent(uri: str) -> str:
-    """The folder an object lies in, in the spelling of `absolute`."""
-    uri = absolute(uri)
+    """The folder that an object lies in."""
     if is_s3(uri):
         return uri.rpartition("/")[0]
     return local_uri(str(Path(local_path(uri)).parent))
@@ -64,13 +65,18 @@ def local_uri(path: str) -> str:
     """The URI of a local path: the path itself wherever it is valid Unicode."""
     try:
         path.encode()
-    except UnicodeEncodeError:  # a name in another encoding: only escapes can be stored as text
+    except UnicodeEncodeError:
+        # A name in another encoding: only escapes can be stored as text.
         return FILE + quote_from_bytes(os.fsencode(path))
     return path
 
 
 def split(uri: str) -> tuple[str, str]:
-    """Bucket and key of an S3 URI; raises NotFound if it names no bucket."""
+    """Bucket and key of an S3 URI.
+
+    Raises:
+        NotFound: it names no bucket.
+    """
     bucket, _, key = uri.removeprefix(S3).partition("/")
     if not bucket:
         raise NotFound(uri, "the URI names no bucket (s3://bucket/key)")

@@ -1,7 +1,7 @@
-"""A cluster without workers, Ray's own autoscaler over it, and a session that asks for more. Prints what it had, as JSON.
+"""A cluster without workers, Ray's own autoscaler over it, and a session that asks for more; printed as JSON.
 
-Run as a script: Ray keeps the token and the mode of a process for as long as it lives. The autoscaler's nodes are Ray's
-stand-ins for a cloud's: raylets on this machine.
+Run as a script: Ray keeps the token and the mode of a process for as long as it lives.
+The autoscaler's nodes are Ray's stand-ins for a cloud's: raylets on this machine.
 """
 
 import json

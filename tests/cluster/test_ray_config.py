@@ -1,6 +1,8 @@
 """ray_config.yaml, and whether a slip in it is seen before a machine is paid for.
 
-Three judges: Ray's own offline validation of a launcher file; botocore's model of EC2 for what Ray passes on unread; and
+Three judges:
+Ray's own offline validation of a launcher file;
+botocore's model of EC2, for what Ray passes on unread;
 what this project promises of its clusters (a head without work, a token on every node, pinned versions, no keys).
 """
 

@@ -1,7 +1,6 @@
 """What a session sees and lends, and that it leaves nothing behind."""
 
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +12,6 @@ import ray
 from cluster.division import GIB
 from cluster.errors import ClusterError
 from cluster.session import MIB, object_store_bytes, session
-
-
-def test_errors_survive_pickling() -> None:
-    error = pickle.loads(pickle.dumps(ClusterError("no answer", "look")))
-    assert (error.problem, error.remedy, str(error)) == ("no answer", "look", "no answer look")
 
 
 @pytest.mark.parametrize(("memory", "expected"), [(256 * MIB, 128 * MIB), (4 * GIB, GIB), (512 * GIB, 2 * GIB)])

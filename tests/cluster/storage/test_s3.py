@@ -1,86 +1,106 @@
-"""What a misbehaving server makes of a request: tried again, or one kind of error, never a wrong answer."""
+"""Objects in S3: what a real server says, and what becomes of a server's odd answers."""
 
 from __future__ import annotations
 
 import pickle
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from s3server import S3Server
 
 from cluster import storage
-from cluster.errors import KeysRefused
-from cluster.storage import AccessDenied, NotFound, StorageError, TooLarge, Unreachable
+from cluster.storage import AccessDenied, KeysRefused, NotFound, StorageError, TooLarge, Unreachable
+from tests.cluster.storage.misbehaving import Answer, Misbehaving, error, ok
 
-Answer = Callable[[BaseHTTPRequestHandler], None]
-
-
-class Misbehaving:
-    """An S3 endpoint that gives prepared answers in turn, the last one for ever, and notes the requests."""
-
-    def __init__(self) -> None:
-        self.answers: list[Answer] = []
-        self.requests: list[str] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                outer.requests.append(f"{self.command} {self.path}")
-                answer = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
-                answer(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
+# --- A real server
 
 
-@pytest.fixture
-def misbehaving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Misbehaving]:
-    fake = Misbehaving()
-    thread = threading.Thread(target=fake.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_RETRY_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", fake.endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    yield fake
-    fake.server.shutdown()
-    thread.join()
-    fake.server.server_close()
+@pytest.fixture(scope="module")
+def prefix(s3: S3Server) -> str:
+    """Three objects, one of them in a folder, and the empty key that marks another."""
+    for key in ("a-b", "a/x", "a0"):
+        s3.put(f"s3/{key}", key.encode())
+    s3.put("s3/marker/", b"")
+    return s3.uri("s3")
 
 
-def ok(body: bytes, *, announce: int | None = None) -> Answer:
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        request.send_header("Content-Length", str(len(body) if announce is None else announce))
-        request.send_header("ETag", '"abc"')
-        request.end_headers()
-        if request.command != "HEAD":
-            request.wfile.write(body)
-        request.close_connection = announce is not None
-
-    return answer
+@pytest.mark.s3
+def test_more_keys_than_one_answer_holds(s3: S3Server) -> None:
+    keys = [f"many/{number % 7}/{number:04d}" for number in range(1_200)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda key: s3.put(key, b"1"), keys))
+    assert [info.uri for info in storage.list_objects(s3.uri("many"))] == sorted(map(s3.uri, keys))
 
 
-def error(status: int, code: str = "") -> Answer:
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        body = f"<Error><Code>{code}</Code><Message>said so</Message></Error>".encode() if code else b""
-        request.send_response(status)
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        if request.command != "HEAD":
-            request.wfile.write(body)
+@pytest.mark.s3
+def test_a_prefix_is_a_folder(s3: S3Server, prefix: str) -> None:
+    s3.put("s3-too", b"")
+    assert storage.list_names(prefix) == ["a-b", "a/x", "a0"]
+    assert storage.list_names(f"{prefix}/a") == ["x"]
+    assert storage.is_folder(prefix)
+    assert not storage.is_folder(f"{prefix}/a-b")
+    assert not storage.is_folder(s3.uri("s"))
+    assert not storage.exists(prefix)
+    assert not storage.exists("s3://archive")
+    assert storage.exists(f"{prefix}/a-b")
 
-    return answer
+
+@pytest.mark.s3
+@pytest.mark.parametrize("uri", ["s3://no-such-bucket/a", "s3://", "s3://Bad_Bucket!/a", "s3://archive/gone"])
+def test_missing(s3: S3Server, uri: str) -> None:
+    assert s3.bucket == "archive"
+    for read in (storage.fetch, storage.stat, lambda uri: list(storage.list_objects(uri))):
+        with pytest.raises(NotFound):
+            read(uri)
+
+
+@pytest.mark.s3
+def test_check_bucket(s3: S3Server) -> None:
+    storage.check_bucket(s3.uri("any/thing"))
+    with pytest.raises(NotFound):
+        storage.check_bucket("s3://no-such-bucket/a")
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_wrong_credentials(prefix: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "wrong")
+    for read in (storage.fetch, storage.stat, storage.exists, lambda uri: list(storage.list_objects(uri))):
+        with pytest.raises(AccessDenied):
+            read(f"{prefix}/a0")
+    with pytest.raises(AccessDenied):
+        storage.write_bytes(f"{prefix}/a0", b"")
+
+
+@pytest.mark.s3
+def test_no_credentials(prefix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(AccessDenied, match="credentials"):
+        storage.fetch(f"{prefix}/a0")
+
+
+@pytest.mark.s3
+def test_pyarrow_sees_the_same_store_and_carries_no_secret(s3: S3Server) -> None:
+    filesystem, path = storage.filesystem(s3.uri("arrow/a b.bin"))
+    pickled = pickle.dumps(filesystem)
+    assert s3.env["AWS_SECRET_ACCESS_KEY"].encode() not in pickled
+    with pickle.loads(pickled).open_output_stream(path) as out:
+        out.write(b"by pyarrow")
+    assert storage.read_bytes(s3.uri("arrow/a b.bin")) == b"by pyarrow"
+
+
+@pytest.mark.s3
+def test_many_threads_share_one_client(prefix: str) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(lambda _: storage.fetch(f"{prefix}/a0").data, range(100))) == {b"a0"}
+
+
+# --- Odd answers
 
 
 def test_fetch_is_one_get_of_the_literal_key(misbehaving: Misbehaving) -> None:
@@ -105,25 +125,6 @@ def test_too_large_is_told_before_the_body_is_read(misbehaving: Misbehaving) -> 
     assert len(misbehaving.requests) == 1
 
 
-def test_a_body_that_breaks_off_is_fetched_again(misbehaving: Misbehaving) -> None:
-    misbehaving.answers = [ok(b"da", announce=4), ok(b"data")]
-    assert storage.fetch("s3://b/k").data == b"data"
-    assert len(misbehaving.requests) == 2
-
-
-def test_a_body_that_always_breaks_off_is_never_taken_for_whole(misbehaving: Misbehaving) -> None:
-    misbehaving.answers = [ok(b"da", announce=4)]
-    with pytest.raises(Unreachable):
-        storage.fetch("s3://b/k")
-    with pytest.raises(Unreachable):
-        storage.fetch_range("s3://b/k", 0, 4)
-
-
-def test_a_server_error_is_tried_again(misbehaving: Misbehaving) -> None:
-    misbehaving.answers = [error(503, "SlowDown"), ok(b"data")]
-    assert storage.fetch("s3://b/k").data == b"data"
-
-
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [
@@ -142,7 +143,6 @@ def test_answers_become_errors(misbehaving: Misbehaving, answer: Answer, kind: t
     with pytest.raises(StorageError) as caught:
         storage.fetch("s3://b/k")
     assert type(caught.value) is kind
-    pickle.loads(pickle.dumps(caught.value))
 
 
 def test_a_server_that_ignores_ranges(misbehaving: Misbehaving) -> None:
@@ -159,6 +159,7 @@ def test_no_server(misbehaving: Misbehaving, monkeypatch: pytest.MonkeyPatch, en
 
 
 def listing(*keys: str) -> bytes:
+    """A server's answer to ListObjectsV2."""
     one = "".join(
         f"<Contents><Key>{key}</Key><Size>1</Size><ETag>e</ETag>"
         "<LastModified>2024-01-01T00:00:00Z</LastModified></Contents>"
@@ -173,3 +174,8 @@ def test_no_key_is_copied_out_of_the_folder(misbehaving: Misbehaving, tmp_path: 
     with pytest.raises(StorageError, match="leave the folder"):
         storage.download_folder("s3://b/p", tmp_path / "here")
     assert storage.list_names(str(tmp_path)) == []
+
+
+def test_keys_that_a_server_lists_folder_by_folder_come_in_order(misbehaving: Misbehaving) -> None:
+    misbehaving.answers = [ok(listing("p/a/x", "p/a-b", "p/a0"))]
+    assert [info.uri for info in storage.list_objects("s3://b/p")] == ["s3://b/p/a-b", "s3://b/p/a/x", "s3://b/p/a0"]

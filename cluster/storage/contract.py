@@ -1,0 +1,63 @@
+"""What a store can be asked, and how it answers: one contract, which the modules `local` and `s3` keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import IO, NamedTuple, Protocol
+
+from pyarrow import fs
+
+from cluster.errors import TooLarge
+
+
+class ObjectInfo(NamedTuple):
+    """What a listing knows of an object; `modified` is in UTC."""
+
+    uri: str
+    bytes: int
+    etag: str | None
+    modified: datetime | None
+
+
+class Fetched(NamedTuple):
+    """An object's content, and the etag it had in the same answer."""
+
+    data: bytes
+    etag: str | None
+
+
+class Store(Protocol):
+    """The functions of a store; those of `cluster.storage.store` say what each does, and what it raises."""
+
+    def list_objects(self, root: str) -> Iterator[ObjectInfo]: ...
+
+    def is_folder(self, uri: str) -> bool: ...
+
+    def stat(self, uri: str) -> ObjectInfo: ...
+
+    def check_bucket(self, uri: str) -> None: ...
+
+    def fetch(self, uri: str, max_bytes: int | None) -> Fetched: ...
+
+    def fetch_range(self, uri: str, offset: int, length: int) -> bytes: ...
+
+    def write_bytes(self, uri: str, data: bytes) -> None: ...
+
+    def create_bytes(self, uri: str, data: bytes) -> None: ...
+
+    def delete(self, uri: str) -> None: ...
+
+    def upload(self, source: IO[bytes], uri: str) -> None:
+        """Write what `source` holds, however large, as `write_bytes` does."""
+
+    def download(self, uri: str, target: IO[bytes]) -> None:
+        """Write an object's content, however large, into `target`."""
+
+    def filesystem(self, uri: str) -> tuple[fs.FileSystem, str]: ...
+
+
+def check_size(uri: str, size: int, max_bytes: int | None) -> None:
+    """Raise TooLarge if an object of so many bytes is more than its reader allows."""
+    if max_bytes is not None and size > max_bytes:
+        raise TooLarge(uri, f"{size} bytes, more than the limit of {max_bytes}")
