@@ -285,11 +285,11 @@ def _weights() -> Iterator[Check]:
 def _store(bucket: str | None) -> Iterator[Check]:
     import botocore.session
 
-    from cluster.storage import s3
+    from cluster.storage import s3_client
 
     profiles = botocore.session.Session().available_profiles
     yield check_credentials(os.environ, profiles)
-    if bucket or s3.endpoint() or profiles or any(map(os.environ.get, (*KEYS, *ROLES))):
+    if bucket or s3_client.endpoint() or profiles or any(map(os.environ.get, (*KEYS, *ROLES))):
         yield _answer(bucket)
     else:
         yield Check("S3", OK, "not asked: no endpoint, credentials or --bucket are named")
@@ -297,11 +297,11 @@ def _store(bucket: str | None) -> Iterator[Check]:
 
 def _answer(bucket: str | None) -> Check:
     from cluster.errors import AccessDenied, KeysRefused, StorageError
-    from cluster.storage import s3
+    from cluster.storage import s3_client
 
-    where = s3.endpoint() or "AWS"
+    where = s3_client.endpoint() or "AWS"
     try:
-        s3.probe(bucket)
+        s3_client.probe(bucket)
     except KeysRefused as error:
         return Check("S3", MISSING, str(error), "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.")
     except AccessDenied as error:
