@@ -9,7 +9,7 @@ import io
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -112,12 +112,14 @@ class Job(NamedTuple):
     """A small fit: what of, and on what."""
 
     kind: str
-    options: dict[str, Any]
+    options: Mapping[str, Any]
     size_px: tuple[int, int]
-    double: bool = True  # float64 pins formulas, and lets no rounding grow
-    images: int = 9  # with batches of 4, the last one has an image for one rank alone
+    images: int
+    # float64 pins formulas, and lets no rounding grow.
+    double: bool = True
     held_out: int = 6
-    poisoned: int | None = None  # a training image that is not a number
+    # A training image that is not a number.
+    poisoned: int | None = None
 
 
 class Outcome(NamedTuple):
@@ -140,7 +142,7 @@ def share(batch: Batch, runtime: Runtime) -> Batch:
 
 
 def fit(runtime: Runtime, job: Job, stop: Place | None = None, resume: tuple[Place, bytes] | None = None) -> Outcome:
-    """Fit the job's detector, this rank on its share of every batch; to its end or to `stop`, from its start or `resume`."""
+    """The outcome of a fit, this rank on its share of every batch: to its end or to `stop`, from its start or `resume`."""
     torch.manual_seed(SEED)
     detector = build(job.kind, job.size_px, **job.options)
     dtype = torch.float64 if job.double else torch.float32
@@ -203,7 +205,7 @@ class Passed(NamedTuple):
 
 
 def normalise(runtime: Runtime, images: Tensor, affine: bool, momentum: float | None) -> Passed:
-    """Two passes of this rank's images, the second of the doubled ones, and a backward pass of a loss unlike over images."""
+    """Two passes of this rank's images, the first of the doubled ones, and a backward pass of a loss unlike over images."""
     norm = BatchNorm2d(images.shape[1], affine=affine, momentum=momentum, dtype=images.dtype)
     if affine:
         nn.init.normal_(norm.weight, 1.0, 0.3, generator=torch.Generator().manual_seed(1))

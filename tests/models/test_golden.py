@@ -1,8 +1,9 @@
 """Golden loss curves: twenty steps of every detector but MKD, whose own stand beside its tests.
 
-After a change that is meant to move them, write them anew with `REGENERATE=1 python -m pytest tests/models/test_golden.py`,
-and say so under "Numbers changed". They run in float64 with weights from numpy, so that they pin the formulas and neither a
-machine's rounding nor a library's initialisation.
+Which they are stands in tests/cases.py. After a change that is meant to move them, write them anew with
+`REGENERATE=1 python -m pytest tests/models/test_golden.py`, and say so under "Numbers changed".
+They run in float64 with weights from numpy, so that they pin the formulas: no machine's rounding, and no library's
+initialisation.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cases import CASES
 from detectorkit import batches, build, numpy_weights
 from textures import textures, with_defects
 from torch import nn
@@ -23,62 +24,14 @@ from models.detector import Runtime
 
 FOLDER = Path(__file__).parents[1] / "golden"
 RTOL = 1e-4
-SIZE = (32, 48)
-# kind: options, and the phase with its number of epochs, two steps each.
-CURVES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
-    "ssm": ("ssm", {"width": 4, "epochs": 10}, ("paint",)),
-    "ssm-mask-blocks": ("ssm", {"width": 4, "epochs": 10, "mask_blocks": True}, ("paint",)),
-    "ssm-autoencoder": ("ssm", {"width": 4, "epochs": 10, "model": "autoencoder"}, ("paint",)),
-    "pmad": (
-        "pmad",
-        {"width": 4, "epochs": 10, "items": 6, "warmup": 4, "modes": ["none", "pmb", "skip", "pmb"]},
-        ("rebuild",),
-    ),
-    "cyclegan": ("cyclegan", {"ngf": 4, "blocks": 1, "ndf": 4, "epochs": 10}, ("translate",)),
-    "cyclegan-paper": (
-        "cyclegan",
-        {
-            "ngf": 4,
-            "blocks": 1,
-            "ndf": 4,
-            "epochs": 10,
-            "residual": False,
-            "lambda_cycle": 10,
-            "zoom": 0,
-            "shift": 0,
-            "contrast": 0,
-            "views": 1,
-            "other_class": 0,
-            "lr": 2e-4,
-        },
-        ("translate",),
-    ),
-    "fyd": (
-        "fyd",
-        {
-            "backbone": "resnet18",
-            "weights": "random",
-            "layers": (2, 3),
-            "align_image": True,
-            "align_stages": True,
-            "contrast": True,
-            "align_epochs": 5,
-            "epochs": 5,
-            "stn_hidden": 8,
-            "width": 8,
-            "lr": 1e-3,
-        },
-        ("align", "contrast"),
-    ),
-}
+CURVES = {name: case.curve for name, case in CASES.items() if case.curve is not None}
 
 
 def curve(name: str) -> dict[str, list[float]]:
-    kind, options, phases = CURVES[name]
-    size = (64, 96) if kind == "fyd" else SIZE
-    images = textures(8, *size).double()
-    bad = with_defects(textures(8, *size, seed=2))[0].double() if kind == "cyclegan" else None
-    detector = build(kind, size, batch_size=4, **options)
+    kind, (options, phases, size_px) = CASES[name].kind, CURVES[name]
+    images = textures(8, *size_px).double()
+    detector = build(kind, size_px, batch_size=4, **options)
+    bad = with_defects(textures(8, *size_px, seed=2))[0].double() if detector.spec.needs_anomalous else None
     rng = np.random.default_rng(11)
     numpy_weights(detector, rng)
     learner = detector.double().learner(Runtime())
@@ -103,7 +56,7 @@ def curve(name: str) -> dict[str, list[float]]:
 def test_golden_loss_curve(name: str):
     found = curve(name)
     assert sum(len(values) for key, values in found.items() if key.endswith("/loss")) == 20
-    path = FOLDER / f"{CURVES[name][0]}.json"
+    path = FOLDER / f"{CASES[name].kind}.json"
     golden = json.loads(path.read_text()) if path.is_file() else {}
     if os.environ.get("REGENERATE") == "1":
         golden[name] = found

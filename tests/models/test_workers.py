@@ -1,7 +1,8 @@
 """A fit on several workers is the fit on one: every detector at the same global batches on 1, 2 and 3 processes.
 
-In float64, where the two differ by rounding of 1e-16 and what training makes of it. In float32 such networks are chaotic:
-within twenty steps a mere change of the order of a batch's images moves a loss by as much as another number of workers.
+In float64, where the two differ by rounding of 1e-16 and what training makes of it.
+In float32 such networks are chaotic: within twenty steps a mere change of the order of a batch's images moves a loss by
+as much as another number of workers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import CASES
 from workerkit import Job, Outcome, Workers, fit
 
 from models.errors import NonFiniteLoss
@@ -21,40 +23,10 @@ RTOL = 1e-5  # of losses, scores, weights and statistics; the largest seen are 5
 ATOL = 1e-8  # a bias before a norm has no gradient but rounding
 FIRST_RTOL = 1e-4  # float32, one step
 
-MEMORY = ("none", "pmb", "skip", "pmb")
-STEPS = {"epochs": 7, "batch_size": 4}
-CYCLE = {**STEPS, "ngf": 4, "blocks": 1, "ndf": 4}
-FYD: dict[str, Any] = {
-    "backbone": "resnet18",
-    "weights": "random",
-    "layers": (2, 3),
-    "stn_hidden": 8,
-    "width": 8,
-    "dims": 16,
-    "lr": 1e-3,
-    "batch_size": 4,
-    "align_image": True,
-    "align_stages": True,
-    "contrast": True,
-    "flip": True,
-    "align_epochs": 4,
-    "epochs": 4,
-}
-JOBS: dict[str, Job] = {
-    "ssm": Job("ssm", {**STEPS, "width": 4, "refine": "disjoint", "score": "max+mse", "mask_blocks": True}, (32, 48)),
-    "ssm-autoencoder": Job("ssm", {**STEPS, "width": 4, "model": "autoencoder"}, (32, 48)),
-    "pmad": Job("pmad", {**STEPS, "width": 4, "items": 6, "warmup": 3, "modes": MEMORY}, (32, 48)),
-    "mkd": Job("mkd", STEPS, (32, 64)),
-    "mkd-plain-norm": Job("mkd", {**STEPS, "bn_affine": False, "cache_mib": 0}, (32, 64)),
-    # So many that buffers are full and exchange.
-    "cyclegan": Job("cyclegan", {**CYCLE, "augment": "dihedral", "residual": False}, (24, 32), images=13),
-    # New, it changes nothing: the cycle's absolute differences are rounding, and their signs the gradient. Few steps.
-    "cyclegan-residual": Job("cyclegan", CYCLE, (24, 32)),
-    "fyd": Job("fyd", FYD, (64, 64)),
-    "fyd-plain": Job("fyd", {"dims": 16, "batch_size": 4}, (64, 96)),
-}
+WORK = {name: (case.kind, case.work) for name, case in CASES.items() if case.work is not None}
+JOBS = {name: Job(kind, work.options, work.size_px, images=work.images) for name, (kind, work) in WORK.items()}
 # The phase to stop in, after two of its epochs.
-MAIN = {"ssm": "paint", "pmad": "rebuild", "mkd": "distil", "cyclegan": "translate", "fyd": "contrast"}
+MAIN = {name: work.stop_in for name, (_, work) in WORK.items() if work.stop_in is not None}
 
 _kept: dict[str, Any] = {}
 
@@ -110,7 +82,7 @@ def assert_equal_state(one: Any, other: Any) -> None:
 
 
 def test_every_registered_detector_is_here():
-    assert {job.kind for job in JOBS.values()} == set(DETECTORS) == set(MAIN)
+    assert {job.kind for job in JOBS.values()} == set(DETECTORS) == {JOBS[name].kind for name in MAIN}
 
 
 @pytest.mark.parametrize(("name", "world"), [*((name, 3) for name in JOBS), *((name, 2) for name in MAIN)])
@@ -144,7 +116,7 @@ def test_float32_begins_alike(three: Workers, name: str):
 
 def test_ranks_watch_the_same_images_and_stop_together(three: Workers):
     """FYD's `watch` scores, which takes float32; what it keeps and decides must not hang on the number of workers."""
-    job = JOBS["fyd"]._replace(double=False, options={**FYD, "selection": "watch"})
+    job = JOBS["fyd"]._replace(double=False, options={**JOBS["fyd"].options, "selection": "watch"})
     (one,), both = (three.run(world, fit, job, ("contrast", 2)) for world in (1, 2))
     assert_equal_ranks([sound(outcome) for outcome in both])
     expected, found = _opened(sound(one).state), _opened(both[0].state)
@@ -158,7 +130,7 @@ def test_ranks_watch_the_same_images_and_stop_together(three: Workers):
 
 @pytest.mark.parametrize("name", MAIN)
 def test_a_value_that_is_not_finite_on_one_rank_stops_all(three: Workers, name: str):
-    options = JOBS[name].options | ({"source_rescale": "none"} if name == "mkd" else {})
+    options = {**JOBS[name].options, **({"source_rescale": "none"} if name == "mkd" else {})}
     for outcome in three.run(3, fit, JOBS[name]._replace(options=options, poisoned=1)):  # row 1 is on rank 1
         assert isinstance(outcome, NonFiniteLoss), outcome
         assert outcome.phase in (MAIN[name], "align")

@@ -1,0 +1,247 @@
+"""Every detector at a scale that a CPU fits in seconds: what contract, golden curves and tests of several workers run.
+
+This is the one table to extend: a new detector joins by a row for each of its presets.
+A row's contract begins with all options of its preset. What stands here is smaller (epochs, batches, widths, a backbone
+that needs no download) or faster (the rate, as there are few steps); the method is the preset's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from models import registry
+
+Options = Mapping[str, Any]
+
+
+class Curve(NamedTuple):
+    """Twenty steps in all, two an epoch, equally many in each of `phases`, at options that pin the formulas."""
+
+    options: Options
+    phases: tuple[str, ...]
+    size_px: tuple[int, int] = (32, 48)
+
+
+class Work(NamedTuple):
+    """A small fit on several workers: with what, on what, and in which phase it is stopped, after two of its epochs."""
+
+    options: Options
+    size_px: tuple[int, int]
+    # None: it is only compared whole.
+    stop_in: str | None = None
+    # With batches of 4, the last one has an image for one rank alone.
+    images: int = 9
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way through a detector: its kind at a preset's options, and what is smaller."""
+
+    kind: str
+    preset: str = "fast"
+    # Of the contract suite; None leaves the row out there.
+    contract: Options | None = None
+    curve: Curve | None = None
+    work: Work | None = None
+
+    def options(self) -> dict[str, Any]:
+        """The options that the contract suite fits with."""
+        return {**registry.preset(self.kind, self.preset).options, **(self.contract or {})}
+
+
+RESNET = {"backbone": "resnet18", "weights": "random", "layers": (2, 3)}
+FYD_SMALL = {
+    **RESNET,
+    "align_image": True,
+    "align_stages": True,
+    "contrast": True,
+    "stn_hidden": 8,
+    "width": 8,
+    "lr": 1e-3,
+}
+SEVEN = {"epochs": 7, "batch_size": 4}
+CYCLE = {"ngf": 4, "blocks": 1, "ndf": 4}
+
+CASES: dict[str, Case] = {
+    "ssm": Case(
+        "ssm",
+        contract={"epochs": 6, "batch_size": 4, "width": 4},
+        curve=Curve({"width": 4, "epochs": 10}, ("paint",)),
+        work=Work(
+            {**SEVEN, "width": 4, "refine": "disjoint", "score": "max+mse", "mask_blocks": True}, (32, 48), "paint"
+        ),
+    ),
+    "ssm-paper": Case(
+        "ssm",
+        "paper",
+        contract={
+            "epochs": 6,
+            "batch_size": 4,
+            "lr": 1e-3,
+            "width": 4,
+            "cells": (2, 4, 8),
+            "refine": "joint",
+            "refine_steps": 2,
+            "masks": "disjoint",
+            "score": "max",
+            "color_weight": 1.0,
+        },
+        curve=Curve({"width": 4, "epochs": 10, "mask_blocks": True}, ("paint",)),
+    ),
+    "ssm-autoencoder": Case(
+        "ssm",
+        contract={
+            "epochs": 12,
+            "batch_size": 4,
+            "width": 4,
+            "model": "autoencoder",
+            "score": "max",
+            "color_weight": 1.0,
+        },
+        curve=Curve({"width": 4, "epochs": 10, "model": "autoencoder"}, ("paint",)),
+        work=Work({**SEVEN, "width": 4, "model": "autoencoder"}, (32, 48)),
+    ),
+    "pmad": Case(
+        "pmad",
+        contract={"epochs": 12, "batch_size": 4, "width": 4, "warmup": 2, "items": 20},
+        curve=Curve(
+            {"width": 4, "epochs": 10, "items": 6, "warmup": 4, "modes": ("none", "pmb", "skip", "pmb")}, ("rebuild",)
+        ),
+        work=Work(
+            {**SEVEN, "width": 4, "items": 6, "warmup": 3, "modes": ("none", "pmb", "skip", "pmb")}, (32, 48), "rebuild"
+        ),
+    ),
+    "pmad-paper": Case(
+        "pmad",
+        "paper",
+        contract={
+            "epochs": 12,
+            "batch_size": 4,
+            "lr": 1e-3,
+            "width": 4,
+            "warmup": 2,
+            "items": 20,
+            "partitions": (4, 4, 2, 2),
+            "query": "pixel",
+            "shared_memory": True,
+            "error": "both",
+            "score": "mean",
+        },
+    ),
+    "pmad-plain": Case(
+        "pmad",
+        contract={
+            "epochs": 12,
+            "batch_size": 4,
+            "width": 4,
+            "warmup": 2,
+            "items": 20,
+            "modes": ("none", "none", "none", "none"),
+            "hee": False,
+            "error": "abs",
+            "score": "max",
+        },
+    ),
+    "mkd": Case(
+        "mkd",
+        # Six epochs: the late average has two, and a fit can stop between them.
+        contract={"epochs": 6, "batch_size": 8, "lr": 3e-3},
+        work=Work(SEVEN, (32, 64), "distil"),
+    ),
+    "mkd-paper": Case(
+        "mkd",
+        "paper",
+        contract={
+            "epochs": 6,
+            "batch_size": 8,
+            "lr": 3e-3,
+            "backbone": "efficientnet_lite0",
+            "source_rescale": "rms",
+            "layers": (2, 3, 4),
+            "layers_score": (3, 4),
+        },
+        work=Work({**SEVEN, "bn_affine": False, "cache_mib": 0}, (32, 64)),
+    ),
+    "cyclegan": Case(
+        "cyclegan",
+        # Small batches, for many steps.
+        contract={"epochs": 24, "batch_size": 2, "views": 2, "lr": 1e-3, **CYCLE},
+        curve=Curve({**CYCLE, "epochs": 10}, ("translate",)),
+        # So many images that buffers are full and exchange.
+        work=Work({**SEVEN, **CYCLE, "augment": "dihedral", "residual": False}, (24, 32), "translate", images=13),
+    ),
+    "cyclegan-paper": Case(
+        "cyclegan",
+        "paper",
+        contract={
+            **CYCLE,
+            "residual": False,
+            "zoom": 0,
+            "shift": 0,
+            "contrast": 0,
+            "views": 1,
+            "other_class": 0,
+            "score": "max",
+            "epochs": 16,
+            "batch_size": 4,
+            "lr": 2e-3,
+        },
+        curve=Curve(
+            {
+                **CYCLE,
+                "epochs": 10,
+                "residual": False,
+                "lambda_cycle": 10,
+                "zoom": 0,
+                "shift": 0,
+                "contrast": 0,
+                "views": 1,
+                "other_class": 0,
+                "lr": 2e-4,
+            },
+            ("translate",),
+        ),
+        # New, it changes nothing: the cycle's absolute differences are rounding, and their signs the gradient.
+        # So there are few steps.
+        work=Work({**SEVEN, **CYCLE}, (24, 32)),
+    ),
+    "fyd": Case(
+        "fyd",
+        contract={
+            "epochs": 2,
+            "batch_size": 8,
+            "layers": (2, 3, 4),
+            "align_image": True,
+            "align_stages": True,
+            "contrast": True,
+            "align_epochs": 3,
+        },
+        curve=Curve({**FYD_SMALL, "align_epochs": 5, "epochs": 5}, ("align", "contrast"), (64, 96)),
+        work=Work(
+            {**FYD_SMALL, "dims": 16, "batch_size": 4, "flip": True, "align_epochs": 4, "epochs": 4},
+            (64, 64),
+            "contrast",
+        ),
+    ),
+    "fyd-paper": Case(
+        "fyd",
+        "paper",
+        contract={
+            "backbone": "efficientnet_lite0",
+            "dims": 100,
+            "epochs": 2,
+            "batch_size": 8,
+            "align_image": True,
+            "align_stages": True,
+            "contrast": True,
+            "align_epochs": 3,
+            "unwarp": "features",
+            "bank": "joint",
+            "flip": True,
+            "selection": "watch",
+        },
+    ),
+    "fyd-plain": Case("fyd", work=Work({"dims": 16, "batch_size": 4}, (64, 96))),
+}
