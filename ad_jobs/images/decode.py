@@ -9,26 +9,36 @@ import numpy as np
 import numpy.typing as npt
 
 from ad_jobs.errors import ErrorCode, ImageError
-from ad_jobs.images import dicom, raster, tiff
+from ad_jobs.images import dicom, jpeg, png, tiff
 from ad_jobs.images.geometry import Geometry, resize
-from ad_jobs.images.picture import LUMA, Picture, check_frames, quiet
+from ad_jobs.images.libraries import quiet
+from ad_jobs.images.picture import Picture, check_frames
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.images.sniff import sniff
 from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
 
 __all__ = ["Decoded", "Frame", "decode", "decode_each", "preview", "read_header", "sniff", "to_input"]
 
-FULL_SCALE = 65535  # of Frame.pixels: 1.0
-GRID = 16  # px between the pixels that are looked at first
+# What 1.0 is in Frame.pixels.
+FULL_SCALE = 65535
+# Between the pixels that are looked at first.
+GRID_PX = 16
+# Rec. 601 luma, the Y of YBR_FULL in PS3.3 C.7.6.3.1.2: what a grey detector sees of a colour picture.
+LUMA = np.array([0.299, 0.587, 0.114])
 
 
 class Frame(NamedTuple):
-    """One frame at a detector's input size, ready to be stored and stacked."""
+    """One frame at a detector's input size, ready to be stored and stacked.
 
-    index: int  # type: ignore[assignment]  # a frame is a record: tuple.index is of no use to it
-    pixels: npt.NDArray[np.uint16]  # [c, height_px, width_px], 65535 = 1.0; c = 1 for grey, 3 for colour
+    `pixels` are [c, height_px, width_px], 65535 = 1.0; c = 1 for grey, 3 for colour.
+    `constant`: every pixel of the source is alike, as a decoder's silent zeros are.
+    """
+
+    # A frame is a record: tuple.index is of no use to it.
+    index: int  # type: ignore[assignment]
+    pixels: npt.NDArray[np.uint16]
     geometry: Geometry
-    constant: bool  # every pixel of the source alike: a decoder's silent zeros look like this
+    constant: bool
 
 
 class Decoded(NamedTuple):
@@ -49,9 +59,10 @@ def decode_each(
 ) -> list[Decoded]:
     """Every frame of the object `data` (or frame `only`) under each of the policies, and its header.
 
-    Frames are decoded and resized one by one, so memory holds one frame at its stored size. Policies of one window
-    share a single decoding. The pixels of a grey source have one channel; those of a colour source have
-    `policy.channels` (one channel is its luma), or one where its channels are equal: it is grey.
+    Frames are decoded and resized one by one, so memory holds one frame at its stored size.
+    Policies of one window share a single decoding.
+    The pixels of a grey source have one channel; those of a colour source have `policy.channels` (one channel is its
+    luma), or one where its channels are equal: it is grey.
 
     Raises:
         ImageError: the object cannot be scored; the code says why, the detail holds no header text.
@@ -88,17 +99,12 @@ def preview(data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_si
 def read_header(data: bytes, size: int | None = None) -> dict[str, Any]:
     """What schema.MANIFEST_HEADERS tells of an object's header; never raises on bad bytes.
 
-    `data` may be the object's first bytes, `size` then is its full length. Where they do not suffice or the
-    header cannot be read, `header_error` holds the code (`truncated`, `unknown_format`, ...) and the rest
-    what was found.
+    `data` may be the object's first bytes, `size` then is its full length.
+    Where they do not suffice or the header cannot be read, `header_error` holds the code (`truncated`,
+    `unknown_format`, ...) and the rest what was found.
     """
     known: dict[str, Any] = dict.fromkeys(name for name in MANIFEST_HEADERS.names if name not in MANIFEST.names)
-    readers = {
-        "dicom": dicom.read_header,
-        "png": raster.read_header,
-        "jpeg": raster.read_header,
-        "tiff": tiff.read_header,
-    }
+    formats = {"dicom": dicom, "png": png, "jpeg": jpeg, "tiff": tiff}
     try:
         if not data:
             raise ImageError(ErrorCode.EMPTY, "zero bytes")
@@ -106,7 +112,7 @@ def read_header(data: bytes, size: int | None = None) -> dict[str, Any]:
         if kind is None:
             raise ImageError(ErrorCode.UNKNOWN_FORMAT, "no known format")
         with quiet():
-            known.update(readers[kind](data, len(data) if size is None else size))
+            known.update(formats[kind].read_header(data, len(data) if size is None else size))
     except ImageError as error:
         # Whatever goes wrong with a part may go well with the whole.
         partial = size is not None and len(data) < size and error.code != ErrorCode.UNKNOWN_FORMAT
@@ -141,9 +147,9 @@ def _open(data: bytes, limits: Limits) -> Picture:
         case "dicom":
             picture = dicom.open_dicom(data, limits)
         case "png":
-            picture = raster.open_png(data, limits)
+            picture = png.open_png(data, limits)
         case "jpeg":
-            picture = raster.open_jpeg(data, limits)
+            picture = jpeg.open_jpeg(data, limits)
         case "tiff":
             picture = tiff.open_tiff(data, limits)
         case None:
@@ -170,4 +176,4 @@ def _everywhere(
     pixels: npt.NDArray[np.floating[Any]], holds: Callable[[npt.NDArray[np.floating[Any]]], npt.NDArray[np.bool_]]
 ) -> bool:
     """Whether it holds of all pixels; a coarse grid says no for most pictures, at a fraction of the cost."""
-    return all(bool(holds(part).all()) for part in (pixels[::GRID, ::GRID], pixels))
+    return all(bool(holds(part).all()) for part in (pixels[::GRID_PX, ::GRID_PX], pixels))

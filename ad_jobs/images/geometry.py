@@ -1,8 +1,9 @@
 """Where a source pixel lands in a detector's input, and exactly back.
 
-Coordinates are of pixel centres, (0, 0) being the centre of the top-left pixel, y down and x right: a picture
-of `rows` rows spans -0.5 to rows - 0.5. Rows come before columns everywhere. The source is the picture as
-displayed, that is after an EXIF or TIFF orientation was applied.
+Coordinates are of pixel centres, (0, 0) being the centre of the top-left pixel, y down and x right: a picture of `rows`
+rows spans -0.5 to rows - 0.5.
+Rows come before columns everywhere.
+The source is the picture as displayed, that is after an EXIF or TIFF orientation was applied.
 """
 
 from __future__ import annotations
@@ -19,18 +20,20 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 
 class Geometry(NamedTuple):
-    """The part of the input that the source fills, in pixels.
+    """The box of a detector's input that a source fills, in pixels.
 
+    `rows` and `columns` are the source's, `height_px` and `width_px` the input's.
+    `top` and `left` are the box's first row and column in the input, `height` and `width` its size.
     `_asdict()` is JSON, `Geometry(**d)` its inverse.
     """
 
-    rows: int  # of the source
+    rows: int
     columns: int
-    height_px: int  # of the detector's input
+    height_px: int
     width_px: int
-    top: int  # of the box: its first row and column in the input
+    top: int
     left: int
-    height: int  # of the box: the whole input when stretched
+    height: int
     width: int
 
     @classmethod
@@ -104,9 +107,9 @@ def resize(
 ) -> npt.NDArray[np.float32]:
     """Pixels [H, W] or [H, W, C] at [height, width], float32, antialiased, the same on every machine.
 
-    An axis that shrinks is averaged: `area` weighs each source pixel by the part of it that an output pixel
-    covers (so sums are kept), `bilinear` by a triangle as wide as two output pixels. An axis that grows is
-    interpolated linearly between pixel centres under both.
+    An axis that shrinks is averaged: `area` weighs each source pixel by the part of it that an output pixel covers (so
+    sums are kept), `bilinear` by a triangle as wide as two output pixels.
+    An axis that grows is interpolated linearly between pixel centres under both.
     """
     return _along_columns(_along_rows(pixels, height, interpolation), width, interpolation)
 
@@ -134,11 +137,12 @@ def _along_columns(pixels: npt.NDArray[np.float32], width: int, interpolation: s
 def _area(flat: npt.NDArray[np.float32], height: int) -> npt.NDArray[np.float32]:
     """Exact means of `height` equal bands of the rows of [rows, M]; height < rows."""
     rows = flat.shape[0]
-    edges = np.arange(height + 1) * rows / height  # band i covers source rows edges[i] to edges[i + 1]
+    # Band i covers source rows edges[i] to edges[i + 1].
+    edges = np.arange(height + 1) * rows / height
     whole = np.minimum(edges.astype(np.int64), rows)
     part = edges - whole
-    # Rows between the edges rounded down, then the fractions of the rows that the edges cut. A loop, because
-    # np.add.reduceat along the first axis takes ten times as long.
+    # Rows between the edges rounded down, then the fractions of the rows that the edges cut.
+    # A loop, because np.add.reduceat along the first axis takes ten times as long.
     sums = np.empty((height, flat.shape[1]))
     for band in range(height):
         np.add.reduce(flat[whole[band] : whole[band + 1]], axis=0, dtype=np.float64, out=sums[band])

@@ -1,8 +1,10 @@
 """A decoder in a process of its own, so that no object can hang or kill the one that reads an archive.
 
-The child is started once and reused. It talks over a socket pair: eight bytes of length, then a pickle. It
-ends by itself when its parent is gone (end of file on the socket), and an alarm ends it even within a C
-library that never returns. Its stdout and stderr go nowhere: C libraries print to them.
+The child is started once and reused.
+It talks over a socket pair: eight bytes of length, then a pickle.
+It ends by itself when its parent is gone (end of file on the socket), and an alarm ends it even within a C library that
+never returns.
+Its stdout and stderr go nowhere: C libraries print to them.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ _LENGTH = struct.Struct("!Q")
 class GuardedDecoder:
     """`decode` in a persistent child process with a hard time limit. A context manager.
 
-    The child starts with the first object and again after it was lost. Threads may share one: they take
-    turns.
+    The child starts with the first object and again after it was lost.
+    Threads may share one: they take turns.
     """
 
     def __init__(self) -> None:
@@ -59,8 +61,8 @@ class GuardedDecoder:
         """As `images.decode.decode_each`, within `limits.timeout_s` of wall clock.
 
         Raises:
-            ImageError: as there; DECODE_TIMEOUT after the limit, DECODER_CRASHED when the child died of
-            it. JobError: no child process could be started.
+            ImageError: as there; DECODE_TIMEOUT after the limit, DECODER_CRASHED when the child died of it.
+            JobError: no child process could be started.
         """
         # Not worth a trip, and a pipe should not carry what the limit forbids.
         if len(data) > limits.max_bytes:
@@ -105,7 +107,8 @@ class GuardedDecoder:
                 # Killed from outside while it was idle: no fault of the object that came next.
                 if taken or fresh:
                     raise ImageError(ErrorCode.DECODER_CRASHED, f"the decoder process ended with {how}") from None
-            except BaseException:  # interrupted half-way: what the child will answer belongs to no one
+            except BaseException:
+                # Interrupted half-way: what the child will answer belongs to no one.
                 self._drop()
                 raise
         raise AssertionError("a fresh child either answers or raises")
@@ -122,8 +125,7 @@ class _Child:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            # Not multiprocessing: its spawn and forkserver import the parent's main module, in a Ray worker
-            # Ray's own.
+            # Not multiprocessing: its spawn and forkserver import the parent's main module, in a Ray worker Ray's own.
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-c", "from ad_jobs.images.guard import serve; serve()", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -133,9 +135,9 @@ class _Child:
                 stderr=subprocess.DEVNULL,
             )
         self.socket = ours
-        self.taken = False  # whether the last question has reached it
-        # Runs when the decoder is collected and when the interpreter exits; a killed parent's socket says it
-        # itself.
+        # Whether the last question has reached it.
+        self.taken = False
+        # Runs when the decoder is collected and when the interpreter exits; a killed parent's socket says it itself.
         self.end = weakref.finalize(self, _end, self.process, ours)
         try:
             _receive(ours, time.monotonic() + START_TIMEOUT_S)
@@ -174,7 +176,8 @@ def _end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
 
 def serve() -> None:
     """The child's life: decode what comes, until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    # Ctrl-C is the parent's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
     connection = socket.socket(fileno=int(sys.argv[1]))
     with contextlib.suppress(EOFError, OSError):

@@ -2,56 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isfinite
-from typing import Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, WrapValidator
+from pydantic import ValidatorFunctionWrapHandler as Parse
+from pydantic_core import PydanticCustomError
 
 Window = Literal["dicom", "percentile"] | tuple[float, float]
 
-# The share of pixels below and above the window of `window: percentile`: one pixel in two hundred at either
-# end may be a metal implant, a burned-in marker or a dead detector element without moving the grey scale of
-# the rest.
+# The share of pixels below and above the window of `window: percentile`.
+# One pixel in two hundred at either end may be a metal implant, a burned-in marker or a dead detector element without
+# moving the grey scale of the rest.
 PERCENTILES = (0.5, 99.5)
+MAX_SIDE_PX = 16384
+
+
+def _must_be(rule: str, holds: Callable[[float], bool]) -> AfterValidator:
+    """A validator of a number whose message is the rule in words."""
+
+    def check(value: float, info: ValidationInfo) -> float:
+        if not holds(value):
+            raise PydanticCustomError("rule", "{name} must be {rule}", {"name": info.field_name, "rule": rule})
+        return value
+
+    return AfterValidator(check)
+
+
+def _check_window(value: Any, parse: Parse) -> Window:
+    """The window that `value` stands for; one message for whatever is none."""
+    try:
+        window: Window = parse(value)
+    except ValidationError:
+        window = (0.0, 0.0)
+    if isinstance(window, tuple) and not (isfinite(window[0]) and isfinite(window[1]) and window[0] < window[1]):
+        raise PydanticCustomError("window", "window must be dicom, percentile, or two finite numbers, low < high")
+    return window
+
+
+_Side = Annotated[int, _must_be(f"from 1 to {MAX_SIDE_PX} pixels", lambda side_px: 1 <= side_px <= MAX_SIDE_PX)]
+_Count = Annotated[int, _must_be("1 or more", lambda count: count >= 1)]
+_Seconds = Annotated[float, _must_be("a finite number above 0", lambda seconds: seconds > 0 and isfinite(seconds))]
 
 
 class PixelPolicy(BaseModel):
     """The pixel policy of a model: a scan applies the one the model was fitted with, and records it.
 
-    `window` concerns greyscale values. `dicom` takes what the object says (VOI LUT, else its first window,
-    else the full range of its stored bits); `percentile` spreads the values between the 0.5th and 99.5th
-    percentile of the frame; `[low, high]` is fixed, in modality units (Hounsfield units for CT; stored values
-    for ordinary pictures). Colour frames are never windowed. `resize: pad` keeps the aspect and fills with 0
-    (black).
+    `window` concerns greyscale values.
+    `dicom` takes what the object says (VOI LUT, else its first window, else the full range of its stored bits).
+    `percentile` spreads the values between the 0.5th and 99.5th percentile of the frame.
+    `[low, high]` is fixed, in modality units (Hounsfield units for CT; stored values for ordinary pictures).
+    Colour frames are never windowed.
+    `resize: pad` keeps the aspect and fills with 0 (black).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     channels: Literal[1, 3]
-    height_px: int = Field(gt=0, le=16384)
-    width_px: int = Field(gt=0, le=16384)
-    window: Window = "dicom"
+    height_px: _Side
+    width_px: _Side
+    window: Annotated[Window, WrapValidator(_check_window)] = "dicom"
     resize: Literal["stretch", "pad"] = "stretch"
     interpolation: Literal["area", "bilinear"] = "area"
 
-    @model_validator(mode="after")
-    def _window_has_width(self) -> Self:
-        if isinstance(self.window, tuple):
-            low, high = self.window
-            if not (isfinite(low) and isfinite(high) and low < high):
-                raise ValueError(
-                    f"A fixed window must be two finite numbers, low < high. "
-                    f"Got: [{low:g}, {high:g}]. Swap or widen them."
-                )
-        return self
-
 
 class Limits(BaseModel):
-    """What one object may cost; checked from its header before anything of its size is allocated."""
+    """What one object may cost; checked from its header before anything of its size is allocated.
+
+    `max_bytes` is of the object as stored, `max_pixels` of one frame (rows x columns).
+    `timeout_s` is wall clock for one object.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_bytes: int = Field(default=1 << 30, gt=0)  # of the object as stored
-    max_pixels: int = Field(default=100_000_000, gt=0)  # rows x columns of one frame
-    max_frames: int = Field(default=10_000, gt=0)
-    timeout_s: float = Field(default=60.0, gt=0)  # wall clock for one object
+    max_bytes: _Count = 1 << 30
+    max_pixels: _Count = 100_000_000
+    max_frames: _Count = 10_000
+    timeout_s: _Seconds = 60.0

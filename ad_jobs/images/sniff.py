@@ -11,7 +11,8 @@ _VRS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM".split()
     + b"UC UI UL UN UR US UT UV".split()
 )
-LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # 32-bit lengths, PS3.5 7.1.2
+# Those with 32-bit lengths, PS3.5 7.1.2.
+LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 
 
 def sniff(head: bytes) -> Format | None:
@@ -23,7 +24,8 @@ def sniff(head: bytes) -> Format | None:
     # Before TIFF: PS3.10 7.1 lets a TIFF header stand in the preamble of a DICOM file.
     if has_preamble(head):
         return "dicom"
-    if head[:4] in (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"):  # the latter two: BigTIFF
+    # The latter two: BigTIFF.
+    if head[:4] in (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"):
         return "tiff"
     return "dicom" if is_headless(head) else None
 
@@ -57,7 +59,8 @@ def _walks(head: bytes, order: str, explicit: bool) -> bool:
             length = struct.unpack_from(f"{order}L", head, offset + 4)[0]
             offset += 8
         walked += 1
-        if length == 0xFFFFFFFF:  # a sequence: valid, but not to be walked through here
+        # A sequence: valid, but not to be walked through here.
+        if length == 0xFFFFFFFF:
             return walked >= 2
         if length % 2 or length > 1 << 20:
             return False

@@ -1,7 +1,7 @@
 """TIFF and BigTIFF to pictures: one frame a page, at full depth, integers and floats, the right way up.
 
-Decoded by tifffile and imagecodecs: Pillow cuts 16-bit colour to 8 bits here as well. Reduced-resolution
-pages (thumbnails, pyramid levels) and transparency masks are no frames.
+Decoded by tifffile and imagecodecs: Pillow cuts 16-bit colour to 8 bits here as well.
+Reduced-resolution pages (thumbnails, pyramid levels) and transparency masks are no frames.
 """
 
 from __future__ import annotations
@@ -15,20 +15,12 @@ import tifffile
 
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import window
-from ad_jobs.images.picture import (
-    Numbered,
-    Picture,
-    Pixels,
-    check_finite,
-    check_frames,
-    check_size,
-    empty_header,
-    foreign,
-)
+from ad_jobs.images.libraries import foreign
+from ad_jobs.images.picture import Numbered, Picture, Pixels, check_finite, check_frames, check_size, empty_header
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.images.raster import oriented, shown
+from ad_jobs.images.raster import ORIENTATION, oriented, shown
 
-# TIFF 6.0, PhotometricInterpretation
+# TIFF 6.0, PhotometricInterpretation.
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _SEPARATED, _YCBCR = 0, 1, 2, 3, 5, 6
 _NAMES = {
     _WHITE_IS_ZERO: "MONOCHROME1",
@@ -40,8 +32,10 @@ _NAMES = {
 }
 # Samples of colour; any more are ExtraSamples.
 _COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _SEPARATED: 4, _YCBCR: 3}
-_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
-_UNASSOCIATED_ALPHA = 2  # ExtraSamples: colour not yet multiplied by alpha
+# Bits of NewSubfileType.
+_REDUCED, _MASK = 1, 4
+# ExtraSamples: colour not yet multiplied by alpha.
+_UNASSOCIATED_ALPHA = 2
 _JPEG_COMPRESSIONS = (6, 7)
 
 
@@ -65,7 +59,7 @@ class TiffPicture:
                 samples = np.asarray(page.asarray(maxworkers=1))
                 photometric, bits = int(page.photometric), int(page.bitspersample)
                 extra = [int(kind) for kind in page.extrasamples]
-                orientation = int(page.tags.valueof(274, 1))
+                orientation = int(page.tags.valueof(ORIENTATION, 1))
                 # Channels last, whatever the planar configuration.
                 if samples.ndim == 3 and page.axes.startswith("S"):
                     samples = np.moveaxis(samples, 0, -1)
@@ -132,7 +126,8 @@ def _pages(data: bytes, limits: Limits | None) -> list[Any]:
         except tifffile.TiffFileError:
             raise ImageError(ErrorCode.TRUNCATED, "tifffile: no directory where the TIFF says it is") from None
         for page in container.pages:
-            if not isinstance(page, tifffile.TiffPage):  # tifffile's light stand-in for like pages: never asked for
+            # tifffile's light stand-in for like pages: never asked for.
+            if not isinstance(page, tifffile.TiffPage):
                 continue
             if int(page.subfiletype) & (_REDUCED | _MASK):
                 continue

@@ -1,21 +1,34 @@
-"""From grey values to [0, 1]: the functions of a window, in float64, element by element."""
+"""From grey values to [0, 1]: the window of a pixel policy, and the functions of DICOM's, PS3.3 C.11.2.1.
+
+All in float64, element by element.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ad_jobs.images.lut import Grey
 from ad_jobs.images.policy import PERCENTILES, Window
 
-Grey = npt.NDArray[np.float64]
+
+def apply(
+    values: Grey, window: Window, own: Callable[[Grey], Grey], ignored: npt.NDArray[np.bool_] | None = None
+) -> Grey:
+    """Values in modality units under `window`, in [0, 1]; `own` is what the object itself asks for."""
+    if window == "dicom":
+        return own(values)
+    if window == "percentile":
+        return spread(values, *percentile_range(values, ignored))
+    return spread(values, *window)
 
 
 def linear(values: Grey, center: float, width: float) -> Grey:
     """The default LINEAR function of PS3.3 C.11.2.1.2.1, for width >= 1; output range [0, 1]."""
-    if width == 1:  # the formula's denominator is 0: a threshold, Note 5 of the same clause
+    # The formula's denominator is 0: a threshold, Note 5 of the same clause.
+    if width == 1:
         return (values > center - 0.5).astype(np.float64)
     return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0.0, 1.0)
 
@@ -40,29 +53,6 @@ def spread(values: Grey, low: float, high: float) -> Grey:
     return np.clip(scaled, 0.0, 1.0, out=scaled)
 
 
-def lookup(values: Grey, first: int, table: npt.NDArray[Any]) -> Grey:
-    """Entries of a LUT whose first entry belongs to `first`; values beyond either end take that end's entry.
-
-    PS3.3 C.11.1.1.1 and C.11.2.1.1, the second value of LUT Descriptor.
-    """
-    # A rescale may leave fractions: the entry of the nearest stored value.
-    index = np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)
-    return table[index].astype(np.float64)
-
-
-def each(stored: npt.NDArray[Any], function: Callable[[Grey], npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """`function` of every stored value, which must treat each by itself: the same numbers as of all of them at once.
-
-    Integers of up to 16 bits have fewer values than a picture has pixels: it is worked out once a value, and looked up.
-    """
-    if stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2 and stored.size:
-        low, high = int(stored.min()), int(stored.max())
-        if high - low < stored.size:
-            table = function(np.arange(low, high + 1, dtype=np.float64))
-            return table[stored if low == 0 else stored.astype(np.intp) - low]
-    return function(stored.astype(np.float64))
-
-
 def percentile_range(values: Grey, ignored: npt.NDArray[np.bool_] | None = None) -> tuple[float, float]:
     """The low and high percentile of `values`; their minimum and maximum where the percentiles coincide.
 
@@ -70,7 +60,8 @@ def percentile_range(values: Grey, ignored: npt.NDArray[np.bool_] | None = None)
     """
     kept = values if ignored is None or ignored.all() else values[~ignored]
     low, high = np.percentile(kept, PERCENTILES)
-    if not high > low:  # mostly background: the few pixels that differ are all there is to see
+    # Mostly background: the few pixels that differ are all there is to see.
+    if not high > low:
         low, high = kept.min(), kept.max()
     return float(low), float(high)
 
@@ -79,14 +70,3 @@ def float_range(values: Grey) -> tuple[float, float]:
     """The full scale of floats, which have no stored bits: [0, 1] if it holds them, else theirs."""
     low, high = float(values.min()), float(values.max())
     return (0.0, 1.0) if low >= 0.0 and high <= 1.0 else (low, high)
-
-
-def apply(
-    values: Grey, window: Window, own: Callable[[Grey], Grey], ignored: npt.NDArray[np.bool_] | None = None
-) -> Grey:
-    """Values in modality units under `window`, in [0, 1]; `own` is what the object itself asks for."""
-    if window == "dicom":
-        return own(values)
-    if window == "percentile":
-        return spread(values, *percentile_range(values, ignored))
-    return spread(values, *window)

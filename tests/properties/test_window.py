@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from ad_jobs.images import window
 from ad_jobs.images.decode import to_input
+from ad_jobs.images.lut import Lut, lookup, map_values
 
 FUNCTIONS = st.sampled_from([window.linear, window.linear_exact, window.sigmoid])
 CENTERS = st.floats(-5000, 5000)
@@ -71,11 +72,11 @@ def test_percentiles_lie_within_the_values_and_spread_them(values: npt.NDArray[n
 def test_a_lookup_takes_its_ends_beyond_its_ends(
     first: int, entries: list[int], values: npt.NDArray[np.float64]
 ) -> None:
-    shown = window.lookup(values, first, np.array(entries))
+    shown = lookup(values, Lut(first, np.array(entries), 65535))
     assert (shown[values < first - 0.5] == entries[0]).all()
     assert (shown[values > first + len(entries) - 0.5] == entries[-1]).all()
     inside = np.arange(len(entries), dtype=np.float64) + first
-    assert window.lookup(inside, first, np.array(entries)).tolist() == entries
+    assert lookup(inside, Lut(first, np.array(entries), 65535)).tolist() == entries
 
 
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.booleans())
@@ -104,7 +105,7 @@ def test_each_gives_what_the_function_gives_of_all(stored: npt.NDArray[Any], slo
     def function(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         return window.spread(values * slope + intercept, -500.0, 800.0).astype(np.float32)
 
-    found = window.each(stored, function)
+    found = map_values(stored, function)
     assert found.dtype == np.float32
     assert found.flags.writeable
     np.testing.assert_array_equal(found, function(stored.astype(np.float64)))

@@ -1,0 +1,74 @@
+"""Decoding libraries at arm's length: what they raise on bad bytes gets a code, what they print goes nowhere."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ad_jobs.errors import ErrorCode, ImageError
+
+# What decoding libraries were seen to raise on damaged bytes; SyntaxError is Pillow's "broken PNG".
+# Caught around their calls alone, never around our own.
+DECODER_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+_LOGGERS = ("pydicom", "tifffile", "PIL")
+
+
+@contextmanager
+def foreign(library: str) -> Iterator[None]:
+    """Turn what `library` raises on bad bytes into an ImageError with the error's class, never its text.
+
+    The text may quote the header, and a header may hold a name.
+    """
+    try:
+        yield
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError(ErrorCode.TOO_MANY_PIXELS, f"{library}: does not fit in memory") from None
+    except (EOFError, struct.error):
+        # struct.error: fewer bytes than a field has.
+        raise ImageError(ErrorCode.TRUNCATED, f"{library}: the object ends too early") from None
+    except DECODER_ERRORS as error:
+        raise ImageError(ErrorCode.CORRUPT, f"{library}: {type(error).__name__}") from None
+    except BaseException as error:
+        # A panic in a decoder written in Rust (pylibjpeg-rle) is no Exception, and its class cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ImageError(ErrorCode.CORRUPT, f"{library}: {type(error).__name__}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' warnings off stderr: at a million objects they would be the log.
+
+    Process-wide while it lasts, like `warnings.catch_warnings`: for one decoding thread a process.
+    """
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
