@@ -1,8 +1,24 @@
-"""The one place that names columns: the manifest, the score table and the header columns taken from DICOM."""
+"""The one place that names columns, and says what stands in them: the manifest, the score table, what comes from DICOM."""
 
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
 import pyarrow as pa
 
 SCORES_VERSION = 1
+
+# The words of the column `status`.
+SCORED = "scored"
+FAILED = "failed"
+SKIPPED = "skipped"
+
+
+def is_flagged(score: Any, threshold: Any) -> Any:
+    """Whether a score, or each of an array of them, is above the threshold, both as the table stores them: in float32."""
+    return np.float32(score) > np.float32(threshold)
+
 
 # What a decoder may tell of an object's header. An allow-list: no name, id, birth date, accession number, free text.
 HEADER = pa.schema(

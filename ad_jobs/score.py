@@ -4,37 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ad_jobs.archive.fetching import CONSTANT_FRAME, Source, fetch_all, prepare, status_of
-from ad_jobs.errors import ErrorCode, UsageError
+from ad_jobs.errors import ErrorCode
 from ad_jobs.images.guard import GuardedDecoder
+from ad_jobs.schema import is_flagged
 from ad_jobs.scoring.model_store import open_model
 from ad_jobs.scoring.scorer import Scorer
-from cluster import storage
+from ad_jobs.specs import ScoreSpec
 
 
-def score(model_uri: str, images: list[str]) -> list[dict[str, Any]]:
+def score(spec: ScoreSpec) -> list[dict[str, Any]]:
     """One JSON-able dict for each frame of each image, in order: as in the score table.
 
     An image that cannot be scored has one dict with its `error_code`; `score` and `flagged` are None there.
 
     Raises:
-        UsageError: no image given, or a model that cannot be opened.
+        UsageError: a model that cannot be opened.
     """
-    if not images:
-        raise UsageError("score takes one or more images.", "none", "Name files or s3:// objects after the model.")
-    model = open_model(model_uri)
+    model = open_model(spec.model)
+    threshold = model.calibration.threshold
     scorer = Scorer(model.detector)
-    sources = [Source(number, storage.absolute(image)) for number, image in enumerate(images)]
+    sources = [Source(number, uri) for number, uri in enumerate(spec.places)]
     rows: list[dict[str, Any]] = []
     with GuardedDecoder() as decoder:
         for fetched in fetch_all(sources, model.limits.max_bytes):
             prepared = prepare(fetched, model.policy, model.limits, decoder)
             common = {
-                "image": images[prepared.source.object_id],
+                "image": spec.images[prepared.source.object_id],
                 "model_id": model.model_id,
-                "threshold": model.calibration.threshold,
+                "threshold": threshold,
             }
             if prepared.error is not None:
                 rows.append(common | _failed(0, prepared.error.code, prepared.error.detail))
@@ -44,17 +42,15 @@ def score(model_uri: str, images: list[str]) -> list[dict[str, Any]]:
                 if not answer.finite:
                     rows.append(common | _failed(frame.index, ErrorCode.NON_FINITE_SCORE, "the detector's answer"))
                     continue
-                rows.append(
-                    common
-                    | {
-                        "frame": frame.index,
-                        "status": status_of(None),
-                        "error_code": None,
-                        "error_detail": CONSTANT_FRAME if frame.constant else None,
-                        "score": answer.score,
-                        "flagged": bool(np.float32(answer.score) > np.float32(model.calibration.threshold)),
-                    }
-                )
+                scored = {
+                    "frame": frame.index,
+                    "status": status_of(None),
+                    "error_code": None,
+                    "error_detail": CONSTANT_FRAME if frame.constant else None,
+                    "score": answer.score,
+                    "flagged": bool(is_flagged(answer.score, threshold)),
+                }
+                rows.append(common | scored)
     return rows
 
 

@@ -28,10 +28,10 @@ from cluster.storage import uris
 
 log = logging.getLogger("retroscan.submit")
 
-PACKAGES = ("ad_jobs", "cluster", "models")
+PACKAGES = ("ad_jobs", "cluster", "models", "retroscan")
 NOT_AS_A_JOB = ("submit", "jobs")
 PLACES = frozenset(  # parameters that name something on a disk or in S3
-    {"source", "folder", "normal", "anomalous", "model", "run", "labels", "images", "identifiers_key"}
+    {"source", "out", "normal", "anomalous", "model", "run", "labels", "images", "identifiers_key"}
 )
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 

@@ -23,9 +23,11 @@ from ad_jobs.results.heatmaps import on_scale
 from ad_jobs.results.parts import HEATMAPS_FOLDER, SCORES_FOLDER, part_uris, sha256_of
 from ad_jobs.results.read import open_heatmap, read_run, read_scores
 from ad_jobs.results.run import ModelRef, RunRecord
+from ad_jobs.schema import SCORED, is_flagged
 from ad_jobs.scoring.devices import best_device
 from ad_jobs.scoring.model_store import OpenModel, open_model
 from ad_jobs.scoring.scorer import AMP_TOLERANCE, FrameScore, Scorer
+from ad_jobs.specs import VerifySpec
 from cluster import storage
 from models.errors import DetectorError
 
@@ -58,13 +60,13 @@ class Verification(NamedTuple):
             raise JobError(f"The run differs from its record in {len(self.differences)} places:\n  {listed}")
 
 
-def verify(run: str, *, sample: int = 100, seed: int = 0) -> Verification:
-    """Check a finished run against its record, and score `sample` of its objects again.
+def verify(spec: VerifySpec) -> Verification:
+    """What differs between a finished run and its record, and between its rows and `sample` objects scored again.
 
     Raises:
         UsageError: not a run, or an unfinished one.
     """
-    run_uri = storage.absolute(run)
+    run_uri = spec.run
     record = read_run(run_uri)
     broken = _check_parts(run_uri, record)
     differences = broken + _check_heatmap_parts(run_uri, record)
@@ -77,7 +79,7 @@ def verify(run: str, *, sample: int = 100, seed: int = 0) -> Verification:
     if not broken:  # a damaged table cannot be counted, and what it says of an object is worth nothing
         differences += _check_flags(run_uri) + _check_counts(run_uri, record)
         if models:
-            rows = _choose(read_scores(run_uri), sample, seed)
+            rows = _choose(read_scores(run_uri), spec.sample, spec.seed)
             sampled = rows["object_id"].nunique()
             differences += _check_sample(run_uri, record, models, rows)
     tolerance = AMP_TOLERANCE if _amp(record) else SCORE_TOLERANCE
@@ -141,7 +143,7 @@ def _check_flags(run_uri: str) -> list[str]:
         with filesystem.open_input_file(path) as file:
             for batch in pq.ParquetFile(file).iter_batches(columns=["object_id", "score", "threshold", "flagged"]):
                 rows = pa.Table.from_batches([batch]).to_pandas().dropna(subset=["score"])
-                wrong = rows[(rows["score"] > rows["threshold"]) != rows["flagged"].astype(bool)]
+                wrong = rows[is_flagged(rows["score"], rows["threshold"]) != rows["flagged"].astype(bool)]
                 differences += [f"object {i}: flagged is not score > threshold" for i in wrong["object_id"]]
     return differences
 
@@ -170,7 +172,7 @@ def _check_counts(run_uri: str, record: RunRecord) -> list[str]:
 def _choose(rows: pd.DataFrame, sample: int, seed: int) -> pd.DataFrame:
     """All rows of `sample` objects, drawn at random; some of them, where there are any, without a score."""
     rng = np.random.default_rng(seed)
-    without = np.unique(rows.loc[rows["status"] != "scored", "object_id"])
+    without = np.unique(rows.loc[rows["status"] != SCORED, "object_id"])
     scored = np.setdiff1d(np.unique(rows["object_id"]), without)
     few = min(len(without), -(-sample // FAILED_SHARE) if len(scored) else sample)
     drawn = [rng.choice(without, few, replace=False), rng.choice(scored, min(len(scored), sample - few), replace=False)]

@@ -18,13 +18,10 @@ from typing import NamedTuple, Protocol
 from ad_jobs.errors import SKIP_CODES, ErrorCode, ImageError, JobError
 from ad_jobs.images.decode import Decoded, Frame
 from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from cluster import storage
 
 log = logging.getLogger(__name__)
-
-SCORED = "scored"
-FAILED = "failed"
-SKIPPED = "skipped"
 
 FETCH_THREADS = 8  # GETs under way in one worker: a store's latency is many decodes long
 FETCH_ATTEMPTS = 3  # of an object, each with the client's own retries, before others are asked for

@@ -62,7 +62,6 @@ def find_manifest(uri: str) -> ManifestInfo | None:
     Raises:
         StorageError: The store refuses or does not answer.
     """
-    uri = storage.absolute(uri)
     try:
         record = Record.model_validate_json(storage.read_bytes(storage.join(uri, RECORD)))
     except (storage.NotFound, ValidationError):

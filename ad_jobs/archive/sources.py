@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -19,13 +18,13 @@ import pyarrow.parquet as pq
 
 from ad_jobs.archive.manifest import RECORD, find_manifest, part_name, read_parts, refusal
 from ad_jobs.errors import UsageError
+from ad_jobs.specs import is_foreign
 from cluster import storage
 
 STAT_THREADS = 32
 STAT_NAMES = 4_096  # queued at a time
 
 _FORMS = "A SOURCE is a folder, s3://bucket/prefix, a manifest, or a .csv or .parquet list with a column image."
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LISTS = (".csv", ".parquet")
 
 
@@ -57,7 +56,6 @@ def iter_source(source: str) -> Iterator[SourceObject]:
 
     Raises as `read_source` does, when the first object is asked for or on the way.
     """
-    source = source_uri(source)
     try:
         if is_list(source):
             found = _list_objects(source)
@@ -67,29 +65,6 @@ def iter_source(source: str) -> Iterator[SourceObject]:
         else:
             found = _folder_objects(source)
         yield from found
-    except storage.StorageError as error:
-        raise refusal(error) from error
-
-
-def source_uri(source: str) -> str:
-    """The one spelling of a source.
-
-    Raises:
-        UsageError: It is empty, or of a scheme other than s3 and file.
-    """
-    if not source or _foreign(source):
-        raise UsageError(_FORMS, repr(source), "Copy the images to one of these, or mount them as a folder.")
-    return storage.absolute(source)
-
-
-def is_manifest(source: str) -> bool:
-    """True if the source is a finished manifest.
-
-    Raises:
-        UsageError: The store refuses or does not answer.
-    """
-    try:
-        return find_manifest(source_uri(source)) is not None
     except storage.StorageError as error:
         raise refusal(error) from error
 
@@ -169,7 +144,7 @@ def resolve(list_uri: str, image: str) -> str:
     Raises:
         UsageError: It is of another scheme, or wants the parent of an S3 prefix, which has none.
     """
-    if _foreign(image):
+    if is_foreign(image):
         raise UsageError("Images of a list are paths or s3:// URIs.", f"{image} in {list_uri}", "Copy them to S3.")
     if storage.is_s3(image):
         return image
@@ -254,7 +229,3 @@ def _require_image(uri: str, header: list[str]) -> None:
             f"{uri} with columns {', '.join(header) or '(none)'}",
             "Name the column of paths image, in the first line.",
         )
-
-
-def _foreign(uri: str) -> bool:
-    return bool(_SCHEME.match(uri)) and not uri.startswith(("s3://", "file://"))

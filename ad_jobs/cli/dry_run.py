@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from ad_jobs.archive.fetching import FETCH_AHEAD_BYTES
 from ad_jobs.archive.sources import read_source
-from ad_jobs.cli.options import FitSpec
 from ad_jobs.fitting.split import HELD_OUT_SHARE, held_out_anomalous
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.scanning import chapters, run_state
-from ad_jobs.scanning.run_state import Plan
+from ad_jobs.scanning.intent import Intent, resolve
+from ad_jobs.specs import FitSpec, ScanSpec
 from cluster import autoscaling
 from cluster.division import Node, plan
 from cluster.session import session
@@ -30,35 +30,24 @@ COPIES_OF_FRAMES = 3  # at their handing back: whole on both sides, and in the m
 BYTES_A_VALUE = 2  # frames travel and wait as uint16
 
 
-def scan_outlook(
-    source: str,
-    models: list[str],
-    out: str,
-    *,
-    address: str | None = None,
-    num_cpus: int | None = None,
-    batch_size: int | None = None,
-    amp: bool = False,
-    **options: Any,
-) -> dict[str, Any]:
-    """What `scan` with the same arguments would begin with, as plain values.
-
-    `options` are those of `ad_jobs.scan.resolve`.
+def scan_outlook(spec: ScanSpec) -> dict[str, Any]:
+    """What `scan` with the same specification would begin with, as plain values.
 
     Raises:
         UsageError: as `scan`.
         ClusterError: no cluster answers, or it has no CPU.
     """
-    from ad_jobs.scan import block_rows, part_rows, refuse_amp_without_gpu, resolve
+    # Ray Data's import is slow.
+    from ad_jobs.scanning.pipeline import block_rows, part_rows, refuse_amp_without_gpu
 
     with tempfile.TemporaryDirectory(prefix="retroscan-dry-run-") as scratch:
-        intent = resolve(source, models, out, amp=amp, index_to=scratch, **options)
+        intent = resolve(spec, index_to=scratch)
         finished = run_state.look(intent) is not None
         left = [0] if finished else objects_left(intent)
-    with session(address, num_cpus=num_cpus, grow=False) as has:
-        if amp:
+    with session(spec.address, num_cpus=spec.num_cpus, grow=False) as has:
+        if spec.amp:
             refuse_amp_without_gpu(has)
-        resources = plan(has.nodes, batch_size, sum(left))
+        resources = plan(has.nodes, spec.batch_size, sum(left))
     return {
         "run_id": intent.run_id,
         "cluster": _cluster(has.nodes),
@@ -79,7 +68,7 @@ def scan_outlook(
     }
 
 
-def objects_left(intent: Plan) -> list[int]:
+def objects_left(intent: Intent) -> list[int]:
     """How many objects of each chapter are left to do, 0 for a committed one."""
     committed = chapters.committed(intent.checkpoint)
     left = []
@@ -88,7 +77,7 @@ def objects_left(intent: Plan) -> list[int]:
             left.append(0)
             continue
         objects = pa.table({"object_id": intent.ids(number)})
-        left.append(chapters.left_to_do(intent.out, number, objects, mend=False).objects.num_rows)
+        left.append(chapters.left_to_do(intent.spec.out, number, objects, mend=False).objects.num_rows)
     return left
 
 
@@ -112,9 +101,12 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
         UsageError: as `fit`.
         ClusterError: no cluster answers, or it has no room for the workers.
     """
-    from ad_jobs.fit import divided, resolve  # Ray Train's import is slow
+    # Ray Train's import is slow.
+    from ad_jobs.fitting.intent import resolve
+    from ad_jobs.fitting.worker import divided
 
-    config, _, policy = resolve(spec)
+    intent = resolve(spec)
+    batch_size, policy = intent.config.batch_size, intent.policy
     normal = len(read_source(spec.normal))
     anomalous = len(read_source(spec.anomalous)) if spec.anomalous else 0
     with session(spec.address, grow=False) as has:
@@ -125,8 +117,8 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
         "worker_cpus": division.cpus,
         "worker_gpus": division.gpus,
         "worker_threads": division.threads,
-        "batch_size": config.batch_size,
-        "steps_an_epoch": steps_an_epoch(normal, anomalous, config.batch_size),
+        "batch_size": batch_size,
+        "steps_an_epoch": steps_an_epoch(normal, anomalous, batch_size),
         "normal": normal,
         "anomalous": anomalous,
         "decoded_bytes": {

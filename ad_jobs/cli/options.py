@@ -1,54 +1,132 @@
-"""What a job is asked to do: `--config` files, values of flags, and the specification of a fit."""
+"""The options of the command line, each once, and how they become a specification: flags over `--config`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import typer
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from click import Parameter
+from click.core import ParameterSource
 
 from ad_jobs.errors import UsageError
-from ad_jobs.images.policy import Limits
+from ad_jobs.specs import Spec
+
+AnySpec = TypeVar("AnySpec", bound=Spec)
+
+SOURCE = "Folder, s3://bucket/prefix, manifest, or CSV/Parquet list with a column `image`."
+# Options of the command line alone: they say how a result is shown, and belong to no specification.
+NOT_OF_THE_VERB = frozenset({"config", "json", "dry_run", "help"})
 
 
-class FitSpec(BaseModel):
-    """Everything a fit is asked to do."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    detector: str
-    normal: str
-    out: str
-    anomalous: str | None = None
-    size_px: tuple[int, int] = (128, 128)  # height, width
-    options: dict[str, Any] = Field(default_factory=dict)  # of the detector: epochs, backbone, ...
-    policy: dict[str, Any] = Field(default_factory=dict)  # window, resize, interpolation
-    limits: Limits = Field(default_factory=Limits)
-    seed: int = Field(default=0, ge=0)
-    workers: int = Field(default=1, ge=1)
-    # Of decoded images in memory; None: half of the object store. What is beyond is decoded again in every epoch.
-    keep_mib: int | None = Field(default=None, ge=0)
-    address: str | None = None
+class Heatmaps(StrEnum):
+    flagged = "flagged"
+    all = "all"
+    none = "none"
 
 
-def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
-    """The options in a YAML mapping, by option name with - or _ between words.
+class Identifiers(StrEnum):
+    plain = "plain"
+    hashed = "hashed"
+    none = "none"
+
+
+class Resize(StrEnum):
+    stretch = "stretch"
+    pad = "pad"
+
+
+class Preset(StrEnum):
+    fast = "fast"
+    paper = "paper"
+
+
+def option_name(parameter: Parameter) -> str:
+    """A parameter's name as a user knows it, with _ between words: of its long option, or of the argument."""
+    long = [opt for opt in parameter.opts if opt.startswith("--")]
+    return (long[0].removeprefix("--") if long else str(parameter.name)).replace("-", "_")
+
+
+def given(spec: type[AnySpec], context: typer.Context) -> AnySpec:
+    """The specification of what the command line and `--config` say; what they leave out has the specification's default.
+
+    Raises:
+        UsageError: a value that breaks a rule.
+    """
+    options: dict[str, Any] = {}
+    for parameter in context.command.params:
+        name = option_name(parameter)
+        source = context.get_parameter_source(str(parameter.name))
+        if name in NOT_OF_THE_VERB or source in (None, ParameterSource.DEFAULT):
+            continue
+        value = context.params[str(parameter.name)]
+        options[name] = pairs(f"--{name}", value) if name in PAIRS else value
+    return spec(**options)
+
+
+# Options that are given as KEY=VALUE, repeatable.
+PAIRS = ("set", "limits")
+
+
+def pairs(option: str, values: list[str]) -> dict[str, Any]:
+    """`key=value` texts as a mapping; each value is read as YAML (numbers, true, [2, 3])."""
+    settings: dict[str, Any] = {}
+    for pair in values:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{option} takes key=value.", repr(pair), f"Write for example {option} key=3.")
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(
+                f"The value of {option} must be plain YAML.",
+                repr(pair),
+                "Quote it in the shell, as in --set 'layers=[2,3]'.",
+            ) from error
+    return settings
+
+
+def read_config(path: Path, parameters: list[Parameter]) -> dict[str, Any]:
+    """The options in a YAML mapping, as the parameters of a verb take them.
+
+    Names are the options' own, with - or _ between words; a list or a mapping may stand where an option repeats, and a
+    single value where a list may.
 
     Raises:
         UsageError: no such file, no mapping, or an option the verb does not have.
     """
-    known = sorted(known)
+    known = {option_name(parameter): parameter for parameter in parameters}
+    known = {name: parameter for name, parameter in known.items() if name not in ("config", "help")}
+    values: dict[str, Any] = {}
+    for key, value in _read_mapping(path).items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise UsageError(
+                "--config holds options of the verb.",
+                f"{key!r} in {path}",
+                f"This verb's are: {', '.join(sorted(known))}.",
+            )
+        if value is not None:
+            values[str(known[name].name)] = _as_given(known[name], value, f"{key!r} in {path}")
+    return values
+
+
+def _read_mapping(path: Path) -> dict[Any, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
             "--config must name a readable file.", f"{path} ({error.strerror})", "Check the path."
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(
-            "--config must be YAML.", f"{path}: {str(error).splitlines()[0]}", "Write one `option: value` a line."
+            "--config must be YAML in UTF-8.",
+            f"{path}: {str(error).splitlines()[0]}",
+            "Write one `option: value` a line.",
         ) from error
     if not isinstance(content, dict):
         raise UsageError(
@@ -56,75 +134,72 @@ def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
             f"{path}: {type(content).__name__}",
             "Write one `option: value` a line.",
         )
-    options = {str(key).replace("-", "_"): value for key, value in content.items()}
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise UsageError(
-            "--config holds options of the verb.", f"{unknown[0]!r} in {path}", f"This verb's are: {', '.join(known)}."
-        )
-    return options
+    return content
 
 
-def read_key(path: Path | None) -> bytes | None:
-    """The key in a file, without white space around it; raises UsageError if it cannot be read."""
-    if path is None:
-        return None
-    try:
-        return path.read_bytes().strip()
-    except OSError as error:
-        raise UsageError(
-            "--identifiers-key must name a readable file.", f"{path} ({error.strerror})", "Check the path."
-        ) from error
+def _as_given(parameter: Parameter, value: Any, where: str) -> Any:
+    """A value of a configuration file as the command line would have given it."""
+    if isinstance(value, Mapping):
+        if option_name(parameter) not in PAIRS:
+            raise UsageError("A mapping stands only where an option takes KEY=VALUE.", where, "Write a single value.")
+        # JSON is YAML, as which the value is read again.
+        return [f"{key}={json.dumps(one)}" for key, one in value.items()]
+    several = parameter.nargs == -1 or getattr(parameter, "multiple", False)
+    if isinstance(value, list):
+        texts = [one if isinstance(one, str) else json.dumps(one) for one in value]
+        return texts if several else ",".join(texts)
+    return [value] if several else value
 
 
-def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
-    """`--set key=value` pairs as a mapping; each value is read as YAML (numbers, true, [2, 3])."""
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise UsageError("--set takes key=value.", repr(pair), "Write for example --set backbone=vgg16.")
-        try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(
-                "The value of --set must be plain YAML.",
-                repr(pair),
-                "Quote it in the shell, as in --set 'layers=[2,3]'.",
-            ) from error
-    return settings
+def load_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the file's options the verb's defaults: a flag on the command line wins over them."""
+    if path is not None:
+        context.default_map = {**(context.default_map or {}), **read_config(path, context.command.params)}
+    return path
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) in pixels of `256` or `256x128` (height x width).
-
-    Raises:
-        UsageError: anything else.
-    """
-    parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(
-            "--size is one number of pixels, or heightxwidth.",
-            repr(text),
-            "Write for example --size 128 or --size 256x128.",
-        )
-    return int(parts[0]), int(parts[-1])
+def example(text: str) -> str:
+    """The last line of a verb's help."""
+    return f"Example: [bold]{text}[/bold]"
 
 
-def parse_window(text: str) -> str | tuple[float, float]:
-    """`dicom`, `percentile`, or (low, high) of `low,high` in modality units.
-
-    Raises:
-        UsageError: anything else.
-    """
-    if text in ("dicom", "percentile"):
-        return text
-    try:
-        low, high = (float(part) for part in text.strip("[]").split(","))
-    except ValueError as error:
-        raise UsageError(
-            "--window is dicom, percentile or low,high.", repr(text), "Write for example --window=-100,300."
-        ) from error
-    if not low < high:
-        raise UsageError("A fixed --window needs low < high.", repr(text), "Swap the two.")
-    return low, high
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="YAML file with any of this verb's options; flags win.",
+        callback=load_config,
+        is_eager=True,
+        metavar="FILE",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show how the cluster would be divided and what is left to do; write nothing.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Running Ray cluster of this machine or network (auto, host:port); embedded by default. "
+        "From outside: submit.",
+        metavar="ADDRESS",
+    ),
+]
+Dashboard = Annotated[
+    str | None,
+    typer.Option(
+        help="Cluster's dashboard, http://host:8265; by default RAY_ADDRESS, or this machine's.", metavar="URL"
+    ),
+]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limits",
+        help="What one object may cost, repeatable: max_bytes, max_pixels, max_frames, timeout_s.",
+        metavar="KEY=VALUE",
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")]
+Source = Annotated[str, typer.Argument(help=SOURCE, show_default=False)]
+Model = Annotated[str, typer.Argument(help="Folder of the model.", show_default=False)]
+Run = Annotated[str, typer.Argument(help="Folder of a finished run.", show_default=False)]

@@ -2,22 +2,84 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
+
+from models.presets import PRESETS
+
+if TYPE_CHECKING:  # torch stands behind it
+    from models.registry import Entry
+
+
+def result(value: Any, as_json: bool, render: Callable[[Any], Any]) -> None:
+    """Print a verb's result: as JSON, or as `render` makes it readable."""
+    if as_json:
+        print(json.dumps(value, indent=2))
+        return
+    shown = render(value)
+    if isinstance(shown, str):
+        print(shown)
+    else:
+        Console().print(shown)
+
+
+def detector_row(entry: Entry) -> dict[str, Any]:
+    """A detector as plain values, its presets by name."""
+    presets = {
+        name: {"size": list(preset.size_px), "set": dict(preset.options)}
+        for name, preset in PRESETS.get(entry.kind, {}).items()
+    }
+    return {
+        "detector": entry.kind,
+        "method": entry.title,
+        "source": entry.source,
+        "needs_anomalous": entry.needs_anomalous,
+        "weights": entry.weights,
+        "choose": entry.choose,
+        "presets": presets,
+    }
 
 
 def detector_text(row: dict[str, Any]) -> str:
-    """One of `retroscan detectors`, on four lines."""
+    """One of `retroscan detectors`, a line for each thing to know."""
     needs = "normal and anomalous images" if row["needs_anomalous"] else "normal images"
+    presets = []
+    for name, preset in row["presets"].items():
+        height, width = preset["size"]
+        options = ", ".join(f"{key} {_plain(value)}" for key, value in preset["set"].items())
+        presets.append(f"  --preset {name:<6} {height}x{width} px, {options or 'the defaults'}")
     return "\n".join(
         (
             f"{row['detector']}: {row['method']}",
-            f"  choose it for  {row['choose']}",
-            f"  needs          {needs}; weights: {row['weights']}",
-            f"  source         {row['source']}",
+            f"  choose it for   {row['choose']}",
+            f"  needs           {needs}; weights: {row['weights']}",
+            f"  source          {row['source']}",
+            *presets,
         )
+    )
+
+
+def _plain(value: Any) -> str:
+    return "[" + ",".join(map(str, value)) + "]" if isinstance(value, list | tuple) else str(value)
+
+
+def fitted_text(record: dict[str, Any], folder: str) -> str:
+    """What was fitted on how many images."""
+    return (
+        f"model {record['model_id']} ({record['kind']}) in {folder}: fitted on {record['data']['n_fitted']} images, "
+        f"{record['data']['n_held_out']} held out"
+    )
+
+
+def verification_text(value: dict[str, Any]) -> str:
+    """What was verified, and whether it holds."""
+    return (
+        f"{'verified' if value['ok'] else 'DIFFERENT'}: run {value['run_id']}, {value['parts']} parts, "
+        f"{value['heatmap_parts']} heatmap shards, {value['sampled']} objects scored again within {value['tolerance']:g}"
     )
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ad_jobs.errors import SKIP_CODES, ErrorCode, JobError
 from ad_jobs.results.parts import part_uris
+from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from cluster import storage
 
 _BATCH_ROWS = 131_072
@@ -172,7 +173,7 @@ class _Tally:
         """Each row's outcome from its error code; complains of a status that does not go with it."""
         code = _index_of(batch["error_code"], [str(code) for code in _OUTCOMES[1:]]) + 1
         none = batch["error_code"].is_null().to_numpy(zero_copy_only=False)
-        status = _index_of(batch["status"], ["scored", "skipped", "failed"])
+        status = _index_of(batch["status"], [SCORED, SKIPPED, FAILED])
         expected = np.where(none, 0, np.where(code >= _FIRST_FAILED, 2, np.where(code > 0, 1, -1)))
         self._complain("rows whose status and error_code do not go together", ids[(status != expected) | (status < 0)])
         return np.maximum(code, 0).astype(np.uint8)

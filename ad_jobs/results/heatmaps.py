@@ -13,7 +13,7 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,7 @@ from PIL import Image
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.results.parts import HEATMAPS_FOLDER, part_name
-
-KeepPolicy = Literal["flagged", "all", "none"]
+from ad_jobs.specs import KeepPolicy
 
 FULL_SCALE = 65535  # the PNG value of 1.0
 SAMPLE_SHARE = 0.01  # of the images that are not flagged, kept so that normal heatmaps can be looked at too

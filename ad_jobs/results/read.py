@@ -45,7 +45,7 @@ def read_run(run: str) -> RunRecord:
     Raises:
         UsageError: not a run, or an unfinished one.
     """
-    return read_record(storage.absolute(run))
+    return read_record(run)
 
 
 def read_scores(run: str, *, columns: Sequence[str] | None = None, allow_unfinished: bool = False) -> pd.DataFrame:
@@ -66,14 +66,13 @@ def read_scores(run: str, *, columns: Sequence[str] | None = None, allow_unfinis
         raise UsageError(
             "Columns must be those of the score table.", ", ".join(unknown), f"Known are {', '.join(SCORES.names)}."
         )
-    run_uri = storage.absolute(run)
-    record = read_record(run_uri, allow_unfinished)
+    record = read_record(run, allow_unfinished)
     needed = list(dict.fromkeys([*wanted, *_ORDER]))
     if record is None:
-        parts = [_read_part(uri, needed) for uri in part_uris(run_uri)]
+        parts = [_read_part(uri, needed) for uri in part_uris(run)]
     else:
         # The listed parts and no others: a stray file in scores/ is not part of the run.
-        parts = [_read_listed(storage.join(run_uri, part.name), needed, part.rows) for part in record.parts]
+        parts = [_read_listed(storage.join(run, part.name), needed, part.rows) for part in record.parts]
     schema = pa.schema([SCORES.field(name) for name in needed])
     table = pa.concat_tables([schema.empty_table(), *parts])
     table = table.sort_by([(name, "ascending") for name in _ORDER]).select(wanted)
@@ -108,7 +107,7 @@ def open_heatmap(run: str, reference: str) -> Heatmap:
         JobError: the shard is missing, shorter than the reference says, or damaged.
     """
     shard, offset, length = parse_reference(reference)
-    uri = storage.join(storage.absolute(run), shard)
+    uri = storage.join(run, shard)
     try:
         data = storage.fetch_range(uri, offset, length)
     except storage.NotFound as error:

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from ad_jobs.archive.fetching import FAILED
 from ad_jobs.errors import JobError
 from ad_jobs.results.count import Counts, assert_balanced, count_table
 from ad_jobs.results.parts import (
@@ -30,11 +29,10 @@ from ad_jobs.results.parts import (
     heatmap_part_uris,
     part_uris,
 )
+from ad_jobs.schema import FAILED
 from cluster import storage
 
 log = logging.getLogger("retroscan.scan")
-
-CHAPTER_OBJECTS = 200_000  # a chapter's end costs seconds, in which its last parts are waited for
 
 
 class Chapter(BaseModel):

@@ -1,43 +1,25 @@
-"""The threshold and the heatmaps' global scale, set from held-out images; with intervals that say how far to trust them.
-
-Nothing here ever sees a test set: the rule of every method's specification.
-"""
+"""What held-out images say of a model: its threshold, and the global scale of its heatmaps."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
-from ad_jobs.errors import UsageError
+from ad_jobs.errors import JobError
+from ad_jobs.scoring.thresholds import Threshold, threshold_for_fnr, threshold_for_fpr
 
-CONFIDENCE = 0.95
-SMALL = 100  # below this many held-out normals an empirical 99th percentile is the maximum: use mean + 3 s.d. there
-# The scale's top: so many times as far above the typical normal pixel as the hottest 0.1 % of normal pixels are. Normal
-# images stay in the lowest third of the scale; a defect three times as hot as they ever are has its top.
+if TYPE_CHECKING:  # torch stands behind it, and who reads a calibration does without
+    from models.detector import Detector
+
+# The name of a model's calibration in its folder.
+CALIBRATION = "calibration.json"
+# The scale's top: so many times as far above the typical normal pixel as the hottest 0.1 % of normal pixels are.
+# Normal images stay in the lowest third of the scale; a defect three times as hot as they ever are has its top.
 HEADROOM = 3.0
-
-
-class Threshold(BaseModel):
-    """A threshold with the rule that set it and the rate it shows on the images it was set from.
-
-    `rate` is the share of these images on the wrong side of the threshold (normals flagged for `max_fpr`, anomalous ones
-    missed for `max_fnr`), with its Clopper-Pearson interval of 95 %: what one may expect of new images of the same kind.
-    With fewer than 100 normals of which none may be flagged the threshold is their mean + 3 s.d., if that is higher than
-    all of them, as `method` says.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    threshold: float
-    rule: Literal["max_fpr", "max_fnr"]
-    target: float
-    method: Literal["quantile", "mean_plus_3_sd", "lowest_anomalous"]
-    rate: float
-    rate_low: float
-    rate_high: float
 
 
 class Calibration(Threshold):
@@ -52,87 +34,64 @@ class Calibration(Threshold):
     set_at: str
 
 
-def clopper_pearson(hits: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The exact binomial interval of a rate of `hits` in `n` trials; (0, 1) where there is no trial."""
-    if n == 0:
-        return 0.0, 1.0
-    tail = (1 - confidence) / 2
-    # Imported here: who only reads a calibration, as every worker of a scan, does without.
-    from scipy.special import betaincinv
+def calibrate_on(
+    detector: Detector,
+    normal: Iterable[NDArray[np.uint16]],
+    *,
+    model_id: str,
+    source: str,
+    anomalous: Iterable[NDArray[np.uint16]] = (),
+    max_fpr: float | None = None,
+    max_fnr: float | None = None,
+    margin: float = 0.0,
+) -> Calibration:
+    """A calibration from images that are already decoded, uint16 [c, H, W]; heatmap scale from the normals alone."""
+    from ad_jobs.scoring.scorer import Scorer
 
-    low = 0.0 if hits == 0 else float(betaincinv(hits, n - hits + 1, tail))
-    high = 1.0 if hits == n else float(betaincinv(hits + 1, n - hits, 1 - tail))
-    return low, high
-
-
-def threshold_for_fpr(normal: NDArray[np.float32], max_fpr: float) -> Threshold:
-    """The lowest threshold that flags at most a share `max_fpr` of these held-out normals. Flagged is score > threshold.
-
-    With fewer than 100 of them, none of which may be flagged, it is mean + 3 standard deviations if that is higher: a
-    quantile beyond the sample's last image is no estimate.
-    """
-    if len(normal) == 0:
-        raise UsageError(
-            "A threshold for a false-positive rate needs normal images.", "none that decode", "Name some with --normal."
+    scorer = Scorer(detector)
+    heat = HeatmapRange()
+    normal_scores = []
+    for frame in scorer.score(normal):
+        _demand_finite(frame.finite)
+        normal_scores.append(frame.score)
+        heat.add(frame.heatmap)
+    if not normal_scores:
+        raise JobError(
+            "A calibration needs normal images that decode, for the heatmaps' scale.", "Name others with --normal."
         )
-    ordered = np.sort(normal.astype(np.float64))
-    allowed = int(np.floor(max_fpr * len(ordered) + 1e-9))
-    threshold = (
-        float(ordered[len(ordered) - 1 - allowed])
-        if allowed < len(ordered)
-        else float(np.nextafter(np.float32(ordered[0]), np.float32(-np.inf)))
-    )
-    method: Literal["quantile", "mean_plus_3_sd"] = "quantile"
-    spread = float(ordered.mean() + 3 * ordered.std(ddof=1)) if len(ordered) > 1 else threshold
-    if len(ordered) < SMALL and allowed == 0 and spread > threshold:
-        threshold, method = spread, "mean_plus_3_sd"
-    threshold = _float32(threshold)
-    hits = int((normal.astype(np.float32) > np.float32(threshold)).sum())
-    low, high = clopper_pearson(hits, len(normal))
-    return Threshold(
-        threshold=threshold,
-        rule="max_fpr",
-        target=max_fpr,
-        method=method,
-        rate=hits / len(normal),
-        rate_low=low,
-        rate_high=high,
+    anomalous_scores = []
+    for frame in scorer.score(anomalous):
+        _demand_finite(frame.finite)
+        anomalous_scores.append(frame.score)
+    found = _threshold(normal_scores, anomalous_scores, max_fpr, max_fnr, margin)
+    low, high = heat.scale()
+    return Calibration(
+        model_id=model_id,
+        n_normal=len(normal_scores),
+        n_anomalous=len(anomalous_scores),
+        heatmap_low=low,
+        heatmap_high=high,
+        source=source,
+        set_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        **found.model_dump(),
     )
 
 
-def threshold_for_fnr(anomalous: NDArray[np.float32], max_fnr: float, margin: float = 0.0) -> Threshold:
-    """The highest threshold that misses at most a share `max_fnr` of these anomalous images.
+def _threshold(
+    normal: list[float], anomalous: list[float], max_fpr: float | None, max_fnr: float | None, margin: float
+) -> Threshold:
+    if max_fpr is not None:
+        return threshold_for_fpr(np.array(normal, np.float32), max_fpr)
+    assert max_fnr is not None
+    return threshold_for_fnr(np.array(anomalous, np.float32), max_fnr, margin)
 
-    `margin` lowers it by that share of its height: none missed of a sample still allows some beyond it, as the
-    interval says.
-    """
-    if len(anomalous) == 0:
-        raise UsageError(
-            "A threshold for a false-negative rate needs anomalous images.",
-            "none that decode",
-            "Name some with --anomalous.",
+
+def _demand_finite(finite: bool) -> None:
+    if not finite:
+        raise JobError(
+            "The detector gave a score that is not finite on a held-out image.",
+            "Fit it again, with a lower learning rate.",
         )
-    ordered = np.sort(anomalous.astype(np.float32))
-    allowed = min(int(np.floor(max_fnr * len(ordered) + 1e-9)), len(ordered) - 1)
-    # Flagged is strictly above: the threshold lies just below the lowest score that must be flagged.
-    threshold = float(np.nextafter(ordered[allowed] - np.float32(margin) * abs(ordered[allowed]), np.float32(-np.inf)))
-    misses = int((ordered <= np.float32(threshold)).sum())
-    low, high = clopper_pearson(misses, len(ordered))
-    return Threshold(
-        threshold=threshold,
-        rule="max_fnr",
-        target=max_fnr,
-        method="lowest_anomalous",
-        rate=misses / len(ordered),
-        rate_low=low,
-        rate_high=high,
-    )
-
-
-def _float32(value: float) -> float:
-    """The float32 at or above `value`: the table stores thresholds and scores in float32."""
-    rounded = np.float32(value)
-    return float(rounded if float(rounded) >= value else np.nextafter(rounded, np.float32(np.inf)))
 
 
 class HeatmapRange:

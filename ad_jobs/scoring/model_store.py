@@ -15,15 +15,13 @@ from pydantic import ValidationError
 
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.scoring.calibration import Calibration
+from ad_jobs.scoring.calibration import CALIBRATION, Calibration
 from cluster import storage
 from models import record
 from models.errors import ArtifactError
 
 if TYPE_CHECKING:  # torch stands behind it, and who reads a model without building it does without
     from models.detector import Detector
-
-CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,6 @@ def read_model(uri: str) -> CalibratedModel:
     Raises:
         UsageError: no model there, a damaged one, one of another version, or without a calibration of its own.
     """
-    uri = storage.absolute(uri)
     with local_files(uri) as folder:
         return _read_calibrated(folder, uri)
 
@@ -76,7 +73,6 @@ def open_model(uri: str) -> OpenModel:
     Raises:
         UsageError: as `read_model`, and for a model of a detector that this version does not have.
     """
-    uri = storage.absolute(uri)
     with local_files(uri) as folder:
         found = _read_calibrated(folder, uri)
         return OpenModel(**vars(found), detector=_detector(folder, found))
@@ -88,7 +84,6 @@ def open_fitted(uri: str) -> tuple[FittedModel, Detector]:
     Raises:
         UsageError: as `open_model`, but for the calibration.
     """
-    uri = storage.absolute(uri)
     with local_files(uri) as folder:
         found = _read_fitted(folder, uri)
         return found, _detector(folder, found)
@@ -133,7 +128,6 @@ def read_record(uri: str) -> dict[str, Any] | None:
     Raises:
         UsageError: a damaged record, or one of another version.
     """
-    uri = storage.absolute(uri)
     if not storage.exists(storage.join(uri, record.DETECTOR)):
         return None
     with local_files(uri, names=(record.DETECTOR,)) as folder, _complete_and_unchanged(uri):
@@ -144,7 +138,6 @@ def publish(uri: str, kind: str, detector: Detector, policy: PixelPolicy, told: 
     """Write a fitted detector to `uri`; its full record. detector.json comes last: a folder that has it is whole."""
     from models import artifact
 
-    uri = storage.absolute(uri)
     with tempfile.TemporaryDirectory(prefix="retroscan-model-") as scratch:
         folder = Path(scratch)
         artifact.save(folder, kind, detector, policy.model_dump(mode="json"), told)
@@ -156,7 +149,7 @@ def publish(uri: str, kind: str, detector: Detector, policy: PixelPolicy, told: 
 def write_calibration(uri: str, calibration: Calibration) -> None:
     """Put calibration.json beside the model it belongs to."""
     body = json.dumps(calibration.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
-    storage.write_bytes(storage.join(storage.absolute(uri), CALIBRATION), body.encode())
+    storage.write_bytes(storage.join(uri, CALIBRATION), body.encode())
 
 
 @contextmanager

@@ -1,0 +1,38 @@
+"""The DICOM columns of a manifest, from the first bytes of each object."""
+
+from __future__ import annotations
+
+from ad_jobs.errors import ErrorCode
+from cluster import storage
+
+# Of a first look; nearly all headers end before.
+HEADER_BYTES = 64 * 1024
+# Enhanced multi-frame objects carry one item a frame before the pixels.
+MAX_HEADER_BYTES = 32 * 1024 * 1024
+
+
+def header_columns(uri: str, size: int | None) -> dict[str, object]:
+    """The header columns of an object of `size` bytes, by reading as few of them as it takes.
+
+    Empty if it is no DICOM; `header_error` says why a header could not be read.
+    """
+    from ad_jobs.images.decode import read_header, sniff  # only --headers needs the decoders
+
+    length = HEADER_BYTES
+    size = MAX_HEADER_BYTES + 1 if size is None else size  # a list may not say: take no cut head for a whole object
+    try:
+        head = storage.fetch_range(uri, 0, length)
+        if sniff(head) != "dicom":
+            return {}
+        found = read_header(head, size)
+        while found["header_error"] == ErrorCode.TRUNCATED and len(head) == length < MAX_HEADER_BYTES:
+            length *= 8
+            head = storage.fetch_range(uri, 0, length)
+            found = read_header(head, size)
+    except storage.NotFound:
+        return {"header_error": ErrorCode.NOT_FOUND.value}
+    except storage.AccessDenied:
+        return {"header_error": ErrorCode.ACCESS_DENIED.value}
+    except storage.StorageError:
+        return {"header_error": ErrorCode.FETCH_FAILED.value}
+    return found

@@ -1,0 +1,224 @@
+"""One function a verb: its options, read into its specification, and the one call of it.
+
+Verbs are imported when they are called: --help never imports torch or Ray.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ad_jobs import specs
+from ad_jobs.cli import options as o
+from ad_jobs.cli import show
+
+
+def demo(
+    context: typer.Context,
+    out: Annotated[str, typer.Option(help="Folder for the archive, the model and the run.")] = "demo",
+    seed: o.Seed = 0,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """A phantom DICOM archive through every verb: index, fit, calibrate, scan, evaluate, report, verify."""
+    spec = o.given(specs.DemoSpec, context)
+    from ad_jobs.demo import demo as verb
+
+    show.result(verb(spec), json_, show.demo_table)
+
+
+def detectors(json_: o.Json = False) -> None:
+    """The detectors: which to choose, what each needs, and where its weights come from."""
+    from models.registry import DETECTORS
+
+    rows = [show.detector_row(entry) for entry in DETECTORS.values()]
+    show.result(rows, json_, lambda value: "\n\n".join(map(show.detector_text, value)))
+
+
+def index(
+    context: typer.Context,
+    source: o.Source,
+    out: Annotated[str, typer.Option(help="Folder of the manifest, local or s3://.")],
+    headers: Annotated[
+        bool, typer.Option("--headers", help="Also read DICOM headers into columns for --where.")
+    ] = False,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """List an archive once, into a manifest that scans refer to."""
+    spec = o.given(specs.IndexSpec, context)
+    from ad_jobs.index import index as verb
+
+    info = verb(spec).model_dump(mode="json")
+    show.result(info, json_, lambda v: f"{v['objects']} objects in {out} (digest {v['digest'][:12]})")
+
+
+def fit(
+    context: typer.Context,
+    detector: Annotated[str, typer.Option(help="One of `retroscan detectors`.")],
+    normal: Annotated[str, typer.Option(help="Normal images. " + o.SOURCE)],
+    out: Annotated[str, typer.Option(help="Folder of the model, local or s3://.")],
+    anomalous: Annotated[
+        str | None, typer.Option(help="Anomalous images, for a detector that learns from them.")
+    ] = None,
+    preset: Annotated[
+        o.Preset, typer.Option(help="Scale: what two cores can do, or what the paper reports.")
+    ] = o.Preset.fast,
+    size: Annotated[
+        str | None, typer.Option(help="Input size in pixels: 128, or heightxwidth; the preset's by default.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images; the preset's by default.")] = None,
+    seed: o.Seed = 0,
+    window: Annotated[
+        str, typer.Option(help="Grey window: dicom, percentile, or low,high in modality units.")
+    ] = "dicom",
+    resize: Annotated[
+        o.Resize, typer.Option(help="Stretch to the input size, or keep the aspect and pad.")
+    ] = o.Resize.stretch,
+    workers: Annotated[int, typer.Option(min=1, help="Training workers.")] = 1,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Detector option key=value, repeatable.", metavar="KEY=VALUE")
+    ] = None,
+    limits: o.Limits = None,
+    dry_run: o.DryRun = False,
+    address: o.Address = None,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Fit a detector on normal images; a tenth is held out for its first calibration. Run again to continue."""
+    spec = o.given(specs.FitSpec, context)
+    if dry_run:
+        from ad_jobs.cli.dry_run import fit_outlook, fit_text
+
+        show.result(fit_outlook(spec), json_, fit_text)
+        return
+    from ad_jobs.fit import fit as verb
+
+    show.result(verb(spec), json_, lambda record: show.fitted_text(record, out))
+
+
+def calibrate(
+    context: typer.Context,
+    model: o.Model,
+    normal: Annotated[str, typer.Option(help="Held-out normal images. " + o.SOURCE)],
+    anomalous: Annotated[str | None, typer.Option(help="Anomalous images, for --max-fnr.")] = None,
+    max_fpr: Annotated[float | None, typer.Option(help="Share of normal images that may be flagged.")] = None,
+    max_fnr: Annotated[float | None, typer.Option(help="Share of the anomalous images that may be missed.")] = None,
+    margin: Annotated[float, typer.Option(help="With --max-fnr: lower the threshold by this share.")] = 0.05,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Set a model's threshold and heatmap scale from held-out images."""
+    spec = o.given(specs.CalibrateSpec, context)
+    from ad_jobs.calibrate import calibrate as verb
+
+    show.result(verb(spec).model_dump(mode="json"), json_, show.calibration_text)
+
+
+def scan(
+    context: typer.Context,
+    source: o.Source,
+    model: Annotated[list[str], typer.Option(help="Folder of a fitted model.")],
+    out: Annotated[str, typer.Option(help="Folder of the run, local or s3://. Run again to continue.")],
+    where: Annotated[
+        str | None, typer.Option(help="SQL condition over the manifest's columns, as \"modality = 'MR'\".")
+    ] = None,
+    heatmaps: Annotated[
+        o.Heatmaps, typer.Option(help="Which to keep: flagged images and 1 % of the rest, all, or none.")
+    ] = o.Heatmaps.flagged,
+    identifiers: Annotated[
+        o.Identifiers, typer.Option(help="DICOM UIDs in the table: plain, hashed (URIs too) or none.")
+    ] = o.Identifiers.plain,
+    identifiers_key: Annotated[
+        Path | None, typer.Option(help="File with the key for --identifiers hashed.", metavar="FILE")
+    ] = None,
+    max_failed: Annotated[
+        float, typer.Option(help="End the run, exit code 3, once a larger share of the objects has failed.")
+    ] = 1.0,
+    limits: o.Limits = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Frames scored at once; does not change a score.")
+    ] = None,
+    amp: Annotated[
+        bool,
+        typer.Option("--amp", help="Reduced precision, on GPUs alone: faster; scores agree within a wider tolerance."),
+    ] = False,
+    dry_run: o.DryRun = False,
+    address: o.Address = None,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Score every object of an archive into a table, each exactly once. Run again to continue."""
+    spec = o.given(specs.ScanSpec, context)
+    if dry_run:
+        from ad_jobs.cli.dry_run import scan_outlook, scan_text
+
+        show.result(scan_outlook(spec), json_, scan_text)
+        return
+    from ad_jobs.scan import scan as verb
+
+    show.result(verb(spec).model_dump(mode="json"), json_, lambda record: show.balance_text(record, out))
+
+
+def evaluate(
+    context: typer.Context,
+    run: o.Run,
+    labels: Annotated[str, typer.Option(help="CSV with image, anomalous[, mask, frame, group].")],
+    seed: o.Seed = 0,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap replicates; 0 for no intervals.")] = 1000,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Compare a run with labels: image and pixel metrics with intervals, into evaluation.json."""
+    spec = o.given(specs.EvaluateSpec, context)
+    from ad_jobs.evaluate import evaluate as verb
+
+    show.result(verb(spec), json_, show.metrics_table)
+
+
+def report(
+    context: typer.Context,
+    run: o.Run,
+    top: Annotated[int, typer.Option(min=1, help="Pictures of so many frames, the highest-scored of each model.")] = 24,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Write the run's report, one self-contained HTML page."""
+    spec = o.given(specs.ReportSpec, context)
+    from ad_jobs.report import report as verb
+
+    show.result({"report": str(verb(spec))}, json_, lambda v: v["report"])
+
+
+def verify(
+    context: typer.Context,
+    run: o.Run,
+    sample: Annotated[int, typer.Option(min=0, help="Objects to fetch, hash and score again.")] = 100,
+    seed: o.Seed = 0,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Check a run against its record: files, counts, model, and a sample scored again. Exit 1 on any difference."""
+    spec = o.given(specs.VerifySpec, context)
+    from ad_jobs.verify import verify as verb
+
+    found = verb(spec)
+    show.result({**found._asdict(), "ok": found.ok}, json_, show.verification_text)
+    found.raise_if_different()
+
+
+def score(
+    context: typer.Context,
+    model: o.Model,
+    images: Annotated[list[str], typer.Argument(help="Image files or s3:// objects.", show_default=False)],
+    json_: o.Json = True,
+    config: o.Config = None,
+) -> None:
+    """Score a few images here and now, always as JSON: the numbers a scan gives."""
+    spec = o.given(specs.ScoreSpec, context)
+    from ad_jobs.score import score as verb
+
+    print(json.dumps(verb(spec), indent=2))

@@ -1,0 +1,56 @@
+"""How a table names studies, series, instances and objects."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from pathlib import Path
+from typing import NamedTuple
+
+from ad_jobs.errors import UsageError
+from ad_jobs.specs import IdentifierMode
+
+
+class Identifiers(NamedTuple):
+    """How the table names studies, series and instances; `hashed` also hides URIs, which may hold names."""
+
+    mode: IdentifierMode = "plain"
+    key: bytes = b""
+
+    def uid(self, uid: str | None) -> str | None:
+        """A UID as the table shows it."""
+        if uid is None or self.mode == "none":
+            return None
+        return self._hash(uid) if self.mode == "hashed" else uid
+
+    def uri(self, uri: str) -> str:
+        """A URI as the table shows it."""
+        return self._hash(uri) if self.mode == "hashed" else uri
+
+    def _hash(self, text: str) -> str:
+        return "hmac:" + hmac.new(self.key, text.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def read_identifiers(mode: IdentifierMode, key: Path | None) -> Identifiers:
+    """Identifiers in this mode, with the key in the file `key`, without white space around it.
+
+    Raises:
+        UsageError: a mode that needs a key, and none; a file that cannot be read.
+    """
+    if mode == "hashed" and key is None:
+        raise UsageError(
+            "--identifiers hashed needs a key that is kept outside the table.",
+            "no key",
+            "Give --identifiers-key FILE; the same key gives the same pseudonyms in another run.",
+        )
+    if key is None:
+        return Identifiers(mode)
+    try:
+        found = key.read_bytes().strip()
+    except OSError as error:
+        raise UsageError(
+            "--identifiers-key must name a readable file.", f"{key} ({error.strerror})", "Check the path."
+        ) from error
+    if not found:
+        raise UsageError("--identifiers-key must name a file with a key.", f"{key}, empty", "Write a secret into it.")
+    return Identifiers(mode, found)

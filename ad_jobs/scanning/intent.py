@@ -1,0 +1,190 @@
+"""What a scan resolves to, before anything is scored: objects, models, how they are judged, and the run's id.
+
+The id follows from everything that decides the table, so that the same request finds its own run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ad_jobs.archive.listing import write_manifest
+from ad_jobs.archive.manifest import ManifestInfo, RowReader, find_manifest, read_manifest, refusal
+from ad_jobs.errors import UsageError
+from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.results.run import ModelRef
+from ad_jobs.scanning.identifiers import Identifiers, read_identifiers
+from ad_jobs.scanning.judgement import Judgement, ModelUse
+from ad_jobs.schema import SCORES_VERSION
+from ad_jobs.scoring.model_store import CalibratedModel, read_model
+from ad_jobs.specs import CHAPTER_OBJECTS, ScanSpec
+from cluster import storage
+
+MANIFEST_FOLDER = "manifest"
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A scan, resolved: what was asked for, and what follows from it."""
+
+    spec: ScanSpec
+    run_id: str
+    manifest: ManifestInfo
+    # Ids of the objects that `where` selects, ascending; None without it.
+    selected: NDArray[np.int64] | None
+    models: tuple[ModelRef, ...]
+    # Of each model.
+    uses: tuple[ModelUse, ...]
+    # The different ones among the models.
+    policies: tuple[PixelPolicy, ...]
+    limits: Limits
+    identifiers: Identifiers
+
+    @property
+    def checkpoint(self) -> str:
+        """The folder of the committed chapters, while the run is not closed."""
+        return storage.join(self.spec.out, f"checkpoint-{self.run_id}")
+
+    @property
+    def objects(self) -> int:
+        """How many objects are to be scanned."""
+        return self.manifest.objects if self.selected is None else len(self.selected)
+
+    @property
+    def chapters(self) -> int:
+        """In how many chapters."""
+        return -(-self.objects // self.spec.chapter_objects)
+
+    def ids(self, chapter: int) -> NDArray[np.int64]:
+        """The ids of a chapter's objects, ascending."""
+        first = chapter * self.spec.chapter_objects
+        end = min(self.objects, first + self.spec.chapter_objects)
+        return np.arange(first, end) if self.selected is None else self.selected[first:end]
+
+
+def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
+    """What `spec` asks for, checked against what there is.
+
+    A source that is no manifest is indexed into `out`/manifest, or into the folder `index_to`, if it is not there yet.
+
+    Raises:
+        UsageError: a source, selection, model, key or output folder that cannot be used as given.
+    """
+    models = _models(spec.model)
+    limits = spec.limits or _common_limits(models)
+    identifiers = read_identifiers(spec.identifiers, spec.identifiers_key)
+    try:
+        manifest = _manifest(spec, index_to)
+        selected = None
+        if spec.where is not None:
+            found = read_manifest(manifest.uri, columns=["object_id"], where=spec.where)
+            selected = found["object_id"].to_numpy()
+        first = np.zeros(1, np.int64) if selected is None else selected[:1]
+        _probe(RowReader(manifest).rows(first, ["uri"])["uri"][0].as_py())
+    except storage.StorageError as error:
+        raise refusal(error) from error
+    policies = tuple(dict.fromkeys(model.policy for model in models))
+    references = tuple(_reference(model) for model in models)
+    uses = tuple(
+        ModelUse(
+            Judgement(ref.model_id, ref.threshold, ref.heatmap_low, ref.heatmap_high, spec.heatmaps),
+            policies.index(model.policy),
+        )
+        for ref, model in zip(references, models, strict=True)
+    )
+    run_id = _run_id(spec, manifest, references, limits, identifiers)
+    return Intent(spec, run_id, manifest, selected, references, uses, policies, limits, identifiers)
+
+
+def _run_id(
+    spec: ScanSpec, manifest: ManifestInfo, models: tuple[ModelRef, ...], limits: Limits, identifiers: Identifiers
+) -> str:
+    """12 hex digits over everything that decides the table."""
+    deciding = {
+        "version": SCORES_VERSION,
+        "manifest": manifest.digest,
+        "where": spec.where,
+        "models": [[model.model_id, model.calibration_sha256] for model in models],
+        "heatmaps": spec.heatmaps,
+        "limits": limits.model_dump(mode="json"),
+        "identifiers": [identifiers.mode, hashlib.sha256(b"retroscan key" + identifiers.key).hexdigest()],
+        **({"amp": True} if spec.amp else {}),
+        **({"chapter": spec.chapter_objects} if spec.chapter_objects != CHAPTER_OBJECTS else {}),
+    }
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _models(uris: tuple[str, ...]) -> list[CalibratedModel]:
+    try:
+        found = [read_model(uri) for uri in uris]
+    except storage.StorageError as error:
+        raise refusal(error) from error
+    seen: dict[str, str] = {}
+    for model in found:
+        if model.model_id in seen:
+            raise UsageError(
+                "The models of a scan must differ: rows are told apart by model_id.",
+                f"{seen[model.model_id]} and {model.uri}, both {model.model_id}",
+                "Name each --model once.",
+            )
+        seen[model.model_id] = model.uri
+    return found
+
+
+def _common_limits(models: list[CalibratedModel]) -> Limits:
+    """What one object may cost: every model sees the same objects, so it is decided once."""
+    limits = models[0].limits
+    for model in models[1:]:
+        if model.limits != limits:
+            raise UsageError(
+                "Models scanned with at once must have been fitted under the same limits.",
+                f"{models[0].uri}: {limits.model_dump()}; {model.uri}: {model.limits.model_dump()}",
+                "Scan with each into a run of its own, or give --limits.",
+            )
+    return limits
+
+
+def _reference(model: CalibratedModel) -> ModelRef:
+    calibration = model.calibration
+    return ModelRef(
+        model_id=model.model_id,
+        uri=model.uri,
+        kind=model.kind,
+        threshold=calibration.threshold,
+        calibration_sha256=model.calibration_sha256,
+        weights_sha256=str(model.record["weights_sha256"]),
+        policy=model.policy.model_dump(mode="json"),
+        heatmap_low=calibration.heatmap_low,
+        heatmap_high=calibration.heatmap_high,
+    )
+
+
+def _manifest(spec: ScanSpec, index_to: str | None) -> ManifestInfo:
+    if (given := find_manifest(spec.source)) is not None:
+        return given
+    below = storage.join(spec.out, MANIFEST_FOLDER)
+    if (stored := find_manifest(below)) is None:
+        return write_manifest(spec.source, index_to or below)
+    # Listed once: what a resumed run works on is the archive as it was when the run began.
+    if stored.source != spec.source:
+        raise folder_in_use(spec.out, f"a scan of {stored.source}")
+    return stored
+
+
+def folder_in_use(out: str, holds: str) -> UsageError:
+    """The refusal of an output folder that holds something else."""
+    return UsageError(
+        "--out must be a new folder, or that of the very same scan.",
+        f"{out}, which holds {holds}",
+        "Name another folder. To continue a scan repeat its command: same source, model, threshold, options.",
+    )
+
+
+def _probe(uri: str) -> None:
+    """Raise StorageError if the store refuses or does not answer: one message, not a table of failures."""
+    if storage.is_s3(uri):
+        storage.exists(uri)

@@ -1,0 +1,258 @@
+"""How Ray runs a scan: the one module of the jobs that speaks to Ray Data.
+
+    manifest slices -> fetch + decode (CPU tasks) -> detector (actor pool) -> heatmap shards + Parquet parts (tasks)
+
+What a stage does to its rows stands in `stages` and `table`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy
+from ray.exceptions import RayError
+
+from ad_jobs.archive.fetching import status_of
+from ad_jobs.errors import JobError, RetroscanError
+from ad_jobs.images.decode import Decoded
+from ad_jobs.images.guard import GuardedDecoder
+from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.scanning.identifiers import Identifiers
+from ad_jobs.scanning.intent import Intent
+from ad_jobs.scanning.judgement import ModelUse
+from ad_jobs.scanning.progress import ScanProgress
+from ad_jobs.scanning.stages import prepare_objects, score_objects
+from ad_jobs.scanning.table import write_part
+from ad_jobs.schema import FAILED, SCORED
+from ad_jobs.scoring.model_store import open_model
+from cluster import dataset, messages, storage
+from cluster.division import Resources, plan
+from cluster.errors import ClusterError
+from cluster.metrics import ScanMetrics
+from cluster.session import Session, data_context, session
+
+if TYPE_CHECKING:  # torch stands behind it; driver and fetching workers do without
+    from ad_jobs.scoring.scorer import Scorer
+
+log = logging.getLogger("retroscan.scan")
+
+# Of uncompressed heatmaps one writing task may come to hold, were all of them kept.
+PART_BYTES = 256 << 20
+MAX_PART_OBJECTS = 20_000
+# Of a large run: a killed driver loses at most what is not yet in a part.
+PARTS_AT_LEAST = 100
+
+# Objects and their chapter to parts, as they are written.
+Work = Callable[[pa.Table, int], Iterator[dict[str, int]]]
+
+
+@contextmanager
+def at_work(intent: Intent, done: int, failed: int) -> Iterator[Work]:
+    """Ray, and what scores objects on it."""
+    if done:
+        log.info("Continuing: %d of %d objects are done.", done, intent.objects)
+    spec = intent.spec
+    with session(spec.address, num_cpus=spec.num_cpus) as has, data_context(has):
+        resources = plan(has.nodes, spec.batch_size, intent.objects - done)
+        log.info(
+            "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %d.",
+            intent.objects - done,
+            resources.actors,
+            resources.actor_cpus,
+            resources.actor_gpus,
+            resources.batch_size,
+        )
+        tally = messages.tally()
+        with (
+            ScanProgress(intent.objects, done, failed) as progress,
+            messages.watching(tally, progress.update, progress.every_s),
+        ):
+            yield partial(_parts, intent=intent, resources=resources, tally=tally)
+
+
+def _parts(
+    left: pa.Table, chapter: int, *, intent: Intent, resources: Resources, tally: Any
+) -> Iterator[dict[str, int]]:
+    return dataset.follow(
+        _pipeline(left, intent, resources, tally),
+        partial(write_part, run_uri=intent.spec.out, run_id=intent.run_id, chapter=chapter, models=intent.uses),
+        rows=part_rows(intent, resources),
+        tasks=resources.actors,  # more parts than actors never come at once
+        num_cpus=resources.write_cpus,
+    )
+
+
+def part_rows(intent: Intent, resources: Resources) -> int:
+    """Objects of one part: a hundredth of the run, so few that all of their heatmaps fit into PART_BYTES.
+
+    Whole blocks, as they come from the actors: of a block that is cut, the rest becomes a part of its own.
+    """
+    policies = [intent.policies[use.policy] for use in intent.uses]
+    fit = PART_BYTES // sum(2 * policy.height_px * policy.width_px for policy in policies)
+    rows = min(intent.objects // PARTS_AT_LEAST, fit, MAX_PART_OBJECTS)
+    unit = resources.block_rows if rows >= resources.block_rows else resources.batch_size
+    return max(1, rows // unit) * unit
+
+
+def block_rows(left: int, resources: Resources) -> int:
+    """Objects of one fetch-and-decode task, with so many left in the chapter: a small run, too, keeps every CPU busy."""
+    return min(resources.block_rows, max(1, -(-left // 8)))
+
+
+def _pipeline(left: pa.Table, intent: Intent, resources: Resources, tally: Any) -> ray.data.Dataset:
+    slices = dataset.SliceSource(left, block_rows(left.num_rows, resources))
+    # Reading and fetching have equal resources, so that Ray makes one task of them; scoring has others.
+    fetched = ray.data.read_datasource(
+        slices, override_num_blocks=slices.tasks, num_cpus=resources.fetch_cpus
+    ).map_batches(
+        partial(_fetch, policies=intent.policies, limits=intent.limits, identifiers=intent.identifiers),
+        batch_size=None,  # the slice; a number, even the same one, would keep Ray from fusing
+        batch_format="pyarrow",
+        num_cpus=resources.fetch_cpus,
+    )
+    return fetched.map_batches(
+        _ScoringActor,
+        fn_constructor_kwargs={
+            "uris": [model.uri for model in intent.models],
+            "uses": intent.uses,
+            "policies": intent.policies,
+            "batch_size": resources.batch_size,
+            "amp": intent.spec.amp,
+            "tally": tally,
+        },
+        batch_size=resources.call_rows,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=resources.actors),
+        num_cpus=resources.actor_cpus,
+        num_gpus=resources.actor_gpus,
+    )
+
+
+_decoder: GuardedDecoder | None = None
+
+
+class _WorkersDecoder:
+    """The worker process's own decoder child, kept between tasks: starting one costs many decodes."""
+
+    def decode_each(self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits) -> list[Decoded]:
+        global _decoder
+        if _decoder is None:
+            _decoder = GuardedDecoder()  # its child ends with this process
+        return _decoder.decode_each(data, policies, limits)
+
+
+def _fetch(manifest: pa.Table, policies: Sequence[PixelPolicy], limits: Limits, identifiers: Identifiers) -> pa.Table:
+    return prepare_objects(manifest, policies, limits, _WorkersDecoder(), identifiers)
+
+
+class _ScoringActor:
+    """Loads the models by their paths and checks that they are those the run was planned with."""
+
+    def __init__(
+        self,
+        uris: list[str],
+        uses: Sequence[ModelUse],
+        policies: Sequence[PixelPolicy],
+        batch_size: int,
+        amp: bool,
+        tally: Any,
+    ) -> None:
+        self._policies = policies
+        self._tally = tally
+        self._metrics = ScanMetrics()
+        self._models: list[tuple[Scorer, ModelUse]] = []
+        self._refused: Exception | None = None
+        try:
+            self._models = [_ready(uri, use, batch_size, amp) for uri, use in zip(uris, uses, strict=True)]
+        except (RetroscanError, storage.StorageError) as error:
+            # What a constructor raises reaches the driver as text, what a call raises as itself.
+            self._refused = error
+
+    def __call__(self, prepared: pa.Table) -> pa.Table:
+        if self._refused is not None:
+            raise self._refused
+        started = time.perf_counter()
+        scored = score_objects(prepared, self._policies, self._models)
+        self._report(prepared, time.perf_counter() - started)
+        return scored
+
+    def _report(self, prepared: pa.Table, seconds: float) -> None:
+        """Tell the terminal and Prometheus what was done: numbers and codes, never whose images they were."""
+        columns = ["error_code", "bytes", "fetch_ms", "decode_ms", "frames"]
+        counts: Counter[str] = Counter()
+        for row in prepared.select(columns).to_pylist():
+            code, frames = row["error_code"], len(row["frames"])
+            counts.update(objects=1, frames=frames, failed=int(status_of(code) == FAILED))
+            self._metrics.object(code or SCORED, row["bytes"])
+            self._metrics.took("fetch", row["fetch_ms"] / 1e3)
+            if row["decode_ms"] is not None:
+                self._metrics.took("decode", row["decode_ms"] / 1e3)
+        if counts["frames"]:
+            for _ in range(counts["frames"]):
+                self._metrics.took("score", seconds / counts["frames"])
+        self._tally.add.remote(dict(counts))
+
+
+def _ready(uri: str, use: ModelUse, batch_size: int, amp: bool) -> tuple[Scorer, ModelUse]:
+    """The model at `uri`, ready to score; raises JobError where it is no longer the one the run was planned with."""
+    from ad_jobs.scoring.scorer import Scorer
+
+    model = storage.patiently(partial(open_model, uri))
+    if model.model_id != use.judgement.model_id:
+        raise JobError(
+            f"The model at {uri} changed while the scan ran: {use.judgement.model_id} before, {model.model_id} now.",
+            "Restore it, and run the same command again.",
+        )
+    return Scorer(model.detector, batch_size=batch_size, threads=1, amp=amp), use
+
+
+@contextmanager
+def errors_of_ray() -> Iterator[None]:
+    """What Ray raises inside the block, as an error of the scan."""
+    try:
+        yield
+    except ClusterError as error:
+        raise JobError(error.problem, error.remedy) from error
+    except RayError as error:
+        raise _of_workers(error) from error
+
+
+def _of_workers(error: RayError) -> RetroscanError:
+    """What a worker raised on purpose, or that the workers failed."""
+    for one in _chain(error):
+        if isinstance(one, RetroscanError):
+            return one
+        if isinstance(one, storage.Full):
+            return JobError(f"No room is left for the run: {one}.", "Make room, and run the same command again.")
+        if isinstance(one, storage.StorageError):
+            return JobError(f"The store failed: {one}.", "Mend it, and run the same command again: it continues.")
+    *_, last = _chain(error)
+    lines = str(last).strip().splitlines()
+    return JobError(
+        f"The scan's workers failed: {type(last).__name__}: {lines[-1] if lines else 'no message'}.",
+        "Run the same command again: it continues from here.",
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those it came from, innermost last: Ray wraps a worker's error several times over."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = getattr(found, "cause", None) or found.__cause__
+
+
+def refuse_amp_without_gpu(has: Session) -> None:
+    """Raise UsageError where a scan with `amp` would find no GPU."""
+    if has.gpus < 1:
+        from ad_jobs.scoring.scorer import no_gpu_for_amp
+
+        raise no_gpu_for_amp(f"a cluster of {has.cpus:g} CPUs and {has.gpus:g} GPUs")

@@ -1,0 +1,295 @@
+"""What a verb is asked to do: one frozen specification a verb, checked once, where a request enters.
+
+A field is named as the option of the command line that sets it, and takes what that option takes, so that `Spec.config`
+can be handed back as `--config`.
+Places (a source, a model, a run) become absolute here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from math import isfinite
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+
+from ad_jobs.errors import UsageError
+from ad_jobs.images.policy import MAX_SIDE_PX, Limits, Window
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def place(value: str | PathLike[str]) -> str:
+    """The one absolute spelling of a local path or an s3:// URI.
+
+    Raises:
+        UsageError: it is empty, or of a scheme other than s3 and file.
+    """
+    # Imported here: boto3 stands behind it, and --help does without.
+    from cluster.storage import uris
+
+    text = fspath(value)
+    if not text or is_foreign(text):
+        raise UsageError(
+            "A place is a local path or an s3://bucket/prefix.",
+            repr(text),
+            "Copy what lies there to one of these, or mount it as a folder.",
+        )
+    return uris.absolute(text)
+
+
+def is_foreign(uri: str) -> bool:
+    """Whether a URI has a scheme other than s3 and file."""
+    return bool(_SCHEME.match(uri)) and not uri.startswith(("s3://", "file://"))
+
+
+def parse_size(value: Any) -> tuple[int, int]:
+    """(height, width) in pixels of 256, `256`, `256x128` (height x width) or such a pair.
+
+    Raises:
+        UsageError: anything else.
+    """
+    parts = [str(part) for part in value] if isinstance(value, list | tuple) else str(value).lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.isdigit() and 0 < int(part) <= MAX_SIDE_PX for part in parts):
+        raise UsageError(
+            f"--size is one number of pixels, or heightxwidth, each from 1 to {MAX_SIDE_PX}.",
+            repr(value),
+            "Write for example --size 128 or --size 256x128.",
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+def _size_text(size_px: tuple[int, int] | None) -> str | None:
+    if size_px is None:
+        return None
+    height, width = size_px
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def parse_window(value: Any) -> Window:
+    """`dicom`, `percentile`, or (low, high) of `low,high` or such a pair, in modality units.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if value in ("dicom", "percentile"):
+        return value
+    parts = value.strip("[]").split(",") if isinstance(value, str) else value
+    try:
+        low, high = (float(part) for part in parts)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            "--window is dicom, percentile or low,high.", repr(value), "Write for example --window=-100,300."
+        ) from error
+    if not (isfinite(low) and isfinite(high) and low < high):
+        raise UsageError(
+            "A fixed --window is two finite numbers, low < high.", repr(value), "Write for example --window=-100,300."
+        )
+    return low, high
+
+
+KeepPolicy = Literal["flagged", "all", "none"]  # which heatmaps a run keeps: flagged ones and 1 % of the rest, ...
+IdentifierMode = Literal["plain", "hashed", "none"]  # how a table names studies, series and instances
+Preset = Literal["fast", "paper"]
+
+CHAPTER_OBJECTS = 200_000
+
+Place = Annotated[str, BeforeValidator(place)]
+Places = Annotated[
+    tuple[Place, ...], BeforeValidator(lambda value: [value] if isinstance(value, str | Path) else value)
+]
+Size = Annotated[tuple[int, int], BeforeValidator(parse_size), PlainSerializer(_size_text)]
+FixedWindow = Annotated[Window, BeforeValidator(parse_window)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class Spec(BaseModel):
+    """What one verb is asked to do.
+
+    Raises:
+        UsageError: a value that breaks a rule: the option, the value, and the remedy.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise refused(error, type(self)) from error
+
+    def config(self) -> dict[str, Any]:
+        """The options that are set, as plain values by their names on the command line: `--config` for the same request."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def refused(error: ValidationError, of: type[BaseModel]) -> UsageError:
+    """What pydantic refuses, as rule, value and remedy; options by their names on the command line."""
+    first = error.errors(include_url=False)[0]
+    name, *inside = (str(part) for part in first["loc"]) if first["loc"] else ("",)
+    option = f"--{name.replace('_', '-')}" if name in _option_names(of) else name
+    told = first["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
+    if first["type"] == "missing":
+        return UsageError(f"{option} is needed.", "nothing", "Name one.")
+    if first["type"] == "extra_forbidden" and not inside:
+        return UsageError(
+            "Options are those of the verb.", name, f"This one's are: {', '.join(sorted(_option_names(of)))}."
+        )
+    where = " ".join([option, *inside]).strip()
+    if first["type"] == "extra_forbidden":
+        return UsageError(f"{where} is not known.", repr(first["input"]), "Check the spelling.")
+    if first["type"] == "too_short":
+        return UsageError(f"{option} takes one or more.", "none", "Name one.")
+    return UsageError(f"{where or 'A value'} {told}.", repr(first["input"]), "Give another.")
+
+
+def _option_names(of: type[BaseModel]) -> set[str]:
+    return {field.alias or name for name, field in of.model_fields.items()}
+
+
+class IndexSpec(Spec):
+    """List `source` into the manifest folder `out`; with `headers`, read DICOM headers into its columns."""
+
+    source: Place
+    out: Place
+    headers: bool = False
+
+
+class FitSpec(Spec):
+    """Fit a detector on normal images, and write the model to `out`."""
+
+    detector: str
+    normal: Place
+    out: Place
+    anomalous: Place | None = None
+    preset: Preset = "fast"
+    # Height and width in pixels; by default the preset's.
+    size: Size | None = None
+    # Passes over the images; by default the preset's.
+    epochs: int | None = Field(default=None, ge=1)
+    seed: Seed = 0
+    window: FixedWindow = "dicom"
+    resize: Literal["stretch", "pad"] = "stretch"
+    workers: int = Field(default=1, ge=1)
+    # Of the detector: backbone, layers, ...
+    options: dict[str, Any] = Field(default_factory=dict, alias="set")
+    limits: Limits = Field(default_factory=Limits)
+    address: str | None = None
+    # Of decoded images in memory; by default half of the object store. What is beyond is decoded again in every epoch.
+    keep_mib: int | None = Field(default=None, ge=0, exclude=True)
+
+
+class CalibrateSpec(Spec):
+    """Set a model's threshold and heatmap scale from held-out images."""
+
+    model: Place
+    normal: Place
+    anomalous: Place | None = None
+    max_fpr: Rate | None = None
+    max_fnr: Rate | None = None
+    # With `max_fnr`: lowers the threshold by this share of its height.
+    margin: Rate = 0.05
+
+    @model_validator(mode="after")
+    def _one_rate_and_its_images(self) -> Self:
+        if (self.max_fpr is None) == (self.max_fnr is None):
+            raise UsageError(
+                "A threshold follows from one rate.",
+                f"--max-fpr {self.max_fpr}, --max-fnr {self.max_fnr}",
+                "Give either --max-fpr 0.01 or --max-fnr 0.",
+            )
+        if self.max_fnr is not None and self.anomalous is None:
+            raise UsageError(
+                "--max-fnr is judged on anomalous images.",
+                "no --anomalous",
+                "Name some with --anomalous SOURCE, or use --max-fpr.",
+            )
+        if self.max_fpr is not None and self.anomalous is not None:
+            raise UsageError(
+                "--max-fpr is judged on normal images alone.",
+                f"--anomalous {self.anomalous}",
+                "Leave it out, or use --max-fnr.",
+            )
+        return self
+
+
+class ScanSpec(Spec):
+    """Score every object of `source` by every `model`, into the run folder `out`."""
+
+    source: Place
+    model: Places = Field(min_length=1)
+    out: Place
+    # SQL condition over the manifest's columns.
+    where: str | None = None
+    heatmaps: KeepPolicy = "flagged"
+    identifiers: IdentifierMode = "plain"
+    # File with the key of hashed identifiers.
+    identifiers_key: Path | None = None
+    # The share of objects that may fail; one more, and the run ends where it is.
+    max_failed: Share = 1.0
+    # What one object may cost; by default the models' own.
+    limits: Limits | None = None
+    # Frames scored at once; it does not change a score.
+    batch_size: int | None = Field(default=None, ge=1)
+    # Reduced precision, on GPUs alone: scores then agree within `scorer.AMP_TOLERANCE`.
+    amp: bool = False
+    # A running Ray cluster; embedded by default, with `num_cpus` logical CPUs.
+    address: str | None = None
+    num_cpus: int | None = Field(default=None, ge=1, exclude=True)
+    # Objects of a chapter, each committed as a whole: its end costs seconds, in which its last parts are waited for.
+    chapter_objects: int = Field(default=CHAPTER_OBJECTS, ge=1, exclude=True)
+
+
+class EvaluateSpec(Spec):
+    """Compare a run with labels; `bootstrap` replicates give the intervals, none if 0."""
+
+    run: Place
+    labels: Place
+    seed: Seed = 0
+    bootstrap: int = Field(default=1000, ge=0)
+
+
+class ReportSpec(Spec):
+    """Write a run's report, a page with the `top` highest-scored frames of each model as pictures."""
+
+    run: Place
+    top: int = Field(default=24, ge=1)
+
+
+class VerifySpec(Spec):
+    """Check a run against its record, and score `sample` of its objects again."""
+
+    run: Place
+    sample: int = Field(default=100, ge=0)
+    seed: Seed = 0
+
+
+class ScoreSpec(Spec):
+    """Score a few images in this process."""
+
+    model: Place
+    # As they are named by who asks; the result names them so.
+    images: tuple[str, ...] = Field(min_length=1)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where the images lie."""
+        return tuple(map(place, self.images))
+
+
+class DemoSpec(Spec):
+    """Take a phantom archive through every verb, below the local folder `out`."""
+
+    out: str = "demo"
+    seed: Seed = 0
+
+
+class DoctorSpec(Spec):
+    """Look what is here and what is missing."""
+
+    address: str | None = None
+    bucket: str | None = None
