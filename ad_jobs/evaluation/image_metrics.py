@@ -1,62 +1,81 @@
-"""Metrics of image scores, each with a bootstrap interval.
+"""Metrics of image scores by scikit-learn, each with a bootstrap interval.
 
-`f1_max`, `accuracy_max` and `accuracy_zero_fn` choose their threshold on the very images they judge. They are
-oracles: a ceiling to compare detectors by, not what a deployed threshold reaches.
+`f1_max`, `accuracy_max` and `accuracy_zero_fn` choose their threshold on the very images they judge.
+They are oracles: a ceiling to compare detectors by, not what a deployed threshold reaches.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypedDict
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ad_jobs.evaluation import ranking
+from ad_jobs.evaluation.intervals import Estimate, estimate, resample
 from ad_jobs.evaluation.ranking import Histograms
-from ad_jobs.scoring.calibration import clopper_pearson
-
-CONFIDENCE = 0.95
 
 
-class Estimate(TypedDict):
-    """A metric and its 95 % interval; None where undefined, its bounds None where there is no interval."""
+class _Detections(NamedTuple):
+    """How many images each observed score finds as threshold (anomalous when score >= threshold), highest first."""
 
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-IMAGE_METRICS: dict[str, Callable[[Histograms], float | None]] = {
-    "image_auroc": ranking.auroc,
-    "image_ap": ranking.average_precision,
-    "f1_max": ranking.f1_max,
-    "accuracy_max": ranking.accuracy_max,
-    "accuracy_zero_fn": ranking.accuracy_zero_fn,
-}
+    hits: npt.NDArray[np.float64]
+    alarms: npt.NDArray[np.float64]
+    normal: int
+    anomalous: int
 
 
 def image_auroc(scores: npt.ArrayLike, anomalous: npt.ArrayLike) -> float | None:
     """Area under the ROC curve of image scores [n] against labels 0/1 [n]; None with one class only."""
-    return ranking.auroc(ranking.histograms(scores, anomalous))
+    from sklearn.metrics import roc_auc_score
+
+    values, labels = ranking.check(scores, anomalous)
+    return float(roc_auc_score(labels, values)) if _has_both(labels) else None
 
 
 def image_ap(scores: npt.ArrayLike, anomalous: npt.ArrayLike) -> float | None:
     """Average precision of image scores [n] against labels 0/1 [n]; None with one class only."""
-    return ranking.average_precision(ranking.histograms(scores, anomalous))
+    from sklearn.metrics import average_precision_score
+
+    values, labels = ranking.check(scores, anomalous)
+    return float(average_precision_score(labels, values)) if _has_both(labels) else None
 
 
 def f1_max(scores: npt.ArrayLike, anomalous: npt.ArrayLike) -> float | None:
-    """The best F1 over all thresholds, an oracle; None with one class only."""
-    return ranking.f1_max(ranking.histograms(scores, anomalous))
+    """The best F1 over all observed scores as thresholds, an oracle; None with one class only."""
+    found = _detections(scores, anomalous)
+    return float((2 * found.hits / (found.hits + found.alarms + found.anomalous)).max()) if found else None
 
 
 def accuracy_max(scores: npt.ArrayLike, anomalous: npt.ArrayLike) -> float | None:
     """The best accuracy over all observed scores as thresholds, an oracle; None with one class only."""
-    return ranking.accuracy_max(ranking.histograms(scores, anomalous))
+    found = _detections(scores, anomalous)
+    return float(_accuracy(found).max()) if found else None
 
 
 def accuracy_zero_fn(scores: npt.ArrayLike, anomalous: npt.ArrayLike) -> float | None:
     """The accuracy at threshold = lowest anomalous score, ties to anomalous; None with one class only."""
-    return ranking.accuracy_zero_fn(ranking.histograms(scores, anomalous))
+    found = _detections(scores, anomalous)
+    return float(_accuracy(found)[found.hits == found.anomalous][0]) if found else None
+
+
+class _Metric(NamedTuple):
+    """A metric of scores and labels, and the same of counted replicates."""
+
+    of_scores: Callable[[npt.ArrayLike, npt.ArrayLike], float | None]
+    of_histograms: Callable[[Histograms], float | None]
+
+
+# Replicates are counted and not sorted anew: of 10,000 images a replicate's five metrics take 1.2 ms, by scikit-learn
+# (with the weights as sample_weight) 19 ms.
+IMAGE_METRICS = {
+    "image_auroc": _Metric(image_auroc, ranking.auroc),
+    "image_ap": _Metric(image_ap, ranking.average_precision),
+    "f1_max": _Metric(f1_max, ranking.f1_max),
+    "accuracy_max": _Metric(accuracy_max, ranking.accuracy_max),
+    "accuracy_zero_fn": _Metric(accuracy_zero_fn, ranking.accuracy_zero_fn),
+}
 
 
 def image_metrics(
@@ -72,72 +91,43 @@ def image_metrics(
     Args:
         scores: finite numbers [n].
         anomalous: 0/1 [n].
-        groups: which images belong together (one patient, one board); whole groups are drawn. Each image
-            is its own group if left out.
+        groups: which images belong together (one patient, one board); whole groups are drawn.
+            Each image is its own group if left out.
         seed: the same seed gives the same intervals.
         bootstrap: replicates; 0 for no intervals.
+
+    Raises:
+        ValueError: the arrays differ in length, or a score is not finite.
     """
-    values = np.asarray(scores, dtype=np.float64)
-    labels = np.asarray(anomalous).astype(bool)
-    found = ranking.histograms(values, labels)
+    values, labels = ranking.check(scores, anomalous)
     drawn: dict[str, list[float]] = {name: [] for name in IMAGE_METRICS}
-    if found.has_both() and bootstrap:
-        _, place = np.unique(values, return_inverse=True)
-        bins = found.normal.size
+    if _has_both(labels) and bootstrap:
+        distinct, place = np.unique(values, return_inverse=True)
         for weights in resample(labels, groups, seed=seed, replicates=bootstrap):
-            replicate = ranking.count(place, labels, weights, bins)
+            replicate = ranking.count(place, labels, weights, distinct.size)
             for name, metric in IMAGE_METRICS.items():
-                value = metric(replicate)
+                value = metric.of_histograms(replicate)
                 if value is not None:
                     drawn[name].append(value)
-    return {name: estimate(metric(found), drawn[name]) for name, metric in IMAGE_METRICS.items()}
+    return {name: estimate(metric.of_scores(values, labels), drawn[name]) for name, metric in IMAGE_METRICS.items()}
 
 
-def resample(
-    anomalous: npt.NDArray[np.bool_], groups: Sequence[str] | None, *, seed: int, replicates: int
-) -> Iterator[npt.NDArray[np.float64]]:
-    """How often each image counts in each replicate, [n] per replicate.
-
-    Stratified: groups of normal images only, of anomalous images only, and of both are drawn apart, each with
-    replacement, so that every replicate holds both classes. Nothing is yielded when a class has fewer than
-    two groups: drawing from one group always gives that group, and the interval would claim a certainty
-    nobody has.
-    """
-    n = anomalous.size
-    names = np.arange(n) if groups is None else np.asarray(groups, dtype=str)
-    _, unit = np.unique(names, return_inverse=True)
-    units = int(unit.max()) + 1 if n else 0
-    has_anomalous = np.bincount(unit, anomalous, minlength=units) > 0
-    has_normal = np.bincount(unit, ~anomalous, minlength=units) > 0
-    if min(has_anomalous.sum(), has_normal.sum()) < 2:
-        return
-    kind = has_anomalous * 1 + has_normal * 2
-    strata = [np.flatnonzero(kind == k) for k in (1, 2, 3) if (kind == k).any()]
-    rng = np.random.default_rng(seed)
-    for _ in range(replicates):
-        times = np.zeros(units)
-        for stratum in strata:
-            draw = rng.integers(0, stratum.size, stratum.size)
-            times[stratum] = np.bincount(draw, minlength=stratum.size)
-        yield times[unit]
+def _has_both(labels: npt.NDArray[np.bool_]) -> bool:
+    return bool(labels.any() and not labels.all())
 
 
-def estimate(value: float | None, drawn: Sequence[float]) -> Estimate:
-    """The metric with the percentile interval of its replicates, widened where need be to hold the value.
+def _detections(scores: npt.ArrayLike, anomalous: npt.ArrayLike) -> _Detections | None:
+    """None with one class only."""
+    from sklearn.metrics import roc_curve
 
-    A maximum over thresholds is biased upwards in every replicate, so on few images its percentiles can miss
-    the value.
-    """
-    if value is None or len(drawn) < 2:
-        return Estimate(value=value, low=None, high=None)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(np.asarray(drawn), [tail, 100 - tail])
-    return Estimate(value=value, low=min(float(low), value), high=max(float(high), value))
+    values, labels = ranking.check(scores, anomalous)
+    if not _has_both(labels):
+        return None
+    positives, negatives = int(labels.sum()), int((~labels).sum())
+    # The curve's first point flags nothing: its threshold is no observed score.
+    fpr, tpr, _ = roc_curve(labels, values, drop_intermediate=False)
+    return _Detections(np.rint(tpr[1:] * positives), np.rint(fpr[1:] * negatives), negatives, positives)
 
 
-def rate(count: int, total: int) -> Estimate:
-    """A share and its exact (Clopper-Pearson) 95 % interval, the images taken as independent; or None."""
-    if total == 0:
-        return Estimate(value=None, low=None, high=None)
-    low, high = clopper_pearson(count, total, CONFIDENCE)
-    return Estimate(value=count / total, low=low, high=high)
+def _accuracy(found: _Detections) -> npt.NDArray[np.float64]:
+    return (found.hits + found.normal - found.alarms) / (found.normal + found.anomalous)

@@ -11,8 +11,11 @@ import pandas as pd
 
 from ad_jobs.archive.sources import resolve
 from ad_jobs.errors import UsageError
+from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from cluster import storage
 
+# The status of a label whose image is not in the run.
+MISSING = "missing"
 COLUMNS = ("image", "anomalous", "mask", "frame", "group")
 _SHAPE = "Write a CSV with the columns image, anomalous (0 or 1) and, if known, mask, frame, group."
 
@@ -28,9 +31,9 @@ class Labels(NamedTuple):
 class Joined(NamedTuple):
     """Labels beside what a run found under one model.
 
-    `table` has the labels' columns and status (scored, failed, skipped or missing), score, flagged, and
-    heatmaps: the references of the label's frames, None among them where none was kept. `unlabelled` counts
-    objects without a label.
+    `table` has the labels' columns and status (scored, failed, skipped or missing), score, flagged, and heatmaps: the
+    references of the label's frames, None among them where none was kept.
+    `unlabelled` counts objects without a label.
     """
 
     table: pd.DataFrame
@@ -41,8 +44,7 @@ def read_labels(labels: str) -> Labels:
     """The labels of a CSV; relative image and mask paths are resolved against its folder.
 
     Raises:
-        UsageError: no such file, no CSV, a column is missing, a value is not of its kind, an image is
-        labelled twice.
+        UsageError: no such file, no CSV, a column is missing, a value is not of its kind, an image is labelled twice.
     """
     uri = storage.absolute(labels)
     try:
@@ -97,8 +99,8 @@ def _checked(column: pd.Series[str], uri: str, rule: str, pattern: str) -> pd.Se
 def join(labels: Labels, rows: pd.DataFrame) -> Joined:
     """Each label beside its object's outcome under one model.
 
-    A label with a frame takes that frame's row. One without takes the whole object: its highest score over
-    all frames, flagged if any frame is.
+    A label with a frame takes that frame's row.
+    One without takes the whole object: its highest score over all frames, flagged if any frame is.
 
     Args:
         labels: the labels.
@@ -125,14 +127,14 @@ def join(labels: Labels, rows: pd.DataFrame) -> Joined:
     of_frame = by_frame.reindex(key).set_axis(table.index)
     whole = table["frame"].isna()
     # An object that failed whole stands at frame 0 only; its other frames failed with it.
-    lost = of_frame["status"].isna() & (of_object["status"] != "scored")
+    lost = of_frame["status"].isna() & (of_object["status"] != SCORED)
     status = of_object["status"].where(whole | lost, of_frame["status"])
     frames = [[reference] for reference in _or_none(of_frame["heatmap"])]
     heatmaps = [
         o if w and isinstance(o, list) else f for w, o, f in zip(whole, of_object["heatmaps"], frames, strict=True)
     ]
     joined = table.assign(
-        status=status.fillna("missing"),
+        status=status.fillna(MISSING),
         score=of_object["score"].where(whole, of_frame["score"]).astype("float64"),
         flagged=of_object["flagged"].where(whole, of_frame["flagged"]),
         heatmaps=pd.Series(heatmaps, index=table.index, dtype=object),
@@ -142,13 +144,13 @@ def join(labels: Labels, rows: pd.DataFrame) -> Joined:
 
 def _objects(rows: pd.DataFrame) -> pd.DataFrame:
     """One row an object: scored if any frame is, its highest score, the references of its scored frames."""
-    scored = rows[rows["status"] == "scored"]
+    scored = rows[rows["status"] == SCORED]
     best = scored.groupby("uri", sort=False).agg(score=("score", "max"), flagged=("flagged", "max"))
     references = pd.Series(_or_none(scored["heatmap"]), index=scored.index, dtype=object)
     best["heatmaps"] = references.groupby(scored["uri"], sort=False).agg(list)
-    rank = rows["status"].map({"scored": 0, "failed": 1, "skipped": 2})
-    worst = rank.groupby(rows["uri"], sort=False).min()
-    objects = worst.map({0: "scored", 1: "failed", 2: "skipped"}).to_frame("status")
+    best_first = (SCORED, FAILED, SKIPPED)
+    rank = rows["status"].map({status: place for place, status in enumerate(best_first)})
+    objects = rank.groupby(rows["uri"], sort=False).min().map(dict(enumerate(best_first))).to_frame("status")
     return objects.join(best)
 
 

@@ -1,20 +1,21 @@
 """Metrics of heatmaps against masks, in one pass and bounded memory however many images there are.
 
-Every pixel is put into the bin of its 16-bit value, which is what a run stores, so nothing is lost: pixel
-AUROC, pixel average precision and AUPRO are exact. A heatmap finer than 16 bits is rounded to them first (at
-most 1/131070). Intervals come from a Poisson bootstrap: each image (or group) counts Poisson(1) times in each
-of 200 replicates, drawn from its own name, so neither the order of the images nor a split into several
-collectors changes them.
+Every pixel is put into the bin of its 16-bit value, which is what a run stores, so nothing is lost: pixel AUROC, pixel
+average precision and AUPRO are exact.
+A heatmap finer than 16 bits is rounded to them first (at most 1/131070).
+Intervals come from a Poisson bootstrap: each image (or group) counts Poisson(1) times in each of 200 replicates, drawn
+from its own name, so neither the order of the images nor a split into several collectors changes them.
 """
 
-import hashlib
+from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from ad_jobs.evaluation import ranking
-from ad_jobs.evaluation.image_metrics import Estimate, estimate
+from ad_jobs.evaluation.curves import thin
+from ad_jobs.evaluation.intervals import Estimate, estimate, poisson_weights
 from ad_jobs.evaluation.ranking import FloatArray, Histograms
 
 BINS = 65536
@@ -59,8 +60,7 @@ class PixelHistogram:
         regions, count = ndimage.label(mask, structure=_EIGHT_CONNECTED)
         size = np.bincount(regions.ravel(), minlength=count + 1)
         in_region = mask.ravel().astype(np.float64)
-        # A region's pixels share a weight of one, so the sum over regions of "share above t" is one
-        # histogram.
+        # A region's pixels share a weight of one, so the sum over regions of "share above t" is one histogram.
         overlap = in_region / size[regions.ravel()]
         index = bin_of(heatmap, self.bins).ravel()
         self._add(index, (1 - in_region, in_region, overlap), weights)
@@ -83,7 +83,7 @@ class PixelHistogram:
             if used.size:
                 self.counts[channel][:, used] += np.outer(times, found[used])
 
-    def merge(self, other: "PixelHistogram") -> None:
+    def merge(self, other: PixelHistogram) -> None:
         """Add what another collector of the same shape has counted."""
         if other.counts.shape != self.counts.shape:
             raise ValueError(f"Cannot merge {other.counts.shape} into {self.counts.shape}")
@@ -157,7 +157,7 @@ class PixelEvaluation:
     def roc(self) -> tuple[list[float], list[float]] | None:
         """The ROC curve over all pixels (false, true positive rate), thinned; None without both kinds."""
         pixels = self._exact.pixels()
-        return ranking.thin(*ranking.roc(pixels)) if pixels.has_both() else None
+        return thin(*ranking.roc(pixels)) if pixels.has_both() else None
 
 
 def bin_of(heatmap: npt.NDArray[np.floating], bins: int) -> npt.NDArray[np.int64]:
@@ -181,8 +181,7 @@ def threshold_of(heatmap: npt.NDArray[np.floating], thresholds: int) -> npt.NDAr
 def harden(mask: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     """The soft mask [H, W] cut at one half, True where abnormal.
 
-    A defect too small to fill half a pixel anywhere keeps its strongest pixels: a marked image never loses
-    its mark.
+    A defect too small to fill half a pixel anywhere keeps its strongest pixels: a marked image never loses its mark.
     """
     peak = float(mask.max(initial=0.0))
     level = min(MASK_LEVEL, peak)
@@ -192,20 +191,13 @@ def harden(mask: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
 def stretch(heatmap: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """The heatmap stretched to its own minimum and maximum; all zero if it is flat.
 
-    Only for the paper's localization protocol, whose thresholds 0 to 0.999 presuppose it. There the stretch
-    comes before the blur and ends at the 99th percentile; a stored heatmap is blurred already, so its maximum
-    takes that place.
+    Only for the paper's localization protocol, whose thresholds 0 to 0.999 presuppose it.
+    There the stretch comes before the blur and ends at the 99th percentile; a stored heatmap is blurred already, so its
+    maximum takes that place.
     """
     values = heatmap.astype(np.float64)
     low, high = float(values.min()), float(values.max())
     return (values - low) / (high - low) if high > low else np.zeros_like(values)
-
-
-def poisson_weights(group: str, seed: int, replicates: int) -> FloatArray:
-    """How often a group counts in each replicate [replicates], decided by its name and the seed alone."""
-    digest = hashlib.sha256(f"{seed}\n{group}".encode()).digest()
-    rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
-    return rng.poisson(1.0, replicates).astype(np.float64)
 
 
 def _centred(value: float | None, coarse: float | None, drawn: list[float | None]) -> Estimate:

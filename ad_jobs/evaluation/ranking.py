@@ -1,11 +1,14 @@
 """How well one number separates two classes, from two histograms over the same ascending values.
 
-An image score, a pixel of a heatmap, a bootstrap replicate and a softly masked pixel differ only in what is
-counted. Each becomes a pair of histograms (normal weight and abnormal weight per value), and every metric is
-a function of that pair. It is exact when a bin holds one value. When a bin holds several, their order inside
-it is lost and they count as ties: the AUROC is then off by at most half of the share of (normal, abnormal)
-pairs that meet in a bin.
+A pixel of a heatmap, a softly masked pixel and an image in a bootstrap replicate differ only in what is counted.
+Each becomes a pair of histograms (normal weight and abnormal weight per value), and every metric is a function of that
+pair: millions of pixels are never held, and a replicate is not sorted.
+It is exact when a bin holds one value.
+When a bin holds several, their order inside it is lost and they count as ties: the AUROC is then off by at most half of
+the share of (normal, abnormal) pairs that meet in a bin.
 """
+
+from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -13,8 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
-
-CURVE_POINTS = 200
 
 
 class Histograms(NamedTuple):
@@ -28,6 +29,21 @@ class Histograms(NamedTuple):
         return bool(self.normal.sum() > 0 and self.abnormal.sum() > 0)
 
 
+def check(scores: npt.ArrayLike, anomalous: npt.ArrayLike) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """Scores as float64 [n] and their labels as bool [n].
+
+    Raises:
+        ValueError: the arrays differ in length, or a score is not finite.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    labels = np.asarray(anomalous).astype(bool)
+    if values.ndim != 1 or labels.shape != values.shape:
+        raise ValueError(f"Scores and labels must be 1-D and of one length, got {values.shape} and {labels.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("Scores must be finite")
+    return values, labels
+
+
 def histograms(scores: npt.ArrayLike, anomalous: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> Histograms:
     """The exact pair of histograms of scored images: one bin per distinct score.
 
@@ -39,12 +55,7 @@ def histograms(scores: npt.ArrayLike, anomalous: npt.ArrayLike, weights: npt.Arr
     Raises:
         ValueError: the arrays differ in length, or a score is not finite.
     """
-    values = np.asarray(scores, dtype=np.float64)
-    labels = np.asarray(anomalous).astype(bool)
-    if values.ndim != 1 or labels.shape != values.shape:
-        raise ValueError(f"Scores and labels must be 1-D and of one length, got {values.shape} and {labels.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("Scores must be finite")
+    values, labels = check(scores, anomalous)
     counts = np.ones_like(values) if weights is None else np.asarray(weights, dtype=np.float64)
     distinct, place = np.unique(values, return_inverse=True)
     return count(place, labels, counts, distinct.size)
@@ -87,7 +98,8 @@ def average_precision(h: Histograms) -> float | None:
     """Sum over thresholds of (step in recall) x precision, not interpolated; None if a class is empty."""
     if not h.has_both():
         return None
-    recall, precision = precision_recall(h)
+    hits, alarms = _detections(h)
+    recall, precision = hits / h.abnormal.sum(), hits / (hits + alarms)
     return _unit((np.diff(recall, prepend=0.0) * precision).sum())
 
 
@@ -124,28 +136,11 @@ def roc(h: Histograms) -> tuple[FloatArray, FloatArray]:
     return fpr, tpr
 
 
-def precision_recall(h: Histograms) -> tuple[FloatArray, FloatArray]:
-    """(recall, precision) with recall rising, one point per occupied bin. Needs both classes."""
-    hits, alarms = _detections(h)
-    return hits / h.abnormal.sum(), hits / (hits + alarms)
-
-
-def thin(x: FloatArray, y: FloatArray, points: int = CURVE_POINTS) -> tuple[list[float], list[float]]:
-    """At most `points` points of a curve in the unit square, even along its length, both ends kept."""
-    if x.size > points:
-        length = np.concatenate([[0.0], np.cumsum(np.hypot(np.diff(x), np.diff(y)))])
-        wanted = np.linspace(0.0, length[-1], points)
-        kept = np.unique(np.clip(np.searchsorted(length, wanted), 0, x.size - 1))
-        kept[0], kept[-1] = 0, x.size - 1
-        x, y = x[kept], y[kept]
-    return [round(float(v), 6) for v in x], [round(float(v), 6) for v in y]
-
-
 def _detections(h: Histograms) -> tuple[FloatArray, FloatArray]:
     """(abnormal weight, normal weight) at or above each occupied bin, highest first.
 
-    Empty bins are left out: they are not observed scores, and the ones above the highest score would stand
-    for a threshold that flags nothing.
+    Empty bins are left out: they are not observed scores, and the ones above the highest score would stand for a
+    threshold that flags nothing.
     """
     occupied = (h.normal + h.abnormal) > 0
     return np.cumsum(h.abnormal[occupied][::-1]), np.cumsum(h.normal[occupied][::-1])

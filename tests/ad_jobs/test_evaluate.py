@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ad_jobs import evaluate as evaluate_module
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.evaluate import evaluate
 from ad_jobs.images.geometry import Geometry
@@ -164,19 +163,6 @@ def test_same_seed_same_evaluation(tmp_path):
     assert first == second
 
 
-def test_neighbouring_heatmaps_are_read_together(tmp_path, monkeypatch):
-    fake = fake_run.make(tmp_path)
-    reads = []
-    fetch_range = storage.fetch_range
-    monkeypatch.setattr(storage, "fetch_range", lambda *args: reads.append(args) or fetch_range(*args))
-    together = evaluate(fake.uri, str(fake.labels), bootstrap=10)
-    assert len(reads) == 1
-    monkeypatch.setattr(evaluate_module, "_READ_BYTES", 1)
-    one_by_one = evaluate(fake.uri, str(fake.labels), bootstrap=10)
-    assert len(reads) == 1 + 18
-    assert one_by_one["aupro"] == together["aupro"]
-
-
 class TestFrames:
     @pytest.fixture
     def run(self, tmp_path) -> fake_run.FakeRun:
@@ -301,22 +287,6 @@ class TestRefusals:
             shard.unlink()
         with pytest.raises(JobError, match="gone"):
             evaluate(fake.uri, str(fake.labels))
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
-def test_any_non_zero_mask_pixel_marks_whatever_the_mode(tmp_path, mode):
-    mask = np.zeros((90, 120), bool)
-    mask[10:20, 30:50] = True
-    if mode == "I;16":
-        picture = Image.fromarray(mask.astype(np.uint16) * 300)
-    elif mode == "P":
-        picture = Image.fromarray(mask.astype(np.uint8) + 5).convert("P")
-        picture.putpalette([0, 0, 0] * 6 + [200, 0, 0] + [0, 0, 0] * 249)
-    else:
-        picture = Image.fromarray(mask.astype(np.uint8) * 255).convert(mode)
-    picture.save(tmp_path / "mask.png")
-    geometry = Geometry(90, 120, 48, 64, 0, 0, 48, 64)
-    np.testing.assert_array_equal(evaluate_module._read_mask(str(tmp_path / "mask.png"), geometry), mask)
 
 
 @pytest.mark.s3
