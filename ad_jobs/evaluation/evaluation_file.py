@@ -11,7 +11,7 @@ EVALUATION_FILE = "evaluation.json"
 
 
 class Found(NamedTuple):
-    """The evaluation of a run, None if there is none of it; `stale`: there is one of another or an unfinished run."""
+    """The evaluation of a run, None if there is none of it; `stale`: there is one of another run."""
 
     evaluation: dict[str, Any] | None
     stale: bool
@@ -24,11 +24,11 @@ def write_evaluation(run_uri: str, evaluation: dict[str, Any]) -> None:
 
 
 def read_evaluation(run_uri: str, run_id: str) -> Found:
-    """The evaluation in the folder `run_uri`, if it is about the finished run `run_id`."""
+    """The evaluation in the folder `run_uri`, if it is about the run `run_id`."""
     try:
         evaluation: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run_uri, EVALUATION_FILE)))
     except storage.NotFound:
         return Found(None, stale=False)
-    if evaluation.get("run_id") != run_id or evaluation.get("unfinished"):
+    if evaluation.get("run_id") != run_id:
         return Found(None, stale=True)
     return Found(evaluation, stale=False)

@@ -9,9 +9,7 @@ from typing import TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from ad_jobs.scoring.thresholds import clopper_pearson
-
-CONFIDENCE = 0.95
+from ad_jobs.scoring.thresholds import CONFIDENCE, clopper_pearson
 
 
 class Estimate(TypedDict):

@@ -40,13 +40,12 @@ class Joined(NamedTuple):
     unlabelled: int
 
 
-def read_labels(labels: str) -> Labels:
+def read_labels(uri: str) -> Labels:
     """The labels of a CSV; relative image and mask paths are resolved against its folder.
 
     Raises:
         UsageError: no such file, no CSV, a column is missing, a value is not of its kind, an image is labelled twice.
     """
-    uri = storage.absolute(labels)
     try:
         data = storage.read_bytes(uri)
     except storage.StorageError as error:

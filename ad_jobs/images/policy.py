@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, WrapValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, WrapValidator
 from pydantic import ValidatorFunctionWrapHandler as Parse
 from pydantic_core import PydanticCustomError
 
@@ -20,11 +20,11 @@ MAX_SIDE_PX = 16384
 
 
 def _must_be(rule: str, holds: Callable[[float], bool]) -> AfterValidator:
-    """A validator of a number whose message is the rule in words."""
+    """A validator of a number whose message is the rule in words; the field's name stands beside it in the error."""
 
-    def check(value: float, info: ValidationInfo) -> float:
+    def check(value: float) -> float:
         if not holds(value):
-            raise PydanticCustomError("rule", "{name} must be {rule}", {"name": info.field_name, "rule": rule})
+            raise PydanticCustomError("rule", "must be {rule}", {"rule": rule})
         return value
 
     return AfterValidator(check)
@@ -37,7 +37,7 @@ def _check_window(value: Any, parse: Parse) -> Window:
     except ValidationError:
         window = (0.0, 0.0)
     if isinstance(window, tuple) and not (isfinite(window[0]) and isfinite(window[1]) and window[0] < window[1]):
-        raise PydanticCustomError("window", "window must be dicom, percentile, or two finite numbers, low < high")
+        raise PydanticCustomError("window", "must be dicom, percentile, or two finite numbers, low < high")
     return window
 
 

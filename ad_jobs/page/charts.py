@@ -1,7 +1,8 @@
-"""Charts as inline SVG. Colours, fonts and dark mode come from the page's style sheet by class name.
+"""Charts as inline SVG: what a report says of scores and curves.
 
-One unit is one CSS pixel at the chart's natural width, so that text keeps its size; a chart that must serve
-wide and narrow screens is drawn twice.
+Colours, fonts and dark mode come from the page's style sheet by class name.
+One unit is one CSS pixel at the chart's natural width, so that text keeps its size; a chart that must serve wide and
+narrow screens is drawn twice.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from markupsafe import Markup, escape
+from markupsafe import Markup
+
+from ad_jobs.page import svg
 
 Floats = npt.NDArray[np.float64]
 
-# Counts that span more than this are drawn on a log axis: otherwise the few abnormal images would not be
-# seen.
+# Counts that span more than this are drawn on a log axis: otherwise the few abnormal images would not be seen.
 LOG_FROM = 100
 # A bar of one image keeps this share of a decade on the log axis.
 _LOG_FOOT = 0.3
+_QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 class Bars(NamedTuple):
@@ -30,35 +33,17 @@ class Bars(NamedTuple):
     beyond: int
 
 
-class _Frame(NamedTuple):
-    """The plot area inside a chart."""
-
-    width: float
-    height: float
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def x(self, share: float) -> float:
-        return round(self.left + share * (self.width - self.left - self.right), 1)
-
-    def y(self, share: float) -> float:
-        return round(self.height - self.bottom - share * (self.height - self.top - self.bottom), 1)
-
-
 def bin_scores(scores: Floats, threshold: float, bins: int = 48) -> Bars:
     """A histogram of finite scores with the threshold on an edge, so that no bar is half flagged.
 
-    Scores far outside the bulk go to the outermost bins: one outlier must not squeeze everything into one
-    bar.
+    Scores far outside the bulk go to the outermost bins: one outlier must not squeeze everything into one bar.
     """
     low, high = np.quantile(scores, [0.001, 0.999])
     spread = max(high - low, abs(threshold) * 1e-6, 1e-12)
     low = min(max(scores.min(), low - spread / 2), threshold)
     high = max(min(scores.max(), high + spread / 2), threshold)
     step = max(high - low, spread) / bins
-    below, above = (max(int(np.ceil((threshold - low) / step)), 1), max(int(np.ceil((high - threshold) / step)), 1))
+    below, above = max(int(np.ceil((threshold - low) / step)), 1), max(int(np.ceil((high - threshold) / step)), 1)
     edges = threshold + step * np.arange(-below, above + 1)
     # Flagged is score > threshold: a score on the threshold belongs to the bar on its left.
     index = np.clip(np.ceil((scores - threshold) / step).astype(np.int64) - 1 + below, 0, below + above - 1)
@@ -102,10 +87,11 @@ def curve(
     size: int = 340,
 ) -> Markup:
     """A curve in the unit square, with the line of a detector that guesses and the run's operating point."""
-    frame = _Frame(size, size * 0.88, 44, 12, 12, 40)
-    parts = [_grid_x(frame, [(t, f"{t:g}") for t in _QUARTERS]), _grid_y(frame, [(t, f"{t:g}") for t in _QUARTERS])]
+    frame = svg.Frame(size, size * 0.88, 44, 12, 12, 40)
+    ticks = [(share, f"{share:g}") for share in _QUARTERS]
+    parts = [svg.grid_x(frame, ticks), svg.grid_y(frame, ticks)]
     (x0, y0), (x1, y1) = reference
-    parts.append(_line(frame.x(x0), frame.y(y0), frame.x(x1), frame.y(y1), "guess"))
+    parts.append(svg.line(frame.x(x0), frame.y(y0), frame.x(x1), frame.y(y1), "guess"))
     path = " ".join(f"{frame.x(a)},{frame.y(b)}" for a, b in zip(x, y, strict=True))
     parts.append(Markup('<polyline class="curve" points="{}"/>').format(path))
     if point is not None:
@@ -116,24 +102,21 @@ def curve(
                 f"At the run's threshold: {x_label} {point[0]:.3f}, {y_label} {point[1]:.3f}",
             )
         )
-    parts.append(_axis_labels(frame, x_label, y_label))
-    return _svg(frame, title, parts)
+    parts.append(svg.axis_labels(frame, x_label, y_label))
+    return svg.draw(frame, title, parts)
 
 
 def interval(value: float, low: float | None, high: float | None) -> Markup:
     """A value between 0 and 1 as a dot on a line, with its interval as a thicker stretch."""
-    frame = _Frame(160, 16, 6, 0, 6, 0)
-    parts = [_line(frame.x(0), 8, frame.x(1), 8, "track")]
+    frame = svg.Frame(160, 16, 6, 0, 6, 0)
+    parts = [svg.line(frame.x(0), 8, frame.x(1), 8, "track")]
     if low is not None and high is not None:
-        parts.append(_line(frame.x(low), 8, frame.x(high), 8, "range"))
+        parts.append(svg.line(frame.x(low), 8, frame.x(high), 8, "range"))
     parts.append(Markup('<circle class="point" cx="{}" cy="8" r="4"/>').format(frame.x(value)))
     # The numbers stand beside it in the table: to a screen reader the picture is decoration.
     return Markup(
         '<svg class="interval" viewBox="0 0 160 16" width="160" height="16" aria-hidden="true">{}</svg>'
     ).format(Markup("").join(parts))
-
-
-_QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def _histogram(
@@ -144,7 +127,7 @@ def _histogram(
     width: int,
     height: int,
 ) -> Markup:
-    frame = _Frame(width, height, 52, 24, 14, 40)
+    frame = svg.Frame(width, height, 52, 24, 14, 40)
     counts = np.stack([values for _, values in series])
     total = counts.sum(axis=0)
     top = max(int(total.max()), 1)
@@ -161,10 +144,10 @@ def _histogram(
             return float((np.log10(count) + _LOG_FOOT) / (np.log10(top) + _LOG_FOOT))
         return count / top
 
-    ticks_y = [10**k for k in range(len(str(top)))] if log else _round_ticks(0, top, 4, whole=True)
+    ticks_y = [10**k for k in range(len(str(top)))] if log else svg.round_ticks(0, top, 4, whole=True)
     parts = [
-        _grid_y(frame, [(share_y(t), f"{int(t):,}") for t in ticks_y]),
-        _grid_x(frame, [(share_x(t), f"{t:.6g}") for t in _round_ticks(low, high, width // 90)]),
+        svg.grid_y(frame, [(share_y(t), f"{int(t):,}") for t in ticks_y]),
+        svg.grid_x(frame, [(share_x(t), f"{t:.6g}") for t in svg.round_ticks(low, high, width // 90)]),
     ]
     for i in range(total.size):
         left, right = frame.x(share_x(edges[i])), frame.x(share_x(edges[i + 1]))
@@ -174,71 +157,17 @@ def _histogram(
                 # Stacked on counts, so that on a log axis, too, the bar's top shows the bin's total.
                 y0, y1 = frame.y(share_y(base)), frame.y(share_y(base + values[i]))
                 tip = f"{edges[i]:.4g} to {edges[i + 1]:.4g}: {int(values[i]):,}"
-                parts.append(_bar(name, left + 0.5, y1, max(right - left - 1, 0.8), y0 - y1, tip))
+                parts.append(svg.bar(name, left + 0.5, y1, max(right - left - 1, 0.8), y0 - y1, tip))
                 base += int(values[i])
     where = share_x(threshold)
     if 0 <= where <= 1:
         anchor = "end" if where > 0.6 else "start"
         x = frame.x(where)
-        parts.append(_line(x, frame.top - 10, x, frame.y(0), "threshold"))
+        parts.append(svg.line(x, frame.top - 10, x, frame.y(0), "threshold"))
         parts.append(
             Markup('<text class="threshold-label" x="{}" y="{}" text-anchor="{}">threshold {}</text>').format(
                 x + (-6 if anchor == "end" else 6), frame.top - 4, anchor, f"{threshold:.4g}"
             )
         )
-    parts.append(_axis_labels(frame, "score", "images, log scale" if log else "images"))
-    return _svg(frame, title, parts)
-
-
-def _round_ticks(low: float, high: float, about: int, whole: bool = False) -> list[float]:
-    """About so many round numbers (1, 2 or 5 times a power of ten apart) between two values."""
-    raw = (high - low) / max(about, 1)
-    power = 10.0 ** np.floor(np.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
-    step = max(step, 1.0) if whole else step
-    first = np.ceil(low / step - 1e-9)
-    # Adding zero turns -0.0 into 0.0.
-    return [float(k * step) + 0.0 for k in np.arange(first, np.floor(high / step + 1e-9) + 1)]
-
-
-def _grid_x(frame: _Frame, ticks: Sequence[tuple[float, str]]) -> Markup:
-    return Markup("").join(
-        Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            frame.x(share), frame.height - frame.bottom + 16, text
-        )
-        for share, text in ticks
-    ) + _line(frame.x(0), frame.y(0), frame.x(1), frame.y(0), "axis")
-
-
-def _grid_y(frame: _Frame, ticks: Sequence[tuple[float, str]]) -> Markup:
-    return Markup("").join(
-        _line(frame.x(0), frame.y(share), frame.x(1), frame.y(share), "grid")
-        + Markup('<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>').format(
-            frame.left - 6, round(frame.y(share) + 4, 1), text
-        )
-        for share, text in ticks
-    )
-
-
-def _axis_labels(frame: _Frame, x_label: str, y_label: str) -> Markup:
-    middle = (frame.top + frame.height - frame.bottom) / 2
-    return Markup(
-        '<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>'
-        '<text class="label" transform="translate(12 {}) rotate(-90)" text-anchor="middle">{}</text>'
-    ).format(frame.x(0.5), frame.height - 5, x_label, round(middle, 1), y_label)
-
-
-def _bar(name: str, x: float, y: float, width: float, height: float, tip: str) -> Markup:
-    return Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>').format(
-        name, round(x, 1), y, round(width, 1), round(height, 1), tip
-    )
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, name: str) -> Markup:
-    return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(name, x1, y1, x2, y2)
-
-
-def _svg(frame: _Frame, title: str, parts: Sequence[Markup]) -> Markup:
-    return Markup(
-        '<svg class="chart" role="img" aria-label="{}" viewBox="0 0 {} {}" style="max-width:{}px">{}</svg>'
-    ).format(escape(title), f"{frame.width:g}", f"{frame.height:g}", f"{frame.width:g}", Markup("").join(parts))
+    parts.append(svg.axis_labels(frame, "score", "images, log scale" if log else "images"))
+    return svg.draw(frame, title, parts)

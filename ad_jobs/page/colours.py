@@ -1,7 +1,8 @@
 """The colours of a heatmap: dark violet through red to pale yellow, with lightness rising evenly.
 
-Equal steps of the heatmap are equal steps of lightness (CIE L*), so that the map reads the same in grey, on
-paper and with any colour vision. What is cold is transparent and lets the original show.
+Equal steps of the heatmap are equal steps of lightness (CIE L*), so that the map reads the same in grey, on paper and
+with any colour vision.
+What is cold is transparent and lets the original show.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ import numpy.typing as npt
 _ANCHORS = ((20, 8, 48), (84, 18, 110), (156, 41, 100), (216, 75, 62), (246, 138, 35), (250, 198, 60), (252, 253, 191))
 _STEPS = 256
 
-# Below COLD nothing is drawn; from WARM on the colour covers fully. Normal images lie in the lowest third of
-# the scale.
+# Below COLD nothing is drawn; from WARM on the colour covers fully. Normal images lie in the lowest third of the scale.
 COLD, WARM = 0.15, 0.65
 
 # sRGB, IEC 61966-2-1, and its D65 white.

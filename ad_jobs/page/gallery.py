@@ -20,6 +20,7 @@ from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.page.colours import overlay
 from ad_jobs.results.read import open_heatmap
 from ad_jobs.results.run import ModelRef
+from ad_jobs.schema import SCORED
 from cluster import storage
 
 MAX_SIDE_PX = 512
@@ -48,7 +49,7 @@ class Card:
 
 def cards(run_uri: str, rows: pd.DataFrame, policy: PixelPolicy, limits: Limits, top: int) -> list[Card]:
     """The `top` scored frames of one model, highest score first; equal scores in the order of the table."""
-    scored = rows[rows["status"] == "scored"]
+    scored = rows[rows["status"] == SCORED]
     best = scored.sort_values("score", ascending=False, kind="stable").head(top)
     return [_card(run_uri, rank, row, policy, limits) for rank, (_, row) in enumerate(best.iterrows(), start=1)]
 
@@ -60,7 +61,7 @@ def side_by_side(
 
     Scores of different models have different scales; their ranks do not.
     """
-    scored = rows[rows["status"] == "scored"]
+    scored = rows[rows["status"] == SCORED]
     ranks = scored.groupby("model_id")["score"].rank(ascending=False, method="first").astype(int)
     ranked = scored.assign(rank=ranks).set_index(["object_id", "frame", "model_id"], drop=False).sort_index()
     by_frame = ranked["rank"].groupby(level=["object_id", "frame"])
@@ -111,8 +112,7 @@ def _heatmap(run_uri: str, reference: object, notes: list[str]) -> tuple[npt.NDA
         notes.append(f"The heatmap cannot be read: {error}")
         return None, (1, 1)
     box = np.s_[geometry.top : geometry.top + geometry.height, geometry.left : geometry.left + geometry.width]
-    # The browser stretches it over the picture: the same linear interpolation as on the source, far fewer
-    # bytes.
+    # The browser stretches it over the picture: the same linear interpolation as on the source, far fewer bytes.
     return overlay(values[box]), (geometry.rows, geometry.columns)
 
 

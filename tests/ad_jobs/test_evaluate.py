@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.evaluate import evaluate
 from ad_jobs.images.geometry import Geometry
+from ad_jobs.images.policy import PixelPolicy
 from ad_jobs.results.heatmaps import encode_png, pack
 from ad_jobs.schema import SCORES
 from cluster import storage
@@ -167,13 +168,14 @@ class TestFrames:
     @pytest.fixture
     def run(self, tmp_path) -> fake_run.FakeRun:
         """Two objects of three frames: frame 1 of the first is abnormal, frame 2 of the second has failed."""
-        policy_geometry = Geometry(10, 12, 10, 12, 0, 0, 10, 12)
+        policy = PixelPolicy(channels=1, height_px=10, width_px=12)
+        geometry = Geometry.of(policy, 10, 12)
         rows, members = [], []
         scores = {(0, 0): 0.1, (0, 1): 0.9, (0, 2): 0.2, (1, 0): 0.3, (1, 1): 0.4, (1, 2): None}
         for (object_id, frame), score in scores.items():
             heat = np.full((10, 12), 0.1, np.float32)
             heat[2:4, 3:6] = 0.8 if score == 0.9 else 0.1
-            members.append((f"{object_id}-{frame}.png", encode_png(heat, policy_geometry)))
+            members.append((f"{object_id}-{frame}.png", encode_png(heat, geometry)))
             row = fake_run.row(object_id, str(tmp_path / f"{object_id}.dcm"), model_id=fake_run.MODEL, frame=frame)
             row |= {
                 "status": "scored",
@@ -192,6 +194,7 @@ class TestFrames:
         (uri / "heatmaps").mkdir()
         (uri / shard.name).write_bytes(shard.data)
         pq.write_table(pa.Table.from_pylist(rows, schema=SCORES), uri / "scores/part-00000.parquet")
+        fake_run.close(str(uri), [fake_run.MODEL], policy, 0.55, objects=2)
         mask = np.zeros((10, 12), np.uint8)
         mask[2:4, 3:6] = 1
         Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -199,12 +202,11 @@ class TestFrames:
 
     def test_without_frames_an_object_has_its_highest_score(self, run):
         write_labels(run.labels, [{"image": "0.dcm", "anomalous": "1"}, {"image": "1.dcm", "anomalous": "0"}])
-        evaluation = evaluate(run.uri, str(run.labels), bootstrap=0, allow_unfinished=True)
+        evaluation = evaluate(run.uri, str(run.labels), bootstrap=0)
         assert (evaluation["n_normal"], evaluation["n_anomalous"]) == (1, 1)
         assert evaluation["image_auroc"]["value"] == 1.0
         assert evaluation["at_threshold"]["true_positive"] == 1
         assert evaluation["curves"]["scores"]["edges"][-1] == pytest.approx(0.9)
-        assert evaluation["unfinished"] is True
 
     def test_with_frames_each_has_its_own(self, run):
         labels = [
@@ -214,7 +216,7 @@ class TestFrames:
             {"image": "1.dcm", "frame": "7", "anomalous": "0", "mask": ""},
         ]
         write_labels(run.labels, labels)
-        evaluation = evaluate(run.uri, str(run.labels), bootstrap=0, allow_unfinished=True)
+        evaluation = evaluate(run.uri, str(run.labels), bootstrap=0)
         counted = [evaluation[f"n_{name}"] for name in ("normal", "anomalous", "failed", "missing")]
         assert counted == [1, 1, 1, 1]
         assert evaluation["pixel_auroc"]["value"] == 1.0
@@ -222,11 +224,6 @@ class TestFrames:
     def test_a_mask_needs_its_frame(self, run):
         write_labels(run.labels, [{"image": "0.dcm", "anomalous": "1", "mask": "mask.png"}])
         with pytest.raises(UsageError, match="one frame"):
-            evaluate(run.uri, str(run.labels), allow_unfinished=True)
-
-    def test_an_unfinished_run_is_refused_unless_allowed(self, run):
-        write_labels(run.labels, [{"image": "0.dcm", "anomalous": "1"}])
-        with pytest.raises(UsageError, match="finished"):
             evaluate(run.uri, str(run.labels))
 
 
@@ -257,6 +254,11 @@ class TestRefusals:
     def test_no_match_shows_a_path_of_either_side(self, tmp_path):
         fake = fake_run.make(tmp_path, normal=1, anomalous=1)
         self.refuse(fake, "image,anomalous\nelsewhere/a.png,1\n", "elsewhere/a.png; run: .*good 000.png")
+
+    def test_an_unfinished_run(self, tmp_path):
+        fake = fake_run.make(tmp_path, finish=False)
+        with pytest.raises(UsageError, match="finished"):
+            evaluate(fake.uri, str(fake.labels))
 
     def test_no_such_file(self, tmp_path):
         fake = fake_run.make(tmp_path, normal=1, anomalous=1)
