@@ -315,7 +315,7 @@ def _answer(bucket: str | None) -> Check:
 
 def _cluster(address: str | None) -> Check:
     from cluster.errors import ClusterError
-    from cluster.jobs.jobs import Jobs, named_address
+    from cluster.jobs import Jobs, named_address
 
     if named_address(address) is None:
         return Check("Ray cluster", OK, "none named: fit and scan embed a Ray of their own")

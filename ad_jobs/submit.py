@@ -1,8 +1,9 @@
 """`retroscan submit` and `retroscan jobs`: any verb as a Ray job on a running cluster.
 
-A request is checked here, as far as this machine can, before anything is sent: the verb, its options (a `--config` file is
-resolved into them) and its places. Its id comes from what is asked and the code that is to do it, so that the same command
-follows a job that runs or ran already, and continues one that failed.
+A request is checked here, as far as this machine can, before anything is sent: the verb, its options (a `--config` file
+is resolved into them) and its places.
+Its id comes from what is asked and the code that is to do it, so that the same command follows a job that runs or ran
+already, and continues one that failed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ad_jobs.errors import UsageError
-from cluster.jobs.jobs import Job, Jobs, code_digest, named_address
+from cluster.jobs import Job, Jobs, code, named_address
 from cluster.storage import uris
 
 log = logging.getLogger("retroscan.submit")
@@ -138,9 +139,9 @@ def submit(
 
     Args:
         request: what to run.
-        address: the cluster; see `cluster.jobs.jobs.Jobs`.
+        address: the cluster; see `cluster.jobs.Jobs`.
         submission_id: the job's id; by default it comes from the request and the code.
-        names: variables of this process that the job gets; their values are shown nowhere, see `cluster.jobs.environment`.
+        names: variables of this process that the job gets; their values are shown nowhere, see `jobs.environment`.
         detach: return as soon as the cluster has the job.
 
     Raises:
@@ -149,7 +150,7 @@ def submit(
     """
     values = values_of(names)
     packages = [_package(name) for name in PACKAGES]
-    wanted = submission_id or _id_of(request, code_digest(packages))
+    wanted = submission_id or _id_of(request, code.digest(packages))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", wanted):
         raise UsageError(
             "--submission-id is of letters, digits, dots, dashes and underscores, 100 at most.",

@@ -1,16 +1,18 @@
 """Values that a caller sends along with a job, kept out of all that Ray shows and logs of one.
 
 What stands in a job's runtime environment as `env_vars` is no place for a secret: the jobs API hands it to whoever
-holds the cluster's token (only browsers are shown stars), and Ray writes it into its logs on every node. So the values
-travel as a file beside the job's code, of mode 0600. The job's driver takes the file in and deletes it (`receive`)
-before it does anything else; from then on Ray's own hook on `ray.init` (`withhold`) takes the values out of what the
-driver tells its workers, and hands them over by a function that each worker runs as it starts.
+holds the cluster's token (only browsers are shown stars), and Ray writes it into its logs on every node.
+So the values travel as a file beside the job's code, of mode 0600.
+The job's driver takes the file in and deletes it (`receive`) before it does anything else; from then on Ray's own hook
+on `ray.init` (`withhold`) takes the values out of what the driver tells its workers, and hands them over by a function
+that each worker runs as it starts.
 
 What remains, and to whom: the head holds in its memory the package that the file came in, until some minutes after the
-job, and the workers' function, until the driver ends (if that is killed, until the cluster ends). With Redis behind the
-head, Redis holds both. To read them takes the cluster's token, or the account that Ray runs under; who has either may
-run jobs, and could read the environment of this job's processes just as well. On its way the package is as safe as the
-connection: in the clear over http://, as the token itself is.
+job, and the workers' function, until the driver ends (if that is killed, until the cluster ends).
+With Redis behind the head, Redis holds both.
+To read them takes the cluster's token, or the account that Ray runs under; who has either may run jobs, and could read
+the environment of this job's processes just as well.
+On its way the package is as safe as the connection: in the clear over http://, as the token itself is.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-FILE = ".sent.json"  # beside the packages of a job's code
-_FUNCTIONS = b"fun"  # the name space in which Ray keeps what workers load
-_ROOT = Path(__file__).resolve().parent.parent
+# Beside the packages of a job's code.
+FILE = ".sent.json"
+# The name space in which Ray keeps what workers load.
+_FUNCTIONS = b"fun"
+_ROOT = Path(__file__).resolve().parents[2]
 
 _received: dict[str, str] = {}
 
@@ -83,7 +87,8 @@ def _forget(mark: str) -> None:
     from ray.exceptions import RpcError
 
     try:
-        head = GcsClient(address=os.environ["RAY_ADDRESS"])  # Ray sets it for a job's driver
+        # Ray sets the variable for a job's driver.
+        head = GcsClient(address=os.environ["RAY_ADDRESS"])
         for key in head.internal_kv_keys(b"", _FUNCTIONS):
             if b"FunctionsToRun" in key and mark.encode() in (head.internal_kv_get(key, _FUNCTIONS) or b""):
                 head.internal_kv_del(key, False, _FUNCTIONS)

@@ -25,7 +25,7 @@ from ad_jobs import submit
 from ad_jobs.cli.app import app
 from ad_jobs.cli.show import jobs_text
 from ad_jobs.errors import UsageError
-from cluster.jobs.jobs import Job
+from cluster.jobs import Job
 
 VERBS: Any = get_command(app).commands  # type: ignore[attr-defined]
 WAIT_S = 300.0

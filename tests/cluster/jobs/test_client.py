@@ -7,14 +7,10 @@ import hashlib
 import json
 import os
 import secrets
-import socket
-import stat
 import subprocess
 import sys
-import threading
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,12 +19,13 @@ from rayhead import RayHead
 import cluster
 from cluster.errors import ClusterError
 from cluster.jobs import environment
-from cluster.jobs.jobs import Jobs, _Tail, attempt, code_digest
+from cluster.jobs.client import Job, Jobs, Tail, attempt
 
 CLUSTER = Path(cluster.__file__).parent
-VARIABLE = "AWS_SECRET_ACCESS_KEY"  # one that a session tells its workers
+# One that a session tells its workers.
+VARIABLE = "AWS_SECRET_ACCESS_KEY"
 PROBE = f"""
-from cluster import sent
+from cluster.jobs import environment
 environment.receive()
 
 import hashlib, os
@@ -57,71 +54,12 @@ with session("auto"):
         ({"scan": "FAILED", "scan-2": "RUNNING"}, ("scan-2", False)),
         ({"scan": "FAILED", "scan-2": "STOPPED"}, ("scan-3", True)),
         ({"scan": "FAILED", "scan-2": "FAILED", "scan-3": "SUCCEEDED"}, ("scan-3", False)),
-        ({"scan-2": "FAILED"}, ("scan-3", True)),  # the first was deleted, which does not free its id
+        # The first was deleted, which does not free its id.
+        ({"scan-2": "FAILED"}, ("scan-3", True)),
     ],
 )
 def test_a_request_is_one_job_until_that_fails(statuses: dict[str, str], expected: tuple[str, bool]) -> None:
     assert attempt("scan", statuses) == expected
-
-
-def test_the_digest_of_code_is_of_what_is_sent(tmp_path: Path) -> None:
-    def code(folder: str, **files: str) -> str:
-        for name, text in files.items():
-            path = tmp_path / folder / "package" / name.replace("__", "/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return code_digest([tmp_path / folder / "package"])
-
-    first = code("a", **{"one.py": "1", "sub__two.py": "2"})
-    assert code("b", **{"one.py": "1", "sub__two.py": "2", "sub__two.pyc": "compiled"}) == first
-    assert code("c", **{"one.py": "1", "sub__two.py": "3"}) != first
-    assert code("d", **{"one.py": "1", "two.py": "2"}) != first
-    assert code("e", **{"one.py": "12", "sub__two.py": ""}) != first
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder that `sent` takes for the one of the job's code; what it does to the process ends with the test."""
-    monkeypatch.setattr(environment, "_ROOT", tmp_path)
-    monkeypatch.setattr(environment, "_received", {})
-    monkeypatch.setattr(environment.atexit, "register", lambda *_: None)
-    for name in ("SENT_ONE", "RAY_RUNTIME_ENV_HOOK"):
-        monkeypatch.setenv(name, "")  # so that it is put back
-        monkeypatch.delenv(name)
-    return tmp_path
-
-
-def test_a_file_of_values_is_private_new_each_time_and_gone_once_read(fresh: Path) -> None:
-    path = fresh / environment.FILE
-    environment.pack(fresh, {"SENT_ONE": "value"})
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    first = path.read_bytes()
-    environment.receive()
-    assert os.environ["SENT_ONE"] == "value"
-    assert os.environ["RAY_RUNTIME_ENV_HOOK"] == "cluster.jobs.environment.withhold"
-    assert not path.exists()
-    environment.pack(fresh, {"SENT_ONE": "value"})
-    assert path.read_bytes() != first, "Ray would take the package for the first one, whose file is gone"
-
-
-def test_where_nothing_was_sent_nothing_is_done(fresh: Path) -> None:
-    del fresh
-    before = dict(os.environ)
-    environment.receive()
-    assert dict(os.environ) == before
-
-
-def test_what_was_received_is_not_told_to_ray(fresh: Path) -> None:
-    environment.pack(fresh, {"SENT_ONE": "value"})
-    environment.receive()
-    given = {"env_vars": {"SENT_ONE": "value", "OTHER": "1"}, "working_dir": "gcs://package-with-the-file.zip"}
-    found = environment.withhold(given)
-    assert found["env_vars"] == {"OTHER": "1"}
-    assert found["working_dir"] == str(fresh)
-    assert given["env_vars"] == {"SENT_ONE": "value", "OTHER": "1"}
-    del os.environ["SENT_ONE"]
-    found["worker_process_setup_hook"]()
-    assert os.environ["SENT_ONE"] == "value"
 
 
 class _BreakingClient:
@@ -140,7 +78,7 @@ class _BreakingClient:
 
 def test_a_log_that_breaks_off_is_taken_up_where_it_ended() -> None:
     written: list[str] = []
-    tail = _Tail(_BreakingClient(), "job", written.append)
+    tail = Tail(_BreakingClient(), "job", written.append)
     for _ in range(2):
         with pytest.raises(RuntimeError):
             asyncio.run(tail.read())
@@ -148,54 +86,21 @@ def test_a_log_that_breaks_off_is_taken_up_where_it_ended() -> None:
     assert "".join(written) == "abcdef"
 
 
-def test_an_address_that_is_no_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))  # bound and not listening: nothing answers, and nobody else can
-        for address in (f"http://127.0.0.1:{free.getsockname()[1]}", f"127.0.0.1:{free.getsockname()[1]}"):
-            with pytest.raises(ClusterError, match=r"No Ray cluster answers.*--address, http://HEAD:8265"):
-                Jobs(address)
-    with pytest.raises(ClusterError, match="ray://head:10001"):
-        Jobs("ray://someone:password@head:10001")
-
-
-def test_a_token_file_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
-    with pytest.raises(ClusterError, match=r"RAY_AUTH_TOKEN_PATH.*none \(No such file"):
-        Jobs("http://127.0.0.1:1")
-
-
-class _Page(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"<html>hello</html>")
-
-    def log_message(self, format: str, *args: object) -> None:
-        del format, args
-
-
-def test_another_web_server_at_the_address() -> None:
-    server = HTTPServer(("127.0.0.1", 0), _Page)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        for scheme in ("http://", ""):
-            with pytest.raises(ClusterError, match="No Ray cluster answers"):
-                Jobs(f"{scheme}127.0.0.1:{server.server_port}")
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.fixture(scope="module")
 def jobs(ray_head: RayHead) -> Iterator[Jobs]:
     """The head's jobs, for a client in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_TOKEN_PATH", ray_head.env["RAY_AUTH_TOKEN_PATH"])
-        patch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # which an address that is given wins over
+        # An address that is given wins over it.
+        patch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
         yield Jobs(ray_head.address)
+
+
+class _Before(Jobs):
+    """Jobs as they were before any was submitted."""
+
+    def list(self) -> Sequence[Job]:
+        return []
 
 
 @pytest.fixture
@@ -222,7 +127,7 @@ def test_what_is_sent_reaches_driver_and_workers_and_stands_nowhere(ray_head: Ra
     assert f"driver {digest}\n" in log
     assert f"worker {digest}\n" in log
 
-    assert secret not in log + repr(jobs.list()) + repr(jobs._client.list_jobs())
+    assert secret not in log + repr(jobs.list())
     for what in ("runtime_envs", "actors", "tasks", "workers", "jobs"):
         assert secret not in _state(ray_head, what)
     holders = [path for path in ray_head.folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
@@ -262,17 +167,13 @@ def _state(head: RayHead, what: str) -> str:
 
 
 @pytest.mark.ray
-def test_a_job_that_was_stopped_makes_room_for_the_next_attempt(
-    jobs: Jobs, probe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def submit() -> tuple[str, bool]:
+def test_a_job_that_was_stopped_makes_room_for_the_next_attempt(jobs: Jobs, probe: Path) -> None:
+    def submit(jobs: Jobs = jobs) -> tuple[str, bool]:
         return jobs.submit("sleeper", "echo awake; exec sleep 300", [probe], metadata={})
 
     assert submit() == ("sleeper", True)
     assert submit() == ("sleeper", False)
-    with monkeypatch.context() as patch:
-        patch.setattr(jobs, "list", list)  # as two callers at once see it, of whom the cluster takes one
-        assert submit() == ("sleeper", False)
+    assert submit(_Before(jobs.address)) == ("sleeper", False), "of two callers at once the cluster takes one"
     assert jobs.stop("sleeper")
     job = jobs.follow("sleeper", lambda _: None)
     assert (job.status, job.exit_code, job.over) == ("STOPPED", None, True)
