@@ -6,9 +6,8 @@ Shape suffixes: B batch, C channels, H height in pixels, W width in pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -16,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from models.errors import InputError, NonFiniteLoss
-from models.parts.collective import AllReduceSum, sum_over_ranks
+
+# A part of this contract, and imported from here.
+from models.runtime import Runtime as Runtime
 
 
 class InputSpec(BaseModel):
@@ -54,10 +55,8 @@ class DetectorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(default=60, ge=1)
     # Over all workers together.
     batch_size: int = Field(default=32, ge=1)
-    lr: float = Field(default=1e-3, gt=0)
 
 
 class TrainedConfig(DetectorConfig):
@@ -80,10 +79,14 @@ class Batch(NamedTuple):
     With several workers it is this rank's share of the global batch; of a small last one that may be no image at all.
     """
 
-    images: Tensor  # float32 [B, C, H, W] in [0, 1]
-    positions: Tensor  # int64 [B], place in the set: the same image has the same one in every epoch over that set
-    anomalous: Tensor | None = None  # float32 [B, C, H, W]: only for a detector whose spec needs them
-    over_all: int | None = None  # images of the global batch; None: there are no others than these
+    # float32 [B, C, H, W] in [0, 1].
+    images: Tensor
+    # int64 [B], place in the set: the same image has the same one in every epoch over that set.
+    positions: Tensor
+    # float32 [B, C, H, W]: only for a detector whose spec needs them.
+    anomalous: Tensor | None = None
+    # Images of the global batch; None: there are no others than these.
+    over_all: int | None = None
 
     @property
     def total(self) -> int:
@@ -101,43 +104,6 @@ class Phase(NamedTuple):
     name: str
     epochs: int
     images: Literal["train", "held_out"] = "train"
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """What the worker lends a learner. The defaults are a single process on the CPU.
-
-    Row i of a global batch lies on rank i mod `world`. On every rank a learner computes the loss of the global batch, by
-    `mean` and `gather`, and back-propagates it; what `wrap` gives then has the gradients, and in training the batch
-    statistics, of the global batch. So each rank takes every step, with however few images.
-    """
-
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    wrap: Callable[[nn.Module], nn.Module] = lambda network: network  # DistributedDataParallel in a group
-    all_reduce_sum: AllReduceSum = lambda tensor: tensor
-    rank: int = 0
-    world: int = 1
-    seed: int = 0
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean over the values of all ranks, a scalar that gradients pass through; `values` begin with the images."""
-        if self.world == 1:
-            return values.mean()
-        own = torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
-        total, count = sum_over_ranks(own, self.all_reduce_sum)
-        return total / count
-
-    def gather(self, rows: Tensor, total: int) -> Tensor:
-        """All `total` rows of the global batch in its order, from every rank's own; gradients pass through."""
-        if self.world == 1:
-            return rows
-        spread = rows.new_zeros(total, *rows.shape[1:])
-        spread[self.mine(total)] = rows
-        return sum_over_ranks(spread, self.all_reduce_sum)
-
-    def mine(self, total: int) -> slice:
-        """Which of the global batch's `total` rows lie on this rank."""
-        return slice(self.rank, total, self.world)
 
 
 class Learner(Protocol):

@@ -36,11 +36,11 @@ from models.backbones import Backbone
 from models.detector import (
     Batch,
     Detector,
-    DetectorConfig,
     InputSpec,
     Phase,
     Runtime,
     Scores,
+    TrainedConfig,
     evaluating,
     finite_or_stop,
 )
@@ -57,7 +57,7 @@ WATCHED = 64  # training images kept to watch for collapse, half of them to fit,
 COLLAPSE = 0.01  # how far the synthetic AUROC may fall below its best
 
 
-class FYDConfig(DetectorConfig):
+class FYDConfig(TrainedConfig):
     """FYD's options; the defaults suit EfficientNet-Lite0 at 128 px on CPU. The paper's scale is 50 epochs at 224 px."""
 
     epochs: int = Field(default=5, ge=1)  # of contrast; read only where there is any

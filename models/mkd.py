@@ -36,11 +36,11 @@ from models.backbones import VGG, Backbone
 from models.detector import (
     Batch,
     Detector,
-    DetectorConfig,
     InputSpec,
     Phase,
     Runtime,
     Scores,
+    TrainedConfig,
     evaluating,
     finite_or_stop,
 )
@@ -52,9 +52,11 @@ CONVS_PER_BLOCK = (2, 2, 3, 3, 3)  # VGG-16's own
 VGG16_WIDTHS = (64, 128, 256, 512, 512)
 
 
-class MKDConfig(DetectorConfig):
+class MKDConfig(TrainedConfig):
     """MKD's options; the defaults suit EfficientNet-Lite0 at 128 px."""
 
+    epochs: int = Field(default=60, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
     batch_size: int = Field(default=16, ge=1)  # at equal steps as good as the paper's 64, in fewer epochs
     backbone: str = "efficientnet_lite0"
     weights: str = "auto"  # see models/backbones.py

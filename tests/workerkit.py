@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from models.detector import Batch, Detector, Learner, Runtime
 from models.parts.batch_norm import BatchNorm2d
-from models.parts.distributed import group_runtime
+from models.runtime import group_runtime
 
 COLLECTIVE_S = 300.0  # after which a rank no longer waits for the others
 ANSWER_S = 400.0  # a first import of torch on a busy machine included
@@ -142,7 +142,7 @@ def share(batch: Batch, runtime: Runtime) -> Batch:
 
 
 def fit(runtime: Runtime, job: Job, stop: Place | None = None, resume: tuple[Place, bytes] | None = None) -> Outcome:
-    """The outcome of a fit, this rank on its share of every batch: to its end or to `stop`, from its start or `resume`."""
+    """The outcome of a fit, this rank on its share of every batch, from its start or `resume` to its end or `stop`."""
     torch.manual_seed(SEED)
     detector = build(job.kind, job.size_px, **job.options)
     dtype = torch.float64 if job.double else torch.float32
@@ -205,7 +205,7 @@ class Passed(NamedTuple):
 
 
 def normalise(runtime: Runtime, images: Tensor, affine: bool, momentum: float | None) -> Passed:
-    """Two passes of this rank's images, the first of the doubled ones, and a backward pass of a loss unlike over images."""
+    """Two passes of this rank's images, the first of them doubled, and a backward pass of a loss unlike over images."""
     norm = BatchNorm2d(images.shape[1], affine=affine, momentum=momentum, dtype=images.dtype)
     if affine:
         nn.init.normal_(norm.weight, 1.0, 0.3, generator=torch.Generator().manual_seed(1))

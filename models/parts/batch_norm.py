@@ -5,14 +5,16 @@ Shape suffixes: B batch, C channels, H height, W width, R ranks.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from models.detector import Runtime
+if TYPE_CHECKING:
+    from models.runtime import Runtime
 
-OVER = (0, 2, 3)  # the axes that a channel's statistics are taken over
+# The axes that a channel's statistics are taken over.
+OVER = (0, 2, 3)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -21,7 +23,8 @@ class BatchNorm2d(nn.BatchNorm2d):
     PyTorch's own SyncBatchNorm needs a GPU, and images on every rank.
     """
 
-    runtime: Runtime | None = None  # lent where there are several workers
+    # Lent where there are several workers.
+    runtime: Runtime | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.runtime is None:
@@ -47,7 +50,10 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def _statistics(x_BCHW: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor, Tensor]:
-    """Count of values (a scalar), mean [C] and variance [C] over all ranks, from every rank's own: no square is summed raw."""
+    """Count of values (a scalar), mean [C] and variance [C] over all ranks, from every rank's own.
+
+    No square is summed raw.
+    """
     channels = x_BCHW.shape[1]
     mean_C = variance_C = x_BCHW.new_zeros(channels)
     if x_BCHW.numel():

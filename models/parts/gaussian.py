@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.parts.collective import AllReduceSum
+from models.runtime import AllReduceSum
 
 
 class GaussianSums:

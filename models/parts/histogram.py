@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.parts.collective import AllReduceSum
+from models.runtime import AllReduceSum
 
 BINS = 4096
 

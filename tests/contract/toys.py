@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from models.detector import (
     Batch,
     Detector,
-    DetectorConfig,
     InputSpec,
     Phase,
     Runtime,
     Scores,
+    TrainedConfig,
     evaluating,
     finite_or_stop,
 )
@@ -43,7 +43,7 @@ def entry(detector: type[Detector]) -> Entry:
     )
 
 
-class ToyConfig(DetectorConfig):
+class ToyConfig(TrainedConfig):
     epochs: int = 12
     batch_size: int = 8
     lr: float = 0.02

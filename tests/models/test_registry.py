@@ -55,7 +55,7 @@ def test_an_unknown_detector_is_refused_with_the_known_ones():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epoch": 3}, r"mkd option 'epoch': .*Got: 3\. The options of mkd are epochs, batch_size, lr, backbone"),
+        ({"epoch": 3}, r"mkd option 'epoch': .*Got: 3\. The options of mkd are batch_size, epochs, lr, backbone"),
         ({"epochs": 0}, r"mkd option 'epochs': .*greater than or equal to 1.* Got: 0\."),
         ({"epochs": "many"}, r"mkd option 'epochs': .*Got: 'many'\."),
         ({"map": "smoothgrad"}, r"mkd option 'map': .*'gradient' or 'cosine'.*Got: 'smoothgrad'\."),
