@@ -1,8 +1,9 @@
 """Head-like slices from a random generator: patients who differ, slices of a patient that belong together.
 
-The pictures imitate the look of axial T1-weighted MR: bright scalp, dark bone, a folded grey ribbon around
-white matter, dark fluid. They are drawn, not derived from anybody. Signal is in [0, 1]; lengths are in units
-of half the image's height; y grows towards the back of the head.
+The pictures imitate the look of axial T1-weighted MR: bright scalp, dark bone, dark fluid, a folded grey ribbon around
+white matter.
+They are drawn, not derived from anybody.
+Signal is in [0, 1]; lengths are in units of half the image's height; y grows towards the back of the head.
 """
 
 from __future__ import annotations
@@ -25,18 +26,23 @@ _SKIN, _SKULL_OUTER, _BRAIN = 1.0, 0.925, 0.83
 
 @dataclass(frozen=True)
 class Head:
-    """What stays the same through all slices of a patient."""
+    """What stays the same through all slices of a patient.
+
+    `egg` is how much wider the back is than the front, `lopsided` the left ventricle against the right one.
+    Of `skull` (the bone's thickness), `folds` (the sulci's width, which grows with age) and `ventricles` (their size) 1
+    is usual.
+    """
 
     half_width: float
     half_height: float
-    egg: float  # how much wider the back is than the front
+    egg: float
     rotation_rad: float
     shift_x: float
     shift_y: float
-    skull: float  # thickness of the bone, 1 = usual
-    folds: float  # width of the sulci, 1 = usual; grows with age
-    ventricles: float  # size, 1 = usual
-    lopsided: float  # left against right ventricle
+    skull: float
+    folds: float
+    ventricles: float
+    lopsided: float
     grey: float
     white: float
     scalp: float
@@ -62,12 +68,17 @@ class Head:
 
 
 class Slice(NamedTuple):
-    """One slice: `signal` float64 [rows, columns] in [0, 1], and where a lesion may grow."""
+    """One slice: `signal` float64 [rows, columns] in [0, 1], and where a lesion may grow.
+
+    `brain` is 1 inside the brain, 0 outside, smooth at its edge.
+    `seats` are where a lesion's centre may lie: in the brain, away from its edge.
+    `grid` holds x and y of each pixel in the head's own frame.
+    """
 
     signal: Floats
-    brain: Floats  # 1 inside the brain, 0 outside, smooth at its edge
-    seats: NDArray[np.bool_]  # where a lesion's centre may lie: in the brain, away from its edge
-    grid: tuple[Floats, Floats]  # x and y of each pixel in the head's own frame
+    brain: Floats
+    seats: NDArray[np.bool_]
+    grid: tuple[Floats, Floats]
 
 
 def draw_slice(head: Head, level: float, rows: int, columns: int, rng: np.random.Generator) -> Slice:
@@ -76,7 +87,8 @@ def draw_slice(head: Head, level: float, rows: int, columns: int, rng: np.random
     x, y = x + 0.016 * noise(rng, rows, columns, 0.16), y + 0.016 * noise(rng, rows, columns, 0.16)
     shrink = np.sqrt(1.0 - (0.72 * level) ** 2)
     radius = np.hypot(x * (1.0 - head.egg * y) / (head.half_width * shrink), y / (head.half_height * shrink))
-    px = 2.0 / rows  # edges are about a pixel and a half wide
+    # Edges are about a pixel and a half wide.
+    px = 2.0 / rows
     unit_px = 1.5 * px / (head.half_width * shrink)
 
     def inside(limit: float) -> Floats:
@@ -97,7 +109,8 @@ def _brain(head: Head, level: float, x: Floats, y: Floats, depth: Floats, rng: n
     """The signal inside the brain: white matter, the folded ribbon, nuclei, ventricles and the midline."""
     rows, columns = x.shape
     px = 2.0 / rows
-    fold = np.abs(noise(rng, rows, columns, 0.052))  # its zeros wind like sulci
+    # Its zeros wind like sulci.
+    fold = np.abs(noise(rng, rows, columns, 0.052))
     near_surface = _edge(depth - (0.70 + 0.06 * noise(rng, rows, columns, 0.1)), 0.06)
     # Grey matter lines the sulci and the surface; fluid fills the middle of the sulci.
     ribbon = np.maximum(_edge(0.60 - fold, 0.16) * near_surface, _edge(depth - 0.90, 0.025))
@@ -105,7 +118,8 @@ def _brain(head: Head, level: float, x: Floats, y: Floats, depth: Floats, rng: n
     tissue = head.white + (head.grey - head.white) * ribbon
     tissue += 0.012 * noise(rng, rows, columns, 0.02)
 
-    deep = np.clip(1.0 - level / 0.45, 0.0, 1.0)  # nuclei and fissures belong to the lower slices
+    # Nuclei and fissures belong to the lower slices.
+    deep = np.clip(1.0 - level / 0.45, 0.0, 1.0)
     if deep > 0:
         for side in (-1.0, 1.0):
             nucleus = _ellipse(x - side * 0.20, y - 0.06, 0.075, 0.15, side * 0.35, px)
@@ -142,7 +156,8 @@ def _lateral_ventricle(x: Floats, y: Floats, size: float, level: float, px: floa
 def noise(rng: np.random.Generator, rows: int, columns: int, scale: float) -> Floats:
     """A smooth random field [rows, columns], mean 0, deviation 1; `scale` is its grain in half heights."""
     sigma = max(0.6, scale * rows / 2)
-    step = max(1, int(sigma / 2.5))  # a coarse grid, enlarged, costs a fraction of a wide filter
+    # A coarse grid, enlarged, costs a fraction of a wide filter.
+    step = max(1, int(sigma / 2.5))
     coarse = rng.standard_normal((rows // step + 3, columns // step + 3))
     smooth = gaussian_filter(coarse, sigma / step, mode="wrap")
     smooth = (smooth - smooth.mean()) / smooth.std()

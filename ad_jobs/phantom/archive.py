@@ -11,33 +11,25 @@ OUT/planted.txt            every identifier that stands in the files and must tu
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from ad_jobs.errors import ErrorCode, UsageError
-from ad_jobs.phantom import broken as broken_objects
-from ad_jobs.phantom.anatomy import Head, draw_slice
-from ad_jobs.phantom.identifiers import Person, Planted, Visit
-from ad_jobs.phantom.lesions import add_lesion
-from ad_jobs.phantom.objects import NON_IMAGE_MODALITIES, Study, image_bytes, non_image_bytes
-from ad_jobs.phantom.scanners import SCANNERS, Acquired, acquire
-
-_SLICES = 5  # of a patient
-_LEVELS = (0.0, 0.8)  # from the basal ganglia to near the crown
-_FRAMES = 4  # of a multi-frame object
-_LABELS = ("image", "anomalous", "mask", "frame", "group")
-_SPLITS = {"train": 1, "calibration": 2, "archive": 3}  # part of each patient's seed: never renumbered
+from ad_jobs.errors import UsageError
+from ad_jobs.phantom.broken import KINDS
+from ad_jobs.phantom.objects import NON_IMAGE_MODALITIES
+from ad_jobs.phantom.patients import patients
+from ad_jobs.phantom.writer import Label, Writer
 
 
 class PhantomArchive(NamedTuple):
-    """Where the parts of a phantom archive lie, and what a scan of `archive` has to find."""
+    """Where the parts of a phantom archive lie, and what a scan of `archive` has to find.
+
+    `planted` are identifiers that must not leak.
+    `images` counts the good objects, `frames` their frames (the rows of the labels), `anomalous` those with a lesion.
+    `expected` is the error code of every other object, by its path below `archive`.
+    """
 
     root: Path
     train: Path
@@ -45,138 +37,16 @@ class PhantomArchive(NamedTuple):
     archive: Path
     labels: Path
     planted_file: Path
-    planted: list[str]  # identifiers that must not leak
-    images: int  # good objects of the archive, one of them maybe of several frames
-    frames: int  # of the good objects: the rows of the labels
-    anomalous: int  # frames with a lesion
-    expected: dict[str, str]  # error code of every other object, by its path below `archive`
+    planted: list[str]
+    images: int
+    frames: int
+    anomalous: int
+    expected: dict[str, str]
 
     @property
     def objects(self) -> int:
         """All objects below `archive`."""
         return self.images + len(self.expected)
-
-
-class _Label(NamedTuple):
-    image: str
-    anomalous: int
-    mask: str
-    frame: int
-    group: str
-
-
-@dataclass
-class _Patient:
-    """One patient of a split, with a random stream of their own: no other patient's number depends on it."""
-
-    split: str
-    number: int
-    rng: np.random.Generator
-    head: Head
-    study: Study
-    planted: Planted
-
-    def picture(self, level: float, size_px: int, lesion: bool) -> tuple[Acquired, NDArray[np.bool_] | None]:
-        """A slice as the scanner stores it, and its mask if there is a lesion."""
-        rows, columns = self.study.scanner.matrix(size_px)
-        healthy = draw_slice(self.head, level, rows, columns, self.rng)
-        if not lesion:
-            return acquire(healthy.signal, self.study.scanner, self.rng), None
-        grown = add_lesion(healthy, self.rng)
-        return acquire(grown.signal, self.study.scanner, self.rng), grown.mask
-
-    def syntax(self, number: int) -> str:
-        """The transfer syntax of the patient's n-th object."""
-        choice = self.study.scanner.syntaxes
-        return choice[(self.number // len(SCANNERS) + number) % len(choice)]
-
-
-@dataclass
-class _Writer:
-    root: Path
-    seed: int
-    size_px: int
-    planted: Planted = field(default_factory=Planted)
-    labels: list[_Label] = field(default_factory=list)
-    expected: dict[str, str] = field(default_factory=dict)
-    images: int = 0
-
-    def patients(self, split: str) -> Iterator[_Patient]:
-        """Patients of a split without end, the scanners in turn."""
-        number = 0
-        while True:
-            rng = np.random.default_rng([self.seed, _SPLITS[split], number])
-            planted = Planted()
-            person, visit = Person.draw(rng, planted), Visit.draw(rng, planted)
-            study = Study(f"{self.seed}/{split}/{number}", person, visit, SCANNERS[number % len(SCANNERS)])
-            yield _Patient(split, number, rng, Head.draw(rng), study, planted)
-            number += 1
-
-    def normals(self, split: str, count: int) -> None:
-        """`count` normal slices, flat in the split's folder."""
-        patients = self.patients(split)
-        for index in range(count):
-            slice_number = index % _SLICES
-            if slice_number == 0:
-                patient = next(patients)
-            picture, _ = patient.picture(_level(patient, slice_number), self.size_px, lesion=False)
-            data = image_bytes(patient.study, slice_number + 1, [picture], patient.syntax(slice_number))
-            self._write(f"{split}/{patient.number:04d}-{slice_number + 1:02d}.dcm", data)
-            self.planted.add(patient.planted.words)
-
-    def singles(self, patients: Iterator[_Patient], lesions: NDArray[np.bool_]) -> None:
-        """One slice an entry of `lesions`, several a patient, normal and abnormal mixed."""
-        for index, lesion in enumerate(lesions):
-            slice_number = index % _SLICES
-            if slice_number == 0:
-                patient = next(patients)
-            picture, mask = patient.picture(_level(patient, slice_number), self.size_px, bool(lesion))
-            data = image_bytes(patient.study, slice_number + 1, [picture], patient.syntax(slice_number))
-            self._good(patient, slice_number + 1, data, [mask])
-
-    def multiframe(self, patient: _Patient, lesion: bool) -> None:
-        """One object of several frames, neighbours from bottom to top; with a lesion in the middle ones."""
-        frames, masks = [], []
-        for frame, level in enumerate(np.linspace(*_LEVELS, _FRAMES)):
-            abnormal = lesion and 0 < frame < _FRAMES - 1
-            picture, mask = patient.picture(float(level), self.size_px, abnormal)
-            frames.append(picture)
-            masks.append(mask)
-        self._good(patient, 1, image_bytes(patient.study, 1, frames, patient.syntax(0)), masks)
-
-    def bad(self, patient: _Patient, kind: str) -> None:
-        """One broken object, or one without an image."""
-        if kind in NON_IMAGE_MODALITIES:
-            suffix, data, expected = ".dcm", non_image_bytes(patient.study, 1, kind), ErrorCode.NOT_AN_IMAGE
-        else:
-            picture, _ = patient.picture(_level(patient, 0), self.size_px, lesion=False)
-            suffix, data, expected = broken_objects.broken(kind, patient.study, 1, picture)
-        name = f"{_folder(patient)}/IM0001{suffix}"
-        self._write(name, data)
-        self.expected[name.removeprefix("archive/")] = str(expected)
-        # Some of these files hold but a few of the patient's identifiers, the empty one none.
-        self.planted.add(word for word in patient.planted.words if word.encode() in data)
-
-    def _good(self, patient: _Patient, number: int, data: bytes, masks: list[NDArray[np.bool_] | None]) -> None:
-        # Every fourth scanner's export has names without an ending: the content tells, not the name.
-        suffix = "" if patient.number % len(SCANNERS) == len(SCANNERS) - 1 else ".dcm"
-        image = f"{_folder(patient)}/IM{number:04d}{suffix}"
-        self._write(image, data)
-        self.planted.add(patient.planted.words)
-        self.images += 1
-        for frame, mask in enumerate(masks):
-            name = ""
-            if mask is not None:
-                name = f"masks/{patient.number:04d}-{number:02d}-{frame:02d}.png"
-                buffer = io.BytesIO()
-                Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, "PNG")
-                self._write(name, buffer.getvalue())
-            self.labels.append(_Label(image, int(mask is not None), name, frame, f"p{patient.number:04d}"))
-
-    def _write(self, name: str, data: bytes) -> None:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
 
 
 def generate(
@@ -219,28 +89,28 @@ def generate(
     root = Path(out).resolve()
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UsageError("A phantom archive is written to an empty folder.", root, "Name a new folder.")
-    writer = _Writer(root, seed, size_px)
+    writer = Writer(root, seed, size_px)
     writer.normals("train", train)
     writer.normals("calibration", calibration)
-    patients = writer.patients("archive")
+    drawn = patients("archive", seed)
     lesions = np.arange(normals + anomalous) < anomalous
     np.random.default_rng([seed, 0]).shuffle(lesions)
-    writer.singles(patients, lesions)
+    writer.singles(drawn, lesions)
     for index in range(multiframe):
-        writer.multiframe(next(patients), lesion=index % 2 == 1)
+        writer.multiframe(next(drawn), lesion=index % 2 == 1)
     for index in range(broken):
-        writer.bad(next(patients), broken_objects.KINDS[index % len(broken_objects.KINDS)])
+        writer.bad(next(drawn), KINDS[index % len(KINDS)])
     for index in range(non_images):
-        writer.bad(next(patients), NON_IMAGE_MODALITIES[index % len(NON_IMAGE_MODALITIES)])
+        writer.bad(next(drawn), NON_IMAGE_MODALITIES[index % len(NON_IMAGE_MODALITIES)])
     return _close(writer)
 
 
-def _close(writer: _Writer) -> PhantomArchive:
+def _close(writer: Writer) -> PhantomArchive:
     root = writer.root
     root.mkdir(parents=True, exist_ok=True)
     with (root / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(_LABELS)
+        table.writerow(Label._fields)
         table.writerows(writer.labels)
     (root / "planted.txt").write_text("\n".join(writer.planted.words) + "\n", encoding="utf-8")
     return PhantomArchive(
@@ -256,16 +126,3 @@ def _close(writer: _Writer) -> PhantomArchive:
         anomalous=sum(label.anomalous for label in writer.labels),
         expected=writer.expected,
     )
-
-
-def _level(patient: _Patient, slice_number: int) -> float:
-    """Slices go up through the head, never at quite the same levels."""
-    low, high = _LEVELS
-    at = low + (high - low) * slice_number / (_SLICES - 1)
-    return float(np.clip(at + patient.rng.normal(0.0, 0.04), low, high))
-
-
-def _folder(patient: _Patient) -> str:
-    # Exports keep studies in folders; one ward's name has a space in it.
-    site = ("site-a", "site-b", "ward 3", "site-b")[patient.number % 4]
-    return f"archive/{site}/study-{patient.number:04d}"

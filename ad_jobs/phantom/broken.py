@@ -14,7 +14,8 @@ from ad_jobs.phantom.scanners import Acquired
 
 KINDS = ("truncated", "empty", "text", "bomb", "undecodable", "malformed")
 
-_BOMB_PX = 30_000  # a picture of 900 million pixels in a few hundred bytes
+# A picture of 900 million pixels in a few hundred bytes.
+_BOMB_PX = 30_000
 
 
 class Broken(NamedTuple):

@@ -25,7 +25,8 @@ def compress(stored: NDArray[np.uint16], syntax: str) -> bytes:
     rows, columns = stored.shape
     plain = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
     plain.SetByteStringValue(stored.astype("<u2").tobytes())
-    writer = gdcm.ImageWriter()  # owns the image: must outlive it
+    # The writer owns the image: it must outlive it.
+    writer = gdcm.ImageWriter()
     image = writer.GetImage()
     image.SetNumberOfDimensions(2)
     image.SetDimensions((columns, rows, 1))

@@ -1,7 +1,7 @@
 """Invented identifiers in every phantom, so that a leak into outputs, logs or reports can be searched for.
 
-Each is a random word, number or date that occurs nowhere else; dates are few, because eight digits turn up by
-chance in long outputs.
+Each is a random word, number or date that occurs nowhere else; dates are few, because eight digits turn up by chance in
+long outputs.
 """
 
 from __future__ import annotations

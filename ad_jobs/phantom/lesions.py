@@ -13,9 +13,11 @@ Kind = Literal["bright", "dark", "ring", "texture"]
 
 # Ring: an enhancing rim around a dark core. Texture: coarse grain of the tissue's own mean signal.
 KINDS: tuple[Kind, ...] = ("bright", "dark", "ring", "texture")
-SUBTLE_SHARE = 0.15  # of the lesions, drawn at a third to a half of the usual contrast
+# Of the lesions, drawn at a third to a half of the usual contrast.
+SUBTLE_SHARE = 0.15
 
-_HALF = 0.5  # a pixel belongs to the mask where at least half of the lesion's effect reaches it
+# A pixel belongs to the mask where at least half of the lesion's effect reaches it.
+_HALF = 0.5
 
 
 class Lesion(NamedTuple):

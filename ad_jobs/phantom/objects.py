@@ -57,7 +57,8 @@ def image_bytes(study: Study, number: int, frames: Sequence[Acquired], syntax: s
         ds.NumberOfFrames = len(frames)
     if syntax in ENCAPSULATED:
         ds.PixelData = encapsulate([compress(frame.stored, syntax) for frame in frames])
-        ds["PixelData"].VR = "OB"  # PS3.5 A.4: encapsulated pixel data is OB
+        # PS3.5 A.4: encapsulated pixel data is OB.
+        ds["PixelData"].VR = "OB"
     else:
         order = ">u2" if syntax == ExplicitVRBigEndian else "<u2"
         ds.PixelData = np.stack([frame.stored for frame in frames]).astype(order).tobytes()

@@ -18,24 +18,31 @@ from ad_jobs.phantom.anatomy import Floats, noise
 from ad_jobs.phantom.codecs import BITS_STORED, JPEG_2000_LOSSLESS, JPEG_LOSSLESS_SV1, JPEG_LS_LOSSLESS, RLE_LOSSLESS
 
 _FULL = 2**BITS_STORED - 1
-_BRIGHTEST = 1.05  # the signal that the window shows as white: a little headroom above the scalp
+# The signal that the window shows as white: a little headroom above the scalp.
+_BRIGHTEST = 1.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scanner:
-    """One make of scanner. A signal looks alike from all of them once it is read as its header says."""
+    """One make of scanner. A signal looks alike from all of them once it is read as its header says.
+
+    `rows` and `columns` are of the matrix, as a share of the archive's nominal size.
+    `gain` is the stored value of signal 1; `noise` the deviation of each channel in units of signal, `bias` that of the
+    logarithm of the receiving coil's profile.
+    `syntaxes` are taken in turn.
+    """
 
     manufacturer: str
     model: str
-    rows: float  # of the matrix, as a share of the archive's nominal size
-    columns: float
-    photometric: str
-    gain: float  # stored value of signal 1
-    slope: float
-    intercept: float
-    noise: float  # deviation of each channel, in units of signal
-    bias: float  # deviation of the logarithm of the receiving coil's profile
-    syntaxes: tuple[str, ...]  # taken in turn
+    rows: float = 1.0
+    columns: float = 1.0
+    photometric: str = "MONOCHROME2"
+    gain: float
+    slope: float = 1.0
+    intercept: float = 0.0
+    noise: float
+    bias: float
+    syntaxes: tuple[str, ...]
     second_window: bool = False
 
     def matrix(self, size_px: int) -> tuple[int, int]:
@@ -45,56 +52,43 @@ class Scanner:
 
 SCANNERS = (
     Scanner(
-        "Aster Imaging",
-        "A1",
-        1.0,
-        1.0,
-        "MONOCHROME2",
-        2600.0,
-        1.0,
-        0.0,
-        0.012,
-        0.06,
-        (str(ExplicitVRLittleEndian), JPEG_2000_LOSSLESS),
+        manufacturer="Aster Imaging",
+        model="A1",
+        gain=2600.0,
+        noise=0.012,
+        bias=0.06,
+        syntaxes=(str(ExplicitVRLittleEndian), JPEG_2000_LOSSLESS),
     ),
     Scanner(
-        "Borealis",
-        "B-15",
-        1.09,
-        1.0,
-        "MONOCHROME2",
-        3300.0,
-        0.5,
-        -100.0,
-        0.016,
-        0.08,
-        (str(ImplicitVRLittleEndian), JPEG_LS_LOSSLESS, RLE_LOSSLESS),
+        manufacturer="Borealis",
+        model="B-15",
+        rows=1.09,
+        gain=3300.0,
+        slope=0.5,
+        intercept=-100.0,
+        noise=0.016,
+        bias=0.08,
+        syntaxes=(str(ImplicitVRLittleEndian), JPEG_LS_LOSSLESS, RLE_LOSSLESS),
     ),
     Scanner(
-        "Cassiopeia",
-        "C Pro",
-        1.0,
-        1.0,
-        "MONOCHROME1",
-        3600.0,
-        1.0,
-        0.0,
-        0.014,
-        0.08,
-        (str(ExplicitVRBigEndian), JPEG_LOSSLESS_SV1),
+        manufacturer="Cassiopeia",
+        model="C Pro",
+        photometric="MONOCHROME1",
+        gain=3600.0,
+        noise=0.014,
+        bias=0.08,
+        syntaxes=(str(ExplicitVRBigEndian), JPEG_LOSSLESS_SV1),
     ),
     Scanner(
-        "Delphinus",
-        "D30",
-        1.0,
-        0.93,
-        "MONOCHROME2",
-        1800.0,
-        2.0,
-        -1024.0,
-        0.018,
-        0.10,
-        (str(DeflatedExplicitVRLittleEndian), str(ExplicitVRLittleEndian)),
+        manufacturer="Delphinus",
+        model="D30",
+        columns=0.93,
+        gain=1800.0,
+        slope=2.0,
+        intercept=-1024.0,
+        noise=0.018,
+        bias=0.10,
+        syntaxes=(str(DeflatedExplicitVRLittleEndian), str(ExplicitVRLittleEndian)),
         second_window=True,
     ),
 )
@@ -118,7 +112,8 @@ def acquire(signal: Floats, scanner: Scanner, rng: np.random.Generator) -> Acqui
     stored = np.clip(np.rint(measured), 0, _FULL).astype(np.uint16)
     white = min(float(_FULL), _BRIGHTEST * scanner.gain)
     limits = np.array([0.0, white])
-    if scanner.photometric == "MONOCHROME1":  # PS3.3 C.7.6.3.1.2: the lowest value is shown white
+    # PS3.3 C.7.6.3.1.2: the lowest value is shown white.
+    if scanner.photometric == "MONOCHROME1":
         stored = np.uint16(_FULL) - stored
         limits = _FULL - limits[::-1]
     low, high = limits * scanner.slope + scanner.intercept

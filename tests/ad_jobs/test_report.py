@@ -13,14 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ad_jobs.errors import ErrorCode, UsageError
+from ad_jobs.errors import UsageError
 from ad_jobs.evaluate import evaluate
-from ad_jobs.evaluation.image_metrics import IMAGE_METRICS
-from ad_jobs.evaluation.pixel_metrics import PIXEL_METRICS
-from ad_jobs.images.policy import Limits
-from ad_jobs.page import charts, colours, gallery, texts
+from ad_jobs.page import texts
 from ad_jobs.report import report
-from ad_jobs.results.read import read_run, read_scores
 
 NASTY = "a <script>alert(\"1\")<\\script> & 'b'.png"
 VOID = {"meta", "link", "img", "br", "input"}
@@ -250,77 +246,7 @@ def test_several_models_each_have_their_section(tmp_path):
     assert "Side by side" in page.text
 
 
-def test_side_by_side_shows_one_frame_under_every_model_in_the_order_of_their_common_rank(tmp_path):
-    fake = fake_run.make(tmp_path, models=(fake_run.MODEL, fake_run.SECOND_MODEL))
-    rows = read_scores(fake.uri)
-    second = rows["model_id"] == fake_run.SECOND_MODEL
-    # Under the second model's own scale, and with its last frame before all others.
-    rows.loc[second, "score"] = 100 * rows.loc[second, "score"]
-    last = rows.loc[second, "score"].idxmin()
-    rows.loc[last, "score"] = 1e6
-    ranks = rows.assign(rank=rows.groupby("model_id")["score"].rank(ascending=False))
-    expected = ranks.groupby("uri")["rank"].mean().sort_values(kind="stable").index[:4].tolist()
-    models = read_run(fake.uri).models
-    compared = gallery.side_by_side(fake.uri, rows, models, Limits(), 4)
-    assert [[card.uri for card in cards] for cards in compared] == [[uri, uri] for uri in expected]
-    by_model = {model: part.set_index("uri") for model, part in ranks.groupby("model_id")}
-    for cards in compared:
-        for model, card in zip(models, cards, strict=True):
-            row = by_model[model.model_id].loc[card.uri]
-            assert (card.score, card.rank) == (pytest.approx(row["score"]), row["rank"])
-    # A frame that one model could not score is not compared.
-    rows.loc[rows["uri"] == expected[0], "status"] = ["scored", "failed"]
-    again = gallery.side_by_side(fake.uri, rows, models, Limits(), 4)
-    assert expected[0] not in [cards[0].uri for cards in again]
-
-
 def test_an_unfinished_run_has_no_report(tmp_path):
     fake = fake_run.make(tmp_path, finish=False)
     with pytest.raises(UsageError, match="finished"):
         report(fake.uri)
-
-
-def test_every_metric_and_error_code_has_words():
-    assert set(texts.METRICS) == {*IMAGE_METRICS, *PIXEL_METRICS}
-    assert set(texts.ERRORS) == set(ErrorCode)
-
-
-class TestCharts:
-    def test_bars_left_and_right_of_the_threshold_count_exactly(self):
-        rng = np.random.default_rng(0)
-        scores = np.concatenate([rng.normal(0, 1, 5000), [2.0, 2.0, 500.0, -500.0]])
-        bars = charts.bin_scores(scores, 2.0)
-        assert 2.0 in bars.edges
-        assert bars.counts.sum() == scores.size
-        assert bars.counts[bars.edges[:-1] >= 2.0].sum() == (scores > 2.0).sum()
-        assert bars.beyond == 2
-
-    @pytest.mark.parametrize("scores", [[0.3], [0.3, 0.3], [0.0], [1e9, 1e9 + 1], [-5.0, 4.0]])
-    def test_any_scores_make_a_histogram(self, scores):
-        bars = charts.bin_scores(np.array(scores), 0.5)
-        assert bars.counts.sum() == len(scores)
-        assert "<svg" in charts.score_histogram(bars, 0.5)
-
-    def test_few_flagged_among_many_switch_to_a_log_axis(self):
-        many = charts.bin_scores(np.concatenate([np.full(100_000, 0.1), [0.9]]), 0.5)
-        few = charts.bin_scores(np.array([0.1, 0.9]), 0.5)
-        assert "log scale" in charts.score_histogram(many, 0.5)
-        assert "log scale" not in charts.score_histogram(few, 0.5)
-
-
-class TestColours:
-    def test_lightness_rises_evenly(self):
-        rgb = colours.table().astype(float) / 255
-        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-        y = linear @ np.array([0.2126, 0.7152, 0.0722])
-        lightness = np.where(y > 0.008856, 116 * np.cbrt(y) - 16, 903.3 * y)
-        steps = np.diff(lightness)
-        assert steps.min() > 0
-        # Rounding to 8 bits moves a dark colour by about half a step.
-        assert np.abs(lightness - np.linspace(lightness[0], lightness[-1], 256)).max() < 0.6
-
-    def test_cold_is_transparent_and_hot_is_not(self):
-        pixels = colours.overlay(np.array([[0.0, colours.COLD, 0.3, colours.WARM, 1.0]]))
-        alpha = pixels[0, :, 3].astype(int)
-        assert (alpha[0], alpha[1], alpha[3], alpha[4]) == (0, 0, 255, 255)
-        assert 0 < alpha[2] < 255
