@@ -1,7 +1,9 @@
 """What a cluster achieves in a scan, by what an image costs: images per second, bottleneck, hours and price.
 
-A pure model of the steady state. Every stage has a rate at which it would run alone, with the tasks and actors that
-`division.plan` gives it; all stages together share the CPUs and the network. The lowest of these rates is the scan's.
+A pure model of the steady state.
+Every stage has a rate at which it would run alone, with the tasks and actors that `divide_for_scan` gives it; all
+stages together share the CPUs and the network.
+The lowest of these rates is the scan's.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from cluster.division import Node, Resources, layout, plan
+from cluster.division import Node, ScanDivision, divide_for_scan, fetch_tasks, spread_actors
 
 
 class Timing(NamedTuple):
@@ -23,11 +25,15 @@ class Costs(NamedTuple):
     """What one image costs, measured on one core of some machine."""
 
     object_bytes: float
-    fetch: Timing  # of one GET; on the clock, several wait at once
-    decode: Timing  # decoding and what else a fetch task does to an image
-    score: Timing  # of an actor without a GPU
+    # Of one GET; on the clock, several wait at once.
+    fetch: Timing
+    # Decoding and what else a fetch task does to an image.
+    decode: Timing
+    # Of an actor without a GPU.
+    score: Timing
     write_cpu_ms: float
-    gpu_score: Timing | None = None  # of an actor with one: on the clock, and of its CPU
+    # Of an actor with one: on the clock, and of its CPU.
+    gpu_score: Timing | None = None
 
 
 class NodeType(NamedTuple):
@@ -37,26 +43,41 @@ class NodeType(NamedTuple):
     size: int
     price_per_hour: float = 0.0
     network_bytes_per_s: float = 1.25e9
-    speed: float = 1.0  # of a core, against the machine that the costs were measured on
+    # Of a core, against the machine that the costs were measured on.
+    speed: float = 1.0
 
 
 class Assumptions(NamedTuple):
     """What the costs of an image do not tell."""
 
-    latency_ms: float  # of a GET, beyond what was measured
-    fetch_threads: int  # GETs that one fetch task keeps under way
-    ray_cpu_ms: float  # of Ray, for each image
-    ray_cores: float  # that Ray's own processes keep busy on each node
-    task_ms: float  # on the clock, from the last image of a fetch task to the first of the next
-    start_s: float  # from the command until the first image is scored
-    chapter_s: float  # between the last image of a chapter and the first of the next
+    # Of a GET, beyond what was measured.
+    latency_ms: float
+    # GETs that one fetch task keeps under way.
+    fetch_threads: int
+    # Of Ray, for each image.
+    ray_cpu_ms: float
+    # That Ray's own processes keep busy on each node.
+    ray_cores: float
+    # On the clock, from the last image of a fetch task to the first of the next.
+    task_ms: float
+    # From the command until the first image is scored.
+    start_s: float
+    # Between the last image of a chapter and the first of the next.
+    chapter_s: float
     chapter_objects: int
+
+
+class Placement(NamedTuple):
+    """What comes to one node."""
+
+    actors: int
+    fetch_tasks: int
 
 
 class Prediction(NamedTuple):
     """What is to be expected of a cluster; `limits` in images per second, by what sets them."""
 
-    resources: Resources
+    division: ScanDivision
     limits: Mapping[str, float]
 
     @property
@@ -79,7 +100,7 @@ def predict(costs: Costs, types: Sequence[NodeType], assumed: Assumptions, objec
     """
     members = [of_type for of_type in types for _ in range(of_type.size)]
     nodes = [of_type.node for of_type in members]
-    found = plan(nodes, objects=objects)
+    found = divide_for_scan(nodes, objects=objects)
     score = costs.gpu_score if found.actor_gpus else costs.score
     if score is None:
         raise ValueError("The nodes have GPUs, and the costs say nothing of scoring on one.")
@@ -105,6 +126,17 @@ def predict(costs: Costs, types: Sequence[NodeType], assumed: Assumptions, objec
             "network": sum(member.network_bytes_per_s for member in members) / costs.object_bytes,
         },
     )
+
+
+def layout(nodes: Sequence[Node], division: ScanDivision) -> list[Placement]:
+    """What comes to each node where the actors are spread, as Ray Data asks for."""
+    # The largest first, as the division looks at them.
+    order = sorted(range(len(nodes)), key=lambda place: nodes[place], reverse=True)
+    ordered = [nodes[place] for place in order]
+    actors = spread_actors(ordered, division.actors, division.actor_cpus, gpu=division.actor_gpus > 0)
+    tasks = fetch_tasks(ordered, actors, division.actor_cpus, division.fetch_cpus, division.write_cpus)
+    placed = dict(zip(order, map(Placement, actors, tasks), strict=True))
+    return [placed[place] for place in range(len(nodes))]
 
 
 def hours(objects: int, images_per_s: float, assumed: Assumptions) -> float:

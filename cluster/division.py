@@ -8,12 +8,15 @@ from typing import NamedTuple
 from cluster.errors import ClusterError
 
 GIB = 1 << 30
-SMALL_MEMORY = 4 * GIB  # of a node: with less, batches are smaller
+# Of a node: with less, batches are smaller.
+SMALL_MEMORY = 4 * GIB
 CPU_BATCH, GPU_BATCH = 32, 128
 # An actor takes as long to start as to score some hundred images: so many batches at least for each.
 ACTOR_BATCHES = 32
-ACTOR_BYTES = GIB  # of memory for each actor: torch, the models, a batch and its heatmaps
-GPU_BATCHES_A_CALL = 4  # an actor works ahead within one call: with a single batch there is nothing ahead
+# Of memory for each actor: torch, the models, a batch and its heatmaps.
+ACTOR_BYTES = GIB
+# An actor works ahead within one call: with a single batch there is nothing ahead.
+GPU_BATCHES_A_CALL = 4
 
 
 class Node(NamedTuple):
@@ -25,34 +28,38 @@ class Node(NamedTuple):
     object_store: int = 0
 
 
-class Resources(NamedTuple):
-    """How a streaming job divides a cluster. Fetching, scoring and writing ask for different amounts of CPU.
+class ScanDivision(NamedTuple):
+    """How a scan divides a cluster. Fetching, scoring and writing ask for different amounts of CPU.
 
-    Ray fuses neighbouring stages whose resources are equal, and a fused stage decodes and scores in turn,
-    never both at once. And what the actors hold for good must leave CPUs free: otherwise nothing is read, and
-    the job hangs.
+    Ray fuses neighbouring stages whose resources are equal, and a fused stage decodes and scores in turn, never both at
+    once.
+    And what the actors hold for good must leave CPUs free: otherwise nothing is read, and the scan hangs.
+
+    Attributes:
+        actors: scoring processes.
+        actor_cpus: logical CPUs that each of them holds.
+        actor_gpus: GPUs that each of them holds, 0 or 1.
+        fetch_cpus: of one fetch-and-decode task.
+        fetch_tasks: how many of them fit beside the actors and one writing task.
+        write_cpus: of one writing task.
+        batch_size: frames scored at once.
+        call_rows: objects given to an actor at once, a multiple of `batch_size`.
+        block_rows: objects of one fetch-and-decode task, a multiple of `batch_size`.
     """
 
-    actors: int  # scoring processes
-    actor_cpus: float  # logical CPUs each of them holds
-    actor_gpus: float
-    fetch_cpus: float  # of one fetch-and-decode task
-    fetch_tasks: int  # of them that fit beside the actors and one writing task
-    write_cpus: float  # of one writing task
-    batch_size: int  # frames scored at once
-    call_rows: int  # objects given to an actor at once, a multiple of batch_size
-    block_rows: int  # objects of one fetch-and-decode task, a multiple of batch_size
-
-
-class Placement(NamedTuple):
-    """What comes to one node."""
-
     actors: int
+    actor_cpus: float
+    actor_gpus: float
+    fetch_cpus: float
     fetch_tasks: int
+    write_cpus: float
+    batch_size: int
+    call_rows: int
+    block_rows: int
 
 
-class Workers(NamedTuple):
-    """How a training divides a cluster: so many workers, each with so many CPUs, GPUs and threads."""
+class FitDivision(NamedTuple):
+    """How a fit divides a cluster: so many workers, each with so many CPUs, GPUs and threads."""
 
     workers: int
     cpus: float
@@ -60,14 +67,16 @@ class Workers(NamedTuple):
     threads: int
 
 
-def plan(nodes: Sequence[Node], batch_size: int | None = None, objects: int | None = None) -> Resources:
+def divide_for_scan(nodes: Sequence[Node], batch_size: int | None = None, objects: int | None = None) -> ScanDivision:
     """How a scan of so many objects divides the nodes; `batch_size` overrides the number of frames scored at once.
 
-    With GPUs: one actor each. Without: one actor of one thread for each CPU, of which it holds half; the other half is for
-    fetching and decoding, so that whichever of the two is slower gets what the other leaves. Measured on two CPUs, two
-    actors of one thread scored 1.9 times as many images as one of two threads: its threads wait for each other at every
-    layer. Every actor fits on a node, and wherever Ray puts them, some node has room for a fetching and a writing task
-    beside them.
+    With GPUs: one actor each.
+    Without: one actor of one thread for each CPU, of which it holds half; the other half is for fetching and decoding,
+    so that whichever of the two is slower gets what the other leaves.
+    Measured on two CPUs, two actors of one thread scored 1.9 times as many images as one of two threads, whose threads
+    wait for each other at every layer.
+    Every actor fits on a node, and wherever Ray puts them, some node has room for a fetching and a writing task beside
+    them.
 
     Raises:
         ClusterError: the nodes have no CPU.
@@ -89,15 +98,16 @@ def plan(nodes: Sequence[Node], batch_size: int | None = None, objects: int | No
     size = batch_size or _batch_size(with_gpu or [node for node in nodes if node.cpus > 0], gpu=bool(with_gpu))
     if objects is not None:
         actors = max(1, min(actors, -(-objects // (ACTOR_BATCHES * size))))
-    spread = _spread(nodes, actors, held, gpu=bool(with_gpu))
-    share = min(1.0, free)  # what one fetch task and one write task fit into, side by side
+    spread = spread_actors(nodes, actors, held, gpu=bool(with_gpu))
+    # What one fetch task and one write task fit into, side by side.
+    share = min(1.0, free)
     fetch, write = _down(0.8 * share), _down(0.1 * share)
-    return Resources(
+    return ScanDivision(
         actors=actors,
         actor_cpus=held,
         actor_gpus=1.0 if with_gpu else 0.0,
         fetch_cpus=fetch,
-        fetch_tasks=sum(_fetch_tasks(nodes, spread, held, fetch, write)),
+        fetch_tasks=sum(fetch_tasks(nodes, spread, held, fetch, write)),
         write_cpus=write,
         batch_size=size,
         call_rows=size * (GPU_BATCHES_A_CALL if with_gpu else 1),
@@ -122,7 +132,8 @@ def _always_free(cpus: Sequence[float], held: float) -> float:
     Were less than this free on every node, then less would be free in all than is.
     """
     left = sum(cpus) - held
-    level, below = 0.0, 0.0  # all nodes up to `below` in size count whole, the others with the level
+    # Nodes up to the level count whole, `below` in all; the others count with the level.
+    level, below = 0.0, 0.0
     for number, size in enumerate(sorted(cpus)):
         level = (left - below) / (len(cpus) - number)
         if level <= size:
@@ -137,18 +148,8 @@ def _batch_size(hosts: Sequence[Node], *, gpu: bool) -> int:
     return size // 4 if min(node.memory for node in hosts) < SMALL_MEMORY else size
 
 
-def layout(nodes: Sequence[Node], found: Resources) -> list[Placement]:
-    """What comes to each node where the actors of a plan are spread, as Ray Data asks for."""
-    order = sorted(range(len(nodes)), key=lambda place: nodes[place], reverse=True)  # as `plan` looks at them
-    largest_first = [nodes[place] for place in order]
-    spread = _spread(largest_first, found.actors, found.actor_cpus, gpu=found.actor_gpus > 0)
-    tasks = _fetch_tasks(largest_first, spread, found.actor_cpus, found.fetch_cpus, found.write_cpus)
-    placed = dict(zip(order, map(Placement, spread, tasks), strict=True))
-    return [placed[place] for place in range(len(nodes))]
-
-
-def _spread(nodes: Sequence[Node], actors: int, held: float, *, gpu: bool) -> list[int]:
-    """How many of the actors come to each node, one after the other to that with the most CPUs left, or the most GPUs."""
+def spread_actors(nodes: Sequence[Node], actors: int, held: float, *, gpu: bool) -> list[int]:
+    """How many actors come to each node, as Ray Data spreads them: always to that with the most CPUs left, or GPUs."""
     free = [float(int(node.gpus)) if gpu else node.cpus for node in nodes]
     placed = [0] * len(nodes)
     for _ in range(actors):
@@ -158,15 +159,15 @@ def _spread(nodes: Sequence[Node], actors: int, held: float, *, gpu: bool) -> li
     return placed
 
 
-def _fetch_tasks(nodes: Sequence[Node], spread: Sequence[int], held: float, fetch: float, write: float) -> list[int]:
+def fetch_tasks(nodes: Sequence[Node], spread: Sequence[int], held: float, fetch: float, write: float) -> list[int]:
     """Fetch tasks of each node that fit beside its actors, and one writing task on some node."""
     free = [node.cpus - count * held for node, count in zip(nodes, spread, strict=True)]
     free[free.index(max(free))] -= write
     return [int(max(0.0, left) / fetch + 1e-6) for left in free]
 
 
-def divide_for_training(nodes: Sequence[Node], workers: int, threads: int | None = None) -> Workers:
-    """How a training of so many workers divides the nodes: a GPU each if there are enough, and equal CPUs.
+def divide_for_fit(nodes: Sequence[Node], workers: int, threads: int | None = None) -> FitDivision:
+    """How a fit by so many workers divides the nodes: a GPU each if there are enough, and equal CPUs.
 
     `threads` is what the user asked for (OMP_NUM_THREADS); by default each computes with its CPUs.
 
@@ -183,10 +184,17 @@ def divide_for_training(nodes: Sequence[Node], workers: int, threads: int | None
             f"{', '.join(f'{node.cpus:g}' for node in nodes)} CPUs.",
             f"Give --workers {max(1, _places(nodes, 1.0, gpu=False))}, or start more nodes.",
         )
-    return Workers(workers, float(cpus), 1.0 if gpus else 0.0, threads or cpus)
+    return FitDivision(workers, float(cpus), 1.0 if gpus else 0.0, threads or cpus)
 
 
 def _places(nodes: Sequence[Node], cpus: float, *, gpu: bool) -> int:
     """How many workers of so many CPUs, and one GPU each, fit on the nodes."""
     by_cpus = [int(node.cpus // cpus) for node in nodes]
     return sum(map(min, by_cpus, (int(node.gpus) for node in nodes)) if gpu else by_cpus)
+
+
+# Until every caller has the new names.
+plan = divide_for_scan
+Resources = ScanDivision
+divide_for_training = divide_for_fit
+Workers = FitDivision

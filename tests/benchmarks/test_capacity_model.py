@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.capacity_model import Assumptions, Costs, NodeType, Timing, hours, predict, price_per_hour
-from cluster.division import Node
+from benchmarks.capacity_model import Assumptions, Costs, NodeType, Timing, hours, layout, predict, price_per_hour
+from cluster.division import Node, divide_for_scan
 
 ASSUMED = Assumptions(
     latency_ms=10.0,
@@ -50,13 +50,16 @@ ANY_TYPE = st.builds(
 
 def test_every_limit_by_hand() -> None:
     found = predict(COSTS, [FAST], ASSUMED)
-    assert (found.resources.actors, found.resources.fetch_tasks) == (8, 4)
+    assert (found.division.actors, found.division.fetch_tasks) == (8, 4)
     assert found.limits == pytest.approx(
         {
             "fetch": 4 * 8 / 20e-3,
-            "decode": 4 / 10e-3,  # two of the ten ms are a pause, shared by the 64 images of a task
-            "score": 7.5 / 21e-3,  # eight actors would do more than all cores
-            "cpu": 7.5 / 34e-3,  # 2 + 9 + 21 + 1 + 1 ms
+            # Two of the ten ms are a pause, shared by the 64 images of a task.
+            "decode": 4 / 10e-3,
+            # Eight actors would do more than all cores.
+            "score": 7.5 / 21e-3,
+            # 2 + 9 + 21 + 1 + 1 ms.
+            "cpu": 7.5 / 34e-3,
             "network": 1e9 / 1e5,
         }
     )
@@ -117,6 +120,29 @@ def test_a_dearer_image_never_raises_what_is_achieved(costs: Costs, types: list[
     ]
     base = predict(costs, types, ASSUMED).images_per_s
     assert all(predict(one, types, ASSUMED).images_per_s <= base * (1 + 1e-9) for one in dearer)
+
+
+ANY_NODE = st.builds(
+    Node,
+    cpus=st.sampled_from([0.5, 1, 1.5, 2, 4, 7, 16, 96]),
+    gpus=st.sampled_from([0, 0, 0, 0.5, 1, 2, 8]),
+    memory=st.sampled_from([1, 2, 8, 64]).map(lambda gib: gib << 30),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(ANY_NODE, min_size=1, max_size=8), st.sampled_from([None, 1, 5000]))
+# Where an actor would hold 0.1875 of a CPU.
+@example([Node(1.5, 4), Node(4, 8)], None)
+def test_the_layout_is_that_of_the_division(nodes: list[Node], objects: int | None) -> None:
+    division = divide_for_scan(nodes, objects=objects)
+    placed = layout(nodes, division)
+    assert sum(one.actors for one in placed) == division.actors
+    assert sum(one.fetch_tasks for one in placed) == division.fetch_tasks
+    for one, node in zip(placed, nodes, strict=True):
+        held = one.actors * division.actor_cpus + one.fetch_tasks * division.fetch_cpus
+        assert held <= node.cpus + 1e-6 * (one.actors + one.fetch_tasks)
+        assert not division.actor_gpus or one.actors <= int(node.gpus)
 
 
 def test_hours_count_the_start_and_the_pauses_between_chapters() -> None:

@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
     from ray.cluster_utils import Cluster
 
     from cluster import autoscaling
-    from cluster.division import plan
+    from cluster.division import divide_for_scan
     from cluster.errors import ClusterError
     from cluster.session import session
 
@@ -71,7 +71,7 @@ def main(folder: Path) -> None:
         os.environ |= {autoscaling.CPUS: "3", autoscaling.GPUS: "1"}
         with session(cluster.address) as has:
             said["grown"] = [has.cpus, has.gpus]
-            said["actors"] = plan(has.nodes).actors
+            said["actors"] = divide_for_scan(has.nodes).actors
             said["short"] = autoscaling.grow(autoscaling.Size(99, 1), patience_s=0.0)
     finally:
         started = psutil.Process().children(recursive=True)
