@@ -1,8 +1,8 @@
-# Everything sets itself up: a virtual environment in .venv, re-used while pyproject.toml is unchanged.
+# Everything sets itself up: a virtual environment in .venv, re-used while what it installs is unchanged.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed-$(shell sha256sum pyproject.toml | cut -c1-16)
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml ad_jobs/requirements.txt | sha256sum | cut -c1-16)
 # Ranges that torch's CPU or CUDA wheels satisfy; name another index with PIP_INDEX_URL or PIP_EXTRA_INDEX_URL.
 TORCH := torch torchvision
 TESTS ?= tests

@@ -13,11 +13,12 @@ from ad_jobs.archive.sources import read_source
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.scoring.calibration import Calibration, calibrate_on
 from ad_jobs.scoring.model_store import FittedModel, open_fitted, write_calibration
-from ad_jobs.specs import CalibrateSpec
+from ad_jobs.specs import CalibrateSpec, takes
 
 log = logging.getLogger("retroscan.calibrate")
 
 
+@takes(CalibrateSpec)
 def calibrate(spec: CalibrateSpec) -> Calibration:
     """The calibration just written beside the model: threshold and heatmap scale from the scores of held-out images.
 

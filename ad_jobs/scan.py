@@ -17,13 +17,14 @@ from ad_jobs.scanning import chapters, run_state
 from ad_jobs.scanning.intent import Intent, resolve
 from ad_jobs.scanning.pipeline import Work, at_work, errors_of_ray, refuse_amp_without_gpu
 from ad_jobs.scanning.stages import MANIFEST_COLUMNS
-from ad_jobs.specs import ScanSpec
+from ad_jobs.specs import ScanSpec, takes
 from cluster.session import session
 from cluster.storage.lease import Lease
 
 log = logging.getLogger("retroscan.scan")
 
 
+@takes(ScanSpec)
 def scan(spec: ScanSpec) -> RunRecord:
     """The record of the finished run in `spec.out`, whose table has every object of `spec.source`.
 

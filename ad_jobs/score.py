@@ -10,9 +10,10 @@ from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.schema import is_flagged
 from ad_jobs.scoring.model_store import open_model
 from ad_jobs.scoring.scorer import Scorer
-from ad_jobs.specs import ScoreSpec
+from ad_jobs.specs import ScoreSpec, takes
 
 
+@takes(ScoreSpec)
 def score(spec: ScoreSpec) -> list[dict[str, Any]]:
     """One JSON-able dict for each frame of each image, in order: as in the score table.
 

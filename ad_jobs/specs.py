@@ -7,13 +7,26 @@ Places (a source, a model, a run) become absolute here, and nowhere else.
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Callable, Sequence
+from functools import wraps
 from math import isfinite
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import MAX_SIDE_PX, Limits, Window
@@ -30,11 +43,11 @@ def place(value: str | PathLike[str]) -> str:
     # Imported here: boto3 stands behind it, and --help does without.
     from cluster.storage import uris
 
-    text = fspath(value)
+    text = fspath(value) if isinstance(value, str | PathLike) else ""
     if not text or is_foreign(text):
         raise UsageError(
             "A place is a local path or an s3://bucket/prefix.",
-            repr(text),
+            repr(value),
             "Copy what lies there to one of these, or mount it as a folder.",
         )
     return uris.absolute(text)
@@ -96,9 +109,16 @@ Preset = Literal["fast", "paper"]
 
 CHAPTER_OBJECTS = 200_000
 
+Options = ParamSpec("Options")
+SpecT = TypeVar("SpecT")
+SpecIn = TypeVar("SpecIn", contravariant=True)
+Result = TypeVar("Result", covariant=True)
+
 Place = Annotated[str, BeforeValidator(place)]
 Places = Annotated[
-    tuple[Place, ...], BeforeValidator(lambda value: [value] if isinstance(value, str | Path) else value)
+    Sequence[Place],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str | Path) else value),
+    AfterValidator(tuple),
 ]
 Size = Annotated[tuple[int, int], BeforeValidator(parse_size), PlainSerializer(_size_text)]
 FixedWindow = Annotated[Window, BeforeValidator(parse_window)]
@@ -116,11 +136,13 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    def __init__(self, **options: Any) -> None:
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_words(cls, options: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            super().__init__(**options)
+            return handler(options)
         except ValidationError as error:
-            raise refused(error, type(self)) from error
+            raise refused(error, cls) from error
 
     def config(self) -> dict[str, Any]:
         """The options that are set, as plain values by their names on the command line: `--config` for the same request."""
@@ -149,6 +171,40 @@ def refused(error: ValidationError, of: type[BaseModel]) -> UsageError:
 
 def _option_names(of: type[BaseModel]) -> set[str]:
     return {field.alias or name for name, field in of.model_fields.items()}
+
+
+class Verb(Protocol[Options, SpecIn, Result]):
+    """A verb: takes its specification, or the specification's fields by name (or in their order)."""
+
+    @overload
+    def __call__(self, spec: SpecIn, /) -> Result: ...
+    @overload
+    def __call__(self, *args: Options.args, **kwargs: Options.kwargs) -> Result: ...
+
+
+def takes(spec: Callable[Options, SpecT]) -> Callable[[Callable[[SpecT], Result]], Verb[Options, SpecT, Result]]:
+    """A decorator that makes a function of a specification a verb."""
+    assert isinstance(spec, type)
+    assert issubclass(spec, Spec)
+    kind: type[Spec] = spec
+
+    def decorate(function: Callable[[SpecT], Result]) -> Verb[Options, SpecT, Result]:
+        @wraps(function)
+        def verb(*args: Any, **options: Any) -> Result:
+            if len(args) == 1 and not options and isinstance(args[0], kind):
+                asked: Any = args[0]
+            elif len(args) > len(kind.model_fields):
+                raise TypeError(
+                    f"{function.__name__} takes at most {len(kind.model_fields)} arguments, not {len(args)}"
+                )
+            else:
+                asked = kind(**dict(zip(kind.model_fields, args, strict=False)), **options)
+            return function(asked)
+
+        verb.__signature__ = inspect.signature(kind)  # type: ignore[attr-defined]
+        return verb
+
+    return decorate
 
 
 class IndexSpec(Spec):

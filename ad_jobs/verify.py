@@ -27,7 +27,7 @@ from ad_jobs.schema import SCORED, is_flagged
 from ad_jobs.scoring.devices import best_device
 from ad_jobs.scoring.model_store import OpenModel, open_model
 from ad_jobs.scoring.scorer import AMP_TOLERANCE, FrameScore, Scorer
-from ad_jobs.specs import VerifySpec
+from ad_jobs.specs import VerifySpec, takes
 from cluster import storage
 from models.errors import DetectorError
 
@@ -60,6 +60,7 @@ class Verification(NamedTuple):
             raise JobError(f"The run differs from its record in {len(self.differences)} places:\n  {listed}")
 
 
+@takes(VerifySpec)
 def verify(spec: VerifySpec) -> Verification:
     """What differs between a finished run and its record, and between its rows and `sample` objects scored again.
 

@@ -28,8 +28,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from ad_jobs.calibrate import calibrate_on
 from ad_jobs.results.read import read_scores
+from ad_jobs.scoring.calibration import calibrate_on
 from ad_jobs.scoring.model_store import write_calibration
 from models import artifact, registry
 from models.detector import InputSpec
@@ -43,11 +43,11 @@ def make_model(folder: Path, seed: int = 0, size_px: int = SIZE_PX) -> str:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # Of all kinds the quickest to be imported, which an actor does anew in every chapter.
-        config = registry.configure("ssm", {"model": "autoencoder", "width": 4})
+        config = registry.configure("autoencoder", {"width": 4})
         spec = InputSpec(channels=3, height_px=size_px, width_px=size_px)
-        detector = registry.create("ssm", config, spec).eval()
+        detector = registry.create("autoencoder", config, spec).eval()
     policy = {"channels": 1, "height_px": size_px, "width_px": size_px}
-    model_id = artifact.save(folder, "ssm", detector, policy, {"seed": seed})
+    model_id = artifact.save(folder, "autoencoder", detector, policy, {"seed": seed})
     normal = (np.rint(65535 * picture(number, size_px))[None].astype(np.uint16) for number in range(12))
     # Half of the normals: a good share of an archive is flagged, and a good share is not.
     calibration = calibrate_on(detector, normal, model_id=model_id, max_fpr=0.5, source="test")

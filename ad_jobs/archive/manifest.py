@@ -8,15 +8,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ad_jobs.archive.condition import rows_where
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
+from ad_jobs.specs import place
 from cluster import storage
 
 RECORD = "manifest.json"
@@ -163,7 +164,7 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None, where: str | N
             other rows each time.
         JobError: A part is missing or damaged.
     """
-    info = manifest_info(uri)
+    info = manifest_info(place(uri))
     names = (MANIFEST_HEADERS if info.headers else MANIFEST).names
     if missing := sorted(set(columns or ()) - set(names)):
         raise UsageError(
@@ -180,24 +181,14 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None, where: str | N
 
 def _select(table: pa.Table, where: str) -> pa.Array:
     """The ids, ascending, of the rows that meet an SQL condition."""
-    # The condition stands on lines of its own: a comment in it must not swallow the bracket.
-    query = f"SELECT object_id FROM manifest WHERE (\n{where}\n) ORDER BY object_id"
     names = f"Columns: {', '.join(table.column_names)}."
     if "modality" not in table.column_names:
         names += " DICOM columns need: retroscan index --headers."
-    # A condition is data from a user: it sees this one table, no files, no network, no settings.
-    config = {"enable_external_access": "false", "python_enable_replacements": "false"}
-    try:
-        with duckdb.connect(":memory:", config=config) as connection:
-            connection.execute("SET lock_configuration = true")
-            connection.register("manifest", table)
-            if len(connection.extract_statements(query)) != 1:
-                raise UsageError("--where is one SQL condition.", where, names)
-            first, second = (connection.execute(query).fetchnumpy()["object_id"] for _ in range(2))
-    except duckdb.Error as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError("--where is an SQL condition over the manifest.", f"{where} ({reason})", names) from error
-    if not np.array_equal(first, second):
+    first, second = (
+        rows_where(table, "manifest", where, columns=["object_id"], order=["object_id"], help=names)["object_id"]
+        for _ in range(2)
+    )
+    if not first.equals(second):
         raise UsageError(
             "--where must select the same rows every time, or a resumed scan would not be the same scan.",
             where,
@@ -205,7 +196,7 @@ def _select(table: pa.Table, where: str) -> pa.Array:
         )
     if not len(first):
         raise UsageError("--where must select at least one object.", f"{where} (0 of {table.num_rows})", names)
-    return pa.array(first, pa.int64())
+    return first.combine_chunks()
 
 
 def refusal(error: storage.StorageError) -> UsageError:

@@ -8,6 +8,7 @@ import typer
 
 from ad_jobs.cli import options as o
 from ad_jobs.cli import show
+from ad_jobs.specs import DoctorSpec
 
 
 def submit(
@@ -66,16 +67,18 @@ def jobs(
 
 
 def doctor(
+    context: typer.Context,
     address: o.Dashboard = None,
     bucket: Annotated[str | None, typer.Option(help="Bucket in which to look whether S3 answers.")] = None,
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
     """What is here and what is missing: packages, decoders, memory, disks, credentials, S3, Ray. Exit 1 if anything is."""
+    spec = o.given(DoctorSpec, context)
     from ad_jobs.doctor import MISSING
     from ad_jobs.doctor import doctor as verb
 
-    checks = [check._asdict() for check in verb(address=address, bucket=bucket)]
+    checks = [check._asdict() for check in verb(spec)]
     healthy = all(check["status"] != MISSING for check in checks)
     show.result({"ok": healthy, "checks": checks}, json_, lambda v: show.checks_text(v["checks"]))
     if not healthy:

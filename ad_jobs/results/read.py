@@ -1,4 +1,4 @@
-"""A finished run as pandas sees it: the score table as a DataFrame, and a heatmap by its reference."""
+"""A finished run as a user sees it: its record, the score table as a DataFrame or a dataset, heatmaps and pictures."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ad_jobs.images.geometry import Geometry
 from ad_jobs.results.heatmaps import decode_png, parse_reference
 from ad_jobs.results.run import RunRecord, part_uris, read_record
 from ad_jobs.schema import SCORES
+from ad_jobs.specs import place
 from cluster import storage
 
 # Nullable pandas types: df[df.flagged] works although a failed row's flag is null, and numbers stay whole.
@@ -25,7 +26,7 @@ _NULLABLE = {
     pa.int32(): pd.Int32Dtype(),
     pa.int64(): pd.Int64Dtype(),
 }
-_ORDER = ["object_id", "frame", "model_id"]
+ORDER = ["object_id", "frame", "model_id"]
 
 
 class Heatmap(NamedTuple):
@@ -45,7 +46,7 @@ def read_run(run: str) -> RunRecord:
     Raises:
         UsageError: not a run, or an unfinished one.
     """
-    return read_record(run)
+    return read_record(place(run))
 
 
 def read_scores(run: str, *, columns: Sequence[str] | None = None, allow_unfinished: bool = False) -> pd.DataFrame:
@@ -60,14 +61,9 @@ def read_scores(run: str, *, columns: Sequence[str] | None = None, allow_unfinis
         UsageError: not a run, an unfinished one (unless allowed), or an unknown column.
         JobError: a part that run.json lists is missing or has another number of rows.
     """
-    wanted = list(columns) if columns is not None else SCORES.names
-    unknown = [name for name in wanted if name not in SCORES.names]
-    if unknown:
-        raise UsageError(
-            "Columns must be those of the score table.", ", ".join(unknown), f"Known are {', '.join(SCORES.names)}."
-        )
+    wanted, run = known_columns(columns), place(run)
     record = read_record(run, allow_unfinished)
-    needed = list(dict.fromkeys([*wanted, *_ORDER]))
+    needed = list(dict.fromkeys([*wanted, *ORDER]))
     if record is None:
         parts = [_read_part(uri, needed) for uri in part_uris(run)]
     else:
@@ -75,9 +71,26 @@ def read_scores(run: str, *, columns: Sequence[str] | None = None, allow_unfinis
         parts = [_read_listed(storage.join(run, part.name), needed, part.rows) for part in record.parts]
     schema = pa.schema([SCORES.field(name) for name in needed])
     table = pa.concat_tables([schema.empty_table(), *parts])
-    table = table.sort_by([(name, "ascending") for name in _ORDER]).select(wanted)
+    table = table.sort_by([(name, "ascending") for name in ORDER]).select(wanted)
+    return as_pandas(table)
+
+
+def as_pandas(table: pa.Table) -> pd.DataFrame:
+    """Rows of the score table as pandas has them: nullable numbers and flags, object and frame whole."""
     frame: pd.DataFrame = table.to_pandas(types_mapper=_NULLABLE.get)
-    return frame.astype({name: kind for name, kind in (("object_id", "int64"), ("frame", "int32")) if name in wanted})
+    whole = (("object_id", "int64"), ("frame", "int32"))
+    return frame.astype({name: kind for name, kind in whole if name in table.column_names})
+
+
+def known_columns(columns: Sequence[str] | None) -> list[str]:
+    """The columns, all by default; raises UsageError for one that the score table does not have."""
+    wanted = list(columns) if columns is not None else SCORES.names
+    unknown = [name for name in wanted if name not in SCORES.names]
+    if unknown:
+        raise UsageError(
+            "Columns must be those of the score table.", ", ".join(unknown), f"Known are {', '.join(SCORES.names)}."
+        )
+    return wanted
 
 
 def _read_listed(uri: str, columns: list[str], rows: int) -> pa.Table:
@@ -107,7 +120,7 @@ def open_heatmap(run: str, reference: str) -> Heatmap:
         JobError: the shard is missing, shorter than the reference says, or damaged.
     """
     shard, offset, length = parse_reference(reference)
-    uri = storage.join(run, shard)
+    uri = storage.join(place(run), shard)
     try:
         data = storage.fetch_range(uri, offset, length)
     except storage.NotFound as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,7 +119,7 @@ def _run_id(
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _models(uris: tuple[str, ...]) -> list[CalibratedModel]:
+def _models(uris: Sequence[str]) -> list[CalibratedModel]:
     try:
         found = [read_model(uri) for uri in uris]
     except storage.StorageError as error:

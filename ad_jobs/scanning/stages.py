@@ -2,14 +2,14 @@
 
     manifest rows -> prepare_objects -> pixels -> score_objects -> scores per frame -> table.finish_rows -> score table
 
-An object's frames travel in its one row, so that they are never split over two parts of the table. Pixels
-travel as uint16 at the detector's input size: half of float32, and all of a 16-bit image.
+An object's frames travel in its one row, so that they are never split over two parts of the table.
+Pixels travel as uint16 at the detector's input size: half of float32, and all of a 16-bit image.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ad_jobs.archive.fetching import Decoder, Prepared, Source, fetch_all, prepare_each
+from ad_jobs.archive.fetching import Decoder, FetchedObject, Prepared, Source, fetch_all, prepare_each
 from ad_jobs.images.decode import Frame
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.heatmaps import FULL_SCALE, keep
@@ -42,23 +42,27 @@ _OBJECT = [
     ("fetch_ms", pa.float32()),
     ("decode_ms", pa.float32()),
     ("frames", pa.list_(pa.int32())),
-    ("geometry", pa.list_(pa.list_(pa.string()))),  # of each policy: JSON of each frame
+    # Of each policy: JSON of each frame.
+    ("geometry", pa.list_(pa.list_(pa.string()))),
     ("constant", pa.list_(pa.bool_())),
 ]
 PREPARED = pa.schema(
     [
         *_OBJECT,
-        ("channels", pa.list_(pa.list_(pa.int8()))),  # of each policy: of each frame
-        ("pixels", pa.list_(pa.large_binary())),  # of each policy: the frames' uint16 [c, h, w], end to end
+        # Of each policy: of each frame.
+        ("channels", pa.list_(pa.list_(pa.int8()))),
+        # Of each policy: the frames' uint16 [c, h, w], end to end.
+        ("pixels", pa.list_(pa.large_binary())),
     ]
 )
 SCORED_OBJECTS = pa.schema(
     [
         *_OBJECT,
-        # Of each model: of each frame.
-        ("scores", pa.list_(pa.list_(pa.float32()))),  # null where not finite
+        # Of each model: of each frame, null where not finite.
+        ("scores", pa.list_(pa.list_(pa.float32()))),
         ("score_ms", pa.list_(pa.list_(pa.float32()))),
-        ("heatmaps", pa.list_(pa.list_(pa.large_binary()))),  # uint16 [h, w] on its scale, null where not kept
+        # uint16 [h, w] on its scale, null where not kept.
+        ("heatmaps", pa.list_(pa.list_(pa.large_binary()))),
         ("scored_at", pa.timestamp("us", tz="UTC")),
     ]
 )
@@ -69,10 +73,18 @@ def prepare_objects(
 ) -> pa.Table:
     """PREPARED rows of manifest rows: each object fetched and decoded once, whatever the models; errors in columns."""
     sources = [Source(**row) for row in manifest.select(MANIFEST_COLUMNS).to_pylist()]
-    rows = [
-        _prepared_row(prepare_each(fetched, policies, limits, decoder), identifiers)
-        for fetched in fetch_all(sources, limits.max_bytes)
-    ]
+    return prepare_fetched(fetch_all(sources, limits.max_bytes), policies, limits, decoder, identifiers)
+
+
+def prepare_fetched(
+    objects: Iterable[FetchedObject],
+    policies: Sequence[PixelPolicy],
+    limits: Limits,
+    decoder: Decoder,
+    identifiers: Identifiers,
+) -> pa.Table:
+    """PREPARED rows of objects whose bytes are here, in their order."""
+    rows = [_prepared_row(prepare_each(one, policies, limits, decoder), identifiers) for one in objects]
     return pa.Table.from_pylist(rows, schema=PREPARED)
 
 
@@ -144,8 +156,7 @@ def _scored_columns(
     scores: list[float | None] = []
     times: list[float] = []
     heatmaps: list[bytes | None] = []
-    # An object's frames come first, `found` second: zip must not take a score that belongs to the next
-    # object.
+    # An object's frames come first, `found` second: zip must not take a score that belongs to the next object.
     for frame, score in zip(frames, found, strict=False):
         scores.append(score.score if score.finite else None)
         times.append(score.score_ms)

@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ad_jobs import index as index_module
+from ad_jobs.archive.listing import write_manifest
+from ad_jobs.archive.manifest import manifest_info, read_manifest
 from ad_jobs.errors import JobError, UsageError
-from ad_jobs.index import index, manifest_info, read_manifest
+from ad_jobs.index import index
 from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
 from cluster import storage
 
@@ -41,7 +42,7 @@ def test_rows_are_dense_and_in_uri_order(archive: Path, tmp_path: Path) -> None:
         found = storage.stat(row["uri"])
         assert (row["bytes"], row["etag"], row["modified"]) == found[1:]
     assert (info.objects, info.source, info.headers) == (len(NAMES), str(archive), False)
-    assert manifest_info(str(tmp_path / "out") + "/") == info
+    assert manifest_info(str(tmp_path / "out")) == info
 
 
 def test_a_name_that_is_no_text_gets_a_row(archive: Path, tmp_path: Path) -> None:
@@ -50,11 +51,10 @@ def test_a_name_that_is_no_text_gets_a_row(archive: Path, tmp_path: Path) -> Non
     assert read_manifest(info.uri)["uri"].to_pylist()[-1] == f"file://{archive}/%E9"
 
 
-def test_the_same_archive_gives_the_same_parts(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "PART_ROWS", 4)
-    monkeypatch.setattr(index_module, "BATCH_ROWS", 2)
-    first = index(str(archive), str(tmp_path / "one"))
-    second = index(str(archive), str(tmp_path / "two"))
+def test_the_same_archive_gives_the_same_parts(archive: Path, tmp_path: Path) -> None:
+    first, second = (
+        write_manifest(str(archive), str(tmp_path / name), part_rows=4, batch_rows=2) for name in ("one", "two")
+    )
     one, two = content(tmp_path / "one"), content(tmp_path / "two")
     assert sorted(one) == ["manifest.json", "part-00000.parquet", "part-00001.parquet"]
     assert {n: d for n, d in one.items() if n != "manifest.json"} == {
@@ -67,8 +67,7 @@ def test_the_same_archive_gives_the_same_parts(archive: Path, tmp_path: Path, mo
     assert read_manifest(first.uri)["object_id"].to_pylist() == list(range(7))
 
     # The digest is of the rows: neither of how they are cut, nor of when.
-    monkeypatch.setattr(index_module, "PART_ROWS", 2)
-    assert index(str(archive), str(tmp_path / "three")).digest == first.digest
+    assert write_manifest(str(archive), str(tmp_path / "three"), part_rows=2, batch_rows=2).digest == first.digest
     (archive / "a0").write_bytes(b"changed")
     assert index(str(archive), str(tmp_path / "four")).digest != first.digest
 
@@ -95,17 +94,14 @@ def test_a_manifest_is_never_replaced(archive: Path, tmp_path: Path) -> None:
     assert content(out) == before
 
 
-def test_an_interrupted_index_is_made_good(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_index_is_made_good(archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    monkeypatch.setattr(index_module, "PART_ROWS", 2)
-    monkeypatch.setattr(index_module, "BATCH_ROWS", 2)
-    index(str(archive), str(out))
+    write_manifest(str(archive), str(out), part_rows=2, batch_rows=2)
     (out / "manifest.json").unlink()
     (out / "part-00001.parquet").write_bytes(b"half")
     with pytest.raises(UsageError, match=r"manifest\.json"):
         manifest_info(str(out))
-    monkeypatch.setattr(index_module, "PART_ROWS", 4)
-    info = index(str(archive), str(out))
+    info = write_manifest(str(archive), str(out), part_rows=4, batch_rows=2)
     assert sorted(content(out)) == ["manifest.json", "part-00000.parquet", "part-00001.parquet"]
     assert read_manifest(info.uri).num_rows == len(NAMES)
 
@@ -337,16 +333,10 @@ class TestS3:
         s3.put_folder(mixed, "index-dicom")
         check_headers(index(s3.uri("index-dicom"), s3.uri("index-dicom-out"), headers=True).uri)
 
-    def test_the_bucket_of_out_is_asked_for_before_the_work(
-        self, s3: Any, archive: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_bucket_of_out_is_asked_for_before_the_work(self, s3: Any, archive: Path) -> None:
         assert s3.bucket
-
-        def never(_: str) -> None:
-            pytest.fail("listed before --out was checked")
-
-        monkeypatch.setattr(index_module, "iter_source", never)
+        # A source that cannot be listed: it would be refused first, were it looked at first.
         with pytest.raises(UsageError, match="no-such-bucket"):
-            index(str(archive), "s3://no-such-bucket/out")
+            index(str(archive / "gone"), "s3://no-such-bucket/out")
         with pytest.raises(UsageError, match="outside of SOURCE"):
             index(s3.uri(), s3.uri("out"))

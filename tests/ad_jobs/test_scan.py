@@ -17,11 +17,13 @@ import scankit as kit
 from ad_jobs.errors import TooManyFailed, UsageError
 from ad_jobs.index import index
 from ad_jobs.results.read import open_heatmap, read_run, read_scores
-from ad_jobs.scan import resolve, scan
+from ad_jobs.scan import scan
+from ad_jobs.scanning.intent import resolve
 from ad_jobs.scanning.run_state import undecodable
 from ad_jobs.schema import SCORES
 from ad_jobs.score import score
 from ad_jobs.scoring.model_store import CALIBRATION
+from ad_jobs.specs import ScanSpec
 from ad_jobs.verify import verify
 from cluster.session import session
 from models.record import DETECTOR, model_id
@@ -51,7 +53,7 @@ def runs(home: Path) -> Iterator[tuple[str, str]]:
     (home / "mixed" / GONE).unlink()
     model = str(home / "model")
     with session(num_cpus=2):
-        scan(str(home / "manifest"), [model], mixed, heatmaps="all", batch_size=BATCH, config={"command": "scan"})
+        scan(str(home / "manifest"), [model], mixed, heatmaps="all", batch_size=BATCH)
         scan(str(home / "clean"), [model], clean, batch_size=BATCH)
         yield mixed, clean
 
@@ -78,7 +80,7 @@ def test_the_record_balances_and_lists_the_parts(runs: tuple[str, str]) -> None:
     assert counts.rows == counts.objects + kit.FRAMES - 1
     assert len(record.parts) > 3
     assert sum(part.rows for part in record.parts) == counts.rows
-    assert record.config["command"] == "scan"
+    assert record.config["batch_size"] == BATCH
     names = {path.name for path in Path(runs[0]).iterdir()}
     assert names == {"run.json", "scores", "heatmaps"}, "what only an unfinished run needs is gone"
 
@@ -213,7 +215,8 @@ def test_another_source_into_the_same_folder_is_refused(runs: tuple[str, str], h
 @pytest.mark.ray
 def test_where_selects_and_identifiers_hide(runs: tuple[str, str], home: Path) -> None:
     del runs  # for its session
-    out = str(home / "run-selected")
+    out, key = str(home / "run-selected"), home / "key"
+    key.write_text("secret\n")
     record = scan(
         str(home / "manifest"),
         [str(home / "model")],
@@ -221,7 +224,7 @@ def test_where_selects_and_identifiers_hide(runs: tuple[str, str], home: Path) -
         where="uri LIKE '%.dcm'",
         heatmaps="none",
         identifiers="hashed",
-        identifiers_key=b"secret",
+        identifiers_key=key,
     )
     rows = read_scores(out)
     dicoms = sum(name.endswith(".dcm") for name in [*GOOD, *BAD])
@@ -235,7 +238,7 @@ def test_where_selects_and_identifiers_hide(runs: tuple[str, str], home: Path) -
 
 def refused(home: Path, **options: Any) -> UsageError:
     """The refusal of a scan, which has written nothing."""
-    call = {"source": str(home / "clean"), "models": [str(home / "model")], "out": str(home / "never")} | options
+    call = {"source": str(home / "clean"), "model": [str(home / "model")], "out": str(home / "never")} | options
     with pytest.raises(UsageError) as error:
         scan(**call)
     assert not (Path(call["out"]) / "scores").exists()
@@ -245,13 +248,13 @@ def refused(home: Path, **options: Any) -> UsageError:
 
 def test_bad_usage_is_refused_before_any_work(home: Path, tmp_path: Path) -> None:
     assert "missing" in str(refused(home, source=str(home / "missing")))
-    assert "Name each --model once" in str(refused(home, models=[str(home / "model")] * 2))
-    assert "one or more --model" in str(refused(home, models=[]))
+    assert "Name each --model once" in str(refused(home, model=[str(home / "model")] * 2))
+    assert "--model takes one or more" in str(refused(home, model=[]))
     assert "--max-failed" in str(refused(home, max_failed=5))
     assert "needs a key" in str(refused(home, identifiers="hashed"))
     assert "--where" in str(refused(home, where="no_such_column = 1"))
     assert "--where" in str(refused(home, where="object_id < 0"))
-    assert "model" in str(refused(home, models=[str(home / "clean")])).lower()
+    assert "model" in str(refused(home, model=[str(home / "clean")])).lower()
     (tmp_path / "empty").mkdir()
     refused(home, source=str(tmp_path / "empty"))
     (tmp_path / "diary.txt").write_text("not a run")
@@ -264,9 +267,9 @@ def test_reduced_precision_is_another_run_and_refused_without_a_gpu(
 ) -> None:
     del runs  # for its session
     call = (str(home / "manifest"), [str(home / "model")], str(tmp_path / "run"))
-    exact, reduced = resolve(*call), resolve(*call, amp=True)
+    exact, reduced = (resolve(ScanSpec(source=call[0], model=call[1], out=call[2], amp=amp)) for amp in (False, True))
     assert exact.run_id != reduced.run_id
-    assert (exact.config["amp"], reduced.config["amp"]) == (False, True)
+    assert (exact.spec.config()["amp"], reduced.spec.config()["amp"]) == (False, True)
     with pytest.raises(UsageError, match=r"--amp is for GPUs.*2 CPUs and 0 GPUs"):
         scan(*call, amp=True)
     assert not (tmp_path / "run").exists(), "the folder is free for a scan without it"
@@ -279,8 +282,9 @@ def test_syntaxes_without_a_decoder_are_told_before_any_actor_starts() -> None:
 
 def test_the_driver_reads_models_and_sources_without_torch(home: Path, tmp_path: Path) -> None:
     program = (
-        "import sys; from ad_jobs.scan import resolve\n"
-        f"found = resolve({str(home / 'clean')!r}, [{str(home / 'model')!r}], {str(tmp_path / 'run')!r})\n"
+        "import sys; from ad_jobs.scanning.intent import resolve; from ad_jobs.specs import ScanSpec\n"
+        f"asked = ScanSpec(source={str(home / 'clean')!r}, model={str(home / 'model')!r}, out={str(tmp_path / 'run')!r})\n"
+        "found = resolve(asked)\n"
         "print(found.objects, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -303,7 +307,7 @@ def test_a_model_of_an_unknown_detector_ends_the_scan_with_the_reason(home: Path
 def test_a_model_without_a_calibration_is_refused(home: Path, tmp_path: Path) -> None:
     for name in ("detector.json", "weights.safetensors"):
         (tmp_path / name).write_bytes((home / "model" / name).read_bytes())
-    assert "calibration" in str(refused(home, models=[str(tmp_path)]))
+    assert "calibration" in str(refused(home, model=[str(tmp_path)]))
 
 
 def test_an_unfinished_run_of_another_command_is_refused(home: Path, tmp_path: Path) -> None:

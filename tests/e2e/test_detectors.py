@@ -12,7 +12,6 @@ import pytest
 from contract.test_contract import FAST_OPTIONS
 from s3server import S3Server
 
-from ad_jobs.cli.options import FitSpec
 from ad_jobs.errors import UsageError
 from ad_jobs.evaluate import evaluate
 from ad_jobs.fit import fit
@@ -21,6 +20,7 @@ from ad_jobs.report import report
 from ad_jobs.results.read import read_run, read_scores
 from ad_jobs.scan import scan
 from ad_jobs.scoring.model_store import open_model
+from ad_jobs.specs import FitSpec
 from ad_jobs.verify import verify
 from cluster import storage
 from cluster.session import session
@@ -49,7 +49,7 @@ class Home(NamedTuple):
             normal=f"{self.root}/train",
             anomalous=f"{self.root}/lesions" if needs else None,
             out=f"{self.root}/models/{kind}",
-            size_px=(64, 48),
+            size=(64, 48),
             options=FAST_OPTIONS[kind] | {"epochs": 2},
             seed=3,
         )

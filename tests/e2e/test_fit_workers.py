@@ -17,9 +17,9 @@ import pytest
 import scankit as kit
 import torch
 
-from ad_jobs.cli.options import FitSpec
 from ad_jobs.fit import fit
 from ad_jobs.scoring.model_store import OpenModel, open_model
+from ad_jobs.specs import FitSpec
 from cluster.session import session
 
 pytestmark = pytest.mark.ray
@@ -49,7 +49,7 @@ def alone(normal: str, tmp_path_factory: pytest.TempPathFactory) -> OpenModel:
 
 
 def fitted(normal: str, out: Path, **changed: int) -> OpenModel:
-    fit(FitSpec(detector="fyd", normal=normal, out=str(out), size_px=(64, 48), seed=3, **changed))
+    fit(FitSpec(detector="fyd", normal=normal, out=str(out), size=(64, 48), seed=3, **changed))
     return open_model(str(out))
 
 
@@ -148,7 +148,7 @@ def test_a_killed_rank_and_then_a_killed_fit_continue_with_another_number_of_wor
     assert not (tmp_path / "killed" / "detector.json").exists()
 
     spec = FitSpec(
-        detector="mkd", normal=str(normal), out=str(tmp_path / "killed"), size_px=(64, 64), options={"epochs": EPOCHS}
+        detector="mkd", normal=str(normal), out=str(tmp_path / "killed"), size=(64, 64), options={"epochs": EPOCHS}
     )
     with caplog.at_level("INFO"):
         fit(spec)

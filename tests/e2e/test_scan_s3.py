@@ -7,12 +7,12 @@ import pytest
 import scankit as kit
 from s3server import S3Server
 
-from ad_jobs.cli.options import FitSpec
 from ad_jobs.errors import UsageError
 from ad_jobs.fit import fit
 from ad_jobs.results.read import open_heatmap, read_scores
 from ad_jobs.scan import scan
 from ad_jobs.scoring.model_store import open_model
+from ad_jobs.specs import FitSpec
 from ad_jobs.verify import verify
 from cluster import storage
 from cluster.session import session
@@ -94,7 +94,7 @@ def test_a_bucket_that_does_not_exist_is_refused(s3: S3Server, model: str, tmp_p
 def test_fit_from_s3_into_s3(s3: S3Server) -> None:
     normal = upload(s3, "e2e-scan/normal", {f"{number}.png": kit.png(number) for number in range(12)})
     out = f"s3://{s3.bucket}/models/fitted"
-    spec = FitSpec(detector="mkd", normal=normal, out=out, size_px=(32, 32), options={"epochs": 2})
+    spec = FitSpec(detector="mkd", normal=normal, out=out, size=(32, 32), options={"epochs": 2})
     record = fit(spec)
     opened = open_model(out)
     assert opened.model_id == record["model_id"]

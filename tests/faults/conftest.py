@@ -26,10 +26,7 @@ CHAPTER = 80  # objects, in the scans here: two chapters
 def statement(source: str, model: str, out: str, **options: object) -> str:
     """A scan in small chapters, as a statement for `scankit.in_a_process`."""
     given = "".join(f", {name}={value!r}" for name, value in options.items())
-    return (
-        f"import ad_jobs.scanning.run_state as r; r.CHAPTER_OBJECTS = {CHAPTER}; "
-        f"scan({source!r}, [{model!r}], {out!r}, batch_size=4, num_cpus=2{given})"
-    )
+    return f"scan({source!r}, [{model!r}], {out!r}, batch_size=4, num_cpus=2, chapter_objects={CHAPTER}{given})"
 
 
 def wait_for(
@@ -77,12 +74,6 @@ def proxy(through: FaultProxy) -> Iterator[FaultProxy]:
     through.rule = lambda _: None
 
 
-@pytest.fixture(autouse=True)
-def small_chapters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two chapters for the scans in this process, too."""
-    monkeypatch.setattr("ad_jobs.scanning.run_state.CHAPTER_OBJECTS", CHAPTER)
-
-
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small model on disk."""
@@ -101,11 +92,9 @@ def source(s3: S3Server) -> str:
 def undisturbed(source: str, model: str, through: FaultProxy, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """The table of a scan without faults, in one chapter: every object was asked for once."""
     out: Path = tmp_path_factory.mktemp("undisturbed") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ad_jobs.scanning.run_state.CHAPTER_OBJECTS", 10 * len(OBJECTS))
-        index(source, str(out / "manifest"))  # reads the headers of DICOM objects, a range of each
-        since = len(through.requests)
-        scan(source, [model], str(out), batch_size=4, num_cpus=2)
+    index(source, str(out / "manifest"))
+    since = len(through.requests)
+    scan(source, [model], str(out), batch_size=4, num_cpus=2)
     gets = asked_for(through, since)
     assert set(gets.values()) == {1}
     assert len(gets) == len(OBJECTS)

@@ -20,7 +20,7 @@ from ad_jobs.index import index
 from ad_jobs.results.read import read_scores
 from ad_jobs.scan import scan
 from cluster.session import session
-from tests.faults.conftest import OBJECTS, PREFIX, asked_for, finish, statement, wait_for
+from tests.faults.conftest import CHAPTER, OBJECTS, PREFIX, asked_for, finish, statement, wait_for
 from tests.faults.proxy import Fault, FaultProxy, Request
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
@@ -65,7 +65,7 @@ def test_answers_that_fail(s3: S3Server, proxy: FaultProxy, source: str, model: 
     proxy.rule = rule
     proxy.faults.clear()
     out = s3.uri("faults/answers")
-    scan(source, [model], out, batch_size=4, num_cpus=2)
+    scan(source, [model], out, batch_size=4, num_cpus=2, chapter_objects=CHAPTER)
     assert {"500", "503", "slow", "reset", "cut"} == set(proxy.faults)
     kit.assert_as_undisturbed(out, undisturbed)
 
@@ -87,7 +87,7 @@ def test_a_server_that_is_killed_and_comes_back(
     killer = threading.Thread(target=kill)
     killer.start()
     out = s3.uri("faults/killed")
-    scan(source, [model], out, batch_size=4, num_cpus=2)
+    scan(source, [model], out, batch_size=4, num_cpus=2, chapter_objects=CHAPTER)
     killer.join()
     assert away.is_set()
     kit.assert_as_undisturbed(out, undisturbed)
@@ -104,7 +104,7 @@ def test_an_archive_that_changes_between_index_and_scan(
     try:
         s3.put(f"{PREFIX}/{changed}", kit.png(4001))
         s3.client.delete_object(Bucket=s3.bucket, Key=f"{PREFIX}/{gone}")
-        scan(manifest, [model], out, batch_size=4, num_cpus=2)
+        scan(manifest, [model], out, batch_size=4, num_cpus=2, chapter_objects=CHAPTER)
     finally:
         for name in (changed, gone):
             s3.put(f"{PREFIX}/{name}", OBJECTS[name])
@@ -131,7 +131,7 @@ def test_keys_that_end_in_the_middle(
 
     proxy.rule = rule
     with pytest.raises(JobError, match="refuses these credentials") as caught:
-        scan(source, [model], out, batch_size=4, num_cpus=2)
+        scan(source, [model], out, batch_size=4, num_cpus=2, chapter_objects=CHAPTER)
     assert "run the same command again" in str(caught.value)
     half = read_scores(out, allow_unfinished=True)
     done = set(half["uri"].str.removeprefix(f"{source}/"))
@@ -140,7 +140,7 @@ def test_keys_that_end_in_the_middle(
 
     proxy.rule = lambda _: None
     again = len(proxy.requests)
-    scan(source, [model], out, batch_size=4, num_cpus=2)
+    scan(source, [model], out, batch_size=4, num_cpus=2, chapter_objects=CHAPTER)
     kit.assert_as_undisturbed(out, undisturbed)
     asked = asked_for(proxy, again)
     assert not set(asked) & done  # what was done is not fetched again
@@ -163,11 +163,11 @@ def test_a_store_without_room(
     proxy.rule = rule
     out = s3.uri("faults/full")
     with pytest.raises(JobError, match="No room is left"):
-        scan(source, [model], out, batch_size=4, num_cpus=2)
+        scan(source, [model], out, batch_size=4, num_cpus=2, chapter_objects=CHAPTER)
     with pytest.raises(UsageError, match="Run the same scan command again"):
         read_scores(out)
     proxy.rule = lambda _: None
-    scan(source, [model], out, batch_size=4, num_cpus=2)
+    scan(source, [model], out, batch_size=4, num_cpus=2, chapter_objects=CHAPTER)
     kit.assert_as_undisturbed(out, undisturbed)
 
 
@@ -192,10 +192,10 @@ def test_a_disk_without_room(small_disk: Path, source: str, model: str, undistur
     ballast.write_bytes(b"\0" * 200 * 1024)
     out = str(small_disk / "run")
     with pytest.raises(JobError, match="No room is left"):
-        scan(source, [model], out, batch_size=4, num_cpus=2)
+        scan(source, [model], out, batch_size=4, num_cpus=2, chapter_objects=CHAPTER)
     ballast.unlink()
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
-    scan(source, [model], out, batch_size=4, num_cpus=2)
+    scan(source, [model], out, batch_size=4, num_cpus=2, chapter_objects=CHAPTER)
     kit.assert_as_undisturbed(out, undisturbed)
 
 
@@ -207,7 +207,7 @@ def test_two_scans_into_one_folder(
     first = kit.in_a_process(statement(source, model, out), stderr=subprocess.PIPE)
     wait_for((tmp_path / "run" / "run.lock").exists, first, within_s=120)
     with pytest.raises(UsageError, match="One scan at a time writes to a folder") as caught:
-        scan(source, [model], out, batch_size=4, num_cpus=2)
+        scan(source, [model], out, batch_size=4, num_cpus=2, chapter_objects=CHAPTER)
     assert str(first.pid) in str(caught.value)
     proxy.rule = lambda _: None
     finish(first, within_s=240)
@@ -219,14 +219,14 @@ def test_too_many_failures_end_the_run_and_keep_what_is_done(tmp_path: Path, mod
     archive = kit.write_archive(tmp_path / "archive", bad | kit.good_objects(60))
     out = str(tmp_path / "run")
     with pytest.raises(TooManyFailed) as caught:
-        scan(archive, [model], out, batch_size=4, num_cpus=2, max_failed=0.05)
+        scan(archive, [model], out, batch_size=4, num_cpus=2, max_failed=0.05, chapter_objects=CHAPTER)
     assert caught.value.exit_code == 3
     with pytest.raises(UsageError, match="Run the same scan command again"):
         read_scores(out)
     half = read_scores(out, allow_unfinished=True)
     # It ended there: more than 6 of 120 had failed, and not all were tried.
     assert 6 < (half["status"] == "failed").sum() <= half["object_id"].nunique() < 120
-    record = scan(archive, [model], out, batch_size=4, num_cpus=2, max_failed=0.6)
+    record = scan(archive, [model], out, batch_size=4, num_cpus=2, max_failed=0.6, chapter_objects=CHAPTER)
     assert (record.counts.failed, record.counts.scored) == (60, 60)
     kept = read_scores(out).set_index("object_id")["scored_at"]
     assert (kept[half["object_id"]].to_numpy() == half["scored_at"].to_numpy()).all()

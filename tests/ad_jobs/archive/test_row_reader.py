@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ad_jobs.archive.listing import write_manifest
 from ad_jobs.archive.manifest import ManifestInfo, RowReader, find_manifest
 from ad_jobs.errors import RetroscanError
-from ad_jobs.index import index
 
 OBJECTS = 23
 
@@ -23,10 +23,7 @@ def info(tmp_path_factory: pytest.TempPathFactory) -> ManifestInfo:
     (home / "archive").mkdir()
     for number in range(OBJECTS):
         (home / "archive" / f"{number:03d}.png").write_bytes(b"x" * (number + 1))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ad_jobs.index.PART_ROWS", 6)
-        patch.setattr("ad_jobs.index.BATCH_ROWS", 3)
-        index(str(home / "archive"), str(home / "manifest"))
+    write_manifest(str(home / "archive"), str(home / "manifest"), part_rows=6, batch_rows=3)
     found = find_manifest(str(home / "manifest"))
     assert found is not None
     assert len(found.parts) > 2

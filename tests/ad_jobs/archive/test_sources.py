@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ad_jobs.archive.sources import is_manifest, read_image_list, read_source, resolve
+from ad_jobs.archive.sources import read_image_list, read_source, resolve
 from ad_jobs.errors import UsageError
 from ad_jobs.index import index
 
@@ -44,8 +44,6 @@ def test_a_folder_a_manifest_and_lists_are_the_same_objects(archive: Path, tmp_p
     assert all(o.bytes == len(Path(o.uri).read_bytes()) and o.etag and o.modified for o in objects)
 
     index(str(archive), str(tmp_path / "manifest"))
-    assert is_manifest(str(tmp_path / "manifest"))
-    assert not is_manifest(str(archive))
     assert read_source(str(tmp_path / "manifest")) == objects
 
     backwards = [f"archive/{name}" for name in reversed(NAMES)]
@@ -137,8 +135,6 @@ def test_bad_folders(archive: Path, tmp_path: Path) -> None:
     refused(str(archive / "a0.png"), "single file", "retroscan score")
     (tmp_path / "empty").mkdir()
     refused(str(tmp_path / "empty"), "at least one object")
-    refused("", "SOURCE is a folder")
-    refused("gs://bucket/x", "gs://bucket/x", "s3://bucket/prefix")
 
 
 def test_an_unfinished_manifest_is_no_archive(archive: Path, tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""SQL conditions of users over a table of ours, which see nothing but that table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from ad_jobs.errors import UsageError
+
+
+def rows_where(
+    table: Any, name: str, where: str, *, columns: Sequence[str], order: Sequence[str], help: str
+) -> pa.Table:
+    """The rows of an Arrow table or dataset that meet an SQL condition (DuckDB's dialect), in order.
+
+    Args:
+        table: what the condition is over.
+        name: what the table is called, in messages and in the condition.
+        where: the condition.
+        columns: which columns to give.
+        order: by which columns to sort.
+        help: the remedy for a condition that is none.
+
+    Raises:
+        UsageError: it is no condition over this table, or more than one.
+    """
+    # The condition stands on lines of its own: a comment in it must not swallow the bracket.
+    query = f"SELECT {', '.join(columns)} FROM {name} WHERE (\n{where}\n) ORDER BY {', '.join(order)}"
+    # A condition is data from a user: it sees this one table, no files, no network, no settings.
+    config = {"enable_external_access": "false", "python_enable_replacements": "false"}
+    try:
+        with duckdb.connect(":memory:", config=config) as connection:
+            connection.execute("SET lock_configuration = true")
+            connection.register(name, table)
+            if len(connection.extract_statements(query)) != 1:
+                raise UsageError("--where is one SQL condition.", where, help)
+            return connection.sql(query).to_arrow_table()
+    except duckdb.Error as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"--where is an SQL condition over the {name}.", f"{where} ({reason})", help) from error

@@ -1,0 +1,109 @@
+"""A finished run as an object: its record, its table in pandas or as a dataset, and a row's heatmap and picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+
+from ad_jobs.archive.condition import rows_where
+from ad_jobs.errors import UsageError
+from ad_jobs.images.decode import preview
+from ad_jobs.images.policy import MAX_SIDE_PX, Limits, PixelPolicy
+from ad_jobs.results.read import ORDER, Heatmap, as_pandas, known_columns, open_heatmap, read_scores
+from ad_jobs.results.run import ModelRef, RunRecord, read_record
+from ad_jobs.schema import SCORES
+from ad_jobs.specs import place
+from cluster import storage
+
+
+def open_run(run: str | PathLike[str]) -> Run:
+    """The finished run in a folder, local or s3://.
+
+    Raises:
+        UsageError: not a run, or an unfinished one.
+    """
+    uri = place(run)
+    return Run(uri, read_record(uri))
+
+
+class Run:
+    """A finished run. It is read when it is asked for, from the parts that its record lists and no others."""
+
+    def __init__(self, uri: str, record: RunRecord) -> None:
+        self.uri = uri
+        # What run.json says: what was scanned, with what, the counts, the parts with their digests.
+        self.record = record
+
+    def __repr__(self) -> str:
+        counts = self.record.counts
+        return f"Run({self.uri!r}: {counts.objects} objects, {counts.rows} rows, {counts.flagged} flagged)"
+
+    def scores(self, *, columns: Sequence[str] | None = None, where: str | None = None) -> pd.DataFrame:
+        """The score table, one row a frame and model, ordered by object, frame and model.
+
+        Args:
+            columns: some of the table's columns, in the wanted order; all by default.
+            where: an SQL condition over the table (DuckDB's dialect), as `flagged AND modality = 'MR'`; only the rows
+                that meet it are read into memory.
+
+        Raises:
+            UsageError: an unknown column, or no condition.
+            JobError: a part that the record lists is missing or has another number of rows.
+        """
+        wanted = known_columns(columns)
+        if where is None:
+            return read_scores(self.uri, columns=wanted)
+        names = f"Columns: {', '.join(SCORES.names)}."
+        table = rows_where(self.dataset(), "scores", where, columns=wanted, order=ORDER, help=names)
+        return as_pandas(table.cast(pa.schema([SCORES.field(name) for name in wanted])))
+
+    def dataset(self) -> ds.Dataset:
+        """The score table as a pyarrow dataset, for whoever streams or filters it: schema.SCORES, unordered."""
+        filesystem, _ = storage.filesystem(self.uri)
+        parts = [storage.filesystem(storage.join(self.uri, part.name))[1] for part in self.record.parts]
+        return ds.dataset(parts, schema=SCORES, filesystem=filesystem, format="parquet")
+
+    def heatmap(self, row: Mapping[str, Any] | pd.Series[Any]) -> Heatmap:
+        """The heatmap of a row of `scores`: float32 [H, W] in [0, 1] on the run's global scale, by one ranged read.
+
+        Raises:
+            UsageError: the row's heatmap was not kept.
+            JobError: the shard is missing or damaged.
+        """
+        reference = row["heatmap"]
+        if pd.isna(reference):
+            raise UsageError(
+                "A row has a heatmap if the scan kept it.",
+                f"object {row['object_id']}, frame {row['frame']}, without one",
+                "Scan with --heatmaps all to have one for every image.",
+            )
+        return open_heatmap(self.uri, str(reference))
+
+    def image(self, row: Mapping[str, Any] | pd.Series[Any]) -> NDArray[np.uint8]:
+        """The frame of a row of `scores` as a viewer shows it: uint8 [rows, columns, 3], windowed by its model's policy.
+
+        Raises:
+            UsageError: the table's URIs are hashed.
+            StorageError: the object cannot be fetched.
+            ImageError: it cannot be decoded.
+        """
+        uri = str(row["uri"])
+        if self.record.config.get("identifiers") == "hashed":
+            raise UsageError(
+                "An image is fetched by its URI.", f"{uri}, which is hashed", "Look its object_id up in the manifest."
+            )
+        model = self._model(str(row["model_id"]))
+        limits = Limits.model_validate(self.record.config.get("limits", {}))
+        data = storage.fetch(uri, limits.max_bytes).data
+        policy = PixelPolicy.model_validate(model.policy)
+        return preview(data, int(row["frame"]), policy, limits, max_side=MAX_SIDE_PX)
+
+    def _model(self, model_id: str) -> ModelRef:
+        return next(model for model in self.record.models if model.model_id == model_id)

@@ -1,0 +1,117 @@
+"""The scores of a model in anyone's own `Dataset.map_batches`: a callable from Arrow table to Arrow table."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from ad_jobs.archive.fetching import FetchedObject, Source, fetch_all
+from ad_jobs.errors import ErrorCode, ImageError, UsageError
+from ad_jobs.images.guard import GuardedDecoder
+from ad_jobs.scanning.identifiers import Identifiers
+from ad_jobs.scanning.judgement import Judgement, ModelUse
+from ad_jobs.scanning.stages import prepare_fetched, score_objects
+from ad_jobs.scanning.table import finish_rows
+from ad_jobs.scoring.model_store import OpenModel, open_model
+from ad_jobs.specs import place
+
+if TYPE_CHECKING:  # torch stands behind it: loaded where batches are scored, not where the pipeline is written
+    from ad_jobs.scoring.scorer import Scorer
+
+PLACES = ("uri", "path")
+CONTENT = "bytes"
+# Columns of a run's table that mean nothing outside of a run.
+_OF_A_RUN = ("object_id", "uri", "run_id", "heatmap", CONTENT)
+
+
+class Score:
+    """Scores the images of a batch as a scan does: same decoding, same pixel policy, same numbers.
+
+    A batch has a column `bytes` with whole objects (as `ray.data.read_binary_files` gives), or a column `uri` or `path`
+    that says where they lie, local or s3://.
+    What comes back has a row for each frame: the columns of the batch but `bytes`, and of a run's table `frame`, `status`,
+    `error_code`, `error_detail`, `score`, `threshold`, `flagged`, `model_id`, `content_sha256`, the header's columns and
+    the times. A bad object is a row with its reason, never an exception.
+
+    Use it with `batch_format="pyarrow"` and `concurrency=N`, so that N actors load the model once each:
+
+        dataset.map_batches(Score, fn_constructor_args=("s3://models/m",), batch_format="pyarrow", concurrency=2)
+
+    Args:
+        model: the folder of a calibrated model, local or s3://.
+        batch_size: frames scored at once; it does not change a score.
+
+    Raises:
+        UsageError: at the first batch: no model there, no column that names objects, or columns that would be overwritten.
+        JobError: at a batch: the store refuses the credentials, or was away for too long.
+    """
+
+    def __init__(self, model: str | PathLike[str], *, batch_size: int = 32) -> None:
+        self._uri = place(model)
+        self._batch_size = batch_size
+        self._opened: tuple[OpenModel, Scorer, GuardedDecoder] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A decoder's process and a detector stay where they are.
+        return self.__dict__ | {"_opened": None}
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        model, scorer, decoder = self._open()
+        calibration = model.calibration
+        judgement = Judgement(
+            model.model_id, calibration.threshold, calibration.heatmap_low, calibration.heatmap_high, "none"
+        )
+        use = ModelUse(judgement, 0)
+        policies = [model.policy]
+        prepared = prepare_fetched(
+            _objects(batch, model.limits.max_bytes), policies, model.limits, decoder, Identifiers()
+        )
+        scored = score_objects(prepared, policies, [(scorer, use)])
+        rows = finish_rows(scored, "", "", 0, [use])
+        kept = batch.drop_columns([name for name in batch.column_names if name == CONTENT])
+        found = rows.drop_columns(list(_OF_A_RUN))
+        if clash := sorted(set(kept.column_names) & set(found.column_names)):
+            raise UsageError(
+                "The columns of a score must not be there already.", ", ".join(clash), "Rename or drop them before."
+            )
+        out = kept.take(rows["object_id"])
+        for name in found.column_names:
+            out = out.append_column(found.schema.field(name), found[name])
+        return out
+
+    def _open(self) -> tuple[OpenModel, Scorer, GuardedDecoder]:
+        if self._opened is None:
+            from ad_jobs.scoring.scorer import Scorer
+
+            model = open_model(self._uri)
+            self._opened = model, Scorer(model.detector, batch_size=self._batch_size), GuardedDecoder()
+        return self._opened
+
+
+def _objects(batch: pa.Table, max_bytes: int) -> Any:
+    """The batch's objects in order, with their bytes: given, or fetched."""
+    where = next((name for name in PLACES if name in batch.column_names), None)
+    if CONTENT in batch.column_names:
+        uris = batch[where].to_pylist() if where else [""] * batch.num_rows
+        return (
+            _given(number, uri, data.as_py(), max_bytes)
+            for number, (uri, data) in enumerate(zip(uris, batch[CONTENT], strict=True))
+        )
+    if where is None:
+        raise UsageError(
+            f"A batch names its objects in a column {CONTENT}, {' or '.join(PLACES)}.",
+            f"columns {', '.join(batch.column_names)}",
+            "Rename the one that says where the images lie, for example with rename_columns.",
+        )
+    sources = [Source(number, place(uri)) for number, uri in enumerate(batch[where].to_pylist())]
+    return fetch_all(sources, max_bytes)
+
+
+def _given(number: int, uri: str, data: bytes, max_bytes: int) -> FetchedObject:
+    source = Source(number, uri, len(data))
+    if len(data) > max_bytes:
+        error = ImageError(ErrorCode.TOO_MANY_BYTES, f"{len(data)} bytes, more than {max_bytes}")
+        return FetchedObject(source, None, False, error, 0.0)
+    return FetchedObject(source, data, False, None, 0.0)

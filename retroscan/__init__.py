@@ -1,0 +1,74 @@
+"""retroscan from Python: the verbs, the runs they leave, and what they raise. `docs/python.md` is a walk through it.
+
+What stands here is what is public. Each name is imported when it is first asked for, so that `import retroscan` is quick
+and brings no torch along.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ad_jobs.archive.manifest import read_manifest
+    from ad_jobs.calibrate import calibrate
+    from ad_jobs.errors import JobError, RetroscanError, TooManyFailed, UsageError
+    from ad_jobs.evaluate import evaluate
+    from ad_jobs.fit import fit
+    from ad_jobs.index import index
+    from ad_jobs.report import report
+    from ad_jobs.results.handle import Run, open_run
+    from ad_jobs.results.read import Heatmap, open_heatmap, read_scores
+    from ad_jobs.scan import scan
+    from ad_jobs.score import score
+    from ad_jobs.specs import (
+        CalibrateSpec,
+        EvaluateSpec,
+        FitSpec,
+        IndexSpec,
+        ReportSpec,
+        ScanSpec,
+        ScoreSpec,
+        VerifySpec,
+    )
+    from ad_jobs.verify import verify
+
+_HOMES = {
+    "ad_jobs.archive.manifest": ("read_manifest",),
+    "ad_jobs.calibrate": ("calibrate",),
+    "ad_jobs.errors": ("JobError", "RetroscanError", "TooManyFailed", "UsageError"),
+    "ad_jobs.evaluate": ("evaluate",),
+    "ad_jobs.fit": ("fit",),
+    "ad_jobs.index": ("index",),
+    "ad_jobs.report": ("report",),
+    "ad_jobs.results.handle": ("Run", "open_run"),
+    "ad_jobs.results.read": ("Heatmap", "open_heatmap", "read_scores"),
+    "ad_jobs.scan": ("scan",),
+    "ad_jobs.score": ("score",),
+    "ad_jobs.specs": (
+        "CalibrateSpec",
+        "EvaluateSpec",
+        "FitSpec",
+        "IndexSpec",
+        "ReportSpec",
+        "ScanSpec",
+        "ScoreSpec",
+        "VerifySpec",
+    ),
+    "ad_jobs.verify": ("verify",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__version__ = version("retroscan")
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'retroscan' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,225 @@
+"""Specifications: what they refuse and in which words, and that every verb takes back what it was asked."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from ad_jobs import specs
+from ad_jobs.cli import commands, options
+from ad_jobs.cli.app import app
+from ad_jobs.errors import UsageError
+from ad_jobs.specs import CalibrateSpec, FitSpec, IndexSpec, ScanSpec, ScoreSpec, Spec, takes
+
+FIT = {"detector": "padim", "normal": "a", "out": "m"}
+SCAN = {"source": "a", "model": "m", "out": "r"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"size": 20000}, ("--size", "20000", "16384")),
+        ({"size": "0"}, ("--size", "'0'", "--size 128")),
+        ({"window": "-inf,5"}, ("--window", "'-inf,5'", "finite")),
+        ({"window": "5,5"}, ("--window", "low < high")),
+        ({"window": [1, 2, 3]}, ("--window", "[1, 2, 3]")),
+        ({"seed": -1}, ("--seed", "-1")),
+        ({"workers": 0}, ("--workers", "0")),
+        ({"epochs": 0}, ("--epochs", "0")),
+        ({"preset": "slow"}, ("--preset", "slow", "fast")),
+        ({"resize": "crop"}, ("--resize", "crop", "stretch")),
+        ({"limits": {"max_bytes": -1}}, ("--limits max_bytes", "-1")),
+        ({"limits": {"max_byte": 1}}, ("--limits max_byte", "known")),
+        ({"nonsense": 1}, ("nonsense", "Options are those of the verb", "detector")),
+        ({"normal": ""}, ("local path", "''")),
+        ({"normal": "gs://b/x"}, ("gs://b/x", "s3://bucket/prefix")),
+        ({"out": None}, ("local path", "None")),
+    ],
+)
+def test_what_cannot_be_is_refused_with_rule_value_and_remedy(changed: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError) as error:
+        FitSpec(**(FIT | changed))
+    for word in words:
+        assert word in str(error.value)
+    assert error.value.exit_code == 2
+    assert error.value.rule
+    assert error.value.remedy
+
+
+def test_what_is_left_out_is_asked_for() -> None:
+    with pytest.raises(UsageError, match=r"--out is needed"):
+        ScanSpec(source="a", model="m")  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match=r"--model takes one or more"):
+        ScanSpec(source="a", model=[], out="r")
+
+
+def test_places_become_absolute_and_one_model_is_a_list_of_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = ScanSpec(source="a/../b/", model="m", out="s3://bucket/run/")
+    # Spelling is as the storage has it; a specification is the same however it is spelled.
+    assert spec == ScanSpec(source=str(tmp_path / "a/../b"), model=[str(tmp_path / "m")], out="s3://bucket/run/")
+    assert spec.model == (str(tmp_path / "m"),)
+    images = ScoreSpec(model="m", images=("x.png", "/y.png"))
+    assert images.images == ("x.png", "/y.png"), "named as they were asked for"
+    assert images.places == (str(tmp_path / "x.png"), "/y.png")
+
+
+def test_a_specification_is_frozen() -> None:
+    spec = IndexSpec(source="a", out="b")
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.out = "c"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [
+        ({}, "one rate"),
+        ({"max_fpr": 0.1, "max_fnr": 0.0, "anomalous": "b"}, "one rate"),
+        ({"max_fpr": 1.0}, "--max-fpr"),
+        ({"max_fnr": 0.0}, "no --anomalous"),
+        ({"max_fpr": 0.1, "anomalous": "b"}, "normal images alone"),
+        ({"max_fpr": 0.1, "margin": 1}, "--margin"),
+    ],
+)
+def test_a_threshold_follows_from_one_rate(rates: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        CalibrateSpec(model="m", normal="a", **rates)
+
+
+@takes(IndexSpec)
+def asked(spec: IndexSpec) -> IndexSpec:
+    """What was asked for."""
+    return spec
+
+
+def test_a_verb_takes_its_specification_or_the_fields_of_it() -> None:
+    spec = IndexSpec(source="/a", out="/b", headers=True)
+    assert asked(spec) == asked(source="/a", out="/b", headers=True) == spec
+    assert asked("/a", "/b", headers=True) == spec  # type: ignore[call-overload]
+    assert list(inspect.signature(asked).parameters) == ["source", "out", "headers"]
+    assert asked.__doc__ == "What was asked for."
+    with pytest.raises(UsageError, match="header"):
+        asked(source="/a", out="/b", header=True)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="at most 3"):
+        asked("/a", "/b", True, 4)  # type: ignore[call-overload]
+
+
+# --- What is recorded can be handed back
+
+# Of every verb: its specification, and options that differ from the defaults in every field of it.
+ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
+    "demo": (specs.DemoSpec, {"out": "d", "seed": 3}),
+    "index": (specs.IndexSpec, {"source": "a", "out": "b", "headers": True}),
+    "fit": (
+        specs.FitSpec,
+        {
+            "detector": "ssm",
+            "normal": "a",
+            "out": "m",
+            "anomalous": "b",
+            "preset": "paper",
+            "size": (256, 128),
+            "epochs": 3,
+            "seed": 2,
+            "window": (-100.0, 300.5),
+            "resize": "pad",
+            "workers": 2,
+            "options": {"cells": [2, 4], "backbone": "vgg16", "blur": 2.5, "contrast": False, "weights": "a=b, c"},
+            "limits": {"max_bytes": 5, "timeout_s": 1.5},
+            "address": "auto",
+        },
+    ),
+    "calibrate": (specs.CalibrateSpec, {"model": "m", "normal": "a", "anomalous": "b", "max_fnr": 0.0, "margin": 0.1}),
+    "scan": (
+        specs.ScanSpec,
+        {
+            "source": "a",
+            "model": ["m", "s3://b/m, 2"],
+            "out": "r",
+            "where": "modality = 'MR' AND uri LIKE '%,%'",
+            "heatmaps": "all",
+            "identifiers": "hashed",
+            "identifiers_key": Path("key"),
+            "max_failed": 0.25,
+            "limits": {"max_frames": 3},
+            "batch_size": 4,
+            "amp": True,
+            "address": "auto",
+        },
+    ),
+    "evaluate": (specs.EvaluateSpec, {"run": "r", "labels": "l.csv", "seed": 1, "bootstrap": 10}),
+    "report": (specs.ReportSpec, {"run": "r", "top": 5}),
+    "verify": (specs.VerifySpec, {"run": "r", "sample": 7, "seed": 1}),
+    "score": (specs.ScoreSpec, {"model": "m", "images": ("x, y.png", "z.dcm")}),
+    "doctor": (specs.DoctorSpec, {"address": "http://127.0.0.1:8265", "bucket": "b"}),
+}
+# Fields without an option: they say how a caller's own process works, and nothing of what comes out.
+WITHOUT_OPTION = {"keep_mib", "num_cpus", "chapter_objects"}
+
+
+def spec_of(verb: str, *words: str, monkeypatch: pytest.MonkeyPatch) -> Spec:
+    """The specification that the command line makes of these words."""
+    found: list[Spec] = []
+
+    class Seen(Exception):
+        pass
+
+    def given(kind: type[Spec], context: Any) -> Spec:
+        found.append(real(kind, context))
+        raise Seen
+
+    real = options.given
+    monkeypatch.setattr(options, "given", given)
+    result = CliRunner().invoke(app, [verb, *words])
+    monkeypatch.setattr(options, "given", real)
+    assert isinstance(result.exception, Seen), result.output
+    return found[0]
+
+
+@pytest.mark.parametrize("verb", ASKED)
+def test_what_a_verb_was_asked_can_be_handed_back_as_its_config(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, asked_for = ASKED[verb]
+    spec = kind(**asked_for)
+    for name, field in kind.model_fields.items():
+        needed = name in WITHOUT_OPTION or (verb, name) == ("calibrate", "max_fpr")
+        assert needed or getattr(spec, name) != field.get_default(call_default_factory=True), f"{name} says nothing"
+    config = tmp_path / "job.yaml"
+    config.write_text(yaml.safe_dump(spec.config()))
+    assert spec_of(verb, "--config", str(config), monkeypatch=monkeypatch) == spec
+
+
+def test_every_verb_with_a_specification_is_tried_here() -> None:
+    of_a_cluster = {"submit", "jobs"}
+    assert set(get_command(app).commands) - of_a_cluster - {"detectors"} == set(ASKED)
+
+
+@pytest.mark.parametrize("verb", ASKED)
+def test_an_option_that_is_left_out_has_the_default_that_help_shows(verb: str) -> None:
+    kind, _ = ASKED[verb]
+    fields = {field.alias or name: field for name, field in kind.model_fields.items()}
+    for parameter in get_command(app).commands[verb].params:
+        name = options.option_name(parameter)
+        if name in options.NOT_OF_THE_VERB:
+            continue
+        assert name in fields, f"--{name} is no field of {kind.__name__}"
+        if parameter.default is not None and not parameter.required:
+            assert parameter.default == fields[name].default, name
+    missing = set(fields) - {options.option_name(p) for p in get_command(app).commands[verb].params}
+    assert missing <= WITHOUT_OPTION, f"no option sets {missing}"
+
+
+def test_flags_win_over_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text("source: /a\nmodel: /m\nout: /r\nmax-failed: 0.5\njson: true\nlimits: {max_frames: 3}\n")
+    spec = spec_of("scan", "--config", str(config), "--out", "/other", monkeypatch=monkeypatch)
+    assert spec == ScanSpec(source="/a", model=["/m"], out="/other", max_failed=0.5, limits={"max_frames": 3})
+    assert commands.scan.__doc__
