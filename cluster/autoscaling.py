@@ -1,8 +1,8 @@
 """An autoscaling cluster that has grown to the size its deployment asks for, before work is divided on it.
 
-Such a cluster starts with no worker, and grows by what waits in it. A scan waits for nothing: it divides what
-is there. So the deployment names a size, in the environment of the process that connects, and here it is
-waited for.
+Such a cluster starts with no worker, and grows by what waits in it.
+A scan waits for nothing: it divides what is there.
+So the deployment names a size, in the environment of the process that connects, and here it is waited for.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import time
 from typing import NamedTuple
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from cluster.errors import ClusterError
 
-log = logging.getLogger("retroscan.growth")
+log = logging.getLogger("retroscan.autoscaling")
 
 CPUS = "RETROSCAN_CLUSTER_CPUS"
 GPUS = "RETROSCAN_CLUSTER_GPUS"
@@ -38,7 +38,7 @@ def asked() -> Size:
     """The size that RETROSCAN_CLUSTER_CPUS and RETROSCAN_CLUSTER_GPUS ask for; 0 where one is not set.
 
     Raises:
-        ClusterError: One of them is no count.
+        ClusterError: one of them is no count.
     """
     return Size(_count(CPUS), _count(GPUS))
 
@@ -53,20 +53,21 @@ def _count(name: str) -> int:
 def grow(size: Size, patience_s: float = PATIENCE_S) -> Size:
     """What the connected cluster has once it is as large as `size`, or after `patience_s`.
 
-    Fewer nodes than asked for are a slower scan, and go on: spot capacity comes and goes. The kind that did
-    not come at all is an error: a scan asked to use GPUs must not run for weeks on CPUs.
+    Fewer nodes than asked for are a slower scan, and go on: spot capacity comes and goes.
+    The kind that did not come at all is an error: a scan asked to use GPUs must not run for weeks on CPUs.
 
     Raises:
-        ClusterError: No CPU came, or GPUs were asked for and none came.
+        ClusterError: no CPU came, or GPUs were asked for and none came.
     """
     has = _has()
     if not _short(has, size):
         return has
     deadline, tell = time.monotonic() + patience_s, 0.0
-    # What waits makes the cluster grow. Each CPU and GPU waits by itself, so that those that come are held, and
-    # their nodes not taken for idle, until the last is there. All of it ends with this process, however it ends.
-    waiting = [_wait_for({"CPU": 1}) for _ in range(size.cpus)]
-    waiting += [_wait_for({"GPU": 1}) for _ in range(size.gpus)]
+    # What waits makes the cluster grow. Each CPU and GPU waits by itself, so that those that come are held, and their
+    # nodes not taken for idle, until the last is there. All of it ends with this process, however it ends.
+    waiting = [
+        placement_group([{kind: 1}]) for kind, count in zip(("CPU", "GPU"), size, strict=True) for _ in range(count)
+    ]
     try:
         while _short(has := _has(), size) and time.monotonic() < deadline:
             if time.monotonic() >= tell:
@@ -85,10 +86,6 @@ def grow(size: Size, patience_s: float = PATIENCE_S) -> Size:
     if _short(has, size):
         log.warning("Going on with %s of %s.", _text(has), _text(size))
     return has
-
-
-def _wait_for(resources: dict[str, float]) -> PlacementGroup:
-    return placement_group([resources])
 
 
 def _has() -> Size:

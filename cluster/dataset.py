@@ -1,9 +1,11 @@
 """A table in, small results out, on Ray Data: a source of slices, and a last stage whose answers the driver follows.
 
-Ray Data has a job checkpoint of its own. It is not used, for reasons found in 2.60: its filter is an actor of one CPU
-and 1 GiB that holds the ids of all finished rows, and on S3, where its rename is a copy and a delete, a driver that dies
-in between makes the next one delete a part and keep its ids. What is done follows from the parts themselves instead
-(see `ad_jobs.scanning.chapters`), and the source holds only what is left.
+Ray Data has a job checkpoint of its own.
+It is not used, for reasons found in 2.60.
+Its filter is an actor of one CPU and 1 GiB that holds the ids of all finished rows.
+And on S3, where its rename is a copy and a delete, a driver that dies in between makes the next one delete a part and
+keep its ids.
+What is done follows from the parts themselves instead, and the source holds only what is left.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class SliceSource(Datasource):
 class _Slice:
     """A read function that holds its own rows and nothing else."""
 
-    __name__ = "manifest slice"  # Ray names the function in a warning about large ones
+    # Ray names the function in a warning about large ones.
+    __name__ = "manifest slice"
 
     def __init__(self, rows: pa.Table) -> None:
         self._rows = rows
@@ -77,7 +80,8 @@ def follow(
 
     At most so many `tasks` of `num_cpus` finish rows at once.
 
-    A task that is lost runs again, so `finish` must do the same for the same rows. To stop following is to stop the run.
+    A task that is lost runs again, so `finish` must do the same for the same rows.
+    To stop following is to stop the run.
     """
     finished = dataset.map_batches(
         finish,

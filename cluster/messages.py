@@ -12,7 +12,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-POLL_S = 2.0  # how often new lines are asked for
+# How often new lines are asked for.
+POLL_S = 2.0
 
 
 def board() -> Any:

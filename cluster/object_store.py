@@ -8,7 +8,8 @@ from typing import Any
 
 import ray
 
-Ref = Any  # the place of an object in the store; as long as one is held, the object is kept
+# The place of an object in the store; as long as one is held, the object is kept.
+Ref = Any
 
 
 def put(value: Any) -> Ref:
@@ -24,10 +25,10 @@ def get(ref: Ref) -> Any:
 def run(
     function: Callable[..., tuple[Any, Any]], arguments: Iterable[tuple[Any, ...]], *, cpus: float, ahead: int
 ) -> Iterator[tuple[Ref, Any]]:
-    """For every item of `arguments`, in order: the place of the first thing that `function(*item)` returns, and the second.
+    """For every item of `arguments`, in order, what `function(*item)` returns: the place of one thing, and the other.
 
-    At most `ahead` tasks are under way or unread, and `arguments` is asked for an item when one may start: what it answers
-    can follow from the results before.
+    At most `ahead` tasks are under way or unread.
+    `arguments` is asked for an item when one may start: what it answers can follow from the results before.
     """
     task = ray.remote(num_cpus=cpus, num_returns=2)(function)
     waiting: deque[tuple[Ref, Ref]] = deque()

@@ -25,14 +25,16 @@ from cluster.errors import ClusterError, token_refused
 log = logging.getLogger("retroscan.session")
 
 MIB = 1 << 20
-NO_PROGRESS_TIMEOUT_S = 900.0  # Ray's default, 1800 s, is half an hour of silence; a model loads in seconds
+# Ray's default, 1800 s, is half an hour of silence; a model loads in seconds.
+NO_PROGRESS_TIMEOUT_S = 900.0
 BLOCK_BYTES = 64 * MIB
 IDLE_WORKER = "RAY_idle_worker_killing_time_threshold_ms"
 IDLE_WORKER_MS = 600_000
-START_ATTEMPTS = 3  # of an embedded Ray: on a machine that is busy its own 30 s are short
+# Of an embedded Ray: on a machine that is busy its own 30 s are short.
+START_ATTEMPTS = 3
 _ROOT = Path(__file__).resolve().parent.parent
-# Of every embedded Ray of this process, which keeps the first one it uses; handed down in the environment. Ray's own way is a
-# file in the home folder that others may read.
+# Of every embedded Ray of this process, which keeps the first one it uses; handed down in the environment.
+# Ray's own way is a file in the home folder that others may read.
 _TOKEN = secrets.token_hex(32)
 
 
@@ -56,75 +58,45 @@ class Session(NamedTuple):
 def object_store_bytes(memory: int) -> int:
     """The object store of an embedded Ray on a machine with `memory` bytes: a quarter, 128 MiB to 2 GiB.
 
-    A stream holds a few blocks at a time; Ray's own default, 30 % of everything, would be reserved for
-    nothing.
+    A stream holds a few blocks at a time; Ray's own default, 30 % of everything, would be reserved for nothing.
     """
     return max(128 * MIB, min(2 * GIB, memory // 4))
 
 
 @contextmanager
-def session(
-    address: str | None = None,
-    *,
-    num_cpus: int | None = None,
-    object_store_memory: int | None = None,
-    grow: bool = True,
-) -> Iterator[Session]:
+def session(address: str | None = None, *, num_cpus: int | None = None, grow: bool = True) -> Iterator[Session]:
     """A connected Ray for the block: embedded by default, or the running cluster at `address` or RAY_ADDRESS.
 
-    An embedded one ends with the block and leaves nothing behind. Inside another `session` the outer one is
-    lent. The workers see this process's AWS_* variables and import the packages from where this process does.
+    An embedded one ends with the block and leaves nothing behind.
+    Inside another `session` the outer one is lent.
+    The workers see this process's AWS_* variables and import the packages from where this process does.
     A running cluster whose deployment asks for a size (`cluster.autoscaling`) is waited for, unless `grow` is false.
 
     Raises:
         ClusterError: no cluster answers at the address, or it does not grow.
     """
     if ray.is_initialized():
-        yield _describe("connected")
+        yield Session("connected", _alive_nodes())
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
         # It fails deep inside Ray otherwise: Ray Data does not run behind Ray's client (2.60).
         raise ClusterError(
             f"A scan or fit is driven from inside the cluster. Got: {address}, the address of Ray's client.",
-            "Send it with `retroscan submit --address http://HEAD:8265 -- ...`, or run it on a node with --address auto.",
+            "Send it with `retroscan submit --address http://HEAD:8265 -- ...`, or run it on a node with "
+            "--address auto.",
         )
+    # Sockets lie below this folder, and a unix socket's path may have 107 bytes: a user's TMPDIR may be too long.
+    scratch = Path(tempfile.mkdtemp(prefix="rs-", dir="/tmp")) if address == "local" else None
     before = dict(os.environ)
-    scratch: Path | None = None
     os.environ.update(_environment())
     try:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-        if address == "local":
-            # Sockets lie below this folder, and a unix socket's path may have 107 bytes: a user's TMPDIR may
-            # be too long.
-            scratch = Path(tempfile.mkdtemp(prefix="rs-", dir="/tmp"))
-            options |= {
-                "include_dashboard": False,
-                "num_cpus": num_cpus,
-                "object_store_memory": object_store_memory or object_store_bytes(_machine_memory()),
-                "_temp_dir": str(scratch),
-            }
-            if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
-                os.environ["RAY_AUTH_TOKEN"] = _TOKEN
-            # Ray's C++ side writes to stderr what concerns only Ray; what concerns the job comes as
-            # exceptions.
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            # Ray's default, 15, gives its workers what everyone else on the machine leaves: they are the job.
-            os.environ.setdefault("RAY_worker_niceness", "0")
-            # Ray ends workers that were idle for a second, and starts others a moment later: fifteen in a minute
-            # of scanning, each of which imports for as long as hundreds of images take to decode.
-            os.environ.setdefault(IDLE_WORKER, str(IDLE_WORKER_MS))
-        else:
-            # An embedded Ray's workers inherit the environment; those of a running cluster are told. Where
-            # its nodes have roles of their own, no key is set here and none is sent.
-            told = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-            told |= {name: os.environ[name] for name in ("PYTHONPATH", "OMP_WAIT_POLICY")}
-            options["runtime_env"] = {"env_vars": told}
+        options = _of_a_running_cluster() if scratch is None else _of_an_embedded_ray(scratch, num_cpus)
         _hush()
-        _connect(address, options)
-        if address != "local" and grow:
+        _connect(address, {"log_to_driver": False, "logging_level": logging.WARNING, **options})
+        if scratch is None and grow:
             autoscaling.grow(autoscaling.asked())
-        yield _describe(address)
+        yield Session(address, _alive_nodes())
     finally:
         ray.shutdown()
         if scratch is not None:
@@ -133,13 +105,43 @@ def session(
         os.environ.update(before)
 
 
+def _of_an_embedded_ray(scratch: Path, num_cpus: int | None) -> dict[str, Any]:
+    """What Ray is started with; the rest of its settings it takes from the environment, set here."""
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+    # Ray's C++ side writes to stderr what concerns only Ray; what concerns the job comes as exceptions.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray's default, 15, gives its workers what everyone else on the machine leaves: they are the job.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray ends workers that were idle for a second, and starts others a moment later: fifteen in a minute of scanning,
+    # each of which imports for as long as hundreds of images take to decode.
+    os.environ.setdefault(IDLE_WORKER, str(IDLE_WORKER_MS))
+    return {
+        "include_dashboard": False,
+        "num_cpus": num_cpus,
+        "object_store_memory": object_store_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+        "_temp_dir": str(scratch),
+    }
+
+
+def _of_a_running_cluster() -> dict[str, Any]:
+    """What a cluster is told of this process, whose environment an embedded Ray's workers inherit.
+
+    Where its nodes have roles of their own, no key is set here and none is sent.
+    """
+    told = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    told |= {name: os.environ[name] for name in ("PYTHONPATH", "OMP_WAIT_POLICY")}
+    return {"runtime_env": {"env_vars": told}}
+
+
 def _connect(address: str, options: dict[str, Any]) -> None:
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             with _in_no_cluster() if address == "local" else nullcontext():
                 ray.init(address=address, **options)
-        except Exception as error:  # Ray raises the bare class when its start takes over 30 s
+        except Exception as error:
             ray.shutdown()
+            # Ray raises the bare class when its start takes over 30 s.
             if type(error) is Exception and attempt < START_ATTEMPTS:
                 log.warning("Ray did not start in time (%s). Once more.", error)
                 continue
@@ -165,8 +167,8 @@ def _token_refused(error: BaseException | None) -> str | None:
 def _in_no_cluster() -> Iterator[None]:
     """A block in which Ray takes this machine for one that can be in no cluster, as it takes a Mac.
 
-    What starts then listens on loopback alone. There is no option for that: Ray replaces a node address of 127.0.0.1 by
-    one that others can reach.
+    What starts then listens on loopback alone.
+    There is no option for that: Ray replaces a node address of 127.0.0.1 by one that others can reach.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -193,44 +195,30 @@ def _environment() -> dict[str, str]:
     return {
         "PYTHONPATH": f"{_ROOT}{os.pathsep}{path}" if path else str(_ROOT),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # CUDA_VISIBLE_DEVICES stays where a task asks for no GPU
-        # GNU OpenMP's threads spin while they wait for each other. Where another process wants the core, as
-        # fetching does here by design, each barrier then waits for the scheduler: measured 5 against 112 ms
-        # an image.
+        # CUDA_VISIBLE_DEVICES stays where a task asks for no GPU.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # GNU OpenMP's threads spin while they wait for each other.
+        # Where another process wants the core, as fetching does here by design, each barrier then waits for the
+        # scheduler: measured 5 against 112 ms an image.
         "OMP_WAIT_POLICY": "passive",
         **quiet,
     }
 
 
-def _describe(address: str) -> Session:
-    return Session(address, alive_nodes())
-
-
-def alive_nodes() -> tuple[Node, ...]:
+def _alive_nodes() -> tuple[Node, ...]:
     """The nodes of the connected Ray that are alive now, the largest first."""
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return tuple(
-        sorted(
-            (
-                Node(
-                    has.get("CPU", 0.0),
-                    has.get("GPU", 0.0),
-                    int(has.get("memory", 0)),
-                    int(has.get("object_store_memory", 0)),
-                )
-                for has in resources
-            ),
-            reverse=True,
+    resources = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    nodes = (
+        Node(
+            has.get("CPU", 0.0), has.get("GPU", 0.0), int(has.get("memory", 0)), int(has.get("object_store_memory", 0))
         )
+        for has in resources
     )
-
-
-def _machine_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return tuple(sorted(nodes, reverse=True))
 
 
 @contextmanager
-def data_context(has: Session, *, block_bytes: int = BLOCK_BYTES) -> Iterator[DataContext]:
+def data_context(has: Session) -> Iterator[DataContext]:
     """Ray Data's settings for datasets built inside the block, which may use what the session has.
 
     Those outside are left as they were.
@@ -238,22 +226,21 @@ def data_context(has: Session, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Da
     context = DataContext.get_current().copy()
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
-    context.target_max_block_size = block_bytes
+    context.target_max_block_size = BLOCK_BYTES
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
     context.execution_options.preserve_order = False
-    # Ray Data takes from the cluster what its autoscaler asked for, and of what is left on each node only whole CPUs. Its
-    # default autoscaler asks by task, so that the fractions that tasks leave on every node lie idle: 0.35 of 2 CPUs were
-    # seen to. This one asks by node. The limits keep it from growing the cluster: a scan divides what there is.
+    # Ray Data takes from the cluster what its autoscaler asked for, and of what is left on each node only whole CPUs.
+    # Its default autoscaler asks by task, so that the fractions that tasks leave on every node lie idle: 0.35 of 2 CPUs
+    # were seen to. This one asks by node. The limits keep it from growing the cluster: a scan divides what there is.
     os.environ.setdefault("RAY_DATA_CLUSTER_AUTOSCALER", "V2")
     context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=has.cpus, gpu=has.gpus)
-    # A bad object is a row, so an exception that reaches Ray is a fault of ours: stop, and lose no rows to
-    # it.
+    # A bad object is a row, so an exception that reaches Ray is a fault of ours: stop, and lose no rows to it.
     context.max_errored_blocks = 0
     context.raise_original_map_exception = True
     chatty = logging.getLogger("ray.data")
     level = chatty.level
     with DataContext.current(context):
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        chatty.setLevel(logging.WARNING)
         try:
             yield context
         finally:

@@ -14,12 +14,12 @@ import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from cluster import messages as boards
-from cluster import storage
-from cluster.division import Workers
+from cluster import messages, storage
+from cluster.division import FitDivision
 from cluster.errors import ClusterError
 
-MAX_FAILURES = 3  # of workers, each of which costs what was done since the last checkpoint
+# Of workers, each of which costs what was done since the last checkpoint.
+MAX_FAILURES = 3
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def trained(
     *,
     name: str,
     folder: str,
-    workers: Workers,
+    workers: FitDivision,
     log: logging.Logger,
 ) -> Iterator[Path]:
     """Run `loop(options)` on every worker to its end; a local folder with the last checkpoint, for the block.
@@ -48,7 +48,7 @@ def trained(
     # Train V2 is this line's own; the variable must be set before the trainer is built.
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     filesystem, path = storage.filesystem(folder)
-    board = boards.board()
+    board = messages.board()
     trainer = TorchTrainer(
         loop,
         train_loop_config={**options, "board": board},
@@ -66,7 +66,7 @@ def trained(
         ),
     )
     try:
-        with boards.listening(board, log):
+        with messages.listening(board, log):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise ClusterError(

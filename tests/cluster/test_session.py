@@ -73,7 +73,8 @@ def _alive() -> bool:
 
 @pytest.mark.ray
 def test_an_embedded_ray_listens_on_this_machine_alone() -> None:
-    before = psutil.Process().children(recursive=True)  # servers of other tests
+    # Servers of other tests.
+    before = psutil.Process().children(recursive=True)
     with session(num_cpus=1):
         assert ray.get(_alive.remote())
         family = [process for process in psutil.Process().children(recursive=True) if process not in before]
