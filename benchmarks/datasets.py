@@ -19,11 +19,15 @@ COLUMNS = ("image", "anomalous", "group", "mask")
 
 
 class Lists(NamedTuple):
-    """What one cell is fitted on and judged on."""
+    """What one cell is fitted on and judged on.
 
-    normal: str  # a list, or a folder
-    anomalous: str | None  # a list, for a detector that learns from anomalous images
-    archive: str  # what is scanned
+    `normal` is a list or a folder, `anomalous` a list, for a detector that learns from anomalous images.
+    `archive` is what is scanned.
+    """
+
+    normal: str
+    anomalous: str | None
+    archive: str
     labels: Path
     masks: bool
 

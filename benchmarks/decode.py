@@ -2,8 +2,8 @@
 
     python benchmarks/decode.py
 
-Prints the table and writes it to benchmarks/results/decode.md. Images are made here, seeded: a smooth field
-with grain, so that they compress like photographs and radiographs do.
+Prints the table and writes it to benchmarks/results/decode.md.
+Images are made here, seeded: a smooth field with grain, so that they compress like photographs and radiographs do.
 """
 
 from __future__ import annotations
@@ -75,11 +75,10 @@ IMPORTS = (
 )
 
 CONCLUSION = """\
-What `ad_jobs/images` makes of it: where two libraries give equal pixels, the faster one that a decoding
-process can import at once. PNG up to 8 bits: Pillow, on a par, and it also unpacks palettes and low bit
-depths. 16-bit PNG: imagecodecs, as Pillow cuts 16-bit colour to 8 bits. JPEG: imagecodecs, faster than
-Pillow and on a par with torchvision, whose import costs each decoding process what some thousand pictures
-take to decode."""
+What `ad_jobs/images` makes of it: where two libraries give equal pixels, the faster one that a decoding process can
+import at once. PNG up to 8 bits: Pillow, on a par, and it also unpacks palettes and low bit depths. 16-bit PNG:
+imagecodecs, as Pillow cuts 16-bit colour to 8 bits. JPEG: imagecodecs, faster than Pillow and on a par with
+torchvision, whose import costs each decoding process what some thousand pictures take to decode."""
 
 
 def cases(size: int) -> list[tuple[str, bytes, list[Callable[[bytes], Array]]]]:

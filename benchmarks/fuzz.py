@@ -2,9 +2,10 @@
 
     python -m benchmarks.fuzz FOLDER [FOLDER ...] [--minutes 10] [--seed 0] [--keep build/fuzz]
 
-Every file below the folders that decodes is damaged again and again: bytes and 32-bit fields overwritten, pieces cut out,
-doubled, exchanged with those of another file, ends cut off. Objects that killed the decoder's process, or ran into its time
-limit, are no fault of a scan (their rows say so), but are kept to be looked at.
+Every file below the folders that decodes is damaged again and again: bytes and 32-bit fields overwritten, pieces cut
+out, doubled, exchanged with those of another file, ends cut off.
+Objects that killed the decoder's process, or ran into its time limit, are no fault of a scan (their rows say so), but
+are kept to be looked at.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from ad_jobs.results.run import machine
 RESULTS = Path(__file__).parent / "results" / "fuzz.md"
 POLICY = PixelPolicy(channels=3, height_px=64, width_px=64)
 LIMITS = Limits(max_pixels=20_000_000, max_frames=200, timeout_s=5.0)
-LARGEST = 400_000  # bytes: larger ones make few rounds a minute
+# Larger ones make few rounds a minute.
+LARGEST_BYTES = 400_000
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFFFF, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFE, 0xFFFF_FFFF)
 WORTH_A_LOOK = {ErrorCode.DECODE_TIMEOUT, ErrorCode.DECODER_CRASHED}
 
@@ -60,7 +62,7 @@ def seeds(folders: list[Path], decoder: GuardedDecoder) -> dict[str, bytes]:
     """The files that decode, by name."""
     found = {}
     for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
-        if path.stat().st_size <= LARGEST:
+        if path.stat().st_size <= LARGEST_BYTES:
             try:
                 decoder.decode(path.read_bytes(), POLICY, LIMITS)
             except ImageError:
@@ -90,7 +92,8 @@ def main() -> None:
             try:
                 decoder.decode(data, POLICY, LIMITS)
                 outcomes["frames"] += 1
-            except ImageError as error:  # anything else is what is looked for, and ends this
+            except ImageError as error:
+                # Anything else is what is looked for, and ends this.
                 outcomes[error.code] += 1
                 if error.code in WORTH_A_LOOK:
                     path = given.keep / f"{error.code}-{hashlib.sha256(data).hexdigest()[:16]}-{name}"

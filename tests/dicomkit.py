@@ -9,12 +9,21 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pydicom
+import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-ROWS, COLUMNS = 12, 20  # never square: a swap of the two must show
+from ad_jobs.errors import ImageError
+from ad_jobs.images.decode import decode
+from ad_jobs.images.policy import Limits, PixelPolicy, Window
+
+# Never square: a swap of the two must show.
+ROWS, COLUMNS = 12, 20
+LIMITS = Limits()
+# Stored frames count in steps of 1/65535: half a step is what rounding may take.
+HALF_STEP = 0.5 / 65535 + 1e-9
 SYNTAXES = {"rle": RLELossless, "jpeg2000": JPEG2000Lossless, "jpeg-ls": JPEGLSLossless}
 SECRETS = {
     "PatientName": "Doe^Jane",
@@ -85,7 +94,8 @@ def compressed(ds: Dataset, name: str) -> bytes:
     frames = frames.reshape(-1, ds.Rows, ds.Columns)
     if name == "jpeg2000":
         codes = [imagecodecs.jpeg2k_encode(f, 0, codecformat="j2k", reversible=True) for f in frames]
-    else:  # JPEG-LS knows no sign: the bits as they are
+    else:
+        # JPEG-LS knows no sign: the bits as they are.
         codes = [imagecodecs.jpegls_encode(f.view("<u2"), 0) for f in frames]
     ds.PixelData = encapsulate([bytes(code) for code in codes])
     ds["PixelData"].VR = "OB"
@@ -113,3 +123,20 @@ def lut(first: int, entries: list[int], bits: int) -> Sequence:
 def ramp(levels: int = ROWS * COLUMNS, dtype: str = "<u2") -> npt.NDArray[Any]:
     """0, 1, 2, ... modulo `levels`, [ROWS, COLUMNS]."""
     return (np.arange(ROWS * COLUMNS) % levels).astype(dtype).reshape(ROWS, COLUMNS)
+
+
+def policy(window: Window = "dicom", channels: int = 1) -> PixelPolicy:
+    """A policy under which a picture of ROWS and COLUMNS keeps its size."""
+    return PixelPolicy(channels=channels, height_px=ROWS, width_px=COLUMNS, window=window)
+
+
+def grey(data: bytes, window: Window = "dicom", frame: int = 0) -> npt.NDArray[Any]:
+    """A frame's values in [0, 1] at its own size."""
+    return decode(data, policy(window), LIMITS).frames[frame].pixels[0] / 65535
+
+
+def refused(data: bytes, limits: Limits = LIMITS) -> ImageError:
+    """Why the object cannot be scored."""
+    with pytest.raises(ImageError) as caught:
+        decode(data, policy(), limits)
+    return caught.value

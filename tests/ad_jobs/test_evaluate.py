@@ -83,7 +83,8 @@ def test_pixel_metrics_are_those_of_the_heatmaps_without_padding(tmp_path, resiz
 
 def test_counts_what_does_not_join(tmp_path):
     fake = fake_run.make(tmp_path, failed=("corrupt", "truncated"), skipped=1)
-    rows = read_labels(fake.labels)[1:]  # one scored picture loses its label
+    # One scored picture loses its label.
+    rows = read_labels(fake.labels)[1:]
     rows += [
         {"image": "pictures/failed 000.dcm", "anomalous": "1", "mask": ""},
         {"image": "pictures/skipped 002.dcm", "anomalous": "0", "mask": ""},

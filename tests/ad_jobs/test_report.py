@@ -2,16 +2,13 @@
 
 import base64
 import hashlib
-import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import fake_run
-import numpy as np
 import pytest
-from PIL import Image
+from pagekit import page_of
 
 from ad_jobs.errors import UsageError
 from ad_jobs.evaluate import evaluate
@@ -19,48 +16,6 @@ from ad_jobs.page import texts
 from ad_jobs.report import report
 
 NASTY = "a <script>alert(\"1\")<\\script> & 'b'.png"
-VOID = {"meta", "link", "img", "br", "input"}
-
-
-class Page(HTMLParser):
-    """A page's tags, its visible text, and whether every tag is closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not self.open or self.open[-1] not in ("style", "script"):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def values(self, tag: str, name: str) -> list[str]:
-        return [attrs[name] or "" for found, attrs in self.tags if found == tag and name in attrs]
-
-
-def page_of(fake: fake_run.FakeRun, **options: int) -> Page:
-    uri = report(fake.uri, **options)
-    assert uri == f"{fake.uri}/report/index.html"
-    page = Page(Path(uri).read_text(encoding="utf-8"))
-    assert page.open == []
-    return page
 
 
 @pytest.fixture
@@ -175,60 +130,6 @@ def test_names_are_escaped(tmp_path, name):
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
 
 
-class TestGallery:
-    def test_highest_scores_first_each_with_picture_and_heatmap(self, fake):
-        page = page_of(fake, top=5)
-        best = sorted(fake.scores, key=lambda name: -fake.scores[name])[:5]
-        pictures = [alt for alt in page.values("img", "alt") if alt]
-        assert pictures == [f"{name}, score {fake.scores[name]:.4g}" for name in best]
-        kinds = [source.partition(";")[0] for source in page.values("img", "src")]
-        assert kinds == ["data:image/jpeg", "data:image/png"] * 5
-
-    def test_pictures_show_the_original(self, fake):
-        page = page_of(fake, top=1)
-        source = page.values("img", "src")[0]
-        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("L"), float)
-        best = max(fake.scores, key=lambda name: fake.scores[name])
-        original = np.asarray(Image.open(fake.pictures / best), float)
-        assert shown.shape == original.shape
-        assert np.abs(shown - original).mean() < 3  # grey levels of 255: what JPEG loses
-
-    @pytest.mark.parametrize("resize", ["stretch", "pad"])
-    def test_the_heatmap_lies_on_the_defect(self, tmp_path, resize):
-        fake = fake_run.make(tmp_path, resize=resize, input_size=(64, 64))
-        page = page_of(fake, top=1)
-        heat = Image.open(io.BytesIO(base64.b64decode(page.values("img", "src")[1].partition(",")[2])))
-        alpha = np.asarray(heat.resize((120, 90), Image.Resampling.BILINEAR))[..., 3]
-        best = max(fake.scores, key=lambda name: fake.scores[name])
-        y, x = np.unravel_index(alpha.argmax(), alpha.shape)
-        rows, columns = np.nonzero(fake.masks[best])
-        assert abs(y - rows.mean()) < 10
-        assert abs(x - columns.mean()) < 10
-
-    def test_gone_and_changed_originals_are_told_not_shown(self, fake):
-        gone, changed = sorted(fake.scores, key=lambda name: -fake.scores[name])[:2]
-        (fake.pictures / gone).unlink()
-        (fake.pictures / changed).write_bytes(b"another picture")
-        page = page_of(fake, top=2)
-        assert "The original is gone from the archive." in page.text
-        assert "The original has changed since the scan, so it is not shown." in page.text
-        assert [source.partition(";")[0] for source in page.values("img", "src")] == ["data:image/png"] * 2
-
-    def test_neither_heatmap_nor_original(self, tmp_path):
-        fake = fake_run.make(tmp_path, normal=0, anomalous=1, keep_heatmaps=False)
-        (fake.pictures / "defect 000.png").unlink()
-        page = page_of(fake)
-        assert page.values("img", "src") == []
-        assert "No heatmap was kept for this image." in page.text
-
-    def test_hashed_identifiers_are_not_followed(self, tmp_path, monkeypatch):
-        fake = fake_run.make(tmp_path, normal=1, anomalous=1, uris="hmac:")
-        monkeypatch.chdir(tmp_path)
-        text = page_of(fake).text
-        assert "Identifiers are hashed, so the original is not shown." in text
-        assert "defect" not in text
-
-
 def test_a_run_in_which_nothing_was_scored(tmp_path):
     fake = fake_run.make(tmp_path, normal=0, anomalous=0, failed=("corrupt",))
     text = page_of(fake).text
@@ -240,7 +141,8 @@ def test_several_models_each_have_their_section(tmp_path):
     fake = fake_run.make(tmp_path, models=(fake_run.MODEL, fake_run.SECOND_MODEL))
     evaluate(fake.uri, str(fake.labels), bootstrap=10)
     page = page_of(fake, top=3)
-    side_by_side, cards = 2 * 5 * 2, 2 * 3 * 2  # a picture and a heatmap each
+    # A picture and a heatmap each.
+    side_by_side, cards = 2 * 5 * 2, 2 * 3 * 2
     assert len(page.values("img", "src")) == side_by_side + cards
     assert page.text.count("Image AUROC") == 2
     assert "Side by side" in page.text

@@ -116,7 +116,8 @@ def test_a_mask_keeps_its_share_of_the_picture(geometry: Geometry) -> None:
     placed = geometry.mask_to_input(mask.astype(np.uint8) * 255)
     assert placed.min() >= 0
     assert placed.max() <= 1
-    if shrinks:  # where it grows, edges are interpolated and the share is only nearly kept
+    # Where it grows, edges are interpolated and the share is only nearly kept.
+    if shrinks:
         assert placed.sum() / (geometry.height * geometry.width) == pytest.approx(mask.mean(), abs=MEAN_TOLERANCE)
 
 

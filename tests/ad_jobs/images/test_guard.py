@@ -47,6 +47,12 @@ def wait_until_gone(pid: int, seconds: float = 30.0) -> bool:
     return gone(pid)
 
 
+def busy_s(pid: int) -> float:
+    """The processor's time that a process has used."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def test_frames_and_errors_are_those_of_decode_by_one_child() -> None:
     with GuardedDecoder() as guard:
         assert guard.pid is None
@@ -81,14 +87,14 @@ def test_a_child_that_dies_over_an_object_fails_that_object_only() -> None:
         pid = guard.pid
         assert pid is not None
 
+        before = busy_s(pid)
+
         def kill_once_busy() -> None:
-            while guard._child is None or not guard._child.taken:
+            # Longer than it takes to receive the object: it is being decoded.
+            while busy_s(pid) < before + 0.3:
                 time.sleep(0.01)
             os.kill(pid, signal.SIGKILL)
 
-        # The question before this one was taken as well: only the next one counts.
-        assert guard._child is not None
-        guard._child.taken = False
         killer = threading.Thread(target=kill_once_busy)
         killer.start()
         with pytest.raises(ImageError) as caught:

@@ -1,4 +1,4 @@
-"""PNG, JPEG and TIFF in, numbers out: depth, colour, alpha, orientation, pages; and bombs."""
+"""PNG, JPEG and TIFF alike: depth, colour, alpha, orientation, windows; and bombs."""
 
 from __future__ import annotations
 
@@ -12,50 +12,13 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from rasterkit import COLUMNS, GREY8, GREY16, HALF_STEP, LIMITS, RGB8, RGB16, ROWS, policy, refused, saved, shown, tiff
 
-from ad_jobs.errors import ErrorCode, ImageError
-from ad_jobs.images.decode import decode, preview, read_header
-from ad_jobs.images.policy import Limits, PixelPolicy, Window
+from ad_jobs.errors import ErrorCode
+from ad_jobs.images.decode import decode, read_header
 from ad_jobs.schema import HEADER
 
-ROWS, COLUMNS = 12, 20
-LIMITS = Limits()
-HALF_STEP = 0.5 / 65535 + 1e-9
-RNG = np.random.default_rng(5)
-GREY8 = RNG.integers(0, 256, (ROWS, COLUMNS), dtype=np.uint8)
-RGB8 = RNG.integers(0, 256, (ROWS, COLUMNS, 3), dtype=np.uint8)
-GREY16 = RNG.integers(0, 65536, (ROWS, COLUMNS), dtype=np.uint16)
-RGB16 = RNG.integers(0, 65536, (ROWS, COLUMNS, 3), dtype=np.uint16)
-ALPHA8 = RNG.integers(0, 256, (ROWS, COLUMNS), dtype=np.uint8)
-
-
-def policy(channels: int = 3, window: Window = "dicom", rows: int = ROWS, columns: int = COLUMNS) -> PixelPolicy:
-    return PixelPolicy(channels=channels, height_px=rows, width_px=columns, window=window)
-
-
-def shown(data: bytes, **options: Any) -> np.ndarray:
-    """The only frame's values in [0, 1], [rows, columns] or [rows, columns, 3], at its own size."""
-    (frame,) = decode(data, policy(**options), LIMITS).frames
-    values = frame.pixels.transpose(1, 2, 0) / 65535
-    return values[..., 0] if values.shape[2] == 1 else values
-
-
-def refused(data: bytes, limits: Limits = LIMITS) -> ImageError:
-    with pytest.raises(ImageError) as caught:
-        decode(data, policy(), limits)
-    return caught.value
-
-
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    stream = BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def tiff(pixels: np.ndarray, **options: Any) -> bytes:
-    stream = BytesIO()
-    tifffile.imwrite(stream, pixels, **{"photometric": "minisblack", **options})
-    return stream.getvalue()
+RNG = np.random.default_rng(6)
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
@@ -96,38 +59,18 @@ def test_a_colour_source_whose_channels_are_equal_is_grey() -> None:
     frame = decode(saved(Image.fromarray(equal), "PNG"), policy(channels=3), LIMITS).frames[0]
     assert frame.pixels.shape == (1, ROWS, COLUMNS)
     assert np.allclose(frame.pixels[0] / 65535, GREY8 / 255, atol=HALF_STEP)
-    equal[3, 5, 1] ^= 1  # one pixel is in colour
+    # One pixel is in colour.
+    equal[3, 5, 1] ^= 1
     frame = decode(saved(Image.fromarray(equal), "PNG"), policy(channels=3), LIMITS).frames[0]
     assert frame.pixels.shape == (3, ROWS, COLUMNS)
 
 
-@pytest.mark.parametrize("pixels", [GREY8, RGB8], ids=["grey", "colour"])
-@pytest.mark.parametrize("progressive", [False, True])
-def test_jpeg_is_what_pillow_makes_of_it(pixels: np.ndarray, progressive: bool) -> None:
-    data = saved(Image.fromarray(pixels), "JPEG", quality=90, progressive=progressive)
-    assert np.allclose(shown(data), np.asarray(Image.open(BytesIO(data))) / 255, atol=HALF_STEP)
-
-
-def test_cmyk_jpeg_becomes_rgb() -> None:
-    cmyk = Image.fromarray(RGB8).convert("CMYK")
-    data = saved(cmyk, "JPEG", quality=95, subsampling=0)
-    expected = np.asarray(Image.open(BytesIO(data)).convert("RGB")) / 255
-    assert np.allclose(shown(data), expected, atol=HALF_STEP)
-    assert decode(data, policy(), LIMITS).header["photometric"] == "CMYK"
-
-
-def test_a_12_bit_jpeg_keeps_its_levels() -> None:
-    values = np.linspace(0, 4095, ROWS * COLUMNS).astype(np.uint16).reshape(ROWS, COLUMNS)
-    data = imagecodecs.jpeg8_encode(values, level=100, bitspersample=12)
-    assert np.abs(shown(data) - values / 4095).max() < 4 / 4095
-    assert decode(data, policy(), LIMITS).header["bits"] == 12
-
-
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_alpha_is_composited_over_black(mode: str) -> None:
+    alpha8 = RNG.integers(0, 256, (ROWS, COLUMNS), dtype=np.uint8)
     base = Image.fromarray(RGB8 if mode == "RGBA" else GREY8)
-    base.putalpha(Image.fromarray(ALPHA8))
-    opaque = ALPHA8 / 255
+    base.putalpha(Image.fromarray(alpha8))
+    opaque = alpha8 / 255
     expected = RGB8 / 255 * opaque[..., None] if mode == "RGBA" else GREY8 / 255 * opaque
     assert np.allclose(shown(saved(base, "PNG")), expected, atol=2 * HALF_STEP)
 
@@ -178,15 +121,12 @@ def test_orientation_is_applied(orientation: int) -> None:
         decoded = decode(data, policy(**turned), LIMITS)
         assert np.allclose(decoded.frames[0].pixels[0] / 65535, upright / 255, atol=HALF_STEP)
         assert decoded.frames[0].geometry[:2] == upright.shape
-        assert (decoded.header["rows"], decoded.header["columns"]) == (ROWS, COLUMNS)  # as stored
-    flat = np.repeat(np.repeat(GREY8 // 2 + 64, 8, 0), 8, 1)  # blocks survive JPEG
+        # As stored.
+        assert (decoded.header["rows"], decoded.header["columns"]) == (ROWS, COLUMNS)
+    # Blocks survive JPEG.
+    flat = np.repeat(np.repeat(GREY8 // 2 + 64, 8, 0), 8, 1)
     data = saved(Image.fromarray(flat), "JPEG", quality=95, exif=exif)
     assert np.abs(shown(data, **turned) - (upright // 2 + 64) / 255).max() < 0.1
-
-
-def test_broken_exif_does_not_cost_the_pixels() -> None:
-    data = saved(Image.fromarray(GREY8), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage")
-    assert shown(data).shape == (ROWS, COLUMNS)
 
 
 def test_windows_apply_to_grey_and_not_to_colour() -> None:
@@ -197,46 +137,6 @@ def test_windows_apply_to_grey_and_not_to_colour() -> None:
     spread = shown(imagecodecs.png_encode((GREY16 // 64).astype(np.uint16)), window="percentile")
     assert spread.min() == 0.0
     assert spread.max() == 1.0
-
-
-def test_pages_are_frames_with_their_own_geometry() -> None:
-    stream = BytesIO()
-    with tifffile.TiffWriter(stream) as writer:
-        for page in (GREY8, GREY8[:6], GREY8[::-1]):
-            writer.write(page, photometric="minisblack", metadata=None)
-        writer.write(GREY8[:3, :5], photometric="minisblack", subfiletype=1, metadata=None)  # a thumbnail
-    decoded = decode(stream.getvalue(), policy(), LIMITS)
-    assert [(frame.index, frame.geometry.rows) for frame in decoded.frames] == [(0, ROWS), (1, 6), (2, ROWS)]
-    assert np.allclose(decoded.frames[2].pixels[0] / 65535, GREY8[::-1] / 255, atol=HALF_STEP)
-    assert refused(stream.getvalue(), Limits(max_frames=2)).code == ErrorCode.TOO_MANY_FRAMES
-    assert read_header(stream.getvalue())["frames"] == 3
-
-
-def test_tiff_kinds() -> None:
-    assert np.allclose(shown(tiff(GREY8, photometric="miniswhite")), 1 - GREY8 / 255, atol=HALF_STEP)
-    assert np.allclose(
-        shown(tiff(GREY16.astype(np.int32).astype(np.int16))),
-        (GREY16.astype(np.int16) + 32768.0) / 65535,
-        atol=HALF_STEP,
-    )
-    twelve = GREY16 // 16
-    assert np.allclose(shown(tiff(GREY8, bigtiff=True)), GREY8 / 255, atol=HALF_STEP)
-    assert np.allclose(shown(tiff(GREY8, byteorder=">")), GREY8 / 255, atol=HALF_STEP)
-    assert np.allclose(shown(tiff(twelve, bitspersample=12)), twelve / 4095, atol=HALF_STEP)
-    ink = RNG.integers(0, 256, (ROWS, COLUMNS, 4), dtype=np.uint8)
-    expected = (1 - ink[..., :3] / 255) * (1 - ink[..., 3:] / 255)
-    assert np.allclose(shown(tiff(ink, photometric="separated")), expected, atol=HALF_STEP)
-
-
-def test_float_tiff_takes_its_own_range_beyond_the_unit_interval_and_must_be_finite() -> None:
-    unit = RNG.random((ROWS, COLUMNS), dtype=np.float32)
-    assert np.allclose(shown(tiff(unit)), unit, atol=HALF_STEP)
-    wide = unit * 900 - 100
-    expected = (wide - wide.min()) / (wide.max() - wide.min())
-    assert np.allclose(shown(tiff(wide)), expected, atol=HALF_STEP + 1e-6)
-    assert np.allclose(shown(tiff(wide), window=(0.0, 500.0)), np.clip(wide / 500, 0, 1), atol=HALF_STEP)
-    unit[2, 2] = np.inf
-    assert refused(tiff(unit)).code == ErrorCode.NON_FINITE_PIXELS
 
 
 def test_bombs_are_refused_by_their_headers() -> None:
@@ -289,15 +189,3 @@ def test_header_of_a_picture() -> None:
         part = read_header(data)
         assert (part["rows"], part["columns"], part["bits"], part["header_error"]) == (ROWS, COLUMNS, 8, None)
         assert read_header(data[:20], len(data))["header_error"] == "truncated"
-
-
-def test_preview_keeps_the_aspect_and_shows_the_frame() -> None:
-    big = np.repeat(np.repeat(GREY8, 40, axis=0), 40, axis=1)
-    picture = preview(saved(Image.fromarray(big), "PNG"), 0, policy(), LIMITS, max_side=COLUMNS * 4)
-    assert picture.shape == (ROWS * 4, COLUMNS * 4, 3)
-    assert picture.dtype == np.uint8
-    assert np.array_equal(picture[2::4, 2::4, 0], GREY8)
-    small = preview(saved(Image.fromarray(RGB8), "PNG"), 0, policy(), LIMITS)
-    assert np.array_equal(small, RGB8)
-    with pytest.raises(ImageError, match="no frame 1"):
-        preview(saved(Image.fromarray(RGB8), "PNG"), 1, policy(), LIMITS)

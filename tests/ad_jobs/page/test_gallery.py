@@ -1,12 +1,82 @@
-"""The gallery of several models: the same frames under each of them."""
+"""The gallery: pictures with their heatmaps, what is told where one is missing, and several models side by side."""
+
+import base64
+import io
 
 import fake_run
+import numpy as np
 import pytest
+from pagekit import page_of
+from PIL import Image
 
 from ad_jobs.images.policy import Limits
 from ad_jobs.page import gallery
 from ad_jobs.results.read import read_scores
 from ad_jobs.results.run import read_record
+
+
+@pytest.fixture
+def fake(tmp_path) -> fake_run.FakeRun:
+    return fake_run.make(tmp_path, names={16: "a <b> & 'c'.png"})
+
+
+def test_highest_scores_first_each_with_picture_and_heatmap(fake):
+    page = page_of(fake, top=5)
+    best = sorted(fake.scores, key=lambda name: -fake.scores[name])[:5]
+    pictures = [alt for alt in page.values("img", "alt") if alt]
+    assert pictures == [f"{name}, score {fake.scores[name]:.4g}" for name in best]
+    kinds = [source.partition(";")[0] for source in page.values("img", "src")]
+    assert kinds == ["data:image/jpeg", "data:image/png"] * 5
+
+
+def test_pictures_show_the_original(fake):
+    page = page_of(fake, top=1)
+    source = page.values("img", "src")[0]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("L"), float)
+    best = max(fake.scores, key=lambda name: fake.scores[name])
+    original = np.asarray(Image.open(fake.pictures / best), float)
+    assert shown.shape == original.shape
+    # Grey levels of 255: what JPEG loses.
+    assert np.abs(shown - original).mean() < 3
+
+
+@pytest.mark.parametrize("resize", ["stretch", "pad"])
+def test_the_heatmap_lies_on_the_defect(tmp_path, resize):
+    fake = fake_run.make(tmp_path, resize=resize, input_size=(64, 64))
+    page = page_of(fake, top=1)
+    heat = Image.open(io.BytesIO(base64.b64decode(page.values("img", "src")[1].partition(",")[2])))
+    alpha = np.asarray(heat.resize((120, 90), Image.Resampling.BILINEAR))[..., 3]
+    best = max(fake.scores, key=lambda name: fake.scores[name])
+    y, x = np.unravel_index(alpha.argmax(), alpha.shape)
+    rows, columns = np.nonzero(fake.masks[best])
+    assert abs(y - rows.mean()) < 10
+    assert abs(x - columns.mean()) < 10
+
+
+def test_gone_and_changed_originals_are_told_not_shown(fake):
+    gone, changed = sorted(fake.scores, key=lambda name: -fake.scores[name])[:2]
+    (fake.pictures / gone).unlink()
+    (fake.pictures / changed).write_bytes(b"another picture")
+    page = page_of(fake, top=2)
+    assert "The original is gone from the archive." in page.text
+    assert "The original has changed since the scan, so it is not shown." in page.text
+    assert [source.partition(";")[0] for source in page.values("img", "src")] == ["data:image/png"] * 2
+
+
+def test_neither_heatmap_nor_original(tmp_path):
+    fake = fake_run.make(tmp_path, normal=0, anomalous=1, keep_heatmaps=False)
+    (fake.pictures / "defect 000.png").unlink()
+    page = page_of(fake)
+    assert page.values("img", "src") == []
+    assert "No heatmap was kept for this image." in page.text
+
+
+def test_hashed_identifiers_are_not_followed(tmp_path, monkeypatch):
+    fake = fake_run.make(tmp_path, normal=1, anomalous=1, uris="hmac:")
+    monkeypatch.chdir(tmp_path)
+    text = page_of(fake).text
+    assert "Identifiers are hashed, so the original is not shown." in text
+    assert "defect" not in text
 
 
 def test_side_by_side_shows_one_frame_under_every_model_in_the_order_of_their_common_rank(tmp_path):

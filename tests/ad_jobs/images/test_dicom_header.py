@@ -1,0 +1,87 @@
+"""What of a DICOM header reaches a table, and that nothing else does."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import dicomkit as kit
+import numpy as np
+import pytest
+from dicomkit import COLUMNS, LIMITS, ROWS, policy, refused
+
+from ad_jobs.images.decode import Decoded, decode, read_header
+from ad_jobs.schema import HEADER, MANIFEST, MANIFEST_HEADERS
+
+
+def test_header_is_an_allow_list() -> None:
+    decoded: Decoded = decode(kit.dicom(kit.ramp(), bits=12), policy(), LIMITS)
+    assert list(decoded.header) == HEADER.names
+    assert decoded.header == {
+        "study_uid": "1.2.826.0.1.3680043.8.498.2",
+        "series_uid": "1.2.826.0.1.3680043.8.498.3",
+        "sop_uid": "1.2.826.0.1.3680043.8.498.1",
+        "modality": "CT",
+        "manufacturer": "Maker",
+        "study_month": "2023-05",
+        "rows": ROWS,
+        "columns": COLUMNS,
+        "bits": 12,
+        "photometric": "MONOCHROME2",
+        "transfer_syntax": "1.2.840.10008.1.2.1",
+    }
+
+
+@pytest.mark.parametrize(("date", "month"), [("1999.12.31", "1999-12"), ("", None), ("20231399", None), ("Doe", None)])
+def test_a_study_date_becomes_a_month_or_nothing(date: str, month: str | None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = kit.dicom(kit.ramp(), StudyDate=date)
+    assert decode(data, policy(), LIMITS).header["study_month"] == month
+
+
+def test_no_error_repeats_header_text(capfd: pytest.CaptureFixture[str]) -> None:
+    spoiled: list[dict[str, Any]] = [
+        {"SOPClassUID": "Doe^Jane"},
+        {"PhotometricInterpretation": "DOE JANE"},
+        {"WindowCenter": "1", "WindowWidth": "2", "RescaleSlope": "3"},
+        {"BitsStored": 77},
+    ]
+    for attributes in spoiled:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = kit.dicom(kit.ramp() if "SOPClassUID" not in attributes else None, **attributes)
+        data = data.replace(b"RescaleSlope", b"").replace(b"DS\x02\x003 ", b"DS\x02\x00JD")
+        text = str(refused(data)).lower()
+        assert "doe" not in text
+        assert "jane" not in text
+        assert "jd" not in text
+    streams = capfd.readouterr()
+    assert streams.out == streams.err == ""
+
+
+def test_read_header_fills_the_manifests_columns() -> None:
+    data = kit.dicom(
+        np.stack([kit.ramp()] * 3),
+        bits=12,
+        BodyPartExamined="CHEST",
+        ManufacturerModelName="M1",
+        BurnedInAnnotation="NO",
+    )
+    found = read_header(data)
+    assert list(found) == [name for name in MANIFEST_HEADERS.names if name not in MANIFEST.names]
+    assert (found["frames"], found["bits"], found["body_part"], found["burned_in"]) == (3, 12, "CHEST", "NO")
+    assert (found["rows"], found["columns"], found["sop_class"]) == (ROWS, COLUMNS, "1.2.840.10008.5.1.4.1.1.2")
+    assert found["header_error"] is None
+    pixels = data.index(b"\xe0\x7f\x10\x00")
+    assert read_header(data[: pixels + 12], len(data)) == found
+    # Every shorter head either suffices or says that it does not.
+    for end in range(256, pixels, 7):
+        part = read_header(data[:end], len(data))
+        assert part == found or part["header_error"] == "truncated", end
+
+
+def test_read_header_of_bad_bytes_names_the_code() -> None:
+    assert read_header(b"")["header_error"] == "empty"
+    assert read_header(b"no image at all" * 50)["header_error"] == "unknown_format"
+    assert read_header(kit.dicom(None, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.33"))["header_error"] is None
