@@ -1,7 +1,7 @@
 """`retroscan doctor`: what is here, what is missing, and what to do about it.
 
-Each check is a function of plain values, so that it can be told of any machine; `doctor` asks this one. It starts no Ray,
-and shows credentials by the names of their variables and profiles alone.
+Each check is a function of plain values, so that it can be told of any machine; `doctor` asks this one.
+It starts no Ray, and shows credentials by the names of their variables and profiles alone.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ REQUIREMENTS = tuple(
     for line in (Path(__file__).parent / "requirements.txt").read_text(encoding="utf-8").splitlines()
     if line and not line.startswith("#")
 )
-_NAMED = ("torch", "ray", "pydicom")  # whose versions are told where all is well
+# Whose versions are told where all is well.
+_NAMED = ("torch", "ray", "pydicom")
 
-SYNTAXES: Mapping[str, Sequence[str]] = {  # of images; those of video are not read (PS3.5 section 10, annex A)
+# Of images; those of video are not read (PS3.5 section 10, annex A).
+SYNTAXES: Mapping[str, Sequence[str]] = {
     "uncompressed": ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"),
     "deflated": ("1.2.840.10008.1.2.1.99",),
     "RLE": ("1.2.840.10008.1.2.5",),
@@ -47,10 +49,12 @@ ROLES = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
 
-SPILL_SHARE = 0.95  # of a disk in use: Ray puts no more objects on it (its local_fs_capacity_threshold)
+# Of a disk in use: Ray puts no more objects on it (its local_fs_capacity_threshold).
+SPILL_SHARE = 0.95
 SCRATCH_BYTES = 10 * GIB
 OUT_BYTES = GIB
-SMALL_MEMORY = 4 * GIB  # below it scans take smaller batches: cluster.session.plan
+# Below it scans take smaller batches: cluster.session.plan.
+SMALL_MEMORY = 4 * GIB
 
 
 class Check(NamedTuple):
@@ -66,8 +70,8 @@ class Check(NamedTuple):
 def doctor(spec: DoctorSpec) -> list[Check]:
     """Everything retroscan needs of the machine it runs on, and of the cluster and the store it is told of.
 
-    `address` is a cluster's dashboard, by default what RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, if anything; `bucket`
-    is where to ask S3, which by default is asked for its buckets, if anything says that there is one.
+    `address` is a cluster's dashboard, by default what RAY_API_SERVER_ADDRESS or RAY_ADDRESS names, if anything;
+    `bucket` is where to ask S3, which by default is asked for its buckets, if anything says that there is one.
     """
     return list(_checks(spec.address, spec.bucket))
 
@@ -92,7 +96,8 @@ def _with_imports(name: str, checks: Callable[[], Iterable[Check]]) -> list[Chec
     """The checks; one that says so where a package that they need cannot be imported."""
     try:
         return list(checks())
-    except (ImportError, OSError) as error:  # an OSError: a shared library that a package needs
+    except (ImportError, OSError) as error:
+        # An OSError: a shared library that a package needs.
         return [Check(name, MISSING, f"{type(error).__name__}: {error}", "Install retroscan's packages anew.")]
 
 
@@ -218,7 +223,8 @@ def _memory_limit() -> int | None:
     """What the control group (version 2) leaves to this process and those beside it, in bytes; None for no limit."""
     try:
         return int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # version 1, another system, or "max"
+    except (OSError, ValueError):
+        # Version 1, another system, or "max".
         return None
 
 

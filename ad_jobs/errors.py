@@ -68,23 +68,40 @@ class TooManyFailed(RetroscanError):
 class ErrorCode(StrEnum):
     """Why an object has no score. The codes are part of the table's contract: never renamed, only added to."""
 
-    NOT_FOUND = "not_found"  # listed in the manifest, gone now
-    ACCESS_DENIED = "access_denied"  # the store refused this object
-    FETCH_FAILED = "fetch_failed"  # the store did not deliver it after all retries
-    EMPTY = "empty"  # zero bytes
-    TOO_MANY_BYTES = "too_many_bytes"  # over the limit before decode
-    TOO_MANY_PIXELS = "too_many_pixels"  # its header announces more pixels than the limit
-    TOO_MANY_FRAMES = "too_many_frames"  # its header announces more frames than the limit
-    UNKNOWN_FORMAT = "unknown_format"  # neither DICOM, PNG, JPEG nor TIFF by content
-    TRUNCATED = "truncated"  # ends before its pixels do
-    CORRUPT = "corrupt"  # the decoder rejects it
-    UNSUPPORTED_SYNTAX = "unsupported_syntax"  # a DICOM transfer syntax without a decoder here
-    UNSUPPORTED_IMAGE = "unsupported_image"  # decodes, but to something no detector can take
-    NON_FINITE_PIXELS = "non_finite_pixels"  # NaN or infinity after rescale
-    DECODE_TIMEOUT = "decode_timeout"  # took longer than the limit
-    DECODER_CRASHED = "decoder_crashed"  # the decoder's process died on it
-    NON_FINITE_SCORE = "non_finite_score"  # the detector returned NaN or infinity
-    NOT_AN_IMAGE = "not_an_image"  # a DICOM object without an image (SR, PR, KO, SEG...): skipped, not failed
+    # Listed in the manifest, gone now.
+    NOT_FOUND = "not_found"
+    # The store refused this object.
+    ACCESS_DENIED = "access_denied"
+    # The store did not deliver it after all retries.
+    FETCH_FAILED = "fetch_failed"
+    # Zero bytes.
+    EMPTY = "empty"
+    # Over the limit before decode.
+    TOO_MANY_BYTES = "too_many_bytes"
+    # Its header announces more pixels than the limit.
+    TOO_MANY_PIXELS = "too_many_pixels"
+    # Its header announces more frames than the limit.
+    TOO_MANY_FRAMES = "too_many_frames"
+    # Neither DICOM, PNG, JPEG nor TIFF by content.
+    UNKNOWN_FORMAT = "unknown_format"
+    # Ends before its pixels do.
+    TRUNCATED = "truncated"
+    # The decoder rejects it.
+    CORRUPT = "corrupt"
+    # A DICOM transfer syntax without a decoder here.
+    UNSUPPORTED_SYNTAX = "unsupported_syntax"
+    # Decodes, but to something no detector can take.
+    UNSUPPORTED_IMAGE = "unsupported_image"
+    # NaN or infinity after rescale.
+    NON_FINITE_PIXELS = "non_finite_pixels"
+    # Took longer than the limit.
+    DECODE_TIMEOUT = "decode_timeout"
+    # The decoder's process died on it.
+    DECODER_CRASHED = "decoder_crashed"
+    # The detector returned NaN or infinity.
+    NON_FINITE_SCORE = "non_finite_score"
+    # A DICOM object without an image (SR, PR, KO, SEG...): skipped, not failed.
+    NOT_AN_IMAGE = "not_an_image"
 
 
 SKIP_CODES = frozenset({ErrorCode.NOT_AN_IMAGE})

@@ -116,7 +116,7 @@ def fit(spec: FitSpec) -> dict[str, Any]:
 def _decoded(
     intent: FitIntent, normal: list[SourceObject], anomalous: list[SourceObject], has: Session, room: int
 ) -> _Data:
-    """All images of the fit, at most `room` bytes of them kept decoded, split into those to fit on and those held out."""
+    """All images of the fit, split into those to fit on and those held out; `room` bytes of them stay decoded."""
     spec = intent.spec
     images = decode_all(normal, intent.policy, spec.limits, "normal", cpus=has.cpus, keep_bytes=room)
     fit_on, held_out = split_by_group(images.group, spec.seed)

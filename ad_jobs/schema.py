@@ -1,4 +1,4 @@
-"""The one place that names columns, and says what stands in them: the manifest, the score table, what comes from DICOM."""
+"""The one place that names columns, and says what stands in them: of manifests, of score tables, of DICOM headers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SKIPPED = "skipped"
 
 
 def is_flagged(score: Any, threshold: Any) -> Any:
-    """Whether a score, or each of an array of them, is above the threshold, both as the table stores them: in float32."""
+    """Whether a score, or each of an array, is above the threshold, both in float32 as the table stores them."""
     return np.float32(score) > np.float32(threshold)
 
 
@@ -28,12 +28,17 @@ HEADER = pa.schema(
         ("sop_uid", pa.string()),
         ("modality", pa.string()),
         ("manufacturer", pa.string()),
-        ("study_month", pa.string()),  # YYYY-MM: the day would narrow a patient down
-        ("rows", pa.int32()),  # as stored, before resize
+        # YYYY-MM: the day would narrow a patient down.
+        ("study_month", pa.string()),
+        # As stored, before resize.
+        ("rows", pa.int32()),
         ("columns", pa.int32()),
-        ("bits", pa.int16()),  # bits stored
-        ("photometric", pa.string()),  # as stored, PS3.3 C.7.6.3.1.2; "RGB" or "MONOCHROME2" for ordinary pictures
-        ("transfer_syntax", pa.string()),  # UID, or "png", "jpeg", "tiff"
+        # Bits stored.
+        ("bits", pa.int16()),
+        # As stored, PS3.3 C.7.6.3.1.2; "RGB" or "MONOCHROME2" for ordinary pictures.
+        ("photometric", pa.string()),
+        # UID, or "png", "jpeg", "tiff".
+        ("transfer_syntax", pa.string()),
     ]
 )
 
@@ -43,13 +48,16 @@ SCORES = pa.schema(
         ("object_id", pa.int64()),
         ("uri", pa.string()),
         ("frame", pa.int32()),
-        ("status", pa.string()),  # scored | failed | skipped
+        # scored | failed | skipped.
+        ("status", pa.string()),
         ("error_code", pa.string()),
         ("error_detail", pa.string()),
         ("score", pa.float32()),
         ("threshold", pa.float32()),
-        ("flagged", pa.bool_()),  # score > threshold
-        ("heatmap", pa.string()),  # heatmaps/part-….tar#offset,length, null if not kept
+        # score > threshold.
+        ("flagged", pa.bool_()),
+        # heatmaps/part-….tar#offset,length, null if not kept.
+        ("heatmap", pa.string()),
         ("model_id", pa.string()),
         ("run_id", pa.string()),
         ("content_sha256", pa.string()),
@@ -57,14 +65,16 @@ SCORES = pa.schema(
         *HEADER,
         ("fetch_ms", pa.float32()),
         ("decode_ms", pa.float32()),
-        ("score_ms", pa.float32()),  # the frame's share of its batch
+        # The frame's share of its batch.
+        ("score_ms", pa.float32()),
         ("scored_at", pa.timestamp("us", tz="UTC")),
     ]
 )
 
 MANIFEST = pa.schema(
     [
-        ("object_id", pa.int64()),  # dense, in URI order
+        # Dense, in URI order.
+        ("object_id", pa.int64()),
         ("uri", pa.string()),
         ("bytes", pa.int64()),
         ("etag", pa.string()),
@@ -89,6 +99,7 @@ MANIFEST_HEADERS = pa.schema(
         ("study_month", pa.string()),
         ("sop_class", pa.string()),
         ("burned_in", pa.string()),
-        ("header_error", pa.string()),  # why an object's header could not be read
+        # Why an object's header could not be read.
+        ("header_error", pa.string()),
     ]
 )

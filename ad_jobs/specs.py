@@ -8,7 +8,6 @@ Places (a source, a model, a run) become absolute here, and nowhere else.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from math import isfinite
@@ -31,8 +30,6 @@ from pydantic import (
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import MAX_SIDE_PX, Limits, Window
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
 
 def place(value: str | PathLike[str]) -> str:
     """The one absolute spelling of a local path or an s3:// URI.
@@ -44,18 +41,13 @@ def place(value: str | PathLike[str]) -> str:
     from cluster.storage import uris
 
     text = fspath(value) if isinstance(value, str | PathLike) else ""
-    if not text or is_foreign(text):
+    if not text or uris.is_foreign(text):
         raise UsageError(
             "A place is a local path or an s3://bucket/prefix.",
             repr(value),
             "Copy what lies there to one of these, or mount it as a folder.",
         )
     return uris.absolute(text)
-
-
-def is_foreign(uri: str) -> bool:
-    """Whether a URI has a scheme other than s3 and file."""
-    return bool(_SCHEME.match(uri)) and not uri.startswith(("s3://", "file://"))
 
 
 def parse_size(value: Any) -> tuple[int, int]:
@@ -103,8 +95,10 @@ def parse_window(value: Any) -> Window:
     return low, high
 
 
-KeepPolicy = Literal["flagged", "all", "none"]  # which heatmaps a run keeps: flagged ones and 1 % of the rest, ...
-IdentifierMode = Literal["plain", "hashed", "none"]  # how a table names studies, series and instances
+# Which heatmaps a run keeps: flagged ones and 1 % of the rest, ...
+KeepPolicy = Literal["flagged", "all", "none"]
+# How a table names studies, series and instances.
+IdentifierMode = Literal["plain", "hashed", "none"]
 Preset = Literal["fast", "paper"]
 
 CHAPTER_OBJECTS = 200_000
@@ -145,7 +139,7 @@ class Spec(BaseModel):
             raise refused(error, cls) from error
 
     def config(self) -> dict[str, Any]:
-        """The options that are set, as plain values by their names on the command line: `--config` for the same request."""
+        """The options that are set, as plain values by their names: a `--config` for the same request."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 

@@ -31,9 +31,8 @@ log = logging.getLogger("retroscan.submit")
 
 PACKAGES = ("ad_jobs", "cluster", "models", "retroscan")
 NOT_AS_A_JOB = ("submit", "jobs")
-PLACES = frozenset(  # parameters that name something on a disk or in S3
-    {"source", "out", "normal", "anomalous", "model", "run", "labels", "images", "identifiers_key"}
-)
+# Parameters that name something on a disk or in S3.
+PLACES = frozenset({"source", "out", "normal", "anomalous", "model", "run", "labels", "images", "identifiers_key"})
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
@@ -183,7 +182,8 @@ def exit_code(job: Job) -> int:
     """What a process that stands for the job ends with: its driver's exit code, 1 where it has none."""
     if job.exit_code is None:
         return 0 if job.status == "SUCCEEDED" or not job.over else 1
-    return job.exit_code if job.exit_code >= 0 else 128 - job.exit_code  # of a signal, as a shell has it
+    # Of a signal, as a shell has it.
+    return job.exit_code if job.exit_code >= 0 else 128 - job.exit_code
 
 
 def as_json(job: Job) -> dict[str, Any]:

@@ -31,9 +31,12 @@ from ad_jobs.specs import VerifySpec, takes
 from cluster import storage
 from models.errors import DetectorError
 
-SCORE_TOLERANCE = 1e-5  # relative above 1, absolute below: float32 convolutions differ by that between batch sizes
-HEATMAP_TOLERANCE = 1e-3  # of the global scale: sixty-five steps of its 16-bit picture
-FAILED_SHARE = 5  # one sampled object in five is one without a score, where there are that many
+# Relative above 1, absolute below: float32 convolutions differ by that between batch sizes.
+SCORE_TOLERANCE = 1e-5
+# Of the global scale: sixty-five steps of its 16-bit picture.
+HEATMAP_TOLERANCE = 1e-3
+# One sampled object in five is one without a score, where there are that many.
+FAILED_SHARE = 5
 MAX_LISTED = 20
 
 
@@ -44,7 +47,8 @@ class Verification(NamedTuple):
     parts: int
     heatmap_parts: int
     sampled: int
-    tolerance: float  # by how much a score may differ: AMP_TOLERANCE for a run of `scan --amp`
+    # By how much a score may differ: AMP_TOLERANCE for a run of `scan --amp`.
+    tolerance: float
     differences: list[str]
 
     @property
@@ -77,7 +81,8 @@ def verify(spec: VerifySpec) -> Verification:
         differences += wrong
         models += [model] if model is not None else []
     sampled = 0
-    if not broken:  # a damaged table cannot be counted, and what it says of an object is worth nothing
+    # A damaged table cannot be counted, and what it says of an object is worth nothing.
+    if not broken:
         differences += _check_flags(run_uri) + _check_counts(run_uri, record)
         if models:
             rows = _choose(read_scores(run_uri), spec.sample, spec.seed)
@@ -243,7 +248,8 @@ def _object_differences(
 
 
 def _same_score(again: float, then: float, threshold: float, amp: bool) -> bool:
-    if amp:  # near the threshold is where a difference would matter
+    # Near the threshold is where a difference would matter.
+    if amp:
         return abs(again - then) <= AMP_TOLERANCE * max(abs(then), abs(threshold))
     return bool(np.isclose(again, then, rtol=SCORE_TOLERANCE, atol=SCORE_TOLERANCE))
 

@@ -191,10 +191,3 @@ def _places(nodes: Sequence[Node], cpus: float, *, gpu: bool) -> int:
     """How many workers of so many CPUs, and one GPU each, fit on the nodes."""
     by_cpus = [int(node.cpus // cpus) for node in nodes]
     return sum(map(min, by_cpus, (int(node.gpus) for node in nodes)) if gpu else by_cpus)
-
-
-# Until every caller has the new names.
-plan = divide_for_scan
-Resources = ScanDivision
-divide_for_training = divide_for_fit
-Workers = FitDivision

@@ -1,7 +1,7 @@
-"""retroscan from Python: the verbs, the runs they leave, and what they raise. `docs/python.md` is a walk through it.
+"""retroscan from Python: the verbs, the runs they leave, and what they raise.
 
-What stands here is what is public. Each name is imported when it is first asked for, so that `import retroscan` is quick
-and brings no torch along.
+What stands here is what is public; `docs/python.md` is a walk through it.
+Each name is imported when it is first asked for, so that `import retroscan` is quick and brings no torch along.
 """
 
 from __future__ import annotations

@@ -23,12 +23,17 @@ from cluster import storage
 
 log = logging.getLogger(__name__)
 
-FETCH_THREADS = 8  # GETs under way in one worker: a store's latency is many decodes long
-FETCH_ATTEMPTS = 3  # of an object, each with the client's own retries, before others are asked for
-FETCH_AHEAD_BYTES = 64 << 20  # of objects fetched and not yet decoded in one worker
+# GETs under way in one worker: a store's latency is many decodes long.
+FETCH_THREADS = 8
+# Of an object, each with the client's own retries, before others are asked for.
+FETCH_ATTEMPTS = 3
+# Of objects fetched and not yet decoded in one worker.
+FETCH_AHEAD_BYTES = 64 << 20
 # What error_detail says of a row that was scored all the same.
-CONSTANT_FRAME = "constant_frame"  # the frame holds one value only: some decoders give up that way
-ETAG_CHANGED = "etag_changed"  # the object is not the one that was indexed
+# The frame holds one value only: some decoders give up that way.
+CONSTANT_FRAME = "constant_frame"
+# The object is not the one that was indexed.
+ETAG_CHANGED = "etag_changed"
 
 
 class Source(NamedTuple):
@@ -45,7 +50,8 @@ class FetchedObject(NamedTuple):
 
     source: Source
     data: bytes | None
-    changed: bool  # its etag is not the manifest's
+    # Its etag is not the manifest's.
+    changed: bool
     error: ImageError | None
     fetch_ms: float
 
@@ -130,7 +136,8 @@ def fetch_one(source: Source, max_bytes: int) -> FetchedObject:
     return FetchedObject(source, data, changed, error, 1e3 * (time.perf_counter() - start))
 
 
-_last_good: str | None = None  # an object that this process got: what to ask for to see whether the store answers
+# An object that this process got: what to ask for to see whether the store answers.
+_last_good: str | None = None
 
 
 def _insist(source: Source, max_bytes: int) -> storage.Fetched:
@@ -162,7 +169,8 @@ def _delivers(uri: str) -> bool:
     try:
         storage.fetch_range(uri, 0, 1)
     except storage.StorageError as error:
-        return isinstance(error, storage.NotFound)  # deleted since: an answer, too
+        # Deleted since: an answer, too.
+        return isinstance(error, storage.NotFound)
     return True
 
 

@@ -16,10 +16,12 @@ def header_columns(uri: str, size: int | None) -> dict[str, object]:
 
     Empty if it is no DICOM; `header_error` says why a header could not be read.
     """
-    from ad_jobs.images.decode import read_header, sniff  # only --headers needs the decoders
+    # Only --headers needs the decoders.
+    from ad_jobs.images.decode import read_header, sniff
 
     length = HEADER_BYTES
-    size = MAX_HEADER_BYTES + 1 if size is None else size  # a list may not say: take no cut head for a whole object
+    # A list may not say: take no cut head for a whole object.
+    size = MAX_HEADER_BYTES + 1 if size is None else size
     try:
         head = storage.fetch_range(uri, 0, length)
         if sniff(head) != "dicom":

@@ -32,7 +32,8 @@ from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
 from cluster import storage
 
 PART_ROWS = 1_000_000
-BATCH_ROWS = 50_000  # rows in memory, and in a row group; divides PART_ROWS
+# Rows in memory, and in a row group; divides PART_ROWS.
+BATCH_ROWS = 50_000
 HEADER_THREADS = 32
 
 _HEADER_NAMES = [name for name in MANIFEST_HEADERS.names if name not in MANIFEST.names]
@@ -154,7 +155,8 @@ def _json(value: Any) -> str:
     raise TypeError(f"A manifest holds no {type(value).__name__}")
 
 
-_ROW = json.JSONEncoder(default=_json, separators=(",", ":"))  # a row as the digest sees it
+# A row as the digest sees it.
+_ROW = json.JSONEncoder(default=_json, separators=(",", ":"))
 
 
 def _rows(objects: Iterable[SourceObject], headers: bool, batch_rows: int) -> Iterator[list[tuple[Any, ...]]]:

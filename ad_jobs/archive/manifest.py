@@ -118,7 +118,8 @@ class RowReader:
 
     def __init__(self, info: ManifestInfo) -> None:
         self._info = info
-        self._ends = np.cumsum([part.rows for part in info.parts])  # ids are positions over all parts
+        # Ids are positions over all parts.
+        self._ends = np.cumsum([part.rows for part in info.parts])
         self._opened: tuple[int, pq.ParquetFile] | None = None
 
     def rows(self, ids: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
@@ -145,7 +146,8 @@ class RowReader:
 
     def _open(self, number: int) -> pq.ParquetFile:
         if self._opened is None or self._opened[0] != number:
-            self._opened = None  # before the next is read: one of them is much
+            # Before the next is read: one of them is much.
+            self._opened = None
             data = _read_part(self._info, self._info.parts[number])
             self._opened = number, pq.ParquetFile(pa.BufferReader(data))
         return self._opened[1]

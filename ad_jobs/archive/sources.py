@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 
 from ad_jobs.archive.manifest import RECORD, find_manifest, part_name, read_parts, refusal
 from ad_jobs.errors import UsageError
-from ad_jobs.specs import is_foreign
 from cluster import storage
+from cluster.storage.uris import is_foreign
 
 STAT_THREADS = 32
-STAT_NAMES = 4_096  # queued at a time
+# Queued at a time.
+STAT_NAMES = 4_096
 
 _FORMS = "A SOURCE is a folder, s3://bucket/prefix, a manifest, or a .csv or .parquet list with a column image."
 _LISTS = (".csv", ".parquet")
@@ -194,7 +195,8 @@ def _csv_columns(uri: str, data: bytes) -> dict[str, list[str | None]]:
         _require_image(uri, header)
         columns: dict[str, list[str | None]] = {name: [] for name in ("image", "group") if name in header}
         for row in rows:
-            if not row:  # a blank line
+            # A blank line.
+            if not row:
                 continue
             if len(row) != len(header):
                 raise UsageError(

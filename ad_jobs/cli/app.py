@@ -45,7 +45,6 @@ class _Verbs(TyperGroup):
 app = typer.Typer(
     name="retroscan",
     cls=_Verbs,
-    help="Find the abnormal images of an archive, and where they are abnormal. Research and quality use, not for diagnosis.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -69,7 +68,10 @@ def retroscan(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Find the abnormal images of an archive, and where they are abnormal. Research and quality use, not for diagnosis."""
+    """Find the abnormal images of an archive, and where they are abnormal.
+
+    For research and quality use, not for diagnosis.
+    """
 
 
 VERBS = (
@@ -105,7 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
         handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
         handler.setFormatter(logging.Formatter("%(message)s"))
     else:
-        handler = logging.StreamHandler()  # whole lines, for files and grep
+        # Whole lines, for files and grep.
+        handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     log.setLevel(logging.INFO)

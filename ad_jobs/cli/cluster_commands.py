@@ -73,7 +73,10 @@ def doctor(
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """What is here and what is missing: packages, decoders, memory, disks, credentials, S3, Ray. Exit 1 if anything is."""
+    """What is here and what is missing: packages, decoders, memory, disks, credentials, S3, Ray.
+
+    Exit 1 if anything is missing.
+    """
     spec = o.given(DoctorSpec, context)
     from ad_jobs.doctor import MISSING
     from ad_jobs.doctor import doctor as verb

@@ -19,15 +19,18 @@ from ad_jobs.scanning import chapters, run_state
 from ad_jobs.scanning.intent import Intent, resolve
 from ad_jobs.specs import FitSpec, ScanSpec
 from cluster import autoscaling
-from cluster.division import Node, plan
+from cluster.division import Node, divide_for_scan
 from cluster.session import session
 
 # The most that any format took for one pixel while it was decoded and resized, beside its file, measured: 16-bit RGBA
 # under a policy of one channel. Grey DICOM takes half of that.
 DECODE_BYTES_A_PIXEL = 52
-COPIES_OF_OBJECT = 4  # at its handing over to the decoder's process: whole and in the message, on both sides
-COPIES_OF_FRAMES = 3  # at their handing back: whole on both sides, and in the message
-BYTES_A_VALUE = 2  # frames travel and wait as uint16
+# At its handing over to the decoder's process: whole and in the message, on both sides.
+COPIES_OF_OBJECT = 4
+# At their handing back: whole on both sides, and in the message.
+COPIES_OF_FRAMES = 3
+# Frames travel and wait as uint16.
+BYTES_A_VALUE = 2
 
 
 def scan_outlook(spec: ScanSpec) -> dict[str, Any]:
@@ -47,19 +50,19 @@ def scan_outlook(spec: ScanSpec) -> dict[str, Any]:
     with session(spec.address, num_cpus=spec.num_cpus, grow=False) as has:
         if spec.amp:
             refuse_amp_without_gpu(has)
-        resources = plan(has.nodes, spec.batch_size, sum(left))
+        division = divide_for_scan(has.nodes, spec.batch_size, sum(left))
     return {
         "run_id": intent.run_id,
         "cluster": _cluster(has.nodes),
-        "actors": resources.actors,
-        "actor_cpus": resources.actor_cpus,
-        "actor_gpus": resources.actor_gpus,
-        "fetch_tasks": resources.fetch_tasks,
-        "fetch_cpus": resources.fetch_cpus,
-        "write_cpus": resources.write_cpus,
-        "batch_size": resources.batch_size,
-        "block_rows": block_rows(max(left), resources),
-        "part_rows": part_rows(intent, resources),
+        "actors": division.actors,
+        "actor_cpus": division.actor_cpus,
+        "actor_gpus": division.actor_gpus,
+        "fetch_tasks": division.fetch_tasks,
+        "fetch_cpus": division.fetch_cpus,
+        "write_cpus": division.write_cpus,
+        "batch_size": division.batch_size,
+        "block_rows": block_rows(max(left), division),
+        "part_rows": part_rows(intent, division),
         "chapters": intent.chapters,
         "chapters_left": sum(count > 0 for count in left),
         "objects": intent.objects,
@@ -164,8 +167,8 @@ def scan_text(found: dict[str, Any]) -> str:
         ("actors", f"{found['actors']} of {found['actor_cpus']:g} CPUs and {found['actor_gpus']:g} GPUs"),
         (
             "tasks",
-            f"{found['fetch_tasks']} to fetch and decode fit beside them, of {found['fetch_cpus']:g} CPUs; to write, of "
-            f"{found['write_cpus']:g}",
+            f"{found['fetch_tasks']} to fetch and decode fit beside them, of {found['fetch_cpus']:g} CPUs; "
+            f"to write, of {found['write_cpus']:g}",
         ),
         (
             "sizes",

@@ -10,13 +10,13 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 import yaml
-from click import Parameter
-from click.core import ParameterSource
 
 from ad_jobs.errors import UsageError
 from ad_jobs.specs import Spec
 
 AnySpec = TypeVar("AnySpec", bound=Spec)
+# One of click, which some versions of typer carry inside them.
+Parameter = Any
 
 SOURCE = "Folder, s3://bucket/prefix, manifest, or CSV/Parquet list with a column `image`."
 # Options of the command line alone: they say how a result is shown, and belong to no specification.
@@ -52,7 +52,9 @@ def option_name(parameter: Parameter) -> str:
 
 
 def given(spec: type[AnySpec], context: typer.Context) -> AnySpec:
-    """The specification of what the command line and `--config` say; what they leave out has the specification's default.
+    """The specification of what the command line and `--config` say.
+
+    What they leave out has the specification's default.
 
     Raises:
         UsageError: a value that breaks a rule.
@@ -61,7 +63,7 @@ def given(spec: type[AnySpec], context: typer.Context) -> AnySpec:
     for parameter in context.command.params:
         name = option_name(parameter)
         source = context.get_parameter_source(str(parameter.name))
-        if name in NOT_OF_THE_VERB or source in (None, ParameterSource.DEFAULT):
+        if name in NOT_OF_THE_VERB or source is None or source.name == "DEFAULT":
             continue
         value = context.params[str(parameter.name)]
         options[name] = pairs(f"--{name}", value) if name in PAIRS else value

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from models.presets import PRESETS
 
-if TYPE_CHECKING:  # torch stands behind it
+# Torch stands behind it.
+if TYPE_CHECKING:
     from models.registry import Entry
 
 
@@ -79,7 +80,8 @@ def verification_text(value: dict[str, Any]) -> str:
     """What was verified, and whether it holds."""
     return (
         f"{'verified' if value['ok'] else 'DIFFERENT'}: run {value['run_id']}, {value['parts']} parts, "
-        f"{value['heatmap_parts']} heatmap shards, {value['sampled']} objects scored again within {value['tolerance']:g}"
+        f"{value['heatmap_parts']} heatmap shards, {value['sampled']} objects scored again "
+        f"within {value['tolerance']:g}"
     )
 
 
@@ -98,7 +100,8 @@ def balance_text(record: dict[str, Any], folder: str) -> str:
     counts = record["counts"]
     codes = ", ".join(f"{code} {count}" for code, count in sorted(counts["by_code"].items()))
     return (
-        f"scored {counts['scored']} + failed {counts['failed']} + skipped {counts['skipped']} = manifest {counts['objects']}\n"
+        f"scored {counts['scored']} + failed {counts['failed']} + skipped {counts['skipped']} "
+        f"= manifest {counts['objects']}\n"
         f"{counts['rows']} rows, {counts['flagged']} flagged, {counts['heatmaps']} heatmaps kept, "
         f"run {record['run_id']} in {folder}" + (f"\n{codes}" if codes else "")
     )
@@ -133,7 +136,8 @@ def jobs_text(jobs: list[dict[str, Any]]) -> str:
     for job in jobs:
         times = [(job[key] or "-")[:19].replace("T", " ") for key in ("started", "ended")]
         code = "-" if job["exit_code"] is None else str(job["exit_code"])
-        message = job["message"].strip().rpartition("\n")[2][:120]  # of a log, what was said last
+        # Of a log, what was said last.
+        message = job["message"].strip().rpartition("\n")[2][:120]
         rows.append((job["id"], job["status"], job["verb"] or "-", times[0], times[1], code, message))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

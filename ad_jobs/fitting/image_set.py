@@ -1,4 +1,7 @@
-"""The images of a source, decoded once in parallel; what the memory allows stays decoded, the rest is decoded when read."""
+"""The images of a source, decoded once in parallel.
+
+What the memory allows stays decoded, the rest is decoded again when it is read.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +27,25 @@ from cluster.division import Node
 
 log = logging.getLogger("retroscan.fit")
 
-CHUNK = 64  # objects decoded by one task
-READ_AHEAD = 32  # images decoded before they are asked for
-KEPT_SHARE = 0.5  # of an object store, for decoded images
+# Objects decoded by one task.
+CHUNK = 64
+# Images decoded before they are asked for.
+READ_AHEAD = 32
+# Of an object store, for decoded images.
+KEPT_SHARE = 0.5
 
-Pixels = NDArray[np.uint16]  # [c, H, W]
+# [c, H, W].
+Pixels = NDArray[np.uint16]
 
 
 class Place(NamedTuple):
     """Where an image comes from."""
 
-    object: int  # number in the source
+    # Number in the source.
+    object: int
     frame: int
-    row: int  # among the images of its chunk
+    # Among the images of its chunk.
+    row: int
 
 
 @dataclass(frozen=True)
@@ -45,12 +54,17 @@ class ImageSet:
 
     sources: list[Source]
     places: list[Place]
-    group: list[str]  # of every image: what is held out together, or not at all
-    sha256: list[str]  # of every image: its object's bytes
-    chunks: list[store.Ref | None]  # of every CHUNK sources: list[Pixels] in the object store; None where not kept
+    # Of every image: what is held out together, or not at all.
+    group: list[str]
+    # Of every image: its object's bytes.
+    sha256: list[str]
+    # Of every CHUNK sources: list[Pixels] in the object store; None where not kept.
+    chunks: list[store.Ref | None]
     kept_bytes: int
-    failed: dict[str, int]  # objects by error code
-    grey: bool  # none of them is in colour
+    # Objects by error code.
+    failed: dict[str, int]
+    # None of them is in colour.
+    grey: bool
     policy: PixelPolicy
     limits: Limits
 
@@ -63,7 +77,8 @@ class Reader:
 
     def __init__(self, images: ImageSet) -> None:
         self._images = images
-        self._open: dict[int, list[Pixels]] = {}  # chunks; their arrays lie in the object store
+        # Chunks; their arrays lie in the object store.
+        self._open: dict[int, list[Pixels]] = {}
         self._decoder = GuardedDecoder()
 
     def close(self) -> None:
@@ -100,8 +115,8 @@ class Reader:
             for position, (source, data, *_) in zip(positions, fetched, strict=True):
                 if data is None or hashlib.sha256(data).hexdigest() != images.sha256[position]:
                     raise JobError(
-                        f"Images stay as they are while a model is fitted on them. Got: {source.uri}, which changed or is "
-                        "gone.",
+                        "Images stay as they are while a model is fitted on them. "
+                        f"Got: {source.uri}, which changed or is gone.",
                         "Restore it, or fit anew into another folder.",
                     )
                 frame = images.places[position].frame
@@ -140,7 +155,8 @@ class Report(NamedTuple):
     study: str | None
     sha256: str | None
     grey: bool
-    code: str | None  # why it holds no image
+    # Why it holds no image.
+    code: str | None
 
 
 def decode_all(
@@ -207,7 +223,7 @@ def decode_all(
 def _decode_chunk(
     sources: list[Source], policy: PixelPolicy, limits: Limits, keep_bytes: int
 ) -> tuple[list[Pixels], tuple[int | None, list[Report]]]:
-    """The pixels, and their size with what is known of each object; no pixels, and no size, where they are too large."""
+    """The pixels, and their size with what is known of each object; neither where they are too large."""
     pixels: list[Pixels] = []
     size: int | None = 0
     reports = []

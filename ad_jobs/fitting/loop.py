@@ -16,9 +16,11 @@ from ad_jobs.fitting.split import pair
 from ad_jobs.images.decode import to_input
 from models.detector import Batch, Detector, Learner, Phase, Runtime
 
-CHECKPOINTS = 10  # over a whole fit
+# Over a whole fit.
+CHECKPOINTS = 10
 
-State = dict[str, Any]  # of a fit between two epochs: what a checkpoint holds, the same on every rank
+# Of a fit between two epochs: what a checkpoint holds, the same on every rank.
+State = dict[str, Any]
 
 
 class Images(Protocol):
@@ -30,7 +32,7 @@ class Images(Protocol):
 
 
 class Batches:
-    """The global batches of an epoch in an order drawn by seed, the same on every rank; of each batch this rank's share."""
+    """The global batches of an epoch in an order drawn by seed, the same on every rank; of each, this rank's share."""
 
     def __init__(
         self,
@@ -103,7 +105,8 @@ def train(
     """
     curve: list[dict[str, Any]] = state["curve"] if state else []
     reached = state["phase"] if state else 0
-    if state and reached == len(learner.phases):  # it had ended; what came after it was interrupted
+    # It had ended; what came after it was interrupted.
+    if state and reached == len(learner.phases):
         save(state)
         return
     every = max(1, math.ceil(sum(phase.epochs for phase in learner.phases) / CHECKPOINTS))
@@ -144,5 +147,8 @@ def _state(
     curve: list[dict[str, Any]],
     detector: dict[str, torch.Tensor] | None = None,
 ) -> State:
-    """`epoch` epochs of phase number `phase` are done; where the number is beyond the last, all is, and `detector` fitted."""
+    """A state in which `epoch` epochs of phase number `phase` are done.
+
+    Where the number is beyond the last, all is done, and `detector` is the fitted one.
+    """
     return {"learner": learner, "phase": phase, "epoch": epoch, "curve": curve, "detector": detector}

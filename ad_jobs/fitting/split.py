@@ -22,8 +22,8 @@ def split_by_group(
 ) -> tuple[list[int], list[int]]:
     """Positions to fit on and positions held out: whole groups, drawn by seed, until `share` of the images is reached.
 
-    Not `beyond`: groups that would go over the share are passed over, if another one is held out already. A single group is
-    split by image, with a warning: its two parts are not independent.
+    Not `beyond`: groups that would go over the share are passed over, if another one is held out already.
+    A single group is split by image, with a warning: its two parts are not independent.
     """
     if len(groups) < 2:
         raise JobError(f"A fit needs at least two normal images, one of them to hold out. Got: {len(groups)}.")
@@ -39,7 +39,8 @@ def split_by_group(
     order = np.random.default_rng(seed).permutation(len(names))
     wanted = max(1, round(share * len(groups)))
     held: set[int] = set()
-    for number in order[:-1]:  # at least one group stays to fit on
+    # At least one group stays to fit on.
+    for number in order[:-1]:
         if len(held) >= wanted:
             break
         if beyond or not held or len(held) + len(members[names[number]]) <= wanted:
@@ -68,7 +69,9 @@ def held_out_anomalous(count: int) -> int:
 
 
 def pair(n_normal: int, n_anomalous: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """One epoch of pairs: every image of the larger class once, those of the smaller in rounds, each round in a new order.
+    """One epoch of pairs: every image of the larger class once, those of the smaller in rounds.
+
+    Each round is in a new order.
 
     Returns the positions of the normal and of the anomalous images, two arrays of max(n_normal, n_anomalous).
     """

@@ -16,7 +16,7 @@ from ad_jobs.fitting.image_set import Reader, room_for_images
 from ad_jobs.fitting.loop import Batches, State, train
 from ad_jobs.specs import FitSpec
 from cluster import object_store, storage, training
-from cluster.division import Node, Workers, divide_for_training
+from cluster.division import FitDivision, Node, divide_for_fit
 from cluster.errors import ClusterError
 from models import registry
 from models.detector import InputSpec
@@ -28,24 +28,27 @@ log = logging.getLogger("retroscan.fit")
 STATE = "fit.pt"
 
 
-def divided(spec: FitSpec, nodes: Sequence[Node]) -> tuple[Workers, int]:
-    """The workers on these nodes, with OMP_NUM_THREADS threads where it is set, and the bytes of images that may stay decoded.
+def divided(spec: FitSpec, nodes: Sequence[Node]) -> tuple[FitDivision, int]:
+    """The workers on these nodes, and the bytes of images that may stay decoded.
+
+    FitDivision have OMP_NUM_THREADS threads where it is set.
 
     Raises:
         ClusterError: the nodes have no room for the workers.
     """
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    workers = divide_for_training(nodes, spec.workers, int(asked) if asked.isdigit() and int(asked) else None)
+    workers = divide_for_fit(nodes, spec.workers, int(asked) if asked.isdigit() and int(asked) else None)
     return workers, room_for_images(nodes) if spec.keep_mib is None else spec.keep_mib << 20
 
 
-def fitted(options: dict[str, Any], digest: str, out: str, division: Workers) -> State:
+def fitted(options: dict[str, Any], digest: str, out: str, division: FitDivision) -> State:
     """Run the training to its end; its last state, which holds the fitted detector and the loss curve."""
     try:
         with training.trained(
             work,
             options,
-            name=digest,  # the same fit resumes; another has another name
+            # The same fit resumes; another has another name.
+            name=digest,
             folder=storage.join(out, "fit"),
             workers=division,
             log=log,
@@ -61,7 +64,7 @@ def _read_state(folder: Path) -> State:
 
 
 def work(options: dict[str, Any]) -> None:
-    """One worker: build the detector as it was at the beginning, and train it on this rank's share from the last state."""
+    """One worker: build the detector as it began, and train it on this rank's share from the last state."""
     torch.set_num_threads(options["threads"])
     torch.manual_seed(options["seed"])
     runtime = group_runtime(training.device(), options["seed"])

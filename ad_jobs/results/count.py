@@ -38,10 +38,14 @@ class Counts(BaseModel):
     scored: int = Field(ge=0)
     failed: int = Field(ge=0)
     skipped: int = Field(ge=0)
-    rows: int = Field(ge=0)  # one a frame and model
-    flagged: int = Field(ge=0)  # rows above their model's threshold
-    heatmaps: int = Field(ge=0)  # rows whose heatmap was kept
-    by_code: dict[str, int] = Field(default_factory=dict)  # objects by error code; sums to failed + skipped
+    # One a frame and model.
+    rows: int = Field(ge=0)
+    # Rows above their model's threshold.
+    flagged: int = Field(ge=0)
+    # Rows whose heatmap was kept.
+    heatmaps: int = Field(ge=0)
+    # Objects by error code; sums to failed + skipped.
+    by_code: dict[str, int] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,8 @@ class _Tally:
         """The counts, and the complaints about rows that are lost, repeated or out of place."""
         longest = int(self._frames.max(initial=0))
         expected = np.zeros(longest + 1, np.uint64)
-        np.cumsum(_mix(np.arange(longest, dtype=np.uint64)), out=expected[1:])  # modulo 2^64, as the marks
+        # Modulo 2^64, as the marks.
+        np.cumsum(_mix(np.arange(longest, dtype=np.uint64)), out=expected[1:])
         seen = np.zeros(self._objects, bool)
         for model_id, frames, mark in zip(self._model_ids, self._frames, self._mark, strict=True):
             self._complain(f"objects without a row under model {model_id}", self._ids(frames == 0))

@@ -87,7 +87,9 @@ class Run:
         return open_heatmap(self.uri, str(reference))
 
     def image(self, row: Mapping[str, Any] | pd.Series[Any]) -> NDArray[np.uint8]:
-        """The frame of a row of `scores` as a viewer shows it: uint8 [rows, columns, 3], windowed by its model's policy.
+        """The frame of a row of `scores` as a viewer shows it, uint8 [rows, columns, 3].
+
+        Grey values are windowed by the pixel policy of the row's model.
 
         Raises:
             UsageError: the table's URIs are hashed.

@@ -24,13 +24,18 @@ from ad_jobs.images.geometry import Geometry
 from ad_jobs.results.parts import HEATMAPS_FOLDER, part_name
 from ad_jobs.specs import KeepPolicy
 
-FULL_SCALE = 65535  # the PNG value of 1.0
-SAMPLE_SHARE = 0.01  # of the images that are not flagged, kept so that normal heatmaps can be looked at too
-GEOMETRY_KEY = "geometry"  # keyword of the tEXt chunk
+# The PNG value of 1.0.
+FULL_SCALE = 65535
+# Of the images that are not flagged, kept so that normal heatmaps can be looked at too.
+SAMPLE_SHARE = 0.01
+# Keyword of the tEXt chunk.
+GEOMETRY_KEY = "geometry"
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_FILTER_UP = 2  # PNG specification, 9.2: each byte minus the one above it
-_DEFLATE_LEVEL = 3  # measured on blurred maps: levels 1-9 differ by 1 % in size, 3 is among the fastest
+# PNG specification, 9.2: each byte minus the one above it.
+_FILTER_UP = 2
+# Measured on blurred maps: levels 1-9 differ by 1 % in size, 3 is among the fastest.
+_DEFLATE_LEVEL = 3
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -60,8 +65,10 @@ def encode_png(unit: NDArray[np.floating], geometry: Geometry) -> bytes:
     filtered = np.empty((height_px, 1 + 2 * width_px), np.uint8)
     filtered[:, 0] = _FILTER_UP
     filtered[0, 1:] = lines[0]
-    np.subtract(lines[1:], lines[:-1], out=filtered[1:, 1:])  # modulo 256, as the filter asks
-    header = struct.pack(">IIBBBBB", width_px, height_px, 16, 0, 0, 0, 0)  # 16 bits, greyscale, not interlaced
+    # Modulo 256, as the filter asks.
+    np.subtract(lines[1:], lines[:-1], out=filtered[1:, 1:])
+    # 16 bits, greyscale, not interlaced.
+    header = struct.pack(">IIBBBBB", width_px, height_px, 16, 0, 0, 0, 0)
     text = f"{GEOMETRY_KEY}\0{json.dumps(geometry._asdict(), sort_keys=True, separators=(',', ':'))}"
     return b"".join(
         [
@@ -140,7 +147,9 @@ def shard_name(members: Iterable[str], chapter: int = 0) -> str:
 
 
 def pack(members: Iterable[tuple[str, bytes]], chapter: int = 0) -> Shard:
-    """The shard of a chapter that holds `members` (name, PNG bytes), sorted by name: a ustar file without times or owners.
+    """The shard of a chapter that holds `members` (name, PNG bytes), sorted by name.
+
+    It is a ustar file without times or owners.
 
     Raises:
         ValueError: no member, or two of one name.
@@ -156,13 +165,15 @@ def pack(members: Iterable[tuple[str, bytes]], chapter: int = 0) -> Shard:
     ranges: dict[str, tuple[int, int]] = {}
     offset = 0
     for name, data in ordered:
-        header = tarfile.TarInfo(name)  # its defaults are mtime 0, uid 0, gid 0, no owner's name
+        # Its defaults are mtime 0, uid 0, gid 0, no owner's name.
+        header = tarfile.TarInfo(name)
         header.size = len(data)
         block = header.tobuf(tarfile.USTAR_FORMAT)
         ranges[name] = (offset + len(block), len(data))
         blocks += [block, data, b"\0" * (-len(data) % _BLOCK)]
         offset += sum(map(len, blocks[-3:]))
-    blocks.append(b"\0" * (2 * _BLOCK))  # end of archive: two empty blocks
+    # End of archive: two empty blocks.
+    blocks.append(b"\0" * (2 * _BLOCK))
     return Shard(shard_name(names, chapter), b"".join(blocks), ranges)
 
 

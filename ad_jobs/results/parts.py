@@ -1,7 +1,7 @@
 """The files a run consists of, described as they lie in storage: rows, members, bytes and sha256.
 
-A part belongs to a chapter of the run (see `ad_jobs.scanning.chapters`) and is named by what it holds, so that a task that is
-run again overwrites its own: `part-CHAPTER-HASH`.
+A part belongs to a chapter of the run (see `ad_jobs.scanning.chapters`) and is named by what it holds, so that a task
+that is run again overwrites its own: `part-CHAPTER-HASH`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class _Part(BaseModel):
 class ScorePart(_Part):
     """One Parquet file of the score table."""
 
-    name: str  # relative to the run
+    # Relative to the run.
+    name: str
     rows: int = Field(ge=0)
     sha256: str
     bytes: int = Field(ge=0)
@@ -39,7 +40,8 @@ class ScorePart(_Part):
 class HeatmapPart(_Part):
     """One tar of heatmaps."""
 
-    name: str  # relative to the run
+    # Relative to the run.
+    name: str
     bytes: int = Field(ge=0)
     sha256: str
     members: int = Field(ge=0)
@@ -80,7 +82,8 @@ def describe_heatmap_parts(run_uri: str, prefix: str = "") -> list[HeatmapPart]:
             except tarfile.TarError as error:
                 raise JobError(f"{name} of {run_uri} is not a whole tar.", "Scan again into a new folder.") from error
             while hashing.read(_CHUNK_BYTES):
-                pass  # what follows the end-of-archive mark belongs to the digest too
+                # What follows the end-of-archive mark belongs to the digest too.
+                pass
         parts.append(HeatmapPart(name=name, bytes=hashing.bytes, sha256=hashing.sha256.hexdigest(), members=members))
     return parts
 

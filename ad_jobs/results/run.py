@@ -79,7 +79,8 @@ class ManifestRef(_Record):
 
     uri: str
     digest: str
-    objects: int = Field(ge=0)  # selected by `where`, all without it
+    # Selected by `where`, all without it.
+    objects: int = Field(ge=0)
     where: str | None = None
 
 
@@ -200,5 +201,6 @@ def _cpu_model() -> str:
 def _memory_bytes() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # not every system knows these names
+    except (AttributeError, OSError, ValueError):
+        # Not every system knows these names.
         return None

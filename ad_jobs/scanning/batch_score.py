@@ -17,7 +17,8 @@ from ad_jobs.scanning.table import finish_rows
 from ad_jobs.scoring.model_store import OpenModel, open_model
 from ad_jobs.specs import place
 
-if TYPE_CHECKING:  # torch stands behind it: loaded where batches are scored, not where the pipeline is written
+# Torch stands behind it: loaded where batches are scored, not where the pipeline is written.
+if TYPE_CHECKING:
     from ad_jobs.scoring.scorer import Scorer
 
 PLACES = ("uri", "path")
@@ -31,9 +32,10 @@ class Score:
 
     A batch has a column `bytes` with whole objects (as `ray.data.read_binary_files` gives), or a column `uri` or `path`
     that says where they lie, local or s3://.
-    What comes back has a row for each frame: the columns of the batch but `bytes`, and of a run's table `frame`, `status`,
-    `error_code`, `error_detail`, `score`, `threshold`, `flagged`, `model_id`, `content_sha256`, the header's columns and
-    the times. A bad object is a row with its reason, never an exception.
+    What comes back has a row for each frame: the columns of the batch but `bytes`, and of a run's table `frame`,
+    `status`, `error_code`, `error_detail`, `score`, `threshold`, `flagged`, `model_id`, `content_sha256`, the header's
+    columns and the times.
+    A bad object is a row with its reason, never an exception.
 
     Use it with `batch_format="pyarrow"` and `concurrency=N`, so that N actors load the model once each:
 
@@ -44,7 +46,8 @@ class Score:
         batch_size: frames scored at once; it does not change a score.
 
     Raises:
-        UsageError: at the first batch: no model there, no column that names objects, or columns that would be overwritten.
+        UsageError: at the first batch: no model there, no column that names objects, or columns
+        that would be overwritten.
         JobError: at a batch: the store refuses the credentials, or was away for too long.
     """
 

@@ -34,12 +34,13 @@ from ad_jobs.scanning.table import write_part
 from ad_jobs.schema import FAILED, SCORED
 from ad_jobs.scoring.model_store import open_model
 from cluster import dataset, messages, storage
-from cluster.division import Resources, plan
+from cluster.division import ScanDivision, divide_for_scan
 from cluster.errors import ClusterError
 from cluster.metrics import ScanMetrics
 from cluster.session import Session, data_context, session
 
-if TYPE_CHECKING:  # torch stands behind it; driver and fetching workers do without
+# Torch stands behind it; driver and fetching workers do without.
+if TYPE_CHECKING:
     from ad_jobs.scoring.scorer import Scorer
 
 log = logging.getLogger("retroscan.scan")
@@ -61,36 +62,37 @@ def at_work(intent: Intent, done: int, failed: int) -> Iterator[Work]:
         log.info("Continuing: %d of %d objects are done.", done, intent.objects)
     spec = intent.spec
     with session(spec.address, num_cpus=spec.num_cpus) as has, data_context(has):
-        resources = plan(has.nodes, spec.batch_size, intent.objects - done)
+        division = divide_for_scan(has.nodes, spec.batch_size, intent.objects - done)
         log.info(
             "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %d.",
             intent.objects - done,
-            resources.actors,
-            resources.actor_cpus,
-            resources.actor_gpus,
-            resources.batch_size,
+            division.actors,
+            division.actor_cpus,
+            division.actor_gpus,
+            division.batch_size,
         )
         tally = messages.tally()
         with (
             ScanProgress(intent.objects, done, failed) as progress,
             messages.watching(tally, progress.update, progress.every_s),
         ):
-            yield partial(_parts, intent=intent, resources=resources, tally=tally)
+            yield partial(_parts, intent=intent, division=division, tally=tally)
 
 
 def _parts(
-    left: pa.Table, chapter: int, *, intent: Intent, resources: Resources, tally: Any
+    left: pa.Table, chapter: int, *, intent: Intent, division: ScanDivision, tally: Any
 ) -> Iterator[dict[str, int]]:
     return dataset.follow(
-        _pipeline(left, intent, resources, tally),
+        _pipeline(left, intent, division, tally),
         partial(write_part, run_uri=intent.spec.out, run_id=intent.run_id, chapter=chapter, models=intent.uses),
-        rows=part_rows(intent, resources),
-        tasks=resources.actors,  # more parts than actors never come at once
-        num_cpus=resources.write_cpus,
+        rows=part_rows(intent, division),
+        # More parts than actors never come at once.
+        tasks=division.actors,
+        num_cpus=division.write_cpus,
     )
 
 
-def part_rows(intent: Intent, resources: Resources) -> int:
+def part_rows(intent: Intent, division: ScanDivision) -> int:
     """Objects of one part: a hundredth of the run, so few that all of their heatmaps fit into PART_BYTES.
 
     Whole blocks, as they come from the actors: of a block that is cut, the rest becomes a part of its own.
@@ -98,25 +100,29 @@ def part_rows(intent: Intent, resources: Resources) -> int:
     policies = [intent.policies[use.policy] for use in intent.uses]
     fit = PART_BYTES // sum(2 * policy.height_px * policy.width_px for policy in policies)
     rows = min(intent.objects // PARTS_AT_LEAST, fit, MAX_PART_OBJECTS)
-    unit = resources.block_rows if rows >= resources.block_rows else resources.batch_size
+    unit = division.block_rows if rows >= division.block_rows else division.batch_size
     return max(1, rows // unit) * unit
 
 
-def block_rows(left: int, resources: Resources) -> int:
-    """Objects of one fetch-and-decode task, with so many left in the chapter: a small run, too, keeps every CPU busy."""
-    return min(resources.block_rows, max(1, -(-left // 8)))
+def block_rows(left: int, division: ScanDivision) -> int:
+    """Objects of one fetch-and-decode task, with so many left in the chapter.
+
+    A small run, too, keeps every CPU busy.
+    """
+    return min(division.block_rows, max(1, -(-left // 8)))
 
 
-def _pipeline(left: pa.Table, intent: Intent, resources: Resources, tally: Any) -> ray.data.Dataset:
-    slices = dataset.SliceSource(left, block_rows(left.num_rows, resources))
-    # Reading and fetching have equal resources, so that Ray makes one task of them; scoring has others.
+def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any) -> ray.data.Dataset:
+    slices = dataset.SliceSource(left, block_rows(left.num_rows, division))
+    # Reading and fetching have equal division, so that Ray makes one task of them; scoring has others.
     fetched = ray.data.read_datasource(
-        slices, override_num_blocks=slices.tasks, num_cpus=resources.fetch_cpus
+        slices, override_num_blocks=slices.tasks, num_cpus=division.fetch_cpus
     ).map_batches(
         partial(_fetch, policies=intent.policies, limits=intent.limits, identifiers=intent.identifiers),
-        batch_size=None,  # the slice; a number, even the same one, would keep Ray from fusing
+        # The slice; a number, even the same one, would keep Ray from fusing.
+        batch_size=None,
         batch_format="pyarrow",
-        num_cpus=resources.fetch_cpus,
+        num_cpus=division.fetch_cpus,
     )
     return fetched.map_batches(
         _ScoringActor,
@@ -124,15 +130,15 @@ def _pipeline(left: pa.Table, intent: Intent, resources: Resources, tally: Any) 
             "uris": [model.uri for model in intent.models],
             "uses": intent.uses,
             "policies": intent.policies,
-            "batch_size": resources.batch_size,
+            "batch_size": division.batch_size,
             "amp": intent.spec.amp,
             "tally": tally,
         },
-        batch_size=resources.call_rows,
+        batch_size=division.call_rows,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=resources.actors),
-        num_cpus=resources.actor_cpus,
-        num_gpus=resources.actor_gpus,
+        compute=ActorPoolStrategy(size=division.actors),
+        num_cpus=division.actor_cpus,
+        num_gpus=division.actor_gpus,
     )
 
 
@@ -145,7 +151,8 @@ class _WorkersDecoder:
     def decode_each(self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits) -> list[Decoded]:
         global _decoder
         if _decoder is None:
-            _decoder = GuardedDecoder()  # its child ends with this process
+            # Its child ends with this process.
+            _decoder = GuardedDecoder()
         return _decoder.decode_each(data, policies, limits)
 
 

@@ -18,7 +18,8 @@ log = logging.getLogger("retroscan.scan")
 
 TERMINAL_EVERY_S = 1.0
 LOG_EVERY_S = 60.0
-RATE_OVER_S = 120.0  # images per second are those of the last two minutes
+# Images per second are those of the last two minutes.
+RATE_OVER_S = 120.0
 
 
 class State(NamedTuple):
@@ -33,7 +34,8 @@ class State(NamedTuple):
     def __str__(self) -> str:
         left = "?" if self.left_s is None else str(timedelta(seconds=round(self.left_s)))
         return (
-            f"{self.done:,} of {self.objects:,} objects done, {self.objects - self.done:,} left, {self.failed:,} failed; "
+            f"{self.done:,} of {self.objects:,} objects done, {self.objects - self.done:,} left, "
+            f"{self.failed:,} failed; "
             f"{self.images_per_s:.1f} images/s; {left} left"
         )
 

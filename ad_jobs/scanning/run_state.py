@@ -149,7 +149,8 @@ def close(intent: Intent) -> RunRecord:
         counts = _sum([chapter.counts for chapter in done])
         if len(done) != intent.chapters or counts.objects != intent.objects:
             raise JobError(
-                f"{len(done)} of {intent.chapters} chapters with {counts.objects} of {intent.objects} objects are committed.",
+                f"{len(done)} of {intent.chapters} chapters with {counts.objects} of {intent.objects} objects "
+                "are committed.",
                 "Run the same command again.",
             )
         record = RunRecord(
@@ -170,7 +171,8 @@ def close(intent: Intent) -> RunRecord:
         )
         write_record(intent.spec.out, record)
         _tidy(intent)
-    except (storage.StorageError, OSError) as error:  # OSError is pyarrow's word for it
+    except (storage.StorageError, OSError) as error:
+        # OSError is pyarrow's word for it.
         raise JobError(
             f"The run could not be closed: {error}.", "Run the same command again: nothing is scored twice."
         ) from error

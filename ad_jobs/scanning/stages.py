@@ -25,7 +25,8 @@ from ad_jobs.scanning.identifiers import Identifiers
 from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.schema import HEADER
 
-if TYPE_CHECKING:  # fetching workers import this module and need no torch
+# Fetching workers import this module and need no torch.
+if TYPE_CHECKING:
     from ad_jobs.scoring.scorer import FrameScore, Scorer
 
 MANIFEST_COLUMNS = ["object_id", "uri", "bytes", "etag"]
@@ -89,7 +90,8 @@ def prepare_fetched(
 
 
 def _prepared_row(under_each: list[Prepared], identifiers: Identifiers) -> dict[str, Any]:
-    prepared = under_each[0]  # all that does not depend on a policy
+    # All that does not depend on a policy.
+    prepared = under_each[0]
     header = {name: prepared.header.get(name) for name in HEADER.names}
     for name in ("study_uid", "series_uid", "sop_uid"):
         uid = header[name]

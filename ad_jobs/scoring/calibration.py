@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ad_jobs.errors import JobError
 from ad_jobs.scoring.thresholds import Threshold, threshold_for_fnr, threshold_for_fpr
 
-if TYPE_CHECKING:  # torch stands behind it, and who reads a calibration does without
+# Torch stands behind it, and who reads a calibration does without.
+if TYPE_CHECKING:
     from models.detector import Detector
 
 # The name of a model's calibration in its folder.
@@ -95,7 +96,7 @@ def _demand_finite(finite: bool) -> None:
 
 
 class HeatmapRange:
-    """Bounded-memory estimate of where the pixels of normal heatmaps lie: each map gives its quantiles, not its pixels."""
+    """Where the pixels of normal heatmaps lie, in bounded memory: each map gives its quantiles, not its pixels."""
 
     def __init__(self) -> None:
         self._low: list[float] = []
@@ -110,6 +111,7 @@ class HeatmapRange:
         """(low, high) of the global scale: normals lie in its lowest third, all but their hottest images."""
         low = float(np.median(self._low))
         normal_top = float(np.quantile(self._high, 0.99))
-        if not normal_top > low:  # a detector whose maps of normals are flat
+        # A detector whose maps of normals are flat.
+        if not normal_top > low:
             normal_top = low + max(abs(low), 1e-6)
         return low, low + HEADROOM * (normal_top - low)

@@ -32,9 +32,12 @@ class Answer(NamedTuple):
 class Device(Protocol):
     """Takes a batch in three steps, of which the first two may return before their work is done."""
 
-    kind: str  # torch's name for it
-    amp: bool  # whether reduced precision pays on it
-    ahead: int  # batches that are sent and run before the first of them is received
+    # Torch's name for it.
+    kind: str
+    # Whether reduced precision pays on it.
+    amp: bool
+    # Batches that are sent and run before the first of them is received.
+    ahead: int
 
     def place(self, detector: Detector) -> Detector: ...
     def send(self, images: Tensor) -> Any: ...
@@ -57,8 +60,9 @@ def pipelined(
 ) -> Iterator[Result]:
     """`receive(run(send(batch)))` of every batch, in order; with `ahead` of them under way before one is received.
 
-    Where `run` returns before its work is done, with `ahead` 1 a batch is sent while the one before it runs, and that one is
-    received while this one runs. What any of the three raises comes out at once; results not yet received are lost with it.
+    Where `run` returns before its work is done, with `ahead` 1 a batch is sent while the one before it runs, and that
+    one is received while this one runs.
+    What any of the three raises comes out at once; results not yet received are lost with it.
     """
     under_way: deque[Running] = deque()
     for batch in batches:
@@ -85,7 +89,10 @@ class Cpu:
         return images
 
     def run(self, detector: Detector, sent: Tensor) -> Scores:
-        """The detector's scores. Called plainly: it owns its grad mode, and some take a gradient to draw their heatmap."""
+        """The detector's scores.
+
+        It is called plainly: it owns its grad mode, and some take a gradient to draw their heatmap.
+        """
         return detector.score(sent)
 
     def receive(self, running: Scores) -> Answer:
@@ -99,7 +106,8 @@ class _Arriving(NamedTuple):
 
 
 class _Running(NamedTuple):
-    scores: Tensor  # pinned, in host memory; not to be read before `done`
+    # Pinned, in host memory; not to be read before `done`.
+    scores: Tensor
     heatmaps: Tensor
     done: torch.cuda.Event
 
@@ -123,8 +131,8 @@ class Cuda:
 
     def send(self, images: Tensor) -> _Arriving:
         """Begin to copy images [B, C, H, W] to the GPU, channels last."""
-        # From pageable memory a copy is never asynchronous. The pinned buffer may go at once: its allocator waits for the
-        # copy before it gives the memory to another.
+        # From pageable memory a copy is never asynchronous.
+        # The pinned buffer may go at once: its allocator waits for the copy before it gives the memory to another.
         pinned = images.pin_memory()
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._copies):
@@ -137,7 +145,8 @@ class Cuda:
         """Begin to score what was sent, and to copy the answer back."""
         stream = torch.cuda.current_stream(self._device)
         stream.wait_event(sent.arrived)
-        # The images' memory belongs to the copying stream, which would give it to a later batch while this one is scored.
+        # The images' memory belongs to the copying stream, which would give it to a later batch while
+        # this one is scored.
         sent.images.record_stream(stream)
         scores, heatmaps = (self._to_host(part) for part in detector.score(sent.images))
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -20,7 +20,8 @@ from cluster import storage
 from models import record
 from models.errors import ArtifactError
 
-if TYPE_CHECKING:  # torch stands behind it, and who reads a model without building it does without
+# Torch stands behind it, and who reads a model without building it does without.
+if TYPE_CHECKING:
     from models.detector import Detector
 
 
@@ -58,7 +59,9 @@ class OpenModel(CalibratedModel):
 
 
 def read_model(uri: str) -> CalibratedModel:
-    """The model at `uri`, its weights and its calibration checked, its detector not built: that takes seconds and torch.
+    """The model at `uri`, its weights and its calibration checked.
+
+    Its detector is not built: that takes seconds and torch.
 
     Raises:
         UsageError: no model there, a damaged one, one of another version, or without a calibration of its own.
@@ -163,7 +166,8 @@ def local_files(uri: str, names: tuple[str, ...] = (record.DETECTOR, record.WEIG
             try:
                 (Path(scratch) / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
             except storage.NotFound:
-                continue  # the reader of the folder says what is missing
+                # The reader of the folder says what is missing.
+                continue
         yield Path(scratch)
 
 

@@ -22,8 +22,9 @@ __all__ = ["FrameScore", "Scorer", "Source", "fetch_all", "prepare"]
 
 # float16 and not bfloat16: eight times the precision, and what overflows becomes a failed row, never a wrong one.
 AMP_DTYPE = torch.float16
-# By how much a score or a heatmap in reduced precision may differ from that in float32, as a share of the largest value of
-# its kind. Measured on small models: MKD, SSM and Cycle-GAN stay within 0.5 %; FYD and PMAD, and MKD's gradient map, do not.
+# By how much a score or a heatmap in reduced precision may differ from that in float32, as a share of the largest
+# value of its kind.
+# Measured on small models: MKD, SSM and Cycle-GAN stay within 0.5 %; FYD and PMAD, and MKD's gradient map, do not.
 AMP_TOLERANCE = 0.02
 
 
@@ -47,9 +48,9 @@ class _Batch(NamedTuple):
 class Scorer:
     """A detector on the best device at hand, in the numeric mode in which every verb's scores agree.
 
-    float32 throughout: neither autocast nor TF32, because a score must be the same within 1e-5 wherever it is
-    computed again. `amp` gives that up for speed on a GPU: scores then agree within AMP_TOLERANCE, which the first batch
-    must show.
+    float32 throughout: neither autocast nor TF32, because a score must be the same within 1e-5 wherever
+    it is computed again.
+    `amp` gives that up for speed on a GPU: scores then agree within AMP_TOLERANCE, which the first batch must show.
 
     Raises:
         UsageError: `amp` on a CPU.
@@ -134,11 +135,12 @@ def no_gpu_for_amp(what: str) -> UsageError:
 
 
 def _demand_close(reduced: Answer, exact: Answer) -> None:
-    off = np.max([_share_off(*parts) for parts in zip(reduced, exact, strict=True)])  # NaN if any is
+    # NaN if any is.
+    off = np.max([_share_off(*parts) for parts in zip(reduced, exact, strict=True)])
     if not off <= AMP_TOLERANCE:
         raise JobError(
-            f"This model does not stand --amp: on the first batch its scores or heatmaps change by {off:.1%}, more than "
-            f"{AMP_TOLERANCE:.0%}.",
+            f"This model does not stand --amp: on the first batch its scores or heatmaps change by {off:.1%}, "
+            f"more than {AMP_TOLERANCE:.0%}.",
             "Scan without --amp, into another folder.",
         )
 

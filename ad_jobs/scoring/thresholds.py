@@ -22,10 +22,11 @@ SMALL = 100
 class Threshold(BaseModel):
     """A threshold with the rule that set it and the rate it shows on the images it was set from.
 
-    `rate` is the share of these images on the wrong side of the threshold (normals flagged for `max_fpr`, anomalous ones
-    missed for `max_fnr`), with its Clopper-Pearson interval of 95 %: what one may expect of new images of the same kind.
-    With fewer than 100 normals of which none may be flagged the threshold is their mean + 3 s.d., if that is higher than
-    all of them, as `method` says.
+    `rate` is the share of these images on the wrong side of the threshold (normals flagged for `max_fpr`,
+    anomalous ones missed for `max_fnr`), with its Clopper-Pearson interval of 95 %: what one may expect of new
+    images of the same kind.
+    With fewer than 100 normals of which none may be flagged the threshold is their mean + 3 s.d., if that is higher
+    than all of them, as `method` says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,7 +54,9 @@ def clopper_pearson(hits: int, n: int, confidence: float = CONFIDENCE) -> tuple[
 
 
 def threshold_for_fpr(normal: NDArray[np.float32], max_fpr: float) -> Threshold:
-    """The lowest threshold that flags at most a share `max_fpr` of these held-out normals. Flagged is score > threshold.
+    """The lowest threshold that flags at most a share `max_fpr` of these held-out normals.
+
+    Flagged is score > threshold.
 
     With fewer than 100 of them, none of which may be flagged, it is mean + 3 standard deviations if that is higher: a
     quantile beyond the sample's last image is no estimate.

@@ -9,6 +9,7 @@ themselves.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -16,11 +17,17 @@ from cluster.errors import NotFound
 
 S3 = "s3://"
 FILE = "file://"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def is_s3(uri: str) -> bool:
     """True for `s3://...`."""
     return uri.startswith(S3)
+
+
+def is_foreign(uri: str) -> bool:
+    """True for a URI of a scheme other than s3 and file."""
+    return bool(_SCHEME.match(uri)) and not uri.startswith((S3, FILE))
 
 
 def absolute(uri: str) -> str:
