@@ -19,13 +19,13 @@ import pytest
 import yaml
 from botocore.validate import ParamValidator
 from jsonschema import ValidationError
-from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
 
 from cluster import autoscaling
 from cluster.session import IDLE_WORKER, IDLE_WORKER_MS
+from tests.cluster import needed
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "ray_config.yaml"
@@ -128,12 +128,12 @@ def _versions(config: dict[str, Any]) -> Iterator[str]:
     everything = [command for key, value in config.items() if key.endswith("_commands") for command in value]
     yield from (f"nightly: {command}" for command in everything if NIGHTLY.search(command))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
+    versions = needed.specifiers()
     setup = "\n".join(config["setup_commands"])
     for package in ("ray", "torch", "torchvision"):
         pinned = re.search(rf"(?<![\w.-]){package}(?:\[[\w,]+\])?==([\w.]+)", setup)
-        if pinned is None or not needed[package].contains(pinned.group(1)):
-            yield f"{package}: {pinned and pinned.group()} against {needed[package]}"
+        if pinned is None or not versions[package].contains(pinned.group(1)):
+            yield f"{package}: {pinned and pinned.group()} against {versions[package]}"
     python = re.search(r"--python (\S+)", setup)
     if python is None or python.group(1) not in SpecifierSet(project["requires-python"]):
         yield f"python: {python and python.group(1)} against {project['requires-python']}"

@@ -1,7 +1,8 @@
 """What KubeRay 1.6 and Kubernetes take: a judge of manifests that knows every field, and so sees a slip in its name.
 
-The fields of ray.io/v1 stand here, as KubeRay's API reference lists them (v1.6.2); operators drop a field they do not know
-without a word. What Kubernetes itself defines, pod templates among it, is judged by its own schemas in `kubernetes-validate`.
+The fields of ray.io/v1 stand here, as KubeRay's API reference lists them (v1.6.2); operators drop a field they do not
+know without a word.
+What Kubernetes itself defines, pod templates among it, is judged by its own schemas in `kubernetes-validate`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ FLAG: Schema = {"type": "boolean"}
 COUNT: Schema = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
 NUMBER: Schema = {"type": "number", "minimum": 0}
 TEXTS: Schema = {"type": "object", "additionalProperties": TEXT}
-ANY_OBJECT: Schema = {"type": "object"}  # Kubernetes' own: judged by `kubernetes`
+# Kubernetes' own: judged by `kubernetes`.
+ANY_OBJECT: Schema = {"type": "object"}
 
 
 def one_of(*values: str) -> Schema:
