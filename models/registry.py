@@ -56,8 +56,8 @@ DETECTORS: dict[str, Entry] = {
             channels=3,
             needs_anomalous=False,
             weights="none needed",
-            choose="images for which no pretrained network is wanted, if normal ones are alike; the slowest to fit and to scan, "
-            "as every image is painted in many times",
+            choose="images for which no pretrained network is wanted, if normal ones are alike; the slowest to fit and "
+            "to scan, as every image is painted in many times",
         ),
         Entry(
             kind="pmad",
@@ -69,7 +69,20 @@ DETECTORS: dict[str, Entry] = {
             channels=3,
             needs_anomalous=False,
             weights="none needed",
-            choose="images for which no pretrained network is wanted, if normal ones are alike and aligned; faster than ssm",
+            choose="images for which no pretrained network is wanted, if normal ones are alike and aligned; faster "
+            "than ssm",
+        ),
+        Entry(
+            kind="autoencoder",
+            module="models.autoencoder",
+            detector="Autoencoder",
+            config="AutoencoderConfig",
+            title="Plain auto-encoder",
+            source="no paper's: the network of ssm and pmad without masks and memories",
+            channels=3,
+            needs_anomalous=False,
+            weights="none needed",
+            choose="a floor to hold ssm and pmad against: in our tests it found more than ssm and as much as pmad",
         ),
         Entry(
             kind="mkd",
@@ -94,8 +107,8 @@ DETECTORS: dict[str, Entry] = {
             needs_anomalous=True,
             weights="none needed",
             takes_grey=True,
-            choose="archives of which some 30 or more anomalous images are known, and where a miss costs more than a false "
-            "alarm: its threshold is set by them",
+            choose="archives of which some 30 or more anomalous images are known, and where a miss costs more than a "
+            "false alarm: its threshold is set by them",
         ),
         Entry(
             kind="fyd",
@@ -150,6 +163,9 @@ def configure(kind: str, options: dict[str, Any]) -> DetectorConfig:
         return config_class.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
+        own = first.get("ctx", {}).get("error")
+        if isinstance(own, ConfigError):
+            raise own from error
         option = ".".join(str(part) for part in first["loc"])
         known = ", ".join(config_class.model_fields)
         raise ConfigError(

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from models.parts.maps import gaussian_blur
 
-SSIM_SIGMA_PX, SSIM_RADIUS_PX = 1.5, 5  # an 11x11 window
+# An 11x11 window.
+SSIM_SIGMA_PX, SSIM_RADIUS_PX = 1.5, 5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 GMS_C = 0.0026
-EPSILON = torch.finfo(torch.float64).eps  # within the root: a flat area has a gradient too
+SCALES = 4
+# Within the root: a flat area has a gradient too.
+EPSILON = torch.finfo(torch.float64).eps
 
 
 def ssim(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
@@ -37,13 +40,13 @@ def ssim(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
     return (luminance * structure).mean(1)
 
 
-def gms_scales(x_BCHW: Tensor, y_BCHW: Tensor, scales: int = 4) -> list[Tensor]:
+def gms_scales(x_BCHW: Tensor, y_BCHW: Tensor) -> list[Tensor]:
     """1 - gradient magnitude similarity at each pixel of each scale, [B, h, w] in [0, 1]; scales halve in size.
 
     A uniform change of brightness is invisible to it: it compares edges alone (Xue et al., 2014).
     """
     found = []
-    for scale in range(scales):
+    for scale in range(SCALES):
         if scale:
             x_BCHW, y_BCHW = F.avg_pool2d(x_BCHW, 2), F.avg_pool2d(y_BCHW, 2)
         edges_x, edges_y = _gradient(x_BCHW), _gradient(y_BCHW)
@@ -51,37 +54,35 @@ def gms_scales(x_BCHW: Tensor, y_BCHW: Tensor, scales: int = 4) -> list[Tensor]:
     return found
 
 
-def gms_map(x_BCHW: Tensor, y_BCHW: Tensor, scales: int = 4) -> Tensor:
+def gms_map(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
     """1 - GMS, the mean of all scales raised to the images' size by bilinear interpolation, [B, H, W] in [0, 1]."""
     size = x_BCHW.shape[-2:]
     raised = [
         F.interpolate(found.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
-        for found in gms_scales(x_BCHW, y_BCHW, scales)
+        for found in gms_scales(x_BCHW, y_BCHW)
     ]
     return torch.stack(raised).mean(0)
 
 
 def reconstruction_loss(
-    x_BCHW: Tensor, y_BCHW: Tensor, scales: int = 4, mean: Callable[[Tensor], Tensor] = torch.mean
+    x_BCHW: Tensor, y_BCHW: Tensor, mean: Callable[[Tensor], Tensor] = torch.mean
 ) -> dict[str, Tensor]:
-    """The three terms that SSM and PMAD add up, each a scalar: `mse`, `gms` (mean over scales), `ssim` (1 - SSIM).
+    """Scalars: `loss`, and the three terms it is the sum of: `mse`, `gms` (mean over scales) and `ssim` (1 - SSIM).
 
     Args:
         x_BCHW: images.
         y_BCHW: their reconstructions.
-        scales: of the gradient similarity.
         mean: how values become one; that of a `Runtime` counts in all ranks' images.
     """
-    return {
-        "mse": mean(F.mse_loss(y_BCHW, x_BCHW, reduction="none")),
-        "gms": torch.stack([mean(found) for found in gms_scales(x_BCHW, y_BCHW, scales)]).mean(),
-        "ssim": 1 - mean(ssim(x_BCHW, y_BCHW)),
-    }
+    mse = mean(F.mse_loss(y_BCHW, x_BCHW, reduction="none"))
+    gms = torch.stack([mean(found) for found in gms_scales(x_BCHW, y_BCHW)]).mean()
+    structure = 1 - mean(ssim(x_BCHW, y_BCHW))
+    return {"loss": mse + gms + structure, "mse": mse, "gms": gms, "ssim": structure}
 
 
 def _gradient(images_BCHW: Tensor) -> Tensor:
     """Prewitt's gradient magnitude of the median-filtered grey image, [B, H, W]."""
-    grey = _median(images_BCHW.mean(1))
+    grey = median(images_BCHW.mean(1))
     padded = F.pad(grey.unsqueeze(1), (1, 1, 1, 1), mode="reflect").squeeze(1)
     rows = (padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]) / 3
     columns = (padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]) / 3
@@ -90,7 +91,7 @@ def _gradient(images_BCHW: Tensor) -> Tensor:
     return (across.square() + down.square() + EPSILON).sqrt()
 
 
-def _median(maps_BHW: Tensor) -> Tensor:
+def median(maps_BHW: Tensor) -> Tensor:
     """The 3x3 median: of a sorted column's minima the largest, of its maxima the smallest, and the medians' median."""
     padded = F.pad(maps_BHW.unsqueeze(1), (1, 1, 1, 1), mode="reflect").squeeze(1)
     above, here, below = padded[:, :-2], padded[:, 1:-1], padded[:, 2:]

@@ -1,4 +1,4 @@
-"""The U-Net of SSM and PMAD: what passes from encoder to decoder is a choice, level by level.
+"""The U-Net of SSM, PMAD and the plain auto-encoder: what passes from encoder to decoder is a choice, level by level.
 
 Shape suffixes: B batch, C channels, H height, W width.
 """
@@ -15,11 +15,16 @@ from models.detector import InputSpec
 from models.errors import ConfigError
 from models.parts.batch_norm import BatchNorm2d
 
-STRIDE = 16  # four halvings
+# Four halvings.
+STRIDE = 16
 
 
 def check_size(spec: InputSpec) -> None:
-    """Raise ConfigError unless both sides are multiples of 16: every level halves exactly."""
+    """Accept sides that every level halves exactly.
+
+    Raises:
+        ConfigError: a side is no multiple of 16.
+    """
     if spec.height_px % STRIDE or spec.width_px % STRIDE:
         raise ConfigError(
             f"The U-Net halves an image four times, so both sides are multiples of {STRIDE}.",

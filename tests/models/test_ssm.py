@@ -1,4 +1,4 @@
-"""SSM: masks that tile, refinement that only uncovers, thresholds that do not hang on size, and what a network must not see."""
+"""SSM: refinement that only uncovers, a threshold from held-out normals, and what a network must not see."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from textures import textures, with_defects
 
 from models.detector import Runtime
 from models.errors import ConfigError
-from models.ssm import SSM, checkerboard_masks, code_threshold, disjoint_masks
+from models.parts.masks import checkerboard_masks
+from models.ssm import NORMAL_QUANTILE, SSM, compose
 
 SIZE = (32, 48)
 SMALL = {"width": 4, "epochs": 2, "batch_size": 4, "refine": "disjoint"}
@@ -22,48 +23,15 @@ def ssm(size_px: tuple[int, int] = SIZE, **options: object) -> SSM:
     return detector
 
 
-# --- Masks
-
-
-@pytest.mark.parametrize("cell", [2, 4, 8, 5])
-def test_hidden_cells_of_disjoint_masks_tile_the_image_once(cell: int):
-    masks = disjoint_masks(cell, 3, SIZE, torch.Generator().manual_seed(1))
-    assert masks.shape == (3, 1, *SIZE)
-    assert torch.equal((1 - masks).sum(0), torch.ones(1, *SIZE))
-    assert float((1 - masks).mean()) == pytest.approx(1 / 3, abs=0.01)
-    cells = masks[:, 0, : SIZE[0] // cell * cell, : SIZE[1] // cell * cell]
-    cells = cells.unflatten(1, (-1, cell)).unflatten(3, (-1, cell))
-    assert torch.equal(cells.amin((2, 4)), cells.amax((2, 4))), "a cell is hidden as a whole"
-
-
-def test_a_checkerboard_and_its_complement_hide_everything_once():
-    masks = checkerboard_masks(4, SIZE)
-    assert torch.equal(masks.sum(0), torch.ones(1, *SIZE))
-    assert masks[0, 0, 0, 0] != masks[0, 0, 0, 4] != masks[0, 0, 4, 4]
-
-
-def test_masks_follow_their_seed_and_torchs_own_generator_stays_where_it_is():
-    before = torch.get_rng_state()
-    first, again, other = (ssm(masks="disjoint", mask_seed=seed).score(textures(2, *SIZE)).image for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    torch.set_rng_state(before)
-    ssm_detector = ssm(masks="disjoint")
-    state = torch.get_rng_state()
-    ssm_detector.score(textures(1, *SIZE))
-    assert torch.equal(state, torch.get_rng_state())
-
-
 def test_hidden_pixels_do_not_reach_the_network():
     detector = ssm()
     visible = checkerboard_masks(8, SIZE)[:1]
     image = textures(1, *SIZE)
-    other = torch.where(visible > 0, image, 1 - image)
+    hidden_changed = torch.where(visible > 0, image, 1 - image)
     with torch.no_grad():
-        for one, two in zip(detector.paint(image, visible), detector.paint(other, visible), strict=True):
-            assert torch.equal(one, two)
-        changed = detector.paint(torch.where(visible > 0, 1 - image, image), visible)[0]
-        assert not torch.equal(changed, detector.paint(image, visible)[0])
+        painted = detector.paint(image, visible)
+        assert torch.equal(painted, detector.paint(hidden_changed, visible))
+        assert not torch.equal(painted, detector.paint(1 - hidden_changed, visible))
 
 
 # --- Refinement
@@ -72,7 +40,8 @@ def test_hidden_pixels_do_not_reach_the_network():
 def test_nothing_uncovered_is_the_first_pass_to_the_bit():
     detector = ssm(refine="disjoint")
     image = textures(1, *SIZE)
-    detector.normal_below.fill_(0.0)  # nothing looks normal
+    # Nothing looks normal.
+    detector.normal_below.fill_(0.0)
     with torch.no_grad():
         found, error, share = detector.refined(image)
         first, first_error = detector.examine(image, torch.zeros(SIZE))
@@ -92,23 +61,53 @@ def test_everything_uncovered_is_a_map_of_zeros(refine: str):
     assert float(error) == 0
 
 
-def test_the_visible_area_never_shrinks_and_refinement_stops_at_the_configured_pass(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("refine", ["disjoint", "joint"])
+def test_the_visible_area_never_shrinks_and_refinement_stops_at_the_configured_pass(refine: str):
     """What one pass found normal stays visible, also where the next does not find it so."""
+    image = textures(1, 64, 64)
+    detector = ssm((64, 64))
+    with torch.no_grad():
+        first, _ = detector.examine(image, torch.zeros(64, 64))
+    below = first.quantile(0.6)
+    detector.normal_below.fill_(below)
+    shares, maps = [0.0], []
     for steps in (1, 2, 3):
-        detector = ssm(refine_steps=steps)
-        found = iter(torch.eye(4)[:, :, None].expand(4, 4, SIZE[0] * SIZE[1] // 4).reshape(4, *SIZE))
-        monkeypatch.setattr(detector, "_normal_blocks", lambda _, found=found: next(found))
+        again = ssm((64, 64), refine=refine, refine_steps=steps)
+        again.normal_below.fill_(below)
         with torch.no_grad():
-            assert float(detector.refined(textures(1, *SIZE))[2]) == pytest.approx(steps / 4)
+            found, _, share = again.refined(image)
+        shares.append(float(share))
+        maps.append(found)
+    assert 0 < shares[1] <= shares[2] <= shares[3] < 1
+    uncovered = torch.zeros(64, 64)
+    for before, share in zip([first, *maps], shares[1:], strict=False):
+        uncovered = torch.maximum(uncovered, detector.normal_blocks(before))
+        assert share == pytest.approx(float(uncovered.mean()))
+
+
+def test_one_mask_hides_all_that_is_suspect_unless_that_is_too_much():
+    image = textures(1, *SIZE)
+    some = torch.zeros(SIZE)
+    some[:, :36] = 1
+    with torch.no_grad():
+        detector = ssm(refine="joint")
+        whole, _ = detector.examine_jointly(image, some)
+        visible = some.expand(1, 1, *SIZE)
+        painted = torch.where(visible > 0, image, detector.paint(image, visible))
+        torch.testing.assert_close(whole, detector.judge(image, painted.expand(3, -1, -1, -1))[0])
+        # Of nothing uncovered, both ways are the first pass.
+        detector.normal_below.fill_(0.0)
+        assert torch.equal(detector.refined(image)[0], detector.examine(image, torch.zeros(SIZE))[0])
 
 
 def test_a_block_is_uncovered_when_enough_of_it_looks_normal():
-    detector = ssm((64, 64), refine_ratio=0.8)
+    detector = ssm((64, 64))
     detector.normal_below.fill_(0.5)
     found = torch.zeros(64, 64)
-    found[:4, :4] = torch.tensor([[1.0, 1, 1, 1]] + [[0.0] * 4] * 3)  # 75 % of the first block
-    found[:4, 4:8] = torch.tensor([[1.0, 1, 1, 0]] + [[0.0] * 4] * 3)  # 81 % of the second
-    blocks = detector._normal_blocks(found)
+    # 75 % of the first block, 81 % of the second.
+    found[:4, :4] = torch.tensor([[1.0, 1, 1, 1]] + [[0.0] * 4] * 3)
+    found[:4, 4:8] = torch.tensor([[1.0, 1, 1, 0]] + [[0.0] * 4] * 3)
+    blocks = detector.normal_blocks(found)
     assert blocks[:4, :4].max() == 0
     assert blocks[:4, 4:8].min() == 1
     assert blocks[8:].min() == 1
@@ -116,52 +115,46 @@ def test_a_block_is_uncovered_when_enough_of_it_looks_normal():
 
 def test_pixels_that_no_mask_hides_are_told_by_counting_and_not_by_their_value():
     """A black reconstruction is a reconstruction: only where nothing was hidden stands the image itself."""
-    detector = ssm((64, 64), color_weight=1.0, smoothing=0.0)
-    image = torch.full((1, 3, 64, 64), 0.5)
-    hidden = torch.zeros(3, 1, 1, 64, 64)
-    hidden[..., :32] = 1
-    found, error = detector._compose(image, torch.zeros(3, 1, 3, 64, 64), hidden)
-    assert float(error) == pytest.approx(0.5 * 0.25)
-    assert float(found[:, 48:].max()) == pytest.approx(0.0, abs=1e-3)
-    assert float(found[:, :16].min()) == pytest.approx(0.5, abs=0.05)
+    image = torch.full((1, 3, *SIZE), 0.5)
+    hidden = torch.zeros(3, 2, 1, *SIZE)
+    hidden[..., :24] = 1
+    painted = torch.tensor([0.0, 0.2]).view(1, 2, 1, 1, 1).expand(3, 2, 3, *SIZE)
+    hidden[:, 1, ..., :12] = 0
+    whole = compose(image, painted, hidden)
+    assert float(whole[..., :12].abs().max()) == 0
+    torch.testing.assert_close(whole[..., 12:24], torch.full((3, 3, SIZE[0], 12), 0.1))
+    assert torch.equal(whole[..., 24:], image[..., 24:].expand(3, -1, -1, -1))
 
 
-# --- Thresholds
+# --- What held-out normals say
 
 
-def test_the_codes_threshold_by_its_closed_form():
-    assert code_threshold(128, (2, 4, 8)) == pytest.approx(0.0157, abs=5e-5)
-    assert code_threshold(256, (2, 4, 8, 16)) == pytest.approx(0.0243, abs=5e-5)
-    assert code_threshold(96, (2, 4, 8)) == pytest.approx(0.337, abs=5e-4)
-    assert code_threshold(256, (2, 4, 8)) < 0  # nothing would ever be uncovered
-    assert code_threshold(64, (2, 4)) < 0
-
-
-def test_the_threshold_is_the_quantile_of_held_out_maps_and_nothing_of_training_images():
-    detector = ssm(refine_quantile=0.9)
-    learner = detector.learner(Runtime())
-    held_out = textures(5, *SIZE, seed=3)
-    run_phase(learner, "threshold", batches(held_out, 2))
-    with torch.no_grad():
-        maps = torch.stack([detector.examine(image.unsqueeze(0), torch.zeros(SIZE))[0] for image in held_out])
-    assert float(detector.normal_below) == pytest.approx(float(maps.quantile(0.9)), rel=0.005)
-    assert [phase.images for phase in learner.phases] == ["train", "held_out", "held_out"]
+def test_the_threshold_is_the_quantile_of_held_out_maps_whatever_the_size():
+    """The code's constant would mean another share of pixels at another size."""
+    for side in (32, 64):
+        detector = ssm((side, side))
+        learner = detector.learner(Runtime())
+        assert [phase.images for phase in learner.phases] == ["train", "held_out", "held_out"]
+        held_out = textures(5, side, side, seed=3)
+        run_phase(learner, "threshold", batches(held_out, 2))
+        with torch.no_grad():
+            maps = torch.stack([detector.examine(x.unsqueeze(0), torch.zeros(side, side))[0] for x in held_out])
+        assert float(detector.normal_below) == pytest.approx(float(maps.quantile(NORMAL_QUANTILE)), rel=0.005)
+        assert float((maps < detector.normal_below).float().mean()) == pytest.approx(NORMAL_QUANTILE, abs=0.01)
 
 
 def test_two_workers_find_the_threshold_and_the_scale_of_one():
     held_out = textures(6, *SIZE, seed=3)
-    whole = ssm()
+    whole, both = ssm(), ssm()
     learner = whole.learner(Runtime())
-    for phase in ("threshold", "scale"):
+    for phase, key in (("threshold", "histogram"), ("scale", "sums")):
         run_phase(learner, phase, batches(held_out, 3))
-    both = ssm()
-    for phase in ("threshold", "scale"):
         parts = [both.learner(Runtime()) for _ in range(2)]
         for part, share in zip(parts, (held_out[:2], held_out[2:]), strict=True):
             part.start(phase)
             part.step(batches(share, 6)[0])
-        totals = {"threshold": sum(p._histogram.counts for p in parts), "scale": sum(p._sums for p in parts)}
-        last = both.learner(Runtime(all_reduce_sum=lambda _, total=totals[phase]: total, world=2))
+        total = sum(part.state_dict()[key] for part in parts)
+        last = both.learner(Runtime(all_reduce_sum=lambda _, total=total: total, world=2))
         last.start(phase)
         last.end_epoch()
         last.finish(phase)
@@ -178,41 +171,21 @@ def test_scores_of_held_out_normals_have_mean_zero_and_their_parts_spread_one():
     assert 0.3 < float(scores.std()) < 2.1
 
 
-def test_a_threshold_of_maps_means_the_same_at_two_sizes():
-    """The quantile's share of pixels lies below the threshold whatever the size; the code's constant would not."""
-    for side in (32, 64):
-        detector = ssm((side, side), refine_quantile=0.8)
-        held_out = textures(4, side, side, seed=3)
-        run_phase(detector.learner(Runtime()), "threshold", batches(held_out, 4))
-        with torch.no_grad():
-            maps = torch.stack([detector.examine(x.unsqueeze(0), torch.zeros(side, side))[0] for x in held_out])
-        assert float((maps < detector.normal_below).float().mean()) == pytest.approx(0.8, abs=0.01)
-
-
 # --- Scores
 
 
-def test_smoothing_spreads_both_ways_and_the_codes_own_along_rows_alone():
+def test_smoothing_spreads_both_ways():
     image = torch.zeros(1, 3, 64, 64)
     painted = image.repeat(3, 1, 1, 1)
-    painted[:, :, 32, 32] = 1
-    wide = ssm((64, 64), color_weight=1.0).difference(image, painted)
-    rows = ssm((64, 64), color_weight=1.0, legacy_1d=True).difference(image, painted)
-    assert float(wide[26, 32]) > 0.2 * float(wide[32, 26]) > 0
-    assert float(rows[22, 32]) < 1e-3 * float(rows[32, 32])
-    assert float(rows[32, 22]) > 1e-3 * float(rows[32, 32])
+    painted[:, :, 29:36, 29:36] = 1
+    found, error = ssm((64, 64)).judge(image, painted)
+    assert float(error) == pytest.approx(49 / 64**2)
+    torch.testing.assert_close(found, found.T)
+    assert float(found[32, 32]) > 2 * float(found[18, 32]) > 0
 
 
-def test_a_change_of_colour_alone_is_seen_by_the_colour_term():
-    image = torch.full((1, 3, 64, 64), 0.4)
-    painted = (image + 0.2).repeat(3, 1, 1, 1)
-    assert float(ssm((64, 64), color_weight=0.0).difference(image, painted).max()) < 1e-3
-    assert float(ssm((64, 64), color_weight=1.0).difference(image, painted).min()) == pytest.approx(0.2, abs=1e-3)
-
-
-def test_weights_of_cell_sizes_are_their_areas_or_equal():
+def test_cell_sizes_weigh_by_their_areas():
     assert ssm().cell_weights.tolist() == pytest.approx([4 / 84, 16 / 84, 64 / 84])
-    assert ssm(cell_weights="uniform").cell_weights.tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_cells_larger_than_half_the_image_are_refused():
@@ -220,10 +193,16 @@ def test_cells_larger_than_half_the_image_are_refused():
         ssm(cells=(2, 32))
 
 
+def test_steps_of_no_refinement_are_refused():
+    with pytest.raises(ConfigError, match=r"steps of a refinement\. Got: 2\. Add --set refine=disjoint"):
+        ssm(refine="none", refine_steps=2)
+    assert ssm(refine="none", refine_steps=1).config.refine_steps == 1
+
+
 # --- Training
 
 
-@pytest.mark.parametrize("options", [{}, {"model": "autoencoder"}, {"mask_blocks": True}])
+@pytest.mark.parametrize("options", [{}, {"mask_blocks": True}])
 def test_the_loss_falls_and_a_defect_stands_out(options: dict[str, object]):
     detector = ssm((64, 64), epochs=14, lr=3e-3, **options)
     losses = run_fit(detector, batches(textures(16, 64, 64), 4), batches(textures(6, 64, 64, seed=4), 3))
@@ -235,19 +214,14 @@ def test_the_loss_falls_and_a_defect_stands_out(options: dict[str, object]):
 
 def test_masks_of_a_step_hang_on_seed_and_step_alone():
     """Another rank, and a restarted worker, draw the masks of the same step alike; the next step has others."""
-    detector = ssm()
-    drawn = []
-    for seed, steps in ((0, 5), (0, 5), (0, 6), (1, 5)):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + steps)
-        drawn.append(detector.learner(Runtime(seed=seed))._masks(generator))
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
-    assert not torch.equal(drawn[0], drawn[3])
+    (batch,) = batches(textures(4, *SIZE), 4)
 
+    def loss(seed: int, steps: int) -> float:
+        learner = ssm().learner(Runtime(seed=seed))
+        learner.load_state_dict(learner.state_dict() | {"steps": steps})
+        learner.start("paint")
+        return float(learner.step(batch)["loss"])
 
-def test_variety_shows_more_of_the_image_in_some_steps():
-    learner = ssm().learner(Runtime())
-    shown = [float(learner._masks(torch.Generator().manual_seed(n)).mean()) for n in range(40)]
-    plain = [share for share in shown if share == pytest.approx(2 / 3, abs=0.01)]
-    assert 8 < len(plain) < 32
-    assert max(shown) > 0.85
+    first, again, next_step, other_seed = (loss(*place) for place in ((0, 5), (0, 5), (0, 6), (1, 5)))
+    assert first == again
+    assert first not in (next_step, other_seed)

@@ -1,0 +1,119 @@
+"""What SSM, PMAD and the plain auto-encoder share: a network that learns to give images back, and what it failed at.
+
+Images are in [0, 1]; networks take and give [-1, 1].
+
+Shape suffixes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from models.detector import Batch, Detector, Phase, Runtime, finite_or_stop
+
+# Sigma in pixels at a height of 128, with which SSM and the auto-encoder smooth their maps.
+SMOOTHING = 7.0
+
+AnyDetector = TypeVar("AnyDetector", bound=Detector)
+
+
+def rebuild(network: nn.Module, images_BCHW: Tensor) -> Tensor:
+    """The images as the network gives them back, in [0, 1]."""
+    rebuilt: Tensor = (network(2 * images_BCHW - 1) + 1) / 2
+    return rebuilt
+
+
+def image_scores(heatmap_BHW: Tensor, score: Literal["max", "mean"]) -> Tensor:
+    """The maximum or the mean of each map, [B]."""
+    flat = heatmap_BHW.flatten(1)
+    return flat.amax(1) if score == "max" else flat.mean(1)
+
+
+class Decay(NamedTuple):
+    """At each of these shares of the epochs the learning rate is multiplied by `factor`."""
+
+    shares: tuple[float, ...]
+    factor: float
+
+    def rate(self, lr: float, epoch: int, epochs: int) -> float:
+        """The rate after so many of all epochs."""
+        return lr * self.factor ** sum(epoch >= math.ceil(share * epochs) for share in self.shares)
+
+
+class ReconstructionLearner(ABC, Generic[AnyDetector]):
+    """A learner whose first phase trains one network by Adam; the others measure held-out normals."""
+
+    def __init__(
+        self,
+        detector: AnyDetector,
+        network: nn.Module,
+        runtime: Runtime,
+        phases: tuple[Phase, ...],
+        *,
+        lr: float,
+        decay: Decay,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.detector = detector.to(runtime.device)
+        self.network = runtime.wrap(network)
+        self.runtime = runtime
+        self.phases = phases
+        self.lr, self.decay = lr, decay
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay)
+        self.phase = ""
+        # Finished epochs of the current phase.
+        self.epoch = 0
+
+    @abstractmethod
+    def losses(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """The loss of the global batch under `loss`, and its terms by their names."""
+
+    def measure(self, images_BCHW: Tensor) -> None:
+        """Take from held-out normals what the current phase is about; nothing where there is no such phase."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether the current phase is the one that trains."""
+        return self.phase == self.phases[0].name
+
+    def start(self, phase: str) -> None:
+        self.phase, self.epoch = phase, 0
+        self.detector.eval()
+        if self.trains:
+            self.network.train()
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        images = batch.images.to(self.runtime.device, non_blocking=True)
+        if not self.trains:
+            with torch.no_grad():
+                self.measure(images)
+            return {}
+        terms = self.losses(images)
+        losses = {name: term.detach() for name, term in terms.items()}
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        finite_or_stop(self.phase, losses)
+        self.optimizer.step()
+        return losses
+
+    def end_epoch(self) -> None:
+        self.epoch += 1
+        if self.trains:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.decay.rate(self.lr, self.epoch, self.phases[0].epochs)
+
+    def finish(self, phase: str) -> None:
+        """End a phase; one that measured fills the detector's constants."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"detector": self.detector.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.detector.load_state_dict(state["detector"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch = state["epoch"]
