@@ -7,13 +7,12 @@ Each name is imported when it is first asked for, so that `import retroscan` is 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ad_jobs.archive.manifest import read_manifest
     from ad_jobs.calibrate import calibrate
-    from ad_jobs.errors import JobError, RetroscanError, TooManyFailed, UsageError
+    from ad_jobs.errors import ErrorCode, ImageError, JobError, RetroscanError, TooManyFailed, UsageError
     from ad_jobs.evaluate import evaluate
     from ad_jobs.fit import fit
     from ad_jobs.index import index
@@ -33,11 +32,14 @@ if TYPE_CHECKING:
         VerifySpec,
     )
     from ad_jobs.verify import verify
+    from cluster.errors import ClusterError, StorageError
+
+    __version__: str
 
 _HOMES = {
     "ad_jobs.archive.manifest": ("read_manifest",),
     "ad_jobs.calibrate": ("calibrate",),
-    "ad_jobs.errors": ("JobError", "RetroscanError", "TooManyFailed", "UsageError"),
+    "ad_jobs.errors": ("ErrorCode", "ImageError", "JobError", "RetroscanError", "TooManyFailed", "UsageError"),
     "ad_jobs.evaluate": ("evaluate",),
     "ad_jobs.fit": ("fit",),
     "ad_jobs.index": ("index",),
@@ -57,14 +59,18 @@ _HOMES = {
         "VerifySpec",
     ),
     "ad_jobs.verify": ("verify",),
+    "cluster.errors": ("ClusterError", "StorageError"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__version__ = version("retroscan")
 __all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("retroscan")
     if name not in _HOME:
         raise AttributeError(f"module 'retroscan' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from ad_jobs.archive.condition import rows_where
-from ad_jobs.errors import UsageError
+from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.decode import preview
 from ad_jobs.images.policy import MAX_SIDE_PX, Limits, PixelPolicy
 from ad_jobs.results.read import ORDER, Heatmap, as_pandas, known_columns, open_heatmap, read_scores
@@ -55,7 +55,7 @@ class Run:
 
         Raises:
             UsageError: an unknown column, or no condition.
-            JobError: a part that the record lists is missing or has another number of rows.
+            JobError: a part that the record lists is missing, or has another number of rows.
         """
         wanted = known_columns(columns)
         if where is None:
@@ -65,10 +65,27 @@ class Run:
         return as_pandas(table.cast(pa.schema([SCORES.field(name) for name in wanted])))
 
     def dataset(self) -> ds.Dataset:
-        """The score table as a pyarrow dataset, for whoever streams or filters it: schema.SCORES, unordered."""
+        """The score table as a pyarrow dataset, for whoever streams or filters it: schema.SCORES, unordered.
+
+        Raises:
+            JobError: a part that the record lists is missing, or the parts have another number of rows.
+        """
         filesystem, _ = storage.filesystem(self.uri)
         parts = [storage.filesystem(storage.join(self.uri, part.name))[1] for part in self.record.parts]
-        return ds.dataset(parts, schema=SCORES, filesystem=filesystem, format="parquet")
+        try:
+            table = ds.dataset(parts, schema=SCORES, filesystem=filesystem, format="parquet")
+            # Of the parts' last bytes; a store is asked for all of them at once.
+            rows = table.count_rows()
+        except (OSError, pa.ArrowException) as error:
+            raise JobError(
+                f"A part that run.json lists cannot be read: {error}.", "Restore it, or scan again; see verify."
+            ) from error
+        if rows != self.record.counts.rows:
+            raise JobError(
+                f"The parts of {self.uri} have {rows} rows, and run.json lists {self.record.counts.rows}.",
+                "Restore them, or scan again; see verify.",
+            )
+        return table
 
     def heatmap(self, row: Mapping[str, Any] | pd.Series[Any]) -> Heatmap:
         """The heatmap of a row of `scores`: float32 [H, W] in [0, 1] on the run's global scale, by one ranged read.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ class Score:
     """Scores the images of a batch as a scan does: same decoding, same pixel policy, same numbers.
 
     A batch has a column `bytes` with whole objects (as `ray.data.read_binary_files` gives), or a column `uri` or `path`
-    that says where they lie, local or s3://.
+    that says where they lie, local or s3://, as a manifest's (whose `bytes` are numbers, and stay).
     What comes back has a row for each frame: the columns of the batch but `bytes`, and of a run's table `frame`,
     `status`, `error_code`, `error_detail`, `score`, `threshold`, `flagged`, `model_id`, `content_sha256`, the header's
     columns and the times.
@@ -46,8 +47,8 @@ class Score:
         batch_size: frames scored at once; it does not change a score.
 
     Raises:
-        UsageError: at the first batch: no model there, no column that names objects, or columns
-        that would be overwritten.
+        UsageError: at the first batch: no model there, no column that names objects, a place of another scheme, or
+            columns that would be overwritten.
         JobError: at a batch: the store refuses the credentials, or was away for too long.
     """
 
@@ -73,7 +74,7 @@ class Score:
         )
         scored = score_objects(prepared, policies, [(scorer, use)])
         rows = finish_rows(scored, "", "", 0, [use])
-        kept = batch.drop_columns([name for name in batch.column_names if name == CONTENT])
+        kept = batch.drop_columns([CONTENT]) if _has_content(batch) else batch
         found = rows.drop_columns(list(_OF_A_RUN))
         if clash := sorted(set(kept.column_names) & set(found.column_names)):
             raise UsageError(
@@ -93,13 +94,18 @@ class Score:
         return self._opened
 
 
-def _objects(batch: pa.Table, max_bytes: int) -> Any:
+def _has_content(batch: pa.Table) -> bool:
+    """Whether it has the objects' bytes, and not how many they are, as a manifest says."""
+    return CONTENT in batch.column_names and not pa.types.is_integer(batch.schema.field(CONTENT).type)
+
+
+def _objects(batch: pa.Table, max_bytes: int) -> Iterable[FetchedObject]:
     """The batch's objects in order, with their bytes: given, or fetched."""
     where = next((name for name in PLACES if name in batch.column_names), None)
-    if CONTENT in batch.column_names:
+    if _has_content(batch):
         uris = batch[where].to_pylist() if where else [""] * batch.num_rows
         return (
-            _given(number, uri, data.as_py(), max_bytes)
+            _given(number, uri, data.as_py() or b"", max_bytes)
             for number, (uri, data) in enumerate(zip(uris, batch[CONTENT], strict=True))
         )
     if where is None:
