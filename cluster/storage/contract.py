@@ -51,9 +51,6 @@ class Store(Protocol):
     def upload(self, source: IO[bytes], uri: str) -> None:
         """Write what `source` holds, however large, as `write_bytes` does."""
 
-    def download(self, uri: str, target: IO[bytes]) -> None:
-        """Write an object's content, however large, into `target`."""
-
     def filesystem(self, uri: str) -> tuple[fs.FileSystem, str]: ...
 
 

@@ -122,7 +122,7 @@ def _open_regular(uri: str) -> IO[bytes]:
 
 def write_bytes(uri: str, data: bytes) -> None:
     """A new file in place of the old one."""
-    with local_errors(uri), replacing(Path(uris.local_path(uri))) as file:
+    with local_errors(uri), _replacing(Path(uris.local_path(uri))) as file:
         file.write(data)
 
 
@@ -136,7 +136,7 @@ def create_bytes(uri: str, data: bytes) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` if the block ends well, and is on the disk by then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
@@ -164,14 +164,8 @@ def delete(uri: str) -> None:
 
 def upload(source: IO[bytes], uri: str) -> None:
     """A copy in place of the old file."""
-    with local_errors(uri), replacing(Path(uris.local_path(uri))) as file:
+    with local_errors(uri), _replacing(Path(uris.local_path(uri))) as file:
         shutil.copyfileobj(source, file)
-
-
-def download(uri: str, target: IO[bytes]) -> None:
-    """A copy of the file's content."""
-    with local_errors(uri), _open_regular(uri) as source:
-        shutil.copyfileobj(source, target)
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:

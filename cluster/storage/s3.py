@@ -145,13 +145,6 @@ def upload(source: IO[bytes], uri: str) -> None:
         s3_client.client().upload_fileobj(source, bucket, key)
 
 
-def download(uri: str, target: IO[bytes]) -> None:
-    """One GET, or several ranges at once where the object is large."""
-    bucket, key = uris.split(uri)
-    with s3_errors(uri):
-        s3_client.client().download_fileobj(bucket, key, target)
-
-
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """pyarrow's client, and bucket and key as one path."""
     return s3_client.filesystem(), uri.removeprefix(uris.S3)

@@ -5,7 +5,6 @@ What is refused is refused with a StorageError of `cluster.errors`, never a bare
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from pyarrow import fs
 from cluster.errors import NotFound, StorageError
 from cluster.storage import local, s3, uris
 from cluster.storage.contract import Fetched, ObjectInfo, Store
-
-_ESCAPING = re.compile(r"(^|/)(\.{0,2})(/|$)")
 
 
 def _store(uri: str) -> Store:
@@ -158,20 +155,6 @@ def upload_folder(folder: Path, root: str) -> None:
     """Copy every file below a local folder to the same name below `root`."""
     for name in list_names(uris.absolute(str(folder))):
         upload_file(folder / name, uris.join(root, name))
-
-
-def download_folder(root: str, folder: Path) -> None:
-    """Copy every object below `root` to the same name below a local folder.
-
-    Raises:
-        StorageError: a key's name is no path below a folder (`..`, `.` or empty components).
-    """
-    for name in list_names(root):
-        uri = uris.join(root, name)
-        if _ESCAPING.search(name):
-            raise StorageError(uri, "its name would leave the folder it is copied to")
-        with local.local_errors(uri), local.replacing(folder / name) as file:
-            _store(uri).download(uri, file)
 
 
 # --- pyarrow

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import absolute, join, parent
+from cluster.storage.uris import absolute, is_foreign, join, parent
 
 
 def test_join_keeps_every_part_as_it_is() -> None:
@@ -33,3 +33,10 @@ def test_parent() -> None:
     assert parent("file:///caf%E9/a.csv") == "file:///caf%E9"
     assert parent("s3://b/lists/a.csv") == "s3://b/lists"
     assert parent("s3://b/a.csv") == "s3://b"
+
+
+def test_schemes_that_no_store_here_knows() -> None:
+    assert is_foreign("https://host/a.png")
+    assert is_foreign("gs://bucket/a")
+    for own in ("s3://b/a", "file:///a", "/a://b", "a/b"):
+        assert not is_foreign(own)
