@@ -18,9 +18,11 @@ from pathlib import Path
 
 import psutil
 
-START_S = 300.0  # on a machine that is busy
+# On a machine that is busy.
+START_S = 300.0
 END_S = 30.0
-NODE_IP = "127.0.0.2"  # loopback all the same; Ray takes 127.0.0.1 for an address of the network
+# Loopback all the same; Ray takes 127.0.0.1 for an address of the network.
+NODE_IP = "127.0.0.2"
 STORE_BYTES = 128 << 20
 # Ray gives a silent node half a minute; where nodes are lost it is missed after three seconds. Not elsewhere: a busy
 # machine keeps a live node silent as long.
@@ -42,7 +44,8 @@ class _Node:
         self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
         self._agent, *self._ports = _free_ports(ip, 4)
         self._settings = {
-            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody waits for what still runs
+            # Nobody waits for what still runs.
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "RAY_raylet_start_wait_time_s": f"{START_S:.0f}",
         }
         self._process: subprocess.Popen[bytes] | None = None
@@ -73,7 +76,8 @@ class _Node:
                 env={
                     **without,
                     **self.env,
-                    "PATH": f"{beside}:{os.environ['PATH']}",  # whose `python` a job's command begins with
+                    # Whose `python` a job's command begins with.
+                    "PATH": f"{beside}:{os.environ['PATH']}",
                     **self._settings,
                 },
                 stdout=log,
@@ -106,7 +110,8 @@ class _Node:
         assert self._process is not None
         found = []
         for child in psutil.Process(self._process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # it ended in between
+            # It ended in between.
+            with contextlib.suppress(psutil.NoSuchProcess):
                 found.append(" ".join(child.cmdline()))
         return "\n".join(found)
 
@@ -117,7 +122,8 @@ class _Node:
             try:
                 self._process.wait(END_S)
             except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)  # it leads a session of its own
+                # It leads a session of its own.
+                os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
             self._process = None
         if not keep:
@@ -137,7 +143,8 @@ class RayWorker(_Node):
         members = [psutil.Process(self._process.pid)]
         members += members[0].children(recursive=True)
         for member in members:
-            member.suspend()  # so that none sees another one end
+            # So that none sees another one end.
+            member.suspend()
         for member in members:
             member.kill()
         self._process.wait()
@@ -187,7 +194,8 @@ class RayHead(_Node):
 
 
 def _free_ports(ip: str, count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]  # all at once, so that they differ
+    # All at once, so that they differ.
+    held = [socket.socket() for _ in range(count)]
     try:
         for one in held:
             one.bind((ip, 0))

@@ -151,7 +151,8 @@ class S3Server:
                 self._process.wait()
             self._process = None
         shutil.rmtree(self.folder / "data", ignore_errors=True)
-        for port in self._ports:  # the sockets it leaves behind, named by our ports
+        # The sockets it leaves behind, named by our ports.
+        for port in self._ports:
             for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 left.unlink(missing_ok=True)
 
