@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -83,7 +83,94 @@ def status_of(code: str | None) -> str:
     return SKIPPED if code in SKIP_CODES else FAILED
 
 
-def fetch_all(sources: Sequence[Source], max_bytes: int) -> Generator[FetchedObject, None, None]:
+class Fetcher:
+    """Gets objects, and remembers the last that came: by it an outage is told from one object that does not come."""
+
+    def __init__(
+        self,
+        *,
+        fetch: Callable[[str, int], storage.Fetched] = storage.fetch,
+        fetch_range: Callable[[str, int, int], bytes] = storage.fetch_range,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._fetch, self._fetch_range, self._monotonic, self._sleep = fetch, fetch_range, monotonic, sleep
+        # What to ask for to see whether the store answers.
+        self._last_good: str | None = None
+
+    def get(self, source: Source, max_bytes: int) -> FetchedObject:
+        """One object's bytes, or the reason why the store did not deliver them as an ImageError.
+
+        A store that is away is waited for: an outage is no property of the objects it hits.
+
+        Raises:
+            JobError: the store refuses the credentials as such, or was away for longer than `storage.PATIENCE_S`.
+        """
+        start = time.perf_counter()
+        data: bytes | None = None
+        changed = False
+        error: ImageError | None = None
+        try:
+            data, etag = self._insist(source, max_bytes)
+            changed = None not in (etag, source.etag) and etag != source.etag
+        except storage.NotFound as refused:
+            error = ImageError(ErrorCode.NOT_FOUND, _detail(refused))
+        except storage.AccessDenied as refused:
+            if isinstance(refused, storage.KeysRefused) or self._delivers() is False:
+                raise JobError(
+                    f"The store refuses these credentials: {refused.detail}.",
+                    "Renew them (the AWS variables or profile), and run the same command again: it continues.",
+                ) from refused
+            error = ImageError(ErrorCode.ACCESS_DENIED, _detail(refused))
+        except storage.TooLarge as refused:
+            error = ImageError(ErrorCode.TOO_MANY_BYTES, _detail(refused))
+        except storage.StorageError as refused:
+            error = ImageError(ErrorCode.FETCH_FAILED, _detail(refused))
+        return FetchedObject(source, data, changed, error, 1e3 * (time.perf_counter() - start))
+
+    def _insist(self, source: Source, max_bytes: int) -> storage.Fetched:
+        """The object, tried until it comes, or until it is seen that its store delivers others and not it."""
+        deadline = self._monotonic() + storage.PATIENCE_S
+        for attempt in itertools.count(1):
+            try:
+                fetched = self._fetch(source.uri, max_bytes)
+            except storage.Unreachable as error:
+                if attempt >= FETCH_ATTEMPTS:
+                    others_come = self._delivers()
+                    # A disk that fails before it gave anything is no server that comes back.
+                    if others_come or (others_come is None and not storage.is_s3(source.uri)):
+                        raise
+                log.warning("%s: the store does not answer. Waiting for it.", error.detail)
+                if self._monotonic() > deadline:
+                    raise JobError(
+                        f"The store has not answered for {storage.PATIENCE_S / 60:.0f} minutes: {error.detail}.",
+                        "Run the same command again once it does: it continues.",
+                    ) from error
+                self._sleep(min(0.5 * 2**attempt, storage.LONGEST_PAUSE_S) * random.uniform(0.5, 1.5))
+            else:
+                self._last_good = source.uri
+                return fetched
+        raise AssertionError("the loop ends by a return or an error")
+
+    def _delivers(self) -> bool | None:
+        """Whether the store gives a byte of an object that it gave before; None where it gave nothing yet."""
+        if self._last_good is None:
+            return None
+        try:
+            self._fetch_range(self._last_good, 0, 1)
+        except storage.StorageError as error:
+            # Deleted since: an answer, too.
+            return isinstance(error, storage.NotFound)
+        return True
+
+
+# What one task of this process got tells the next that the store answers.
+_OF_THIS_PROCESS = Fetcher()
+
+
+def fetch_all(
+    sources: Sequence[Source], max_bytes: int, fetcher: Fetcher = _OF_THIS_PROCESS
+) -> Generator[FetchedObject, None, None]:
     """Every source in order, fetched by one GET each, a bounded number of bytes ahead of the caller."""
     waiting = deque(sources)
     under_way: deque[tuple[Source, Future[FetchedObject]]] = deque()
@@ -95,7 +182,7 @@ def fetch_all(sources: Sequence[Source], max_bytes: int) -> Generator[FetchedObj
             ):
                 source = waiting.popleft()
                 ahead += _size(source)
-                under_way.append((source, pool.submit(fetch_one, source, max_bytes)))
+                under_way.append((source, pool.submit(fetcher.get, source, max_bytes)))
             source, future = under_way.popleft()
             yield future.result()
             ahead -= _size(source)
@@ -103,75 +190,6 @@ def fetch_all(sources: Sequence[Source], max_bytes: int) -> Generator[FetchedObj
 
 def _size(source: Source) -> int:
     return source.bytes or 0
-
-
-def fetch_one(source: Source, max_bytes: int) -> FetchedObject:
-    """One object's bytes, or the reason why the store did not deliver them as an ImageError.
-
-    A store that is away is waited for: an outage is no property of the objects it hits.
-
-    Raises:
-        JobError: the store refuses the credentials as such, or was away for longer than `storage.PATIENCE_S`.
-    """
-    start = time.perf_counter()
-    data: bytes | None = None
-    changed = False
-    error: ImageError | None = None
-    try:
-        data, etag = _insist(source, max_bytes)
-        changed = None not in (etag, source.etag) and etag != source.etag
-    except storage.NotFound as refused:
-        error = ImageError(ErrorCode.NOT_FOUND, _detail(refused))
-    except storage.AccessDenied as refused:
-        if isinstance(refused, storage.KeysRefused) or (_last_good and not _delivers(_last_good)):
-            raise JobError(
-                f"The store refuses these credentials: {refused.detail}.",
-                "Renew them (the AWS variables or profile), and run the same command again: it continues.",
-            ) from refused
-        error = ImageError(ErrorCode.ACCESS_DENIED, _detail(refused))
-    except storage.TooLarge as refused:
-        error = ImageError(ErrorCode.TOO_MANY_BYTES, _detail(refused))
-    except storage.StorageError as refused:
-        error = ImageError(ErrorCode.FETCH_FAILED, _detail(refused))
-    return FetchedObject(source, data, changed, error, 1e3 * (time.perf_counter() - start))
-
-
-# An object that this process got: what to ask for to see whether the store answers.
-_last_good: str | None = None
-
-
-def _insist(source: Source, max_bytes: int) -> storage.Fetched:
-    """The object, tried until it comes, or until it is seen that its store delivers others and not it."""
-    global _last_good
-    deadline = time.monotonic() + storage.PATIENCE_S
-    for attempt in itertools.count(1):
-        try:
-            fetched = storage.fetch(source.uri, max_bytes)
-        except storage.Unreachable as error:
-            # A disk that fails before it gave anything is no server that comes back.
-            if attempt >= FETCH_ATTEMPTS and (_delivers(_last_good) if _last_good else not storage.is_s3(source.uri)):
-                raise
-            log.warning("%s: the store does not answer. Waiting for it.", error.detail)
-            if time.monotonic() > deadline:
-                raise JobError(
-                    f"The store has not answered for {storage.PATIENCE_S / 60:.0f} minutes: {error.detail}.",
-                    "Run the same command again once it does: it continues.",
-                ) from error
-            time.sleep(min(0.5 * 2**attempt, storage.LONGEST_PAUSE_S) * random.uniform(0.5, 1.5))
-        else:
-            _last_good = source.uri
-            return fetched
-    raise AssertionError("the loop ends by a return or an error")
-
-
-def _delivers(uri: str) -> bool:
-    """Whether the store gives a byte of an object that it gave before."""
-    try:
-        storage.fetch_range(uri, 0, 1)
-    except storage.StorageError as error:
-        # Deleted since: an answer, too.
-        return isinstance(error, storage.NotFound)
-    return True
 
 
 def _detail(error: storage.StorageError) -> str:

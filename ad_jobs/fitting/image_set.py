@@ -58,7 +58,7 @@ class ImageSet:
     group: list[str]
     # Of every image: its object's bytes.
     sha256: list[str]
-    # Of every CHUNK sources: list[Pixels] in the object store; None where not kept.
+    # Of every `chunk_objects` sources: list[Pixels] in the object store; None where not kept.
     chunks: list[store.Ref | None]
     kept_bytes: int
     # Objects by error code.
@@ -67,6 +67,7 @@ class ImageSet:
     grey: bool
     policy: PixelPolicy
     limits: Limits
+    chunk_objects: int = CHUNK
 
     def __len__(self) -> int:
         return len(self.places)
@@ -75,8 +76,8 @@ class ImageSet:
 class Reader:
     """Images of a set by position, in any order. It may hold a decoder process: close it."""
 
-    def __init__(self, images: ImageSet) -> None:
-        self._images = images
+    def __init__(self, images: ImageSet, *, read_ahead: int = READ_AHEAD) -> None:
+        self._images, self._read_ahead = images, read_ahead
         # Chunks; their arrays lie in the object store.
         self._open: dict[int, list[Pixels]] = {}
         self._decoder = GuardedDecoder()
@@ -95,11 +96,11 @@ class Reader:
         missing = [
             position
             for position, place in zip(positions, places, strict=True)
-            if self._images.chunks[place.object // CHUNK] is None
+            if self._images.chunks[place.object // self._images.chunk_objects] is None
         ]
-        with closing(_ahead(self._decoded(missing), READ_AHEAD)) as decoded:
+        with closing(_ahead(self._decoded(missing), self._read_ahead)) as decoded:
             for place in places:
-                chunk = self._chunk(place.object // CHUNK)
+                chunk = self._chunk(place.object // self._images.chunk_objects)
                 yield next(decoded) if chunk is None else chunk[place.row]
 
     def _chunk(self, number: int) -> list[Pixels] | None:
@@ -160,7 +161,14 @@ class Report(NamedTuple):
 
 
 def decode_all(
-    objects: list[SourceObject], policy: PixelPolicy, limits: Limits, what: str, *, cpus: float, keep_bytes: int
+    objects: list[SourceObject],
+    policy: PixelPolicy,
+    limits: Limits,
+    what: str,
+    *,
+    cpus: float,
+    keep_bytes: int,
+    chunk_objects: int = CHUNK,
 ) -> ImageSet:
     """Fetch and decode every object, in parallel tasks; bad ones are counted and left out.
 
@@ -171,6 +179,7 @@ def decode_all(
         what: `normal` or `anomalous`, for messages.
         cpus: of the cluster: how many tasks run at once.
         keep_bytes: how much of the decoded images may stay in the object store.
+        chunk_objects: objects decoded by one task.
 
     Raises:
         JobError: not one image could be decoded.
@@ -186,8 +195,8 @@ def decode_all(
     grey = True
 
     def chunks() -> Iterator[tuple[list[Source], PixelPolicy, Limits, int]]:
-        for start in range(0, len(sources), CHUNK):
-            yield sources[start : start + CHUNK], policy, limits, left
+        for start in range(0, len(sources), chunk_objects):
+            yield sources[start : start + chunk_objects], policy, limits, left
 
     for ref, (size, reports) in store.run(_decode_chunk, chunks(), cpus=1, ahead=2 * max(1, int(cpus))):
         # Tasks that ran at the same time were told of the same room.
@@ -217,7 +226,7 @@ def decode_all(
     if None in kept:
         share = 100 * kept.count(None) / len(kept)
         log.info("%.0f %% of the %s images are decoded again in every epoch: no more fit into memory.", share, what)
-    return ImageSet(sources, places, group, sha256, kept, kept_bytes, dict(failed), grey, policy, limits)
+    return ImageSet(sources, places, group, sha256, kept, kept_bytes, dict(failed), grey, policy, limits, chunk_objects)
 
 
 def _decode_chunk(

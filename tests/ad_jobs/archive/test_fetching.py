@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from ad_jobs.archive import fetching
-from ad_jobs.archive.fetching import Source, fetch_all, fetch_one
+from ad_jobs.archive.fetching import Fetcher, Source, fetch_all
 from ad_jobs.errors import ErrorCode, JobError
 from cluster import storage
 from cluster.errors import AccessDenied, KeysRefused, NotFound, StorageError, Unreachable
 
 ONE = Source(0, "s3://b/one", 4, "e1")
+BEFORE = Source(1, "s3://b/before", 4, "e1")
 
 
 class Store:
-    """Stands in for `storage.fetch`: gives the answers in turn, then the last of them; counts the calls."""
+    """Gives its answers in turn, then the last of them, and counts the calls; its time passes in `sleep`."""
 
-    def __init__(self, *answers: StorageError | bytes) -> None:
+    def __init__(self, *answers: StorageError | bytes, probe: StorageError | None = None) -> None:
         self.answers = list(answers)
+        self.probe = probe
         self.calls: list[str] = []
+        self.now_s = 0.0
+        self.fetcher = Fetcher(
+            fetch=self.fetch, fetch_range=self.fetch_range, monotonic=lambda: self.now_s, sleep=self.sleep
+        )
 
-    def fetch(self, uri: str, max_bytes: int | None = None) -> storage.Fetched:
+    def fetch(self, uri: str, max_bytes: int) -> storage.Fetched:
         del max_bytes
         self.calls.append(uri)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -30,125 +36,100 @@ class Store:
             raise answer
         return storage.Fetched(answer, "e1")
 
+    def fetch_range(self, uri: str, first: int, count: int) -> bytes:
+        del first, count
+        self.calls.append(f"probe {uri}")
+        if self.probe is not None:
+            raise self.probe
+        return b"x"
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which passes only in `sleep`."""
-    now = [0.0]
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
 
-    def sleep(seconds: float) -> None:
-        now[0] += seconds
-
-    monkeypatch.setattr(fetching.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(fetching.time, "sleep", sleep)
-    return now
-
-
-@pytest.fixture(autouse=True)
-def nothing_fetched_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "_last_good", None)
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Store]:
-    def made(*answers: StorageError | bytes, probe: StorageError | None = None) -> Store:
-        found = Store(*answers)
-
-        def fetch_range(uri: str, first: int, count: int) -> bytes:
-            del first, count
-            found.calls.append(f"probe {uri}")
-            if probe is not None:
-                raise probe
-            return b"x"
-
-        monkeypatch.setattr(storage, "fetch", found.fetch)
-        monkeypatch.setattr(storage, "fetch_range", fetch_range)
-        return found
-
-    return made
+    def get(self, source: Source) -> fetching.FetchedObject:
+        return self.fetcher.get(source, 100)
 
 
 def away(uri: str = ONE.uri) -> Unreachable:
     return Unreachable(uri, "connection refused")
 
 
-def test_an_object_takes_one_request(store: Callable[..., Store]) -> None:
-    found = store(b"data")
-    assert fetch_one(ONE, 100).data == b"data"
-    assert found.calls == [ONE.uri]
+def test_an_object_takes_one_request() -> None:
+    store = Store(b"data")
+    assert store.get(ONE).data == b"data"
+    assert store.calls == [ONE.uri]
 
 
-def test_a_store_that_is_away_is_waited_for(store: Callable[..., Store], clock: list[float]) -> None:
-    found = store(*[away()] * 12, b"data")
-    fetched = fetch_one(ONE, 100)
+def test_a_store_that_is_away_is_waited_for() -> None:
+    store = Store(*[away()] * 12, b"data")
+    fetched = store.get(ONE)
     assert (fetched.data, fetched.error) == (b"data", None)
-    assert len(found.calls) == 13
-    assert clock[0] < storage.PATIENCE_S
+    assert len(store.calls) == 13
+    assert store.now_s < storage.PATIENCE_S
 
 
-def test_a_store_that_stays_away_ends_the_scan_and_blames_no_object(
-    store: Callable[..., Store], clock: list[float]
-) -> None:
-    store(away())
+def test_a_store_that_stays_away_ends_the_scan_and_blames_no_object() -> None:
+    store = Store(away())
     with pytest.raises(JobError, match="has not answered for 10 minutes") as caught:
-        fetch_one(ONE, 100)
+        store.get(ONE)
     assert "it continues" in str(caught.value)
-    assert clock[0] >= storage.PATIENCE_S
+    assert store.now_s >= storage.PATIENCE_S
 
 
-@pytest.mark.usefixtures("clock")
-def test_an_object_that_alone_is_not_delivered_fails_by_itself(
-    store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = store(away())
-    monkeypatch.setattr(fetching, "_last_good", "s3://b/before")
-    error = fetch_one(ONE, 100).error
+def test_an_object_that_alone_is_not_delivered_fails_by_itself() -> None:
+    store = Store(b"data", away())
+    assert store.get(BEFORE).error is None
+    error = store.get(ONE).error
     assert error is not None
     assert error.code == ErrorCode.FETCH_FAILED
-    assert found.calls == [ONE.uri] * fetching.FETCH_ATTEMPTS + ["probe s3://b/before"]
+    assert store.calls == [BEFORE.uri, *[ONE.uri] * fetching.FETCH_ATTEMPTS, f"probe {BEFORE.uri}"]
 
 
-@pytest.mark.usefixtures("clock")
-def test_the_row_of_a_hidden_uri_does_not_give_it_away(store: Callable[..., Store]) -> None:
-    store(NotFound(ONE.uri, f"{ONE.uri} is gone"))
-    error = fetch_one(ONE, 100).error
+def test_a_disk_that_fails_before_it_gave_anything_is_not_waited_for() -> None:
+    store = Store(away("/mnt/one"))
+    error = store.get(ONE._replace(uri="/mnt/one")).error
+    assert error is not None
+    assert error.code == ErrorCode.FETCH_FAILED
+    assert len(store.calls) == fetching.FETCH_ATTEMPTS
+
+
+def test_the_row_of_a_hidden_uri_does_not_give_it_away() -> None:
+    error = Store(NotFound(ONE.uri, f"{ONE.uri} is gone")).get(ONE).error
     assert error is not None
     assert (error.code, "s3://" in str(error)) == (ErrorCode.NOT_FOUND, False)
 
 
-def test_refused_keys_end_the_scan_and_one_refused_object_does_not(
-    store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store(KeysRefused(ONE.uri, "ExpiredToken"))
+def test_refused_keys_end_the_scan_and_one_refused_object_does_not() -> None:
     with pytest.raises(JobError, match="refuses these credentials"):
-        fetch_one(ONE, 100)
-    denied = AccessDenied(ONE.uri, "AccessDenied")
-    monkeypatch.setattr(fetching, "_last_good", "s3://b/before")
-    store(denied)
-    error = fetch_one(ONE, 100).error
+        Store(KeysRefused(ONE.uri, "ExpiredToken")).get(ONE)
+    store = Store(b"data", AccessDenied(ONE.uri, "AccessDenied"))
+    assert store.get(BEFORE).error is None
+    error = store.get(ONE).error
     assert error is not None
     assert error.code == ErrorCode.ACCESS_DENIED
     # What came before is refused now, too: not this object, all of them.
-    store(denied, probe=AccessDenied("s3://b/before", "AccessDenied"))
+    store.probe = AccessDenied(BEFORE.uri, "AccessDenied")
     with pytest.raises(JobError, match="refuses these credentials"):
-        fetch_one(ONE, 100)
+        store.get(ONE)
 
 
-def test_another_etag_than_the_manifests_is_told(store: Callable[..., Store]) -> None:
-    store(b"data")
-    assert not fetch_one(ONE, 100).changed
-    assert fetch_one(ONE._replace(etag="e0"), 100).changed
-    assert not fetch_one(ONE._replace(etag=None), 100).changed  # a local file's may be unknown
+def test_another_etag_than_the_manifests_is_told() -> None:
+    store = Store(b"data")
+    assert not store.get(ONE).changed
+    assert store.get(ONE._replace(etag="e0")).changed
+    # A local file's may be unknown.
+    assert not store.get(ONE._replace(etag=None)).changed
 
 
-def test_objects_come_in_order_and_no_more_bytes_ahead_than_the_limit(store: Callable[..., Store]) -> None:
-    found = store(b"data")
+def test_objects_come_in_order_and_no_more_bytes_ahead_than_the_limit() -> None:
+    store = Store(b"data")
     size = fetching.FETCH_AHEAD_BYTES // 3
     sources = [Source(number, f"s3://b/{number}", size) for number in range(40)]
 
     def one_by_one() -> Iterator[int]:
-        for number, fetched in enumerate(fetch_all(sources, 1 << 40)):
-            assert len(found.calls) <= number + 4  # three fit, and one more may be asked for when one is taken
+        for number, fetched in enumerate(fetch_all(sources, 1 << 40, store.fetcher)):
+            # Three fit, and one more may be asked for when one is taken.
+            assert len(store.calls) <= number + 4
             yield fetched.source.object_id
 
     assert list(one_by_one()) == list(range(40))

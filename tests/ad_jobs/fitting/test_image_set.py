@@ -13,7 +13,6 @@ import scankit as kit
 
 from ad_jobs.archive.sources import read_source
 from ad_jobs.errors import JobError
-from ad_jobs.fitting import image_set
 from ad_jobs.fitting.image_set import ImageSet, Reader, decode_all
 from ad_jobs.images.policy import Limits, PixelPolicy
 from cluster.session import Session, session
@@ -39,13 +38,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def decoded(source: str, keep_bytes: int) -> ImageSet:
-    return decode_all(read_source(source), POLICY, Limits(), "normal", cpus=2, keep_bytes=keep_bytes)
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_set, "CHUNK", CHUNK)
-    monkeypatch.setattr(image_set, "READ_AHEAD", 3)
+    return decode_all(
+        read_source(source), POLICY, Limits(), "normal", cpus=2, keep_bytes=keep_bytes, chunk_objects=CHUNK
+    )
 
 
 @pytest.mark.usefixtures("connected")
@@ -63,7 +58,7 @@ def test_reading_does_not_hang_on_what_stays_in_memory(source: str):
         assert images.failed == kept.failed
         assert images.group == kept.group
         assert sum(images.failed.values()) == len(kit.bad_objects())
-        with closing(Reader(images)) as reader:
+        with closing(Reader(images, read_ahead=3)) as reader:
             for positions in (order, order[:2], []):
                 found = list(reader.read(positions))
                 expected = expected or found
@@ -94,7 +89,10 @@ def test_an_image_that_changed_meanwhile_is_an_error(tmp_path: Path, change: str
         path.unlink()
     else:
         path.write_bytes(kit.png(7))
-    with closing(Reader(images)) as reader, pytest.raises(JobError, match=r"1\.png, which changed or is gone"):
+    with (
+        closing(Reader(images, read_ahead=3)) as reader,
+        pytest.raises(JobError, match=r"1\.png, which changed or is gone"),
+    ):
         list(reader.read([0, 1, 2]))
 
 
