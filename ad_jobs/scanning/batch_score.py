@@ -80,10 +80,9 @@ class Score:
             raise UsageError(
                 "The columns of a score must not be there already.", ", ".join(clash), "Rename or drop them before."
             )
-        out = kept.take(rows["object_id"])
-        for name in found.column_names:
-            out = out.append_column(found.schema.field(name), found[name])
-        return out
+        # Each frame's row of the batch: an object's id is its place there.
+        repeated = kept.take(rows["object_id"])
+        return pa.table([*repeated.columns, *found.columns], schema=pa.schema([*repeated.schema, *found.schema]))
 
     def _open(self) -> tuple[OpenModel, Scorer, GuardedDecoder]:
         if self._opened is None:
