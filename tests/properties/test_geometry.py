@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ad_jobs.images.geometry import Geometry, resize
@@ -121,7 +121,6 @@ def test_a_mask_keeps_its_share_of_the_picture(geometry: Geometry) -> None:
         assert placed.sum() / (geometry.height * geometry.width) == pytest.approx(mask.mean(), abs=MEAN_TOLERANCE)
 
 
-@settings(deadline=None)
 @given(st.integers(8, 60), st.integers(8, 60), st.integers(8, 60), st.integers(8, 60), RESIZES, st.data())
 def test_a_spot_comes_back_to_where_it_was(
     rows: int, columns: int, height: int, width: int, how: str, data: st.DataObject
