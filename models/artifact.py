@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from models import registry
 from models.detector import Detector, InputSpec
 from models.errors import ArtifactError, ConfigError
+from models.older import OLDER_FORMAT, reading
 from models.record import DETECTOR, FORMAT, WEIGHTS, check_weights, file_sha256, model_id, read_record
 
 
@@ -78,22 +79,27 @@ def build(folder: Path, record: dict[str, Any]) -> Detector:
     Raises:
         ArtifactError: a detector or weights that this version does not have.
     """
+    kind, options = record["kind"], record["config"]
+    older = reading(kind, options, folder) if record["format"] == OLDER_FORMAT else None
+    if older is not None:
+        kind, options = older.kind, older.options(options)
     try:
-        config = registry.configure(record["kind"], record["config"])
+        config = registry.configure(kind, options)
         spec = InputSpec.model_validate(record["spec"])
-        detector = registry.create(record["kind"], config, spec, pretrained=False)
+        detector = registry.create(kind, config, spec, pretrained=False)
     except ConfigError as error:
         raise ArtifactError(
             "A model must be of a detector that this retroscan has.",
-            f"{record['kind']} in {folder} ({error})",
+            f"{kind} in {folder} ({error})",
             "Scan it with the version that wrote it (detector.json, key versions), or fit again.",
         ) from error
     try:
-        detector.load_state_dict(load_file(folder / WEIGHTS))
+        state = load_file(folder / WEIGHTS)
+        detector.load_state_dict(state if older is None else older.weights(state))
     # RuntimeError is torch's report of missing and unexpected names.
     except (SafetensorError, RuntimeError) as error:
         raise ArtifactError(
-            f"The weights must fit the detector {record['kind']}.",
+            f"The weights must fit the detector {kind}.",
             f"{folder / WEIGHTS} ({str(error).splitlines()[0]})",
             "They belong to another detector or version: fit again.",
         ) from error

@@ -7,17 +7,17 @@ Departures from the paper and its published code:
 
 * Lambda multiplies the value term, as in the published code; the paper's text multiplies the direction term.
 * Training uses all tapped layers and scoring the deepest three, as in the published code (`layers_score` chooses).
-* Any tapped backbone can be the source; its cloner keeps the published rule and is shaped to the taps. Only VGG-16 with
-  the compact cloner (343,984 parameters) is the published pair. A source whose taps hold negative values
+* Any tapped backbone can be the source; its cloner keeps the published rule and is shaped to the taps.
+  Only VGG-16 is the published one, with a cloner of 343,984 parameters. A source whose taps hold negative values
   (EfficientNet) gets a cloner that pools by average, taps before the ReLU and halves in its first convolution.
 * `source_rescale=rms` divides every tapped map by its root mean square over the training set, so that lambda keeps its
   meaning with weights of any origin; `none` is the published setting.
 * `map=cosine` is ours: the per-position cosine distance, without any backward pass. `map=gradient` is the paper's.
-* `map_scale=global` (ours, to deploy) leaves maps comparable between images; `per_image` is the paper's protocol.
+* Maps are not scaled image by image, as the paper's are before it blurs them, so that they compare between images.
 * `selection=avg_late` averages the cloner's weights over the last third of the epochs and estimates its batch-norm
   statistics again. The paper averages the AUROC over late checkpoints, which leaves no single model to deploy.
-* SmoothGrad and guided backpropagation, which the paper compares and does not prefer, are left out, and so is the
-  augmentation of its HeadCT experiment.
+* SmoothGrad, guided backpropagation and a cloner as large as the source, which the paper compares and does not prefer,
+  are left out, and so is the augmentation of its HeadCT experiment.
 
 Shape suffixes: B batch, C channels, H height in pixels, W width in pixels.
 """
@@ -25,14 +25,14 @@ Shape suffixes: B batch, C channels, H height in pixels, W width in pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.backbones import VGG, Backbone
+from models.backbones import Backbone
 from models.detector import (
     Batch,
     Detector,
@@ -45,37 +45,51 @@ from models.detector import (
     finite_or_stop,
 )
 from models.errors import ConfigError, InputError
-from models.parts.batch_norm import BatchNorm2d
+from models.parts.batch_norm import BatchNorm2d, begin_statistics, end_statistics
+from models.parts.map_cache import MapCache
 from models.parts.maps import cross_opening, gaussian_blur
 
-CONVS_PER_BLOCK = (2, 2, 3, 3, 3)  # VGG-16's own
-VGG16_WIDTHS = (64, 128, 256, 512, 512)
+# VGG-16's own.
+CONVS_PER_BLOCK = (2, 2, 3, 3, 3)
+# Channels of the cloner within a block, as published.
+WIDTH = 16
+# Sigma in pixels at 128 px, scaled with the image's height.
+BLUR = 4.0
 
 
 class MKDConfig(TrainedConfig):
     """MKD's options; the defaults suit EfficientNet-Lite0 at 128 px."""
 
     epochs: int = Field(default=60, ge=1)
+    # At equal steps as good as the paper's 64, in fewer epochs.
+    batch_size: int = Field(default=16, ge=1)
     lr: float = Field(default=1e-3, gt=0)
-    batch_size: int = Field(default=16, ge=1)  # at equal steps as good as the paper's 64, in fewer epochs
     backbone: str = "efficientnet_lite0"
-    weights: str = "auto"  # see models/backbones.py
+    # See models/backbones/weights.py.
+    weights: str = "auto"
     norm: str = "native"
-    layers: tuple[int, ...] = (2, 3, 4, 5)  # tapped layers to train on, as halvings of the input (VGG: pool number)
+    # Tapped layers to train on, as halvings of the input (VGG: pool number).
+    layers: tuple[int, ...] = (2, 3, 4, 5)
     layers_score: tuple[int, ...] = (3, 4, 5)
-    cloner: Literal["compact", "equal"] = "compact"  # equal: VGG-16's own widths (the paper's ablation)
-    cloner_width: int = Field(default=16, ge=1)
-    bn_affine: bool = True
-    lambda_val: float = Field(default=0.5, ge=0)  # 0.5 in the paper's MVTec experiments, 0.01 elsewhere
+    # 0.5 in the paper's MVTec experiments, 0.01 elsewhere.
+    lambda_val: float = Field(default=0.5, ge=0)
     source_rescale: Literal["none", "rms"] = "rms"
-    score: Literal["flat", "max"] = "max"  # flat: the loss per image; max: the heatmap's largest value
+    # flat: the loss per image; max: the heatmap's largest value.
+    score: Literal["flat", "max"] = "max"
     map: Literal["gradient", "cosine"] = "cosine"
-    map_scale: Literal["global", "per_image"] = "global"
-    detach_source: bool = False  # gradient map: let the gradient flow through the cloner alone
-    blur: float = Field(default=4.0, ge=0)  # sigma in pixels at 128 px, scaled with the image's height
-    opening: bool = True  # gradient map: grey opening with the 3x3 cross
     selection: Literal["last", "avg_late"] = "avg_late"
-    cache_mib: int = Field(default=4096, ge=0)  # memory for the source's maps of the training images
+    # Memory for the source's maps of the training images.
+    cache_mib: int = Field(default=4096, ge=0)
+
+    @model_validator(mode="after")
+    def _scores_what_it_trains(self) -> Self:
+        if not set(self.layers_score) <= set(self.layers) or not self.layers_score:
+            raise ConfigError(
+                f"layers_score must be among layers {list(self.layers)}.",
+                list(self.layers_score),
+                "Set both, as in --set layers=[3,4,5] --set layers_score=[4,5].",
+            )
+        return self
 
 
 class Cloner(nn.Module):
@@ -85,7 +99,7 @@ class Cloner(nn.Module):
     block's last, so that outputs can match the source's magnitudes; 2x2 pooling ends a block.
     """
 
-    def __init__(self, channels: dict[int, int], *, widths: Sequence[int], signed: bool, bn_affine: bool) -> None:
+    def __init__(self, channels: dict[int, int], *, signed: bool) -> None:
         super().__init__()
         self.taps = tuple(channels)
         self.signed = signed
@@ -98,16 +112,17 @@ class Cloner(nn.Module):
             layers: list[nn.Module] = []
             for number in range(CONVS_PER_BLOCK[block - 1]):
                 last = number == CONVS_PER_BLOCK[block - 1] - 1
-                out = channels.get(block, widths[block - 1]) if last else widths[block - 1]
+                out = channels.get(block, WIDTH) if last else WIDTH
                 stride = 2 if stem and number == 0 else 1
                 layers.append(nn.Conv2d(before, out, 3, stride, padding=1, bias=False))
                 if not last:
-                    layers += [BatchNorm2d(out, affine=bn_affine), nn.ReLU()]
+                    layers += [BatchNorm2d(out), nn.ReLU()]
                 before = out
             if not signed:
                 layers += [nn.ReLU(), nn.MaxPool2d(2)]
             elif not stem:
-                layers.append(nn.AvgPool2d(2, ceil_mode=True))  # "same" padding rounds odd sizes up, VGG's pools down
+                # "Same" padding rounds odd sizes up, VGG's pools down.
+                layers.append(nn.AvgPool2d(2, ceil_mode=True))
             self.blocks.append(nn.Sequential(*layers))
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
@@ -149,20 +164,8 @@ class MKD(Detector):
         super().__init__()
         self.config: MKDConfig = config
         self.spec = spec
-        if not set(config.layers_score) <= set(config.layers) or not config.layers_score:
-            raise ConfigError(
-                f"layers_score must be among layers {list(config.layers)}.",
-                list(config.layers_score),
-                "Set both, as in --set layers=[3,4,5] --set layers_score=[4,5].",
-            )
         self.source = Backbone(config.backbone, config.layers, config.weights if pretrained else None, config.norm)
-        if config.cloner == "equal" and config.backbone not in VGG:
-            raise ConfigError(
-                "cloner=equal has VGG-16's widths.", f"backbone={config.backbone}", "Use --set cloner=compact."
-            )
-        widths = VGG16_WIDTHS if config.cloner == "equal" else [config.cloner_width] * 5
-        channels = {tap.halvings: tap.channels for tap in self.source.taps()}
-        self.cloner = Cloner(channels, widths=widths, signed=self.source.signed, bn_affine=config.bn_affine)
+        self.cloner = Cloner({tap.halvings: tap.channels for tap in self.source.taps()}, signed=self.source.signed)
         self.register_buffer("source_scale", torch.ones(len(config.layers)))
         self._check_shapes()
 
@@ -170,20 +173,19 @@ class MKD(Detector):
         image = torch.zeros(1, 3, self.spec.height_px, self.spec.width_px)
         try:
             with torch.no_grad(), evaluating(self):
-                source, clone = self.source(image), self.cloner(image)
-        except RuntimeError as error:  # a map without pixels
-            raise self._too_small(str(error)) from error
-        if any(s.shape != c.shape for s, c in zip(source, clone, strict=True)):
-            raise self._too_small("source and cloner differ in shape")
-
-    def _too_small(self, why: str) -> ConfigError:
-        stride = 2 ** max(self.config.layers)
-        return ConfigError(
-            f"{self.config.backbone} tapped down to stride {stride} needs an image of at least {stride} px a side, best a "
-            "multiple of it.",
-            f"{self.spec.height_px}x{self.spec.width_px} ({why})",
-            "Choose another --size.",
-        )
+                pairs = zip(self.source(image), self.cloner(image), strict=True)
+                fits = all(source.shape == clone.shape for source, clone in pairs)
+        # A map without pixels.
+        except RuntimeError:
+            fits = False
+        if not fits:
+            stride = 2 ** max(self.config.layers)
+            raise ConfigError(
+                f"{self.config.backbone} tapped down to stride {stride} needs an image of at least {stride} px a side, "
+                "best a multiple of it.",
+                f"{self.spec.height_px}x{self.spec.width_px}",
+                "Choose another --size.",
+            )
 
     def source_record(self) -> dict[str, Any]:
         return self.source.record()
@@ -202,8 +204,6 @@ class MKD(Detector):
         with evaluating(self), torch.set_grad_enabled(gradient):
             x = images.detach().clone().requires_grad_(gradient)
             source = self.source_maps(x)
-            if self.config.detach_source:
-                source = tuple(s.detach() for s in source)
             layers = zip(self.config.layers, source, self.cloner(x), strict=True)
             pairs = [(s, c) for layer, s, c in layers if layer in self.config.layers_score]
             direction, value = disagreement(*zip(*pairs, strict=True))
@@ -211,48 +211,28 @@ class MKD(Detector):
             if gradient:
                 # In eval mode the images are independent: one backward of the sum gives every image its own gradient.
                 (gradient_BCHW,) = torch.autograd.grad(flat_B.sum(), x)
-                heatmap = self._gradient_map(gradient_BCHW)
+                raw = gradient_BCHW.abs().sum(1)
             else:
-                heatmap = self._cosine_map(pairs)
+                raw = self._cosine_map(pairs)
+            heatmap = gaussian_blur(raw, BLUR * self.spec.height_px / 128)
+            if gradient:
+                heatmap = cross_opening(heatmap)
         image = flat_B if self.config.score == "flat" else heatmap.flatten(1).amax(1)
         return Scores(image.detach(), heatmap.detach())
 
-    def _blur_px(self) -> float:
-        return self.config.blur * self.spec.height_px / 128
-
     def _cosine_map(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Sum over layers of 1 - cosine over channels at each position, resized to the input, blurred. [B, H, W]"""
+        """Sum over layers of 1 - cosine over channels at each position, resized to the input. [B, H, W]"""
         size = (self.spec.height_px, self.spec.width_px)
         distances = [(1 - F.cosine_similarity(s, c, dim=1)).unsqueeze(1) for s, c in pairs]
         resized = [F.interpolate(d, size, mode="bilinear", align_corners=False) for d in distances]
-        maps = torch.stack(resized).sum(0).squeeze(1)
-        if self.config.map_scale == "per_image":
-            maps = _unit_per_image(maps)
-        return gaussian_blur(maps, self._blur_px())
-
-    def _gradient_map(self, gradient_BCHW: Tensor) -> Tensor:
-        """Absolute input gradient summed over colours, then scaled (paper only), blurred and opened. [B, H, W]"""
-        maps = gradient_BCHW.abs().sum(1)
-        if self.config.map_scale == "per_image":
-            maps = _unit_per_image(maps)
-        maps = gaussian_blur(maps, self._blur_px())
-        return cross_opening(maps) if self.config.opening else maps
+        return torch.stack(resized).sum(0).squeeze(1)
 
     def learner(self, runtime: Runtime) -> MKDLearner:
         return MKDLearner(self, runtime)
 
 
-def _unit_per_image(maps_BHW: Tensor) -> Tensor:
-    """Each map shifted to 0, divided by its own 99th percentile and clipped to [0, 1]; a flat map gives 0."""
-    flat = maps_BHW.flatten(1)
-    flat = flat - flat.amin(1, keepdim=True)
-    top = flat.quantile(0.99, dim=1, keepdim=True)
-    scaled = torch.where(top > 0, flat / top.clamp_min(torch.finfo(flat.dtype).tiny), torch.zeros_like(flat))
-    return scaled.clamp(0, 1).view_as(maps_BHW)
-
-
 class MKDLearner:
-    """Phases: `source` (statistics of the source's maps), `distil`, and `statistics` (batch norm of the late average)."""
+    """Phases: `source` (statistics of its maps), `distil`, and `statistics` (batch norm of the late average)."""
 
     def __init__(self, detector: MKD, runtime: Runtime) -> None:
         config = detector.config
@@ -267,21 +247,21 @@ class MKDLearner:
         self.network = runtime.wrap(detector.cloner)
         self.optimizer = torch.optim.Adam(detector.cloner.parameters(), lr=config.lr)
         self.phase = ""
-        self.epoch = 0  # finished epochs of the current phase
-        self.late: dict[str, Tensor] = {}  # running mean of the cloner's weights
+        # Finished epochs of the current phase.
+        self.epoch = 0
+        # Running mean of the cloner's weights.
+        self.late: dict[str, Tensor] = {}
         self.late_count = 0
-        # Without augmentation the source's maps never change: computed once an image, kept by its position.
-        self._cache: dict[int, tuple[Tensor, ...]] = {}
-        self._cache_bytes_left = config.cache_mib * 2**20
-        self._squares = torch.zeros(2, len(config.layers), dtype=torch.float64)  # sum of squares, count
+        # Without augmentation the source's maps never change: computed once an image.
+        self._cache = MapCache(config.cache_mib)
+        # Sum of squares, and count.
+        self._squares = torch.zeros(2, len(config.layers), dtype=torch.float64)
 
     def start(self, phase: str) -> None:
         self.phase, self.epoch = phase, 0
         self.network.train()
         if phase == "statistics":
-            for layer in _batch_norms(self.detector.cloner):
-                layer.reset_running_stats()
-                layer.momentum = None  # a cumulative mean over the pass
+            begin_statistics(self.detector.cloner)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         images = batch.images.to(self.runtime.device, non_blocking=True)
@@ -309,9 +289,8 @@ class MKDLearner:
         self.epoch += 1
         if self.phase == "source":
             self._squares = self.runtime.all_reduce_sum(self._squares)
-        if self.phase != "distil" or self.config.selection != "avg_late":
-            return
-        if self.epoch > self.config.epochs - max(1, self.config.epochs // 3):
+        late = self.epoch > self.config.epochs - max(1, self.config.epochs // 3)
+        if self.phase == "distil" and self.config.selection == "avg_late" and late:
             self.late_count += 1
             for name, weight in self.detector.cloner.named_parameters():
                 mean = self.late.setdefault(name, torch.zeros_like(weight.detach()))
@@ -333,23 +312,17 @@ class MKDLearner:
                 for name, weight in self.detector.cloner.named_parameters():
                     weight.copy_(self.late[name])
         elif phase == "statistics":
-            for layer in _batch_norms(self.detector.cloner):
-                layer.momentum = 0.1
+            end_statistics(self.detector.cloner)
 
     def _source_maps(self, images: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         """Unscaled maps of the source: from memory where they are all known, computed and kept otherwise."""
         places = positions.tolist()
-        if places and all(place in self._cache for place in places):
-            rows = [self._cache[place] for place in places]
-            return tuple(torch.stack(layer).to(images.device) for layer in zip(*rows, strict=True))
+        kept = self._cache.find(places)
+        if kept is not None:
+            return tuple(layer.to(images.device) for layer in kept)
         with torch.no_grad():
             maps: tuple[Tensor, ...] = self.detector.source(images)
-        kept = [layer.cpu() for layer in maps]
-        row_bytes = sum(layer.shape[1:].numel() * layer.element_size() for layer in kept)
-        for row, place in enumerate(places):
-            if place not in self._cache and self._cache_bytes_left >= row_bytes:
-                self._cache[place] = tuple(layer[row].clone() for layer in kept)
-                self._cache_bytes_left -= row_bytes
+        self._cache.keep(places, maps)
         return maps
 
     def state_dict(self) -> dict[str, Any]:
@@ -371,7 +344,3 @@ class MKDLearner:
         self.late = {name: mean.to(self.runtime.device) for name, mean in state["late"].items()}
         self.late_count = state["late_count"]
         self._squares = state["squares"]
-
-
-def _batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
-    return [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]

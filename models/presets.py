@@ -21,6 +21,21 @@ class Preset:
 
 
 PRESETS: dict[str, dict[str, Preset]] = {
+    "padim": {
+        "fast": Preset((128, 128)),
+        # Sigma is 4 px at 224.
+        "paper": Preset(
+            (224, 224),
+            {
+                "backbone": "wide_resnet50_2",
+                "layers": (2, 3, 4),
+                "patch": 1,
+                "dims": 550,
+                "bank": "joint",
+                "blur": 4 * 128 / 224,
+            },
+        ),
+    },
     "mkd": {
         "fast": Preset((128, 128)),
         # The published code's settings for MVTec AD.
@@ -103,6 +118,18 @@ PRESETS: dict[str, dict[str, Preset]] = {
     },
     "fyd": {
         "fast": Preset((128, 128)),
-        "paper": Preset((224, 224), {"backbone": "wide_resnet50_2", "layers": (2, 3, 4), "dims": 550, "epochs": 50}),
+        # The paper's are not public: RegAD's rates, epochs and widths, with PaDiM's larger backbone.
+        "paper": Preset(
+            (224, 224),
+            {
+                "backbone": "wide_resnet50_2",
+                "layers": (2, 3, 4),
+                "epochs": 50,
+                "batch_size": 32,
+                "align_epochs": 100,
+                "width": 256,
+                "dims": 550,
+            },
+        ),
     },
 }

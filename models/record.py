@@ -1,4 +1,7 @@
-"""detector.json: what a model is, and the hash of its weights. Without torch: who only reads a record does without it."""
+"""detector.json: what a model is, and the hash of its weights.
+
+Without torch: who only reads a record does without it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from typing import Any
 
 from models.errors import ArtifactError
 
-FORMAT = 1
+FORMAT = 2
+# Those that are still read; see models/older.py.
+FORMATS = (1, FORMAT)
 DETECTOR = "detector.json"
 WEIGHTS = "weights.safetensors"
 # What decides a score. The rest of the record (data, versions, times) tells how the model came to be.
@@ -41,9 +46,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(record, dict):
         raise ArtifactError(f"{DETECTOR} must be a JSON object.", f"{folder}, with another", "Fit again.")
-    if record.get("format") != FORMAT:
+    if record.get("format") not in FORMATS:
         raise ArtifactError(
-            f"This retroscan reads models of format {FORMAT}.",
+            f"This retroscan reads models of format {' and '.join(map(str, FORMATS))}.",
             f"format {record.get('format')} in {folder}",
             "Fit the model again, or scan it with the version that wrote it (detector.json, key versions).",
         )

@@ -49,6 +49,21 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance_C * (count / (count - 1).clamp_min(1)), share)
 
 
+def begin_statistics(network: nn.Module) -> None:
+    """Forget all running statistics; a pass in training mode then gives them anew, as means over its batches."""
+    for layer in network.modules():
+        if isinstance(layer, BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None
+
+
+def end_statistics(network: nn.Module) -> None:
+    """Let running statistics follow the latest batches again."""
+    for layer in network.modules():
+        if isinstance(layer, BatchNorm2d):
+            layer.momentum = 0.1
+
+
 def _statistics(x_BCHW: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor, Tensor]:
     """Count of values (a scalar), mean [C] and variance [C] over all ranks, from every rank's own.
 

@@ -9,7 +9,6 @@ Shape suffixes: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,33 +16,37 @@ from torch import Tensor, nn
 
 from models.parts.batch_norm import BatchNorm2d
 
-Family = Literal["rotation", "rotation_translation", "rotation_scale", "affine"]
-_PARAMETERS: dict[Family, int] = {"rotation": 1, "rotation_translation": 3, "rotation_scale": 3, "affine": 6}
-_HALF_TURN = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
-
 
 class SpatialTransformer(nn.Module):
     """A small network that reads a map and predicts how to transform it; the identity when new.
 
-    Two convolutions with batch norm, ReLU and pooling, and two linear layers. All families but `affine` are bounded by
-    tanh: a free transform can lower an alignment loss by shrinking the object instead of aligning it.
+    Two convolutions with batch norm, ReLU and pooling, and two linear layers.
+    What it predicts is bounded by tanh, and so what is bounded by 0 is not predicted: a free transform can lower an
+    alignment loss by shrinking the object instead of aligning it.
+
+    Args:
+        channels: of the maps.
+        size_px: height and width at which it reads them.
+        hidden: units of the linear layer between.
+        max_angle_deg: the largest rotation either way.
+        max_shift: the largest shift, as a share of either side.
+        max_scale: the largest change of either axis' scale.
     """
 
     def __init__(
         self,
         channels: int,
         size_px: tuple[int, int],
-        family: Family,
         *,
         hidden: int,
-        max_angle_deg: float = 15.0,
-        max_shift: float = 0.1,
-        max_scale: float = 0.1,
+        max_angle_deg: float,
+        max_shift: float = 0.0,
+        max_scale: float = 0.0,
     ) -> None:
         super().__init__()
-        self.family = family
-        self.limits = (math.radians(max_angle_deg), max_shift, max_scale)
         self.size_px = size_px
+        # Coordinates run from -1 to 1, so a side is 2.
+        self.limits = (math.radians(max_angle_deg), 2 * max_shift, max_scale)
         height, width = (math.ceil(math.ceil(side / 2) / 2) for side in size_px)
         self.localise = nn.Sequential(
             *_block(channels, 64),
@@ -51,7 +54,7 @@ class SpatialTransformer(nn.Module):
             nn.Flatten(),
             nn.Linear(16 * height * width, hidden),
             nn.ReLU(),
-            nn.Linear(hidden, _PARAMETERS[family]),
+            nn.Linear(hidden, 1 + 2 * (max_shift > 0) + 2 * (max_scale > 0)),
         )
         last = self.localise[-1]
         assert isinstance(last, nn.Linear)
@@ -62,25 +65,16 @@ class SpatialTransformer(nn.Module):
         """The transform of each map, [B, 3, 3]; the map is first pooled to the size this network reads."""
         if maps_BCHW.shape[-2:] != self.size_px:
             maps_BCHW = F.adaptive_avg_pool2d(maps_BCHW, self.size_px)
-        raw = self.localise(maps_BCHW)
-        height, width = self.size_px
-        aspect = height / width
-        if self.family == "affine":
-            free = raw.view(-1, 2, 3)
-            identity = torch.eye(3, dtype=raw.dtype, device=raw.device)
-            return identity + F.pad(free, (0, 0, 0, 1))
-        angle_limit, shift_limit, scale_limit = self.limits
-        bounded = torch.tanh(raw)
-        angle = angle_limit * bounded[:, 0]
+        predicted = list(torch.tanh(self.localise(maps_BCHW)).unbind(1))
+        max_angle, max_shift, max_scale = self.limits
+        angle = max_angle * predicted.pop(0)
         cos, sin = torch.cos(angle), torch.sin(angle)
         one, zero = torch.ones_like(angle), torch.zeros_like(angle)
-        scale_x = scale_y = one
-        shift_x = shift_y = zero
-        if self.family == "rotation_scale":
-            scale_x, scale_y = (1 + scale_limit * bounded[:, n] for n in (1, 2))
-        elif self.family == "rotation_translation":
-            shift_x, shift_y = (shift_limit * bounded[:, n] for n in (1, 2))
+        shift_x, shift_y = (max_shift * predicted.pop(0) for _ in "xy") if max_shift else (zero, zero)
+        scale_x, scale_y = (1 + max_scale * predicted.pop(0) for _ in "xy") if max_scale else (one, one)
         # R(angle) diag(scale) in pixels; coordinates run from -1 to 1 over either side, hence the aspect.
+        height, width = self.size_px
+        aspect = height / width
         rows = (
             torch.stack([cos * scale_x, -sin * scale_y * aspect, shift_x], 1),
             torch.stack([sin * scale_x / aspect, cos * scale_y, shift_y], 1),
@@ -118,9 +112,3 @@ def unwarp(maps_BHW: Tensor, transform_B33: Tensor) -> Tensor:
     """
     inverse = torch.linalg.inv(transform_B33)
     return warp(maps_BHW.unsqueeze(1), inverse, padding="border").squeeze(1)
-
-
-def half_turn(transform_B33: Tensor, turned_B: Tensor) -> Tensor:
-    """The transforms, those that `turned_B` marks followed by a rotation of 180 degrees."""
-    turn = torch.tensor(_HALF_TURN, dtype=transform_B33.dtype, device=transform_B33.device)
-    return torch.where(turned_B.view(-1, 1, 1), transform_B33 @ turn, transform_B33)

@@ -279,7 +279,7 @@ def check_reloads_in_a_fresh_process(make: Maker) -> None:
 def check_every_parameter_learns(make: Maker) -> None:
     detector = make()
     trainable = {name: p for name, p in detector.named_parameters() if p.requires_grad}
-    assert trainable, "a detector must have something to learn"
+    assert bool(trainable) == make.trained, "a detector has something to learn where its configuration counts epochs"
     learnt: set[str] = set()
     for name, parameter in trainable.items():
 
@@ -310,7 +310,9 @@ def check_losses_are_finite_scalars(make: Maker) -> None:
                     assert bool(torch.isfinite(loss)), f"loss {name} must be finite"
             learner.end_epoch()
         learner.finish(phase.name)
-    assert reported, "some phase must report a loss"
+    assert reported == make.trained, (
+        "some phase must report a loss where the configuration counts epochs, and none else"
+    )
 
 
 def check_non_finite_loss_stops_before_the_update(make: Maker) -> None:

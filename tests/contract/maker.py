@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.detector import Batch, Detector, InputSpec, Learner, Phase, Runtime
+from models.detector import Batch, Detector, InputSpec, Learner, Phase, Runtime, TrainedConfig
 from models.registry import Entry
 
 SIZE_PX = (32, 48)  # never square: swapped sides must show
@@ -23,7 +23,7 @@ State = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)  # a maker is itself alone, and so a key of caches
 class Maker:
-    """Makes new detectors of one kind; the same call gives the same detector, with torch's generator where it left it."""
+    """Makes new detectors of one kind: the same call gives the same one, with torch's generator where it left it."""
 
     entry: Entry
     options: dict[str, Any] = field(default_factory=dict)
@@ -40,6 +40,11 @@ class Maker:
         detector, generator = self._made[size_px]
         torch.set_rng_state(generator)
         return copy.deepcopy(detector)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the kind learns in passes that its configuration counts."""
+        return issubclass(self.entry.config_class(), TrainedConfig)
 
     def _draw(self, size_px: tuple[int, int]) -> Detector:
         spec = InputSpec(

@@ -27,7 +27,10 @@ def maker(name: str) -> Maker:
 
 def applies(check: checks.Check, name: str) -> bool:
     # Another process costs seconds, and options change nothing in how a model is loaded.
-    return CASES[name].preset == "fast" or check is not checks.check_reloads_in_a_fresh_process
+    if check is checks.check_reloads_in_a_fresh_process:
+        return name in DETECTORS
+    # Nothing that is not trained has a rate at which it diverges.
+    return check is not checks.check_diverging_fit_stops or maker(name).trained
 
 
 @pytest.mark.parametrize(

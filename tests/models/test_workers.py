@@ -8,7 +8,6 @@ as much as another number of workers.
 from __future__ import annotations
 
 import io
-import math
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ import torch
 from cases import CASES
 from workerkit import Job, Outcome, Workers, fit
 
+from models.detector import TrainedConfig
 from models.errors import NonFiniteLoss
 from models.registry import DETECTORS
 
@@ -25,8 +25,10 @@ FIRST_RTOL = 1e-4  # float32, one step
 
 WORK = {name: (case.kind, case.work) for name, case in CASES.items() if case.work is not None}
 JOBS = {name: Job(kind, work.options, work.size_px, images=work.images) for name, (kind, work) in WORK.items()}
-# The phase to stop in, after two of its epochs.
-MAIN = {name: work.stop_in for name, (_, work) in WORK.items() if work.stop_in is not None}
+# Where to stop: a phase, and how many of its epochs are done.
+MAIN = {name: (work.stop_in, work.stop_after) for name, (_, work) in WORK.items() if work.stop_in is not None}
+# What reports losses.
+TRAINED = [name for name, job in JOBS.items() if issubclass(DETECTORS[job.kind].config_class(), TrainedConfig)]
 
 _kept: dict[str, Any] = {}
 
@@ -88,7 +90,7 @@ def test_every_registered_detector_is_here():
 @pytest.mark.parametrize(("name", "world"), [*((name, 3) for name in JOBS), *((name, 2) for name in MAIN)])
 def test_the_model_is_that_of_one_worker(three: Workers, name: str, world: int):
     expected = alone(three, name)
-    assert sum("loss" in step for step in expected.losses) >= 20 or name == "fyd-plain"
+    assert name not in TRAINED or sum("loss" in step for step in expected.losses) >= 20
     ranks = [sound(outcome) for outcome in three.run(world, fit, JOBS[name])]
     assert_same(ranks[0], expected)
     assert_equal_ranks(ranks)
@@ -96,7 +98,7 @@ def test_the_model_is_that_of_one_worker(three: Workers, name: str, world: int):
 
 @pytest.mark.parametrize("name", MAIN)
 def test_a_fit_continues_on_another_number_of_workers(three: Workers, name: str):
-    place = (MAIN[name], 2)
+    place = MAIN[name]
     stopped = [sound(outcome) for outcome in three.run(2, fit, JOBS[name], place)]
     assert_equal_ranks(stopped)
     for world in (1, 3):
@@ -104,28 +106,14 @@ def test_a_fit_continues_on_another_number_of_workers(three: Workers, name: str)
         assert_same(sound(ranks[0]), alone(three, name))
 
 
-@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("name", sorted(MAIN.keys() & TRAINED))
 def test_float32_begins_alike(three: Workers, name: str):
     """The first step, before rounding has gone through an optimizer."""
     job = JOBS[name]._replace(double=False)
-    place = (MAIN[name], 1)
+    place = (MAIN[name][0], 1)
     first = [next(step for step in sound(three.run(world, fit, job, place)[0]).losses if step) for world in (1, 2, 3)]
     for found in first[1:]:
         assert found == pytest.approx(first[0], rel=FIRST_RTOL, abs=1e-6)
-
-
-def test_ranks_watch_the_same_images_and_stop_together(three: Workers):
-    """FYD's `watch` scores, which takes float32; what it keeps and decides must not hang on the number of workers."""
-    job = JOBS["fyd"]._replace(double=False, options={**JOBS["fyd"].options, "selection": "watch"})
-    (one,), both = (three.run(world, fit, job, ("contrast", 2)) for world in (1, 2))
-    assert_equal_ranks([sound(outcome) for outcome in both])
-    expected, found = _opened(sound(one).state), _opened(both[0].state)
-    assert found["kept"].keys() == expected["kept"].keys()
-    assert len(found["kept"]) == job.images
-    for place, image in expected["kept"].items():
-        assert torch.equal(found["kept"][place], image)
-    assert math.isfinite(found["best_auroc"])
-    assert found["best_auroc"] > 0
 
 
 @pytest.mark.parametrize("name", MAIN)
@@ -133,4 +121,4 @@ def test_a_value_that_is_not_finite_on_one_rank_stops_all(three: Workers, name: 
     options = {**JOBS[name].options, **({"source_rescale": "none"} if name == "mkd" else {})}
     for outcome in three.run(3, fit, JOBS[name]._replace(options=options, poisoned=1)):  # row 1 is on rank 1
         assert isinstance(outcome, NonFiniteLoss), outcome
-        assert outcome.phase in (MAIN[name], "align")
+        assert outcome.phase in (MAIN[name][0], "align")

@@ -1,0 +1,167 @@
+"""Models of format 1, as this version reads them: options that are gone are fixed at what they were then by default.
+
+A model's record is never changed, so that its id stays. What is read here is its kind, its configuration, and the names
+in its weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from models import registry
+from models.errors import ArtifactError
+
+OLDER_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A kind of this version that reads models of an older one."""
+
+    kind: str
+    # Options whose other values are not read: what is fixed now, or tells this reading from another.
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    # Options that are not looked at: they shaped the fit, and do nothing in what came of it.
+    ignored: tuple[str, ...] = ()
+    # Patterns of names in the weights, and what stands for them now; a name that becomes empty is dropped.
+    names: tuple[tuple[str, str], ...] = ()
+
+    def differing(self, options: Mapping[str, Any]) -> list[str]:
+        """The options of an older model that this reading does not cover."""
+        fields = registry.entry(self.kind).config_class().model_fields
+        return [
+            option
+            for option, value in options.items()
+            if (value != self.fixed[option] if option in self.fixed else option not in (*fields, *self.ignored))
+        ]
+
+    def options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of an older model that are still options."""
+        fields = registry.entry(self.kind).config_class().model_fields
+        return {option: value for option, value in options.items() if option in fields and option not in self.ignored}
+
+    def weights(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The weights of an older model under the names of this version."""
+        found = {}
+        for name, tensor in state.items():
+            for pattern, now in self.names:
+                name = re.sub(pattern, now, name)
+            if name:
+                found[name] = tensor
+        return found
+
+
+GAUSSIANS = (
+    (r"^dims_(\d+)$", r"gaussians.\1.dims"),
+    (r"^(bank|scale)s\.(\d+)\.", r"gaussians.\2.\1."),
+    ("^turned_mean$", ""),
+)
+FYD_FIT = ("align_epochs", "align_lr", "image_family", "image_angle_deg", "cov_reg", "normalise", "selection")
+
+# How SSM and the auto-encoder that was an option of it read a reconstruction.
+SSM_MAP = {"gms_scales": 4, "color_weight": 0.0, "smoothing": 7.0, "legacy_1d": False}
+
+READINGS: dict[str, tuple[Reading, ...]] = {
+    "ssm": (
+        Reading(
+            "ssm",
+            {"model": "masked", "masks": "checkerboard", "cell_weights": "squared", "refine_ratio": 0.8, **SSM_MAP},
+            ("weight_decay", "mask_variety", "mask_seed", "refine_quantile"),
+        ),
+        Reading(
+            "autoencoder",
+            {"model": "autoencoder", **SSM_MAP},
+            (
+                *("weight_decay", "cells", "cell_weights", "lambda_mask", "mask_blocks", "mask_variety", "mask_seed"),
+                *("masks", "refine", "refine_steps", "refine_quantile", "refine_ratio"),
+            ),
+            (("^(normal_below|score_mean|score_spread|uncovered_share)$", ""),),
+        ),
+    ),
+    "pmad": (
+        Reading(
+            "pmad",
+            {
+                "query": "channel_map",
+                "shared_memory": False,
+                "temperature": 0.05,
+                "gms_scales": 4,
+                "error": "gms",
+                "kappa_map": 0.0,
+                "kappa_image": 0.0,
+                "blur": 2.0,
+            },
+            ("lambda_entropy", "max_memory"),
+        ),
+    ),
+    "cyclegan": (
+        Reading("cyclegan", {"blur": 2.0, "score": "sse"}, ("augment", "zoom", "shift", "contrast", "decay_start")),
+    ),
+    "mkd": (
+        Reading(
+            "mkd",
+            {
+                "cloner": "compact",
+                "cloner_width": 16,
+                "bn_affine": True,
+                "map_scale": "global",
+                "detach_source": False,
+                "blur": 4.0,
+                "opening": True,
+            },
+        ),
+    ),
+    "fyd": (
+        Reading(
+            "padim",
+            {"align_image": False, "align_stages": False, "contrast": False, "flip": False},
+            (*FYD_FIT, "epochs", "lr", "stage_family", "stn_hidden", "width", "unwarp"),
+            ((r"^trunk\.", "backbone."), *GAUSSIANS),
+        ),
+        # The image's transformer has other bounds now.
+        Reading(
+            "fyd",
+            {
+                "align_image": False,
+                "flip": False,
+                "stage_family": "rotation_scale",
+                "stn_hidden": 256,
+                "width": 64,
+                "unwarp": "score",
+                "bank": "stage",
+                "patch": 3,
+                "blur": 4.0,
+            },
+            (*FYD_FIT, "norm"),
+            ((r"^trunk\.(mean|std|stages)", r"trunk.backbone.\1"), (r"\.stage_stns\.", ".transformers."), *GAUSSIANS),
+        ),
+    ),
+}
+
+
+def reading(kind: str, options: Mapping[str, Any], where: object) -> Reading:
+    """How a model of format 1, in `where`, is read.
+
+    Raises:
+        ArtifactError: it has an option that this version does not have at that value.
+    """
+    readings = READINGS.get(kind, (Reading(kind),))
+    for one in readings:
+        if not one.differing(options):
+            return one
+    closest = min(readings, key=lambda one: len(one.differing(options)))
+    option = closest.differing(options)[0]
+    raise ArtifactError(
+        f"Of {kind} models of format {OLDER_FORMAT} this retroscan reads {_known(option, readings)}.",
+        f"{option}={options[option]} in {where}",
+        "Scan it with the version that wrote it (detector.json, key versions), or fit again with "
+        f"`--detector {closest.kind}`.",
+    )
+
+
+def _known(option: str, readings: Iterable[Reading]) -> str:
+    values = [repr(one.fixed[option]) for one in readings if option in one.fixed]
+    return f"those with {option}={' or '.join(dict.fromkeys(values))}" if values else f"none with {option}"
