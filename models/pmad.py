@@ -26,11 +26,11 @@ Shape suffixes: B batch, C channels, H height, W width, T tiles, Q queries of a 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.detector import Detector, InputSpec, Phase, Runtime, Scores, TrainedConfig, evaluating
@@ -73,6 +73,16 @@ class PMADConfig(TrainedConfig):
     warmup: int = Field(default=3, ge=0)
     hee: bool = True
     score: Literal["max", "mean"] = "mean"
+
+    @model_validator(mode="after")
+    def _options_are_of_a_memory(self) -> Self:
+        for option in ("partitions", "items", "warmup"):
+            value, default = getattr(self, option), type(self).model_fields[option].default
+            if "pmb" not in self.modes and value != default:
+                raise ConfigError(
+                    f"{option} counts where modes name a memory.", f"{option}={value}", f"Leave it at {default}."
+                )
+        return self
 
 
 def tile(maps_BCHW: Tensor, side: int) -> Tensor:

@@ -32,11 +32,11 @@ Shape suffixes: B batch, C channels, H height, W width, K cell sizes, N masks of
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.detector import Detector, InputSpec, Phase, Runtime, Scores, TrainedConfig, evaluating
@@ -73,12 +73,13 @@ class SSMConfig(TrainedConfig):
     refine_steps: int = Field(default=1, ge=1, le=5)
     score: Literal["max", "mean", "max+mse"] = "mean"
 
-    @field_validator("refine_steps")
-    @classmethod
-    def _is_of_a_refinement(cls, steps: int, info: ValidationInfo) -> int:
-        if steps != 1 and info.data.get("refine") == "none":
-            raise ConfigError("refine_steps are steps of a refinement.", steps, "Add --set refine=disjoint, or joint.")
-        return steps
+    @model_validator(mode="after")
+    def _steps_are_of_a_refinement(self) -> Self:
+        if self.refine == "none" and self.refine_steps != 1:
+            raise ConfigError(
+                "refine_steps counts where refine is on.", f"refine_steps={self.refine_steps}", "Leave it at 1."
+            )
+        return self
 
 
 def compose(image_1CHW: Tensor, painted_KN3HW: Tensor, hidden_KN1HW: Tensor) -> Tensor:

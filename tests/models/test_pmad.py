@@ -21,6 +21,9 @@ ALTERNATE = ("none", "pmb", "skip", "pmb")
 SMALL = {"width": 4, "epochs": 2, "batch_size": 4, "items": 8, "warmup": 0, "modes": ALTERNATE}
 
 
+WITHOUT_MEMORY = {"items": 50, "warmup": 3}
+
+
 def pmad(size_px: tuple[int, int] = SIZE, **options: object) -> PMAD:
     torch.manual_seed(0)
     detector = build("pmad", size_px, **(SMALL | options))
@@ -119,7 +122,13 @@ def test_memories_that_are_too_large_and_tiles_that_do_not_divide_are_refused():
 def test_levels_are_what_modes_say():
     assert len(pmad().memories()) == 2
     assert len(pmad(modes=("pmb", "pmb", "pmb", "pmb"), partitions=(4, 4, 2, 1)).memories()) == 4
-    assert not pmad(modes=("none", "none", "none", "none")).memories()
+    assert not pmad(modes=("none", "skip", "none", "none"), **WITHOUT_MEMORY).memories()
+
+
+@pytest.mark.parametrize("option", [{"items": 8}, {"warmup": 0}, {"partitions": (2, 2, 2, 2)}])
+def test_options_of_memories_are_refused_where_there_are_none(option: dict[str, object]):
+    with pytest.raises(ConfigError, match=r"counts where modes name a memory\. Got: .*\. Leave it at"):
+        pmad(modes=("none", "skip", "none", "none"), **(WITHOUT_MEMORY | option))
 
 
 def test_warming_up_follows_the_epochs_also_after_a_restart():
@@ -149,8 +158,8 @@ def test_a_pasted_patch_comes_back_worse_through_memories_than_through_open_skip
     normal = textures(8, 64, 64, seed=1)
     bad, masks = with_defects(normal)
     inside = {}
-    for name, modes in (("memory", ALTERNATE), ("skips", ("skip",) * 4)):
-        detector = pmad((64, 64), epochs=20, lr=3e-3, modes=modes, hee=False)
+    for name, options in (("memory", {"modes": ALTERNATE}), ("skips", {"modes": ("skip",) * 4, **WITHOUT_MEMORY})):
+        detector = pmad((64, 64), epochs=20, lr=3e-3, hee=False, **options)
         run_fit(detector, batches(images, 4), batches(held_out, 3))
         with torch.no_grad():
             errors = (rebuild(detector.network, bad) - bad).abs().mean(1)

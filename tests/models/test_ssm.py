@@ -194,7 +194,7 @@ def test_cells_larger_than_half_the_image_are_refused():
 
 
 def test_steps_of_no_refinement_are_refused():
-    with pytest.raises(ConfigError, match=r"steps of a refinement\. Got: 2\. Add --set refine=disjoint"):
+    with pytest.raises(ConfigError, match=r"where refine is on\. Got: refine_steps=2\. Leave it at 1\."):
         ssm(refine="none", refine_steps=2)
     assert ssm(refine="none", refine_steps=1).config.refine_steps == 1
 
