@@ -14,11 +14,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.detector import Detector, InputSpec, Phase, Runtime, Scores, TrainedConfig, evaluating
+from models.detector import Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating
 from models.parts.maps import gaussian_blur
 from models.parts.reconstruction import SMOOTHING, Decay, ReconstructionLearner, image_scores, rebuild
 from models.parts.similarity import gms_map, reconstruction_loss
 from models.parts.unet import UNet, check_size
+from models.runtime import Runtime
 
 DECAY = Decay((0.8,), 0.1)
 WEIGHT_DECAY = 1e-5

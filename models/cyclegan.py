@@ -41,21 +41,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.detector import (
-    Batch,
-    Detector,
-    InputSpec,
-    Phase,
-    Runtime,
-    Scores,
-    TrainedConfig,
-    evaluating,
-    finite_or_stop,
-)
+from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating, finite_or_stop
 from models.errors import ConfigError, InputError
 from models.parts.adversarial import Discriminator, Generator, ReplayBuffer, decay, is_fake, is_real
 from models.parts.augmentation import augmented
 from models.parts.maps import gaussian_blur
+from models.runtime import Runtime
 
 # Below it the discriminator has no patch left.
 SMALLEST_PX = 24

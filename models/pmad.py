@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.detector import Detector, InputSpec, Phase, Runtime, Scores, TrainedConfig, evaluating
+from models.detector import Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating
 from models.errors import ConfigError
 from models.parts import histogram_error
 from models.parts.histogram import LogHistogram
@@ -41,6 +41,7 @@ from models.parts.maps import gaussian_blur
 from models.parts.reconstruction import Decay, ReconstructionLearner, image_scores, rebuild
 from models.parts.similarity import gms_map, reconstruction_loss
 from models.parts.unet import UNet, check_size
+from models.runtime import Runtime
 
 Mode = Literal["none", "skip", "pmb"]
 DECAY = Decay((0.8, 0.9), 0.2)

@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.detector import Detector, InputSpec, Phase, Runtime, Scores, TrainedConfig, evaluating
+from models.detector import Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating
 from models.errors import ConfigError
 from models.parts.histogram import LogHistogram
 from models.parts.maps import gaussian_blur
@@ -47,6 +47,7 @@ from models.parts.masks import BLOCKS, checkerboard_masks, training_masks
 from models.parts.reconstruction import SMOOTHING, Decay, ReconstructionLearner, image_scores
 from models.parts.similarity import gms_map, reconstruction_loss
 from models.parts.unet import UNet, check_size
+from models.runtime import Runtime
 
 DECAY = Decay((0.8,), 0.1)
 WEIGHT_DECAY = 1e-5

@@ -14,7 +14,8 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.detector import Batch, Detector, Phase, Runtime, finite_or_stop
+from models.detector import Batch, Detector, Phase, finite_or_stop
+from models.runtime import Runtime
 
 # Sigma in pixels at a height of 128, with which SSM and the auto-encoder smooth their maps.
 SMOOTHING = 7.0

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from detectorkit import batches, build, run_fit
+from safetensors.torch import load_file, save_file
 from textures import textures, with_defects
 
+from models import artifact
 from models.autoencoder import Autoencoder
-from models.detector import Runtime
-from models.errors import ConfigError
+from models.errors import ArtifactError, ConfigError
 from models.parts.maps import gaussian_blur
 from models.parts.reconstruction import rebuild
 from models.parts.similarity import gms_map
+from models.record import DETECTOR, WEIGHTS, file_sha256, model_id
+from models.runtime import Runtime
 
 SIZE = (32, 48)
 SMALL = {"width": 4, "epochs": 2, "batch_size": 4}
@@ -68,3 +75,59 @@ def test_it_has_one_phase_and_needs_no_held_out_images():
 def test_sizes_that_do_not_halve_four_times_are_refused():
     with pytest.raises(ConfigError, match=r"multiples of 16\. Got: 40x48\."):
         autoencoder((40, 48))
+
+
+# The configuration of a model of format 1, when the auto-encoder was an option of SSM.
+OF_SSM: dict[str, Any] = {
+    "model": "autoencoder",
+    "batch_size": 4,
+    "cell_weights": "squared",
+    "cells": [2, 4, 8],
+    "color_weight": 0.0,
+    "epochs": 2,
+    "gms_scales": 4,
+    "lambda_mask": 0.01,
+    "legacy_1d": False,
+    "lr": 1e-3,
+    "mask_blocks": False,
+    "mask_seed": 8,
+    "mask_variety": True,
+    "masks": "checkerboard",
+    "refine": "none",
+    "refine_quantile": 0.95,
+    "refine_ratio": 0.8,
+    "refine_steps": 1,
+    "score": "mean",
+    "smoothing": 7.0,
+    "weight_decay": 1e-5,
+    "width": 4,
+}
+
+
+def write_older(folder: Path, detector: Autoencoder, **changed: Any) -> None:
+    """A model of format 1 with the weights of `detector`, as SSM wrote it."""
+    artifact.save(folder, "autoencoder", detector, {"channels": 3, "height_px": SIZE[0], "width_px": SIZE[1]}, {})
+    constants = {name: torch.zeros(()) for name in ("normal_below", "score_mean", "score_spread", "uncovered_share")}
+    save_file(load_file(folder / WEIGHTS) | constants, folder / WEIGHTS)
+    record = json.loads((folder / DETECTOR).read_text())
+    record |= {"format": 1, "kind": "ssm", "config": OF_SSM | changed, "weights_sha256": file_sha256(folder / WEIGHTS)}
+    (folder / DETECTOR).write_text(json.dumps(record | {"model_id": model_id(record)}))
+
+
+@pytest.mark.parametrize("score", ["mean", "max"])
+def test_a_model_that_was_an_option_of_ssm_scores_as_it_did(tmp_path: Path, score: str):
+    detector, images = autoencoder(score=score), textures(2, *SIZE)
+    write_older(tmp_path, detector, score=score)
+    opened = artifact.load(tmp_path).detector
+    assert isinstance(opened, Autoencoder)
+    for found, expected in zip(opened.score(images), detector.score(images), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("gms_scales", 3), ("smoothing", 0.0), ("color_weight", 1.0), ("score", "max+mse")]
+)
+def test_one_that_would_score_otherwise_is_refused(tmp_path: Path, option: str, value: Any):
+    write_older(tmp_path, autoencoder(), **{option: value})
+    with pytest.raises(ArtifactError, match=option):
+        artifact.load(tmp_path)

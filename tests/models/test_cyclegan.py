@@ -9,10 +9,10 @@ from textures import textures, with_defects
 from torch import Tensor, nn
 
 from models.cyclegan import CycleGAN, CycleGANLearner
-from models.detector import Runtime
 from models.errors import ConfigError, InputError
 from models.parts.adversarial import decay
 from models.parts.maps import gaussian_blur
+from models.runtime import Runtime
 
 SIZE = (32, 48)
 SMALL = {"ngf": 4, "blocks": 1, "ndf": 4, "epochs": 2, "batch_size": 4}

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textures import textures, with_defects
 
-from models.detector import Runtime
 from models.errors import ConfigError
 from models.parts import histogram_error
 from models.parts.maps import gaussian_blur
 from models.parts.reconstruction import rebuild
 from models.pmad import PMAD, PartitionMemory, shrink, tile, untile
+from models.runtime import Runtime
 
 SIZE = (32, 48)
 ALTERNATE = ("none", "pmb", "skip", "pmb")

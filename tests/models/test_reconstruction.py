@@ -9,8 +9,9 @@ import torch
 from detectorkit import batches, build
 from textures import textures
 
-from models.detector import Learner, Runtime
+from models.detector import Learner
 from models.parts.reconstruction import Decay, image_scores, rebuild
+from models.runtime import Runtime
 
 SIZE = (32, 48)
 

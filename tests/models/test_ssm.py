@@ -7,9 +7,9 @@ import torch
 from detectorkit import batches, build, run_fit, run_phase
 from textures import textures, with_defects
 
-from models.detector import Runtime
 from models.errors import ConfigError
 from models.parts.masks import checkerboard_masks
+from models.runtime import Runtime
 from models.ssm import NORMAL_QUANTILE, SSM, compose
 
 SIZE = (32, 48)
