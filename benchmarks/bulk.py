@@ -2,9 +2,11 @@
 
     PYTHONPATH=tests python -m benchmarks.bulk [--only TEXT] [--work FOLDER]
 
-`small` and `hundred` index and scan 2,000 and 100,000 small objects of three formats, some of them broken: memory must not grow
-with an archive. `large` has sides up to 4096 px, `long` an object of 1,000 frames. `alone` and `together` scan JPEG 2000 slices
-with each of three models and with all at once. A finished cell is not run again.
+`small` and `hundred` index and scan 2,000 and 100,000 small objects of three formats, some of them broken: memory must
+not grow with an archive.
+`large` has sides up to 4096 px, `long` an object of 1,000 frames.
+`alone` and `together` scan JPEG 2000 slices with each of three models and with all at once.
+A finished cell is not run again.
 """
 
 from __future__ import annotations
@@ -28,11 +30,14 @@ from benchmarks.scan import FORMATS, encoded, make_model, scan_command, write_ar
 
 RESULTS = Path(__file__).parent / "results"
 SMALL_PX = 96
-DIFFERENT = 64  # small objects; their files repeat
+# Small objects; their files repeat.
+DIFFERENT = 64
 BROKEN = {"empty.png": b"", "text.dcm": b"no picture\n" * 40}
 BROKEN_EVERY = 500
-SLICES = 1500  # JPEG 2000, for several models
-THREE = ("light", "fyd", "pmad")  # models of benchmarks.scan
+# JPEG 2000, for several models.
+SLICES = 1500
+# Models of benchmarks.scan.
+THREE = ("light", "padim", "pmad")
 
 
 def small_files(folder: Path, count: int, *, broken: bool = False) -> None:
@@ -105,7 +110,8 @@ def archive_cell(prepare: Callable[[Path], None]) -> Callable[[Path, str], dict[
         model = make_model(work / "models" / "light", "light")
         manifest = folder / "manifest"
         if manifest.exists():
-            shutil.rmtree(manifest)  # of a cell that was cut off
+            # Of a cell that was cut off.
+            shutil.rmtree(manifest)
         index = [sys.executable, "-m", "ad_jobs", "index", str(folder / "archive"), "--out", str(manifest)]
         indexed = cost_of(index).seconds
         spent, counts = scanned(str(manifest), [model], work)
@@ -163,13 +169,17 @@ def write_table(folder: Path) -> None:
 
 
 def _archives(cells: dict[str, Any]) -> Iterator[str]:
-    yield "| archive | objects | scored | failed | seconds | objects/s | index s | driver MiB | largest worker MiB | all MiB |"
+    yield (
+        "| archive | objects | scored | failed | seconds | objects/s | index s "
+        "| driver MiB | largest worker MiB | all MiB |"
+    )
     yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     for name, one in sorted(cells.items(), key=lambda item: list(CELLS).index(item[0])):
         counts, peaks = one["counts"], one["peaks_mib"]
         yield (
             f"| {name} | {counts['objects']:,} | {counts['scored']:,} | {counts['failed']:,} | {one['seconds']:.0f} | "
-            f"{counts['objects'] / one['seconds']:.0f} | {one['index_s']:.1f} | {peaks['driver']} | {peaks['largest']} | "
+            f"{counts['objects'] / one['seconds']:.0f} | {one['index_s']:.1f} | {peaks['driver']} | "
+            f"{peaks['largest']} | "
             f"{peaks['total']} |"
         )
 

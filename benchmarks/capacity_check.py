@@ -50,7 +50,7 @@ CASES = (
     Case("2 cores, 2 chapters", "light", "jpeg", 12_000, (2,), 2, chapters=2),
     Case("2 cores", "light", "png", 8000, (2,), 2),
     Case("2 cores", "heavy", "png", 1700, (2,), 2),
-    Case("2 cores", "fyd", "dicom", 1300, (2,), 2),
+    Case("2 cores", "padim", "dicom", 1300, (2,), 2),
     Case("2 cores", "pmad", "jpeg", 4500, (2,), 2),
     Case("1 core", "light", "png", 3600, (1,), 1),
     Case("2 nodes of 1 core", "light", "png", 24_000, (1, 1), 2),

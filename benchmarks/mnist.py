@@ -1,6 +1,8 @@
 """MNIST by MKD's protocol: one digit is normal, the whole test set is scored, mean AUROC over the ten digits.
 
-    python -m benchmarks.mnist --data ../shared/data/mnist/mnist.npz --weights ../shared/weights/vgg16_features_oxford.safetensors
+    python -m benchmarks.mnist --data
+    ../shared/data/mnist/mnist.npz --weights
+    ../shared/weights/vgg16_features_oxford.safetensors
 
 A finished digit is not run again: each writes one JSON into benchmarks/results/mnist/, and the table is made from them.
 """
@@ -132,7 +134,8 @@ def write_table(folder: Path) -> None:
     lines = [
         "# MNIST, one digit normal",
         "",
-        f"MKD with VGG-16 (Oxford weights, `source_rescale=rms`), 32 px, {first['config']['epochs']} epochs, at most {MAX_TRAIN} "
+        f"MKD with VGG-16 (Oxford weights, `source_rescale=rms`), 32 px, {first['config']['epochs']} epochs, at most "
+        f"{MAX_TRAIN} "
         f"training images a digit, flat score of the last three taps, whole test set ({first['n_test']} images).",
         f"{first['machine']['cpu']}, {first['threads']} thread(s); torch {first['versions']['torch']}.",
         "",

@@ -2,9 +2,11 @@
 
     PYTHONPATH=tests python -m benchmarks.resume [--objects 10000000] [--work FOLDER]
 
-A manifest of so many objects, all chapters but the last committed, and 99 % of the last one in parts, as a killed scan leaves it.
-Then `scan` is called again and stopped where Ray would start. Beside it the same for a run of one chapter: what grows, grows with
-what is done. Writes benchmarks/results/resume.md.
+A manifest of so many objects, all chapters but the last committed, and 99 % of the last one in parts, as a
+killed scan leaves it.
+Then `scan` is called again and stopped where Ray would start.
+Beside it the same for a run of one chapter: what grows, grows with what is done.
+Writes benchmarks/results/resume.md.
 """
 
 from __future__ import annotations
@@ -26,21 +28,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ad_jobs import index as index_verb
 from ad_jobs import scan as scan_verb
+from ad_jobs.archive import listing
 from ad_jobs.archive.sources import SourceObject
 from ad_jobs.results.count import Counts
 from ad_jobs.results.parts import ScorePart, part_name
 from ad_jobs.results.run import machine
 from ad_jobs.scanning import chapters, run_state
-from ad_jobs.scanning.chapters import CHAPTER_OBJECTS
-from ad_jobs.scanning.stages import Identifiers
+from ad_jobs.scanning.intent import resolve
 from ad_jobs.schema import SCORES
-from ad_jobs.scoring.model_store import read_model
+from ad_jobs.specs import CHAPTER_OBJECTS, ScanSpec
 from cluster import storage
 
 RESULTS = Path(__file__).parent / "results" / "resume.md"
-PART = 20_000  # objects
+# Objects.
+PART = 20_000
 
 
 def uri_of(number: int) -> str:
@@ -54,25 +56,15 @@ def write_manifest(folder: Path, objects: int) -> None:
         return (SourceObject(uri_of(n), 524_288, f"{n:032x}", now, None) for n in range(objects))
 
     (folder / "archive").mkdir()
-    with patch.object(index_verb, "iter_source", listed):
-        index_verb.index(str(folder / "archive"), str(folder / "manifest"))
+    with patch.object(listing, "iter_source", listed):
+        listing.write_manifest(str(folder / "archive"), str(folder / "manifest"))
 
 
 def begin(folder: Path, model: str) -> tuple[int, int]:
     """A run as a killed scan leaves it; how many chapters it has, and how many objects are left."""
-    opened = [read_model(model)]
-    plan = run_state.intend(
-        str(folder / "manifest"),
-        str(folder / "run"),
-        opened,
-        where=None,
-        heatmaps="flagged",
-        limits=opened[0].limits,
-        identifiers=Identifiers("plain", b""),
-        config={},
-    )
-    run_state.begin(plan)
-    for number in range(plan.chapters - 1):
+    intent = resolve(ScanSpec(source=str(folder / "manifest"), model=[model], out=str(folder / "run")))
+    run_state.begin(intent)
+    for number in range(intent.chapters - 1):
         names = [f"scores/{part_name(number, [str(part)])}.parquet" for part in range(CHAPTER_OBJECTS // PART)]
         chapter = chapters.Chapter(
             number=number,
@@ -89,8 +81,8 @@ def begin(folder: Path, model: str) -> tuple[int, int]:
             parts=[ScorePart(name=name, rows=PART, sha256="0" * 64, bytes=1_000_000) for name in names],
             heatmap_parts=[],
         )
-        storage.write_bytes(chapters.record_uri(plan.checkpoint, number), chapter.model_dump_json().encode())
-    ids = plan.ids(plan.chapters - 1)
+        storage.write_bytes(chapters.record_uri(intent.checkpoint, number), chapter.model_dump_json().encode())
+    ids = intent.ids(intent.chapters - 1)
     done = ids[: round(0.99 * len(ids))]
     (folder / "run" / "scores").mkdir(exist_ok=True)
     for first in range(0, len(done), PART):
@@ -103,9 +95,9 @@ def begin(folder: Path, model: str) -> tuple[int, int]:
             "score": np.zeros(len(held), np.float32),
         }
         columns = [pa.array(values.get(f.name, [None] * len(held)), f.type) for f in SCORES]
-        name = f"{part_name(plan.chapters - 1, map(str, held))}.parquet"
+        name = f"{part_name(intent.chapters - 1, map(str, held))}.parquet"
         pq.write_table(pa.table(columns, schema=SCORES), folder / "run" / "scores" / name, compression="zstd")
-    return plan.chapters, len(ids) - len(done)
+    return intent.chapters, len(ids) - len(done)
 
 
 class Stop(Exception):

@@ -2,8 +2,9 @@
 
     PYTHONPATH=tests python -m benchmarks.s3_scan [--objects 3000]
 
-Starts a SeaweedFS server, uploads PNG, JPEG and DICOM images with 1 % broken objects of nine kinds, and scans them with MKD on
-EfficientNet-Lite0 at 64 px (random cloner: scores need no fit to be compared). Writes benchmarks/results/s3_scan.md.
+Starts a SeaweedFS server, uploads PNG, JPEG and DICOM images with 1 % broken objects of nine kinds, and scans them with
+MKD on EfficientNet-Lite0 at 64 px (random cloner: scores need no fit to be compared).
+Writes benchmarks/results/s3_scan.md.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ import torch
 from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 from s3server import S3Server
 
-from ad_jobs.calibrate import calibrate_on
 from ad_jobs.index import index
 from ad_jobs.results.read import read_scores
 from ad_jobs.results.run import machine, versions
+from ad_jobs.scoring.calibration import calibrate_on
 from ad_jobs.scoring.model_store import write_calibration
 from ad_jobs.verify import verify
 from cluster import storage
@@ -119,7 +120,8 @@ def run(count: int, root: Path) -> list[str]:
         info = index(f"{base}/archive", f"{base}/manifest")
         index_s = time.perf_counter() - start
         gone = f"archive/{sorted(good)[len(good) // 2]}"
-        server.client.delete_object(Bucket=server.bucket, Key=gone)  # gone since the index
+        # Gone since the index.
+        server.client.delete_object(Bucket=server.bucket, Key=gone)
         kinds[f"{base}/{gone}"] = "not_found"
         model = make_model(root / "model")
 
@@ -163,7 +165,8 @@ def report(v: dict[str, Any]) -> list[str]:
         "| what | figure |",
         "|---|---|",
         f"| objects in the manifest | {v['info'].objects} |",
-        f"| scored + failed + skipped | {counts.get('scored', 0)} + {counts.get('failed', 0)} + {counts.get('skipped', 0)} |",
+        f"| scored + failed + skipped | {counts.get('scored', 0)} + {counts.get('failed', 0)} + "
+        f"{counts.get('skipped', 0)} |",
         f"| reasons | {', '.join(f'{code} {n}' for code, n in sorted(codes.items()))} |",
         "| every bad object with its expected code | yes |",
         f"| largest score difference to a scan without the bad ones | {v['difference']:.2g} |",

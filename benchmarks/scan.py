@@ -2,11 +2,12 @@
 
     PYTHONPATH=tests python -m benchmarks.scan [--only TEXT] [--work FOLDER]
 
-Every way scores the same images with the same model: `bare` from tensors in memory, `loader` with torch's DataLoader into a
-Parquet file, `ray` with Ray Data into Parquet files, `scan` as a user calls it. Each runs at n and at 10 n images in processes of
-its own, so that start-up and the marginal cost of an image come apart: images/s = 9 n / (t(10 n) - t(n)), start-up = t(n) - n /
-images/s.
-CPU-seconds are those of the whole machine, so run it on a quiet one. A finished cell is not run again.
+Every way scores the same images with the same model: `bare` from tensors in memory, `loader` with torch's DataLoader
+into a Parquet file, `ray` with Ray Data into Parquet files, `scan` as a user calls it.
+Each runs at n and at 10 n images in processes of its own, so that start-up and the marginal cost of an image come
+apart: images/s = 9 n / (t(10 n) - t(n)), start-up = t(n) - n / images/s.
+CPU-seconds are those of the whole machine, so run it on a quiet one.
+A finished cell is not run again.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ad_jobs.calibrate import calibrate_on
 from ad_jobs.phantom.codecs import JPEG_2000_LOSSLESS, compress
 from ad_jobs.results.run import machine, versions
+from ad_jobs.scoring.calibration import calibrate_on
 from ad_jobs.scoring.model_store import open_model, write_calibration
 from ad_jobs.scoring.scorer import Scorer
 from benchmarks.measuring import busy_s, cost_of
@@ -42,8 +43,10 @@ from models import artifact, registry
 from models.detector import InputSpec
 
 RESULTS = Path(__file__).parent / "results"
-SIDE_PX = 512  # of the images as stored
-DIFFERENT = 48  # images; their files repeat
+# Of the images as stored.
+SIDE_PX = 512
+# Images; their files repeat.
+DIFFERENT = 48
 WAYS = ("bare", "loader", "ray", "scan")
 FORMATS = ("dicom", "png", "jpeg")
 # Untrained: what a score costs does not hang on what the weights hold.
@@ -51,14 +54,16 @@ MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
     # detector, input px, options
     "light": ("mkd", 64, {}),
     "heavy": ("ssm", 64, {"cells": [2, 4, 8]}),
-    "fyd": ("fyd", 64, {"layers": [2, 3, 4]}),
+    "padim": ("padim", 64, {"layers": [2, 3, 4]}),
     "pmad": ("pmad", 64, {}),
 }
 # n, so large that every process of a scan has started before it ends: else their start counts as an image's.
 COUNTS = {"light": {"dicom": 520, "png": 2080, "jpeg": 2080}, "heavy": {"dicom": 120, "png": 120}}
 BATCH = 32
-PLAIN = (("local", "png"), ("local", "jpeg"), ("s3", "dicom"))  # what the plain script is measured on
-# Which archives each model is measured on: what an image costs beside the heavy one hangs little on where it comes from.
+# What the plain script is measured on.
+PLAIN = (("local", "png"), ("local", "jpeg"), ("s3", "dicom"))
+# Which archives each model is measured on: what an image costs beside the heavy one hangs little on
+# where it comes from.
 COMPARED = {
     "light": (*itertools.product(("local",), FORMATS), ("s3", "dicom"), ("s3", "jpeg")),
     "heavy": (("local", "png"), ("s3", "dicom")),
@@ -358,7 +363,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.way:
         way, source, model, out = given.way
-        from benchmarks import scan as itself  # by its name: Ray pickles what is in __main__ by value, clients and all
+        # By its name: Ray pickles what is in __main__ by value, clients and all.
+        from benchmarks import scan as itself
 
         {"bare": itself.bare, "loader": itself.loader, "ray": itself.plain_ray}[way](source, model, Path(out))
         return
@@ -371,7 +377,8 @@ def main() -> None:
         for name, archives in COMPARED.items()
         for store, form in archives
         for way in WAYS
-        if way != "bare" or (store, form) == ("local", "png")  # it reads none of them
+        # It reads none of them.
+        if way != "bare" or (store, form) == ("local", "png")
         if way != "ray" or (store, form) in PLAIN
     )
     for name, store, form, way in planned:

@@ -2,11 +2,12 @@
 
     PYTHONPATH=tests python -m benchmarks.stage_costs [--work FOLDER]
 
-Objects (format and side in pixels): fetching and decoding as one fetch task does them, from local files. S3: what the client
-takes for a GET, its server on the same machine. Detectors: an actor's work on decoded images, and writing what comes of it.
-Milliseconds on the clock of one core while the others idle, as some decoders use more than one; and of CPU, the decoder's own
-process included, while every core does the same, as cores slow each other down. Writes
-benchmarks/results/capacity/costs.json; run it on a quiet machine.
+Objects (format and side in pixels): fetching and decoding as one fetch task does them, from local files.
+S3: what the client takes for a GET, its server on the same machine.
+Detectors: an actor's work on decoded images, and writing what comes of it.
+Milliseconds on the clock of one core while the others idle, as some decoders use more than one; and of CPU, the
+decoder's own process included, while every core does the same, as cores slow each other down.
+Writes benchmarks/results/capacity/costs.json; run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -31,19 +32,26 @@ from ad_jobs.archive.fetching import Source, fetch_all
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.run import machine, versions
-from ad_jobs.scanning.stages import Identifiers, Judgement, ModelUse, prepare_objects, score_objects, write_part
+from ad_jobs.scanning.identifiers import Identifiers
+from ad_jobs.scanning.judgement import Judgement, ModelUse
+from ad_jobs.scanning.stages import prepare_objects, score_objects
+from ad_jobs.scanning.table import write_part
 from ad_jobs.scoring.model_store import open_model
 from ad_jobs.scoring.scorer import Scorer
 from benchmarks.scan import MODELS, encoded, make_model
 
 RESULT = Path(__file__).parent / "results" / "capacity" / "costs.json"
-OBJECTS = {512: 96, 2048: 16}  # how many, by side in pixels
+# How many, by side in pixels.
+OBJECTS = {512: 96, 2048: 16}
 FORMATS = ("png", "jpeg", "dicom")
 BATCH = 32
-BATCHES = {"heavy": 3}  # of other detectors: 10
-REPEATS = 3  # the fastest counts: whatever else the machine does only adds
+# Of other detectors: 10.
+BATCHES = {"heavy": 3}
+# The fastest counts: whatever else the machine does only adds.
+REPEATS = 3
 INPUT_PX = 64
-_together: list[Any] = []  # the barrier that this process shares with its copies on the other cores
+# The barrier that this process shares with its copies on the other cores.
+_together: list[Any] = []
 
 
 def spent(work: Callable[[], Any], child: psutil.Process | None = None) -> tuple[float, float]:
@@ -79,7 +87,8 @@ def object_costs(form: str, side: int, folder: Path) -> dict[str, Any]:
     policy, limits = PixelPolicy(channels=3, height_px=INPUT_PX, width_px=INPUT_PX), Limits()
     manifest = pa.Table.from_pylist([source._asdict() for source in sources])
     with GuardedDecoder() as decoder:
-        prepare_objects(manifest.slice(0, 2), [policy], limits, decoder, Identifiers())  # starts the child
+        # Starts the child.
+        prepare_objects(manifest.slice(0, 2), [policy], limits, decoder, Identifiers())
         gets = [fetched.fetch_ms for fetched in fetch_all(sources, limits.max_bytes)]
         _, fetch_cpu_s = spent(lambda: list(fetch_all(sources, limits.max_bytes)))
         clock_s, cpu_s = spent(
@@ -101,7 +110,8 @@ def s3_costs(folder: Path) -> dict[str, float]:
     archive.mkdir()
     for number in range(count):
         (archive / f"{number}.png").write_bytes(encoded(number % 16, "png", 512))
-    server = S3Server(Path(tempfile.mkdtemp(prefix="rs-s3-")))  # a short path: sockets lie in it
+    # A short path: sockets lie in it.
+    server = S3Server(Path(tempfile.mkdtemp(prefix="rs-s3-")))
     os.environ.update(server.env)
     server.start()
     try:

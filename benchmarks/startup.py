@@ -2,9 +2,12 @@
 
     PYTHONPATH=tests python -m benchmarks.startup [--work FOLDER]
 
-`scan` scores a few images with the light model of benchmarks.scan. `nothing` sends as many rows through a map task and an actor
-that return what they are given: neither torch nor retroscan is imported. Both say when they reached what; of three runs each, the
-one of the median length is shown. Writes benchmarks/results/startup.md. On a quiet machine.
+`scan` scores a few images with the light model of benchmarks.scan.
+`nothing` sends as many rows through a map task and an actor that return what they are given: neither torch
+nor retroscan is imported.
+Both say when they reached what; of three runs each, the one of the median length is shown.
+Writes benchmarks/results/startup.md.
+On a quiet machine.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from unittest.mock import patch
 RESULT = Path(__file__).parent / "results" / "startup.md"
 IMAGES = 32
 RUNS = 3
-TOLD_S = 2  # until the last tasks are known to Ray's timeline
+# Until the last tasks are known to Ray's timeline.
+TOLD_S = 2
 STEPS = {
     "asked": "the command is imported, models and source are read; `ray.init` is called",
     "started": "`ray.init` returns",
@@ -99,7 +103,8 @@ def _noting(run: Callable[[], Any], out: Path) -> None:
         at["closed"] = time.time()
 
     with (
-        suppress(SystemExit),  # the command's own end
+        # The command's own end.
+        suppress(SystemExit),
         patch.object(ray, "init", noted_init),
         patch.object(ray, "shutdown", noted_shutdown),
     ):
@@ -116,7 +121,8 @@ def measure(way: str, source: str, model: str, work: Path) -> dict[str, float]:
         ended = time.time()
         noted = json.loads((Path(out) / "noted.json").read_text())
     at = noted["at"] | {"ended": ended} | _reached(noted["tasks"])
-    waited = at["told"] - at["closing"]  # for the timeline, by this script alone
+    # For the timeline, by this script alone.
+    waited = at["told"] - at["closing"]
     late = ("closed", "ended")
     return {step: at[step] - began - (waited if step in late else 0) for step in STEPS}
 
@@ -165,9 +171,11 @@ def main() -> None:
     lines = [
         "# Where the start and the end of a scan go",
         "",
-        f"`python -m benchmarks.startup` on {here['cpu']}, {here['cores']} cores, ray {using['ray']}, torch {using['torch']}: "
+        f"`python -m benchmarks.startup` on {here['cpu']}, {here['cores']} cores, ray {using['ray']}, torch "
+        f"{using['torch']}: "
         f"seconds from the command until a step is reached. `scan` scores {IMAGES} PNGs with the light model of "
-        "[scan.md](scan.md); `Ray Data alone` sends as many rows through a task and an actor that return what they are given, "
+        "[scan.md](scan.md); `Ray Data alone` sends as many rows through a task and an actor that return what they "
+        "are given, "
         f"and imports neither torch nor retroscan. The run of median length of {RUNS} each.",
         "",
         "| step | scan | Ray Data alone |",

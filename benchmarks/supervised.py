@@ -2,11 +2,12 @@
 
     python -m benchmarks.supervised [--anomalous 5] [--anomalous 100] ... [--seeds 5]
 
-A detector that learns from anomalous images can be beaten by a classifier that learns from the same. Two of them are taught on
-the images that quality.yaml fits Cycle-GAN AD on and judged on those that it judges (br35h, by group, at 64 px): Cycle-GAN AD's
-own discriminator, which tells normal images from anomalous ones as in a fit (least squares, the same augmentation), and a
-logistic regression on what EfficientNet-Lite0 sees. Both see all the anomalous images, of which a fit of Cycle-GAN AD
-holds some out for its threshold. Their options were chosen on the groups of br35h_development.csv.
+A detector that learns from anomalous images can be beaten by a classifier that learns from the same.
+Two of them are taught on the images that quality.yaml fits Cycle-GAN AD on and judged on those that it judges (br35h,
+by group, at 64 px): Cycle-GAN AD's own discriminator, which tells normal images from anomalous ones as in a fit (least
+squares, the same augmentation), and a logistic regression on what EfficientNet-Lite0 sees.
+Both see all the anomalous images, of which a fit of Cycle-GAN AD holds some out for its threshold.
+Their options were chosen on the groups of br35h_development.csv.
 """
 
 from __future__ import annotations
@@ -32,13 +33,16 @@ from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.run import machine, versions
 from benchmarks import datasets
 from models.backbones import LITE0, Backbone
-from models.cyclegan import CycleGANConfig, Discriminator, augmented, decay, is_fake, is_real
+from models.cyclegan import CycleGANConfig
+from models.parts.adversarial import Discriminator, decay, is_fake, is_real
+from models.parts.augmentation import augmented
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "supervised"
 SIZE = 64
 STEPS, BATCH, RATE = 800, 16, 5e-4
-VIEWS = 24  # of an anomalous image, for the regression
+# Of an anomalous image, for the regression.
+VIEWS = 24
 
 
 class Sets(NamedTuple):
@@ -79,7 +83,7 @@ def by_discriminator(data: Sets, seed: int) -> NDArray[np.float64]:
         for group in optimizer.param_groups:
             group["lr"] = RATE * decay(step, STEPS, 0.5)
         normal, anomalous = (
-            2 * augmented(images[torch.randint(len(images), (BATCH,), generator=draw)], config, draw) - 1
+            2 * augmented(images[torch.randint(len(images), (BATCH,), generator=draw)], draw) - 1
             for images in (data.normal, data.anomalous)
         )
         loss = is_fake(judge(normal)).mean() + is_real(judge(anomalous)).mean()
@@ -92,7 +96,7 @@ def by_discriminator(data: Sets, seed: int) -> NDArray[np.float64]:
 
 def by_regression(data: Sets, seed: int) -> NDArray[np.float64]:
     """Log-odds by what EfficientNet-Lite0 sees at 128 px: means and maxima of four of its maps."""
-    backbone, config = Backbone(LITE0, (2, 3, 4, 5), "package"), CycleGANConfig()
+    backbone = Backbone(LITE0, (2, 3, 4, 5), "package")
     draw = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
@@ -103,8 +107,8 @@ def by_regression(data: Sets, seed: int) -> NDArray[np.float64]:
             found.append(torch.cat([torch.cat([tap.mean((2, 3)), tap.amax((2, 3))], 1) for tap in backbone(larger)], 1))
         return torch.cat(found).numpy()
 
-    normal = [features(data.normal), features(augmented(data.normal, config, draw))]
-    anomalous = [features(data.anomalous), *(features(augmented(data.anomalous, config, draw)) for _ in range(VIEWS))]
+    normal = [features(data.normal), features(augmented(data.normal, draw))]
+    anomalous = [features(data.anomalous), *(features(augmented(data.anomalous, draw)) for _ in range(VIEWS))]
     x, y = (np.concatenate(normal + anomalous), np.repeat([0, 1], [sum(map(len, normal)), sum(map(len, anomalous))]))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, class_weight="balanced", max_iter=1000))
     scores: NDArray[np.float64] = model.fit(x, y).decision_function(features(data.judged))
@@ -134,9 +138,11 @@ def main() -> None:
     text = [
         "# Classifiers that learn from a few anomalous images",
         "",
-        f"br35h at {SIZE} px, {len(data.normal)} normal images to learn from; judged on the images that quality.yaml judges: "
+        f"br35h at {SIZE} px, {len(data.normal)} normal images to learn from; judged on the images that quality.yaml "
+        "judges: "
         f"{np.bincount(data.labels)[0]} normal, {np.bincount(data.labels)[1]} anomalous. "
-        f"Accuracy-max is an oracle. {machine()['cpu']}, {torch.get_num_threads()} thread(s), torch {versions()['torch']}.",
+        f"Accuracy-max is an oracle. {machine()['cpu']}, {torch.get_num_threads()} thread(s), torch "
+        f"{versions()['torch']}.",
         "",
         "| classifier | anomalous images | seeds | image AUROC | accuracy-max |",
         "|---|---|---|---|---|",

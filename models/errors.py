@@ -8,7 +8,7 @@
     │   └── ArtifactError a model folder that is incomplete, damaged, or of another version
     └── NonFiniteLoss     a fit that stops before its update
 
-Every class hands all of its arguments to ``Exception.__init__`` and formats in ``__str__``, so that it survives pickling.
+Every class hands all of its arguments to ``Exception.__init__`` and formats in ``__str__``: it survives pickling.
 """
 
 from __future__ import annotations
