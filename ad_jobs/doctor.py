@@ -53,7 +53,7 @@ ROLES = (
 SPILL_SHARE = 0.95
 SCRATCH_BYTES = 10 * GIB
 OUT_BYTES = GIB
-# Below it scans take smaller batches: cluster.session.plan.
+# Below it scans take smaller batches: cluster.division.divide_for_scan.
 SMALL_MEMORY = 4 * GIB
 
 

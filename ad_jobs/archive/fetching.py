@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -20,6 +19,7 @@ from ad_jobs.images.decode import Decoded, Frame
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from cluster import storage
+from cluster.storage import retries
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Fetcher:
                         f"The store has not answered for {storage.PATIENCE_S / 60:.0f} minutes: {error.detail}.",
                         "Run the same command again once it does: it continues.",
                     ) from error
-                self._sleep(min(0.5 * 2**attempt, storage.LONGEST_PAUSE_S) * random.uniform(0.5, 1.5))
+                self._sleep(retries.pause_s(attempt))
             else:
                 self._last_good = source.uri
                 return fetched

@@ -8,7 +8,7 @@ S3 is configured by the usual AWS variables (`AWS_ENDPOINT_URL`, keys, region, p
 
 from cluster.errors import AccessDenied, Exists, Full, KeysRefused, NotFound, StorageError, TooLarge, Unreachable
 from cluster.storage.contract import Fetched, ObjectInfo
-from cluster.storage.retries import LONGEST_PAUSE_S, PATIENCE_S, patiently
+from cluster.storage.retries import PATIENCE_S, patiently
 from cluster.storage.store import (
     check_bucket,
     create_bytes,
@@ -23,13 +23,11 @@ from cluster.storage.store import (
     read_bytes,
     stat,
     upload_file,
-    upload_folder,
     write_bytes,
 )
 from cluster.storage.uris import absolute, is_s3, join, parent
 
 __all__ = [
-    "LONGEST_PAUSE_S",
     "PATIENCE_S",
     "AccessDenied",
     "Exists",
@@ -59,6 +57,5 @@ __all__ = [
     "read_bytes",
     "stat",
     "upload_file",
-    "upload_folder",
     "write_bytes",
 ]

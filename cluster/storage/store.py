@@ -151,12 +151,6 @@ def upload_file(path: Path, uri: str) -> None:
         _store(uri).upload(source, uri)
 
 
-def upload_folder(folder: Path, root: str) -> None:
-    """Copy every file below a local folder to the same name below `root`."""
-    for name in list_names(uris.absolute(str(folder))):
-        upload_file(folder / name, uris.join(root, name))
-
-
 # --- pyarrow
 
 

@@ -185,8 +185,8 @@ def test_a_lost_shard_is_told(tmp_path):
 def test_everything_in_s3(tmp_path, s3):
     fake = fake_run.make(tmp_path)
     root = f"s3://{s3.bucket}/evaluate"
-    storage.upload_folder(Path(fake.uri), f"{root}/run")
-    storage.upload_folder(tmp_path / "masks", f"{root}/masks")
+    s3.put_folder(Path(fake.uri), "evaluate/run")
+    s3.put_folder(tmp_path / "masks", "evaluate/masks")
     rows = read_labels(fake.labels)
     for row in rows:
         row["image"] = str(tmp_path / row["image"])

@@ -67,7 +67,7 @@ def home(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Home:
     lesions = generate(folder / "lesions", size_px=96, seed=1, **(NONE | {"anomalous": 12}))
     root = f"s3://{s3.bucket}/e2e-detectors"
     for name, path in (("train", phantoms.train), ("archive", phantoms.archive), ("lesions", lesions.archive)):
-        storage.upload_folder(path, f"{root}/{name}")
+        s3.put_folder(path, f"e2e-detectors/{name}")
     rng = np.random.default_rng(0)
     paths = [path for path in sorted(phantoms.archive.rglob("*")) if path.is_file()]
     for number, place in enumerate(rng.permutation(len(paths))):

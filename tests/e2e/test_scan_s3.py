@@ -33,9 +33,7 @@ def model(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model in the bucket."""
     folder = tmp_path_factory.mktemp("model")
     kit.make_model(folder)
-    uri = f"s3://{s3.bucket}/models/tiny"
-    storage.upload_folder(folder, uri)
-    return uri
+    return s3.put_folder(folder, "models/tiny")
 
 
 def upload(s3: S3Server, prefix: str, objects: dict[str, bytes]) -> str:

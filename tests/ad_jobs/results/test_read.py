@@ -131,8 +131,7 @@ def test_a_heatmap_that_is_gone_or_cut_off_is_an_error(run: Path) -> None:
 
 @pytest.mark.s3
 def test_a_run_on_s3_reads_like_a_local_one(run: Path, s3) -> None:
-    uri = f"s3://{s3.bucket}/results/run"
-    storage.upload_folder(run, uri)
+    uri = s3.put_folder(run, "results/run")
     pd.testing.assert_frame_equal(read_scores(uri), read_scores(str(run)))
     reference = read_scores(uri).heatmap.dropna().iloc[0]
     there, here = open_heatmap(uri, reference), open_heatmap(str(run), reference)
