@@ -95,7 +95,7 @@ def _cut(backbone: Backbone) -> list[nn.Sequential]:
                 # It takes something else than the last one gives.
                 except (TypeError, RuntimeError):
                     break
-                found = x.shape == wanted.shape and torch.equal(x, wanted)
+                found = isinstance(x, Tensor) and x.shape == wanted.shape and torch.equal(x, wanted)
             if not found:
                 raise ConfigError(
                     "A backbone must be a chain of layers to be cut into stages.",

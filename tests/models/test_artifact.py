@@ -147,11 +147,11 @@ def test_what_is_only_told_may_be_edited(saved: Path):
     assert artifact.load(saved).record["note"] == "moved from the old archive"
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 3, None, "1"])
 def test_another_format_is_refused_with_both_versions(version: object, saved: Path):
     rewrite(saved, honest=True, format=version)
     with pytest.raises(
-        ArtifactError, match=rf"reads models of format 1\. Got: format {version} in .*Fit the model again"
+        ArtifactError, match=rf"reads models of format 1 and 2\. Got: format {version} in .*Fit the model again"
     ):
         artifact.load(saved)
 

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 from textures import textures
 
-from models import backbones
-from models.backbones import NORMS, Backbone, native_norm
+from models.backbones import NORMS, Backbone, Stages
 from models.errors import ConfigError, WeightsError
 
 LITE0 = "efficientnet_lite0"
@@ -83,6 +82,33 @@ def test_a_network_without_the_stride_is_refused():
         Backbone("convnext_atto", (1, 2), "random")
 
 
+# --- Stages
+
+
+@pytest.mark.parametrize("name", [LITE0, "vgg11", "resnet18"])
+def test_stages_one_after_the_other_give_the_tapped_maps(name: str):
+    backbone = Backbone(name, (2, 3), "random" if name != LITE0 else "auto")
+    images = textures(2, 64, 96)
+    expected = backbone(images)
+    stages = Stages(backbone, (64, 96))
+    assert [tuple(shape) for shape in stages.shapes] == [tuple(m.shape[1:]) for m in expected]
+    for found, wanted in zip(stages(images), expected, strict=True):
+        assert torch.equal(found, wanted)
+    # What lies behind the last tap is not kept.
+    assert sum(p.numel() for p in stages.parameters()) < sum(p.numel() for p in backbone.parameters())
+
+
+def test_stages_keep_the_statistics_of_a_network_that_is_trained():
+    stages = Stages(Backbone("resnet18", (2, 3), "random"), (32, 32)).train()
+    assert not any(part.training for part in stages.modules())
+
+
+@pytest.mark.parametrize("name", ["hrnet_w18_small", "selecsls42"])  # branches, and layers that return lists
+def test_a_network_that_is_no_chain_is_refused(name: str):
+    with pytest.raises(ConfigError, match=rf"chain of layers .* Got: {name}\. Choose efficientnet_lite0, a vgg"):
+        Stages(Backbone(name, (2, 3), "random"), (64, 64))
+
+
 # --- Frozen
 
 
@@ -99,9 +125,8 @@ def test_a_backbone_is_frozen_and_stays_in_eval(lite0: Backbone):
 
 
 def test_norms_follow_the_weights_convention():
-    assert native_norm(LITE0, "package") == "lite"
-    assert native_norm("vgg16", "torchvision") == "none"
-    assert native_norm("resnet18", "timm") == "imagenet"
+    for name, norm in ((LITE0, "lite"), ("vgg16", "none"), ("resnet18", "imagenet")):
+        assert Backbone(name, (3,), "random").norm == norm
 
 
 @pytest.mark.parametrize(
@@ -221,15 +246,17 @@ def test_a_failed_download_names_three_ways(weights: str, monkeypatch: pytest.Mo
 def test_timms_download_asks_for_the_variant_that_is_built(monkeypatch: pytest.MonkeyPatch):
     import timm
 
-    asked = []
+    asked, create = [], timm.create_model
 
-    def refuse(name: str, **_options: object) -> None:
+    def refuse(name: str, *, pretrained: bool, **options: object) -> object:
+        if not pretrained:
+            return create(name, pretrained=False, **options)
         asked.append(name)
         raise RuntimeError("no network")
 
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(WeightsError, match=r"Got: weights=timm") as caught:
-        backbones._download(LITE0, "timm")
+        Backbone(LITE0, TAPS, "timm")
     assert asked == ["tf_efficientnet_lite0"]
     assert_names_three_ways(caught.value)
 

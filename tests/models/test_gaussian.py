@@ -1,4 +1,4 @@
-"""Gaussians per position: sums that add up, distances that are Mahalanobis', and scales that a few images cannot fool."""
+"""Gaussians per position: sums that add up, Mahalanobis distances, and scales that a few images cannot fool."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models.parts.gaussian import GaussianBank, GaussianSums, PositionScale, sums_of
+from models.parts.stage_gaussians import average_patches
 
 P, D = 5, 4
 
@@ -104,3 +105,15 @@ def test_one_images_position_is_drawn_towards_all():
     flat = PositionScale(P)
     flat.fit_positions(sums_of(torch.ones(4, P)))
     assert bool(torch.isfinite(flat(torch.ones(2, P))).all())
+
+
+@pytest.mark.parametrize("patch", [1, 2, 3, 5])
+def test_patches_are_means_of_what_lies_within_the_map(patch: int):
+    x = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    found = average_patches(x, patch)
+    assert found.shape == x.shape
+    for row in range(6):
+        for column in range(7):
+            top, left = row - patch // 2, column - patch // 2
+            around = x[..., max(0, top) : top + patch, max(0, left) : left + patch].mean((2, 3))
+            torch.testing.assert_close(found[..., row, column], around)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.detector import Runtime
 from models.errors import ConfigError, InputError
-from models.mkd import MKD, VGG16_WIDTHS, Cloner, disagreement
+from models.mkd import MKD, disagreement
 from models.parts.batch_norm import BatchNorm2d
 
 
@@ -48,11 +48,6 @@ def test_parameter_counts_are_the_published_ones(vgg_128: MKD):
     assert sum(p.numel() for p in vgg_128.source.parameters()) == 14_714_688
 
 
-def test_equal_cloner_has_the_parameters_of_the_ablation():
-    cloner = Cloner({2: 128, 3: 256, 4: 512, 5: 512}, widths=VGG16_WIDTHS, signed=False, bn_affine=True)
-    assert sum(p.numel() for p in cloner.parameters()) == 14_715_968
-
-
 def test_convolutions_have_no_bias_and_batch_norm_follows_all_but_a_blocks_last(detector: MKD):
     for block in detector.cloner.blocks:
         layers = list(block)
@@ -76,11 +71,6 @@ def test_vgg_cloner_has_a_relu_after_every_convolution_and_ends_blocks_with_max_
         kinds = [type(layer) for layer in block]
         last = [nn.Conv2d, nn.ReLU, nn.MaxPool2d]
         assert kinds == [nn.Conv2d, BatchNorm2d, nn.ReLU] * (convolutions - 1) + last
-
-
-def test_bn_affine_off_leaves_convolutions_alone():
-    cloner = Cloner({2: 8, 3: 8}, widths=[4] * 5, signed=False, bn_affine=False)
-    assert all(p.ndim == 4 for p in cloner.parameters())
 
 
 def test_source_is_frozen_and_stays_in_eval(detector: MKD):
@@ -220,53 +210,36 @@ def test_the_gradient_map_is_the_published_pipeline(detector: MKD):
         np.testing.assert_allclose(heatmap, expected, rtol=0, atol=1e-4 * expected.max())
 
 
-def test_the_papers_scaling_comes_before_blur_and_opening(detector: MKD):
-    images = textures(2, *SIZE_PX)
-    detector = with_options(detector, map="gradient", map_scale="per_image")
-    for image, heatmap in zip(images, detector.score(images).heatmap.numpy(), strict=True):
-        raw = reference_gradient(detector, image)
-        raw -= raw.min()
-        unit = np.clip(raw / np.percentile(raw, 99), 0, 1)
-        expected = opened(ndimage.gaussian_filter(unit, 4 * SIZE_PX[0] / 128))
-        np.testing.assert_allclose(heatmap, expected, rtol=0, atol=1e-3)
-
-
-def test_blur_and_opening_can_be_left_out(detector: MKD):
+def test_the_gradient_flows_through_both_networks(detector: MKD):
+    """Through the cloner alone, as the paper's text has it, the map is another."""
     images = textures(1, *SIZE_PX)
-    plain = with_options(detector, map="gradient", blur=0.0, opening=False).score(images).heatmap[0].numpy()
-    expected = reference_gradient(detector, images[0])
-    np.testing.assert_allclose(plain, expected, rtol=0, atol=1e-4 * expected.max())
-
-
-def test_the_gradient_flows_through_both_networks_unless_the_source_is_detached(detector: MKD):
-    images = textures(1, *SIZE_PX)
-    options = {"map": "gradient", "score": "flat", "blur": 0.0, "opening": False}
-    both = with_options(detector, **options).score(images)
-    cloner_alone = with_options(detector, detach_source=True).score(images)
-    assert torch.equal(both.image, cloner_alone.image)
-    assert (both.heatmap - cloner_alone.heatmap).abs().max() > 0.01 * both.heatmap.max()
-    x = images.clone().requires_grad_()
+    found = with_options(detector, map="gradient").score(images).heatmap[0].numpy()
     with torch.no_grad():
         source = detector.source_maps(images)
+    x = images.clone().requires_grad_()
     direction, value = disagreement(source[1:], detector.cloner(x)[1:])
     (direction + detector.config.lambda_val * value).sum().backward()
     assert x.grad is not None
-    torch.testing.assert_close(cloner_alone.heatmap, x.grad.abs().sum(1), rtol=1e-3, atol=1e-6)
+    raw = x.grad[0].abs().sum(0).double().numpy()
+    alone = opened(ndimage.gaussian_filter(raw, 4 * SIZE_PX[0] / 128))
+    assert np.abs(found - alone).max() > 0.01 * found.max()
 
 
 def test_the_cosine_map_is_the_distance_at_each_position(detector: MKD):
     images = textures(2, *SIZE_PX)
-    heatmap = with_options(detector, map="cosine", blur=0.0).score(images).heatmap
-    expected = torch.zeros_like(heatmap)
+    heatmaps = with_options(detector, map="cosine").score(images).heatmap.numpy()
+    raw = torch.zeros(2, *SIZE_PX)
     with torch.no_grad():
         for source, clone in zip(detector.source(images)[1:], detector.cloner(images)[1:], strict=True):
             cosine = (source * clone).sum(1) / source.norm(dim=1) / clone.norm(dim=1)
-            expected += F.interpolate(1 - cosine[:, None], SIZE_PX, mode="bilinear")[:, 0]
-    torch.testing.assert_close(heatmap, expected, rtol=1e-4, atol=1e-5)
+            raw += F.interpolate(1 - cosine[:, None], SIZE_PX, mode="bilinear")[:, 0]
+    for heatmap, one in zip(heatmaps, raw.double().numpy(), strict=True):
+        expected = ndimage.gaussian_filter(one, 4 * SIZE_PX[0] / 128)
+        np.testing.assert_allclose(heatmap, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_flat_gradient_gives_a_cold_map_and_no_division_by_zero():
-    detector = build(**LITE0, map="gradient", map_scale="per_image")
+def test_a_flat_gradient_gives_a_cold_map():
+    detector = build(**LITE0, map="gradient")
     with torch.no_grad():
         for convolution in (part for part in detector.modules() if isinstance(part, nn.Conv2d)):
             convolution.weight.zero_()
@@ -297,10 +270,9 @@ def test_a_cosine_map_inside_inference_mode_is_the_same(detector: MKD):
     [
         ({"layers": [3, 4], "layers_score": [4, 5]}, SIZE_PX, r"layers_score must be among layers \[3, 4\]"),
         ({"layers_score": []}, SIZE_PX, r"layers_score must be among.* Got: \[\]"),
-        ({"cloner": "equal"}, SIZE_PX, r"cloner=equal .* Got: backbone=efficientnet_lite0\. Use --set cloner=compact"),
         ({"layers": [5, 4], "layers_score": [4]}, SIZE_PX, r"ascending halvings.* Got: \[5, 4\].*--set layers="),
         ({"layers": [4, 6], "layers_score": [4]}, SIZE_PX, r"out of \(1, 2, 3, 4, 5\)\. Got: \[4, 6\]"),
-        ({"backbone": "vgg11"}, (64, 16), r"at least 32 px a side.* Got: 64x16 .*--size"),
+        ({"backbone": "vgg11"}, (64, 16), r"at least 32 px a side.* Got: 64x16\. Choose another --size"),
     ],
 )
 def test_an_impossible_configuration_names_the_option(options, size_px, message):

@@ -26,7 +26,7 @@ def test_a_row_leads_to_a_detector_and_its_configuration(kind: str):
 
 @pytest.mark.parametrize("kind", registry.DETECTORS)
 def test_a_configuration_survives_json(kind: str):
-    config = registry.configure(kind, {"epochs": 7})
+    config = registry.configure(kind, {"batch_size": 7})
     assert registry.configure(kind, config.model_dump(mode="json")) == config
 
 
@@ -66,6 +66,15 @@ def test_an_unknown_detector_is_refused_with_the_known_ones():
 def test_a_wrong_option_is_named_with_its_value(options: dict[str, object], message: str):
     with pytest.raises(ConfigError, match=message):
         registry.configure("mkd", options)
+
+
+@pytest.mark.parametrize("options", [{"epochs": 3}, {"lr": 3}])
+def test_a_kind_without_passes_refuses_their_options(options: dict[str, object]):
+    (option,) = options
+    with pytest.raises(
+        ConfigError, match=rf"padim has no passes to count, and so no {option}\. Got: {option}=3\. Leave it out"
+    ):
+        registry.configure("padim", options)
 
 
 def test_a_configuration_cannot_be_changed():
