@@ -15,7 +15,8 @@ from s3server import S3Server
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files with the longest tests first, so that processes that share them out end together."""
     longest = ("faults", "e2e", "contract", "models")
-    items.sort(key=lambda item: item.path.parent.name not in longest)  # stable
+    # Stable.
+    items.sort(key=lambda item: item.path.parent.name not in longest)
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,8 @@ from models import artifact, registry
 from models.detector import InputSpec
 
 SIZE_PX = 32
-FRAMES = 5  # of the archive's multi-frame object
+# Of the archive's multi-frame object.
+FRAMES = 5
 
 
 def make_model(folder: Path, seed: int = 0, size_px: int = SIZE_PX) -> str:
@@ -216,7 +217,8 @@ def flip_byte(path: Path, position: int) -> None:
 
 def in_a_process(call: str, **options: Any) -> subprocess.Popen[bytes]:
     """`call`, a statement after `from ad_jobs.scan import scan`, in a process of its own."""
-    root = str(Path(__file__).resolve().parents[1])  # the packages need not be installed
+    # The packages need not be installed.
+    root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, "-c", f"from ad_jobs.scan import scan; {call}"],

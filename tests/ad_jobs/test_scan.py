@@ -214,7 +214,8 @@ def test_another_source_into_the_same_folder_is_refused(runs: tuple[str, str], h
 
 @pytest.mark.ray
 def test_where_selects_and_identifiers_hide(runs: tuple[str, str], home: Path) -> None:
-    del runs  # for its session
+    # For its session.
+    del runs
     out, key = str(home / "run-selected"), home / "key"
     key.write_text("secret\n")
     record = scan(
@@ -265,7 +266,8 @@ def test_bad_usage_is_refused_before_any_work(home: Path, tmp_path: Path) -> Non
 def test_reduced_precision_is_another_run_and_refused_without_a_gpu(
     runs: tuple[str, str], home: Path, tmp_path: Path
 ) -> None:
-    del runs  # for its session
+    # For its session.
+    del runs
     call = (str(home / "manifest"), [str(home / "model")], str(tmp_path / "run"))
     exact, reduced = (resolve(ScanSpec(source=call[0], model=call[1], out=call[2], amp=amp)) for amp in (False, True))
     assert exact.run_id != reduced.run_id
@@ -283,7 +285,8 @@ def test_syntaxes_without_a_decoder_are_told_before_any_actor_starts() -> None:
 def test_the_driver_reads_models_and_sources_without_torch(home: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from ad_jobs.scanning.intent import resolve; from ad_jobs.specs import ScanSpec\n"
-        f"asked = ScanSpec(source={str(home / 'clean')!r}, model={str(home / 'model')!r}, out={str(tmp_path / 'run')!r})\n"
+        f"source, model = {str(home / 'clean')!r}, {str(home / 'model')!r}\n"
+        f"asked = ScanSpec(source=source, model=model, out={str(tmp_path / 'run')!r})\n"
         "found = resolve(asked)\n"
         "print(found.objects, 'torch' in sys.modules)"
     )

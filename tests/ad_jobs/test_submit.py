@@ -93,7 +93,8 @@ def test_a_config_file_stays_here_and_its_options_go(tmp_path: Path) -> None:
 
 
 def test_a_place_that_only_this_machine_has(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):  # of a store that other tests use
+    # Of a store that other tests use.
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match=r"another machine\. Got: archive for index\. Name an s3://"):
         parse("index", "archive", "--out", "s3://b/m", here=False)

@@ -36,7 +36,8 @@ def home(finished: Path) -> Iterator[Path]:
     shutil.copytree(finished, kept)
     yield finished
     shutil.rmtree(finished)
-    shutil.copytree(kept, finished)  # with its times: the manifest knows them
+    # With its times: the manifest knows them.
+    shutil.copytree(kept, finished)
     shutil.rmtree(kept)
 
 

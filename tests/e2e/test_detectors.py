@@ -1,4 +1,4 @@
-"""Every registered detector from DICOM objects on S3 to a report: fitted, scanned together, judged, verified, repeated."""
+"""Every detector from DICOM objects on S3 to a report: fitted, scanned together, judged, verified, repeated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-from contract.test_contract import FAST_OPTIONS
+from cases import CASES
 from s3server import S3Server
 
 from ad_jobs.errors import UsageError
@@ -44,13 +44,15 @@ class Home(NamedTuple):
 
     def spec(self, kind: str) -> FitSpec:
         needs = DETECTORS[kind].needs_anomalous
+        # Of those that make passes.
+        short = {"epochs": 2} if "epochs" in DETECTORS[kind].config_class().model_fields else {}
         return FitSpec(
             detector=kind,
             normal=f"{self.root}/train",
             anomalous=f"{self.root}/lesions" if needs else None,
             out=f"{self.root}/models/{kind}",
             size=(64, 48),
-            options=FAST_OPTIONS[kind] | {"epochs": 2},
+            options=CASES[kind].options() | short,
             seed=3,
         )
 
@@ -95,7 +97,8 @@ def test_fits_held_out_normals_and_say_what_they_were_fitted_on(home: Home) -> N
     for kind, uri in zip(DETECTORS, models(home), strict=True):
         model = open_model(uri)
         assert model.kind == kind
-        grey = DETECTORS[kind].takes_grey  # as all phantoms are
+        # As all phantoms are.
+        grey = DETECTORS[kind].takes_grey
         assert model.detector.spec.channels == model.policy.channels == (1 if grey else 3)
         assert (model.record["data"]["n_fitted"], model.record["data"]["n_held_out"]) == (25, 5)
         curve = json.loads(storage.read_bytes(storage.join(uri, "fit", "curve.json")))
@@ -142,7 +145,7 @@ def test_it_is_judged_verified_and_reported(home: Home) -> None:
 
 
 def test_scores_hang_on_neither_batches_order_nor_actors(home: Home) -> None:
-    """Batches of 32 and 1, one and two actors, and the same objects under names in another order: the same scores and flags."""
+    """Batches of 32 and 1, one and two actors, objects under names in another order: the same scores and flags."""
     expected, found = by_content(home.run), by_content(f"{home.root}/run-shuffled")
     assert found.index.equals(expected.index)
     assert found["flagged"].tolist() == expected["flagged"].tolist()

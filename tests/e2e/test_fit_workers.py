@@ -1,4 +1,4 @@
-"""Fits through Ray Train: with one worker and with two, with images in memory and without, and with workers that die."""
+"""Fits through Ray Train: with one worker and two, with images in memory and without, with workers that die."""
 
 from __future__ import annotations
 
@@ -115,7 +115,8 @@ def registered(snapshot: Path) -> set[str]:
     """The checkpoints from which Ray Train would go on: a folder counts once every rank has reported it."""
     try:
         return {found["checkpoint_dir_name"] for found in json.loads(snapshot.read_text())["checkpoint_results"]}
-    except ValueError:  # it is being written
+    except ValueError:
+        # It is being written.
         return set()
 
 
@@ -142,7 +143,8 @@ def test_a_killed_rank_and_then_a_killed_fit_continue_with_another_number_of_wor
     assert len(found) == 2
     found[1].kill()
     wait_for_a_checkpoint(process, tmp_path / "killed", log, seen)
-    assert {rank.pid for rank in ranks(process)} != {rank.pid for rank in found}  # the group began again
+    # The group began again.
+    assert {rank.pid for rank in ranks(process)} != {rank.pid for rank in found}
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "detector.json").exists()
@@ -153,7 +155,8 @@ def test_a_killed_rank_and_then_a_killed_fit_continue_with_another_number_of_wor
     with caplog.at_level("INFO"):
         fit(spec)
     assert f" of {EPOCHS}: loss" in caplog.text
-    assert f"epoch 1 of {EPOCHS}" not in caplog.text  # it did not begin anew
+    # It did not begin anew.
+    assert f"epoch 1 of {EPOCHS}" not in caplog.text
     curve = json.loads((tmp_path / "killed" / "fit" / "curve.json").read_text())
     assert [row["epoch"] for row in curve if row["phase"] == "distil"] == list(range(1, EPOCHS + 1))
 

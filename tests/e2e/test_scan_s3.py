@@ -98,4 +98,5 @@ def test_fit_from_s3_into_s3(s3: S3Server) -> None:
     assert opened.model_id == record["model_id"]
     assert (record["data"]["n_fitted"], record["data"]["n_held_out"]) == (11, 1)
     assert storage.exists(storage.join(out, "fit/curve.json"))
-    assert fit(spec) == record  # the same again: nothing to do
+    # The same again: nothing to do.
+    assert fit(spec) == record

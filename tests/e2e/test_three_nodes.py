@@ -1,4 +1,4 @@
-"""A cluster of three nodes, `ray start` processes with a token, used from fresh shells; of each job a node is lost on the way."""
+"""A cluster of three nodes, `ray start` processes with a token, used from fresh shells; each job loses a node."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.full]
 ROOT = Path(__file__).parents[2]
 WAIT_S = 400.0
 OBJECTS = kit.good_objects(400) | {name: data for name, (data, _) in kit.bad_objects().items()}
-BATCH = "--batch-size=4"  # small, so that there is work for three actors
+# Small, so that there is work for three actors.
+BATCH = "--batch-size=4"
 
 
 class Cluster:

@@ -20,7 +20,8 @@ from tests.faults.proxy import FaultProxy
 PREFIX = "faults/archive"
 OBJECTS = kit.good_objects(110) | {name: data for name, (data, _) in kit.bad_objects().items()}
 WAIT_S = 300.0
-CHAPTER = 80  # objects, in the scans here: two chapters
+# Objects, in the scans here: two chapters.
+CHAPTER = 80
 
 
 def statement(source: str, model: str, out: str, **options: object) -> str:

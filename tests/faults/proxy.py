@@ -24,7 +24,8 @@ class Request(NamedTuple):
     """One request as the proxy sees it."""
 
     method: str
-    key: str  # bucket and key
+    # Bucket and key.
+    key: str
     query: str
 
 
@@ -112,7 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer = upstream.getresponse()
             data = answer.read()
         except (OSError, http.client.HTTPException):
-            self._hang_up()  # as the client would see it: the server is gone
+            # As the client would see it: the server is gone.
+            self._hang_up()
             return
         finally:
             upstream.close()
@@ -141,7 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
             self.wfile.flush()
         except OSError:
-            self.close_connection = True  # the client was killed: that, too, is tested here
+            # The client was killed: that, too, is tested here.
+            self.close_connection = True
 
     def _refuse(self, fault: Fault) -> None:
         body = f"<Error><Code>{fault.code}</Code><Message>on purpose</Message></Error>".encode()
@@ -163,7 +166,8 @@ class _Handler(BaseHTTPRequestHandler):
     def handle(self) -> None:
         try:
             super().handle()
-        except (OSError, ValueError):  # the connection ended by a fault, or by a killed client
+        except (OSError, ValueError):
+            # The connection ended by a fault, or by a killed client.
             self.close_connection = True
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""Faults of processes and machines: the driver, a scoring actor, a fetching worker and a node, each killed without grace."""
+"""Faults of processes and machines: the driver, a scoring actor, a fetching worker and a node, each killed."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def test_the_driver_is_killed(
     tmp_path: Path,
 ) -> None:
     out = s3.uri(f"faults/driver-{share}") if place == "s3" else str(tmp_path / "run")
-    last = "good/multi frame #1?.dcm"  # of the manifest: 99 % are done while it is held back
+    # Of the manifest: 99 % are done while it is held back.
+    last = "good/multi frame #1?.dcm"
 
     def rule(request: Request) -> Fault | None:
         held = share == 0.99 and request.key.endswith(last) and request.method == "GET"
@@ -88,7 +89,8 @@ def test_the_driver_is_killed(
     family = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    psutil.wait_procs(family, timeout=20.0)  # its workers may still be asking for something; some of Ray stays longer
+    # Its workers may still be asking for something; some of Ray stays longer.
+    psutil.wait_procs(family, timeout=20.0)
     proxy.rule = lambda _: None
     with pytest.raises(UsageError, match="Run the same scan command again"):
         read_run(out)
@@ -96,7 +98,8 @@ def test_the_driver_is_killed(
     done = set(half["uri"].str.removeprefix(f"{source}/"))
     assert enough <= len(done) < len(OBJECTS)
 
-    time.sleep(1.0)  # requests of the killed process that are still under way
+    # Requests of the killed process that are still under way.
+    time.sleep(1.0)
     since = len(proxy.requests)
     finish(kit.in_a_process(statement(source, model, out), stderr=subprocess.PIPE))
     kit.assert_as_undisturbed(out, undisturbed)
@@ -105,7 +108,8 @@ def test_the_driver_is_killed(
     assert set(asked) == set(OBJECTS) - done
     assert proxy.listings(PREFIX, since) == 0
     folders = {name.partition("/")[0] for name in storage.list_names(out)}
-    assert folders == {"heatmaps", "manifest", "run.json", "scores"}  # what only an unfinished run needs is gone
+    # What only an unfinished run needs is gone.
+    assert folders == {"heatmaps", "manifest", "run.json", "scores"}
 
 
 def worker(process: subprocess.Popen[bytes], name: str) -> psutil.Process | None:

@@ -35,14 +35,15 @@ def of_objects(request: Request) -> bool:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_ray(through: FaultProxy) -> Iterator[None]:
-    """One Ray for all tests here, also for a scan that goes on after one that failed; it knows the store by the proxy."""
+    """One Ray for all tests here, also for a scan that goes on after one that failed; it asks the proxy."""
     del through
     with session(num_cpus=2):
         yield
 
 
 def test_an_object_is_asked_for_once(undisturbed: pd.DataFrame) -> None:
-    assert len(undisturbed) >= len(OBJECTS)  # the fixture has counted its requests
+    # The fixture has counted its requests.
+    assert len(undisturbed) >= len(OBJECTS)
 
 
 def test_answers_that_fail(s3: S3Server, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame) -> None:
@@ -143,7 +144,8 @@ def test_keys_that_end_in_the_middle(
     scan(source, [model], out, batch_size=4, num_cpus=2, chapter_objects=CHAPTER)
     kit.assert_as_undisturbed(out, undisturbed)
     asked = asked_for(proxy, again)
-    assert not set(asked) & done  # what was done is not fetched again
+    # What was done is not fetched again.
+    assert not set(asked) & done
     assert len(asked) == len(OBJECTS) - len(done)
     assert proxy.listings(PREFIX, again) == 0
 
@@ -203,7 +205,8 @@ def test_two_scans_into_one_folder(
     proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "run")
-    proxy.rule = lambda request: Fault("slow") if of_objects(request) else None  # so that the first is still there
+    # So that the first is still there.
+    proxy.rule = lambda request: Fault("slow") if of_objects(request) else None
     first = kit.in_a_process(statement(source, model, out), stderr=subprocess.PIPE)
     wait_for((tmp_path / "run" / "run.lock").exists, first, within_s=120)
     with pytest.raises(UsageError, match="One scan at a time writes to a folder") as caught:

@@ -51,7 +51,8 @@ def test_a_damaged_part_is_told(info: ManifestInfo) -> None:
     content = part.read_bytes()
     part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     try:
-        assert RowReader(info).rows(np.array([0]), ["object_id"]).num_rows == 1  # of another part
+        # Of another part.
+        assert RowReader(info).rows(np.array([0]), ["object_id"]).num_rows == 1
         with pytest.raises(RetroscanError, match=part.name):
             RowReader(info).rows(np.array([7]), ["object_id"])
     finally:

@@ -58,7 +58,8 @@ def test_a_new_scan(home: Path) -> None:
     found = told(home, "never")
     assert (found["objects"], found["objects_left"]) == (len(OBJECTS), len(OBJECTS))
     assert (found["chapters"], found["chapters_left"]) == (1, 1)
-    assert (found["actors"], found["actor_cpus"], found["fetch_tasks"]) == (1, 0.5, 1)  # few objects are worth one
+    # Few objects are worth one.
+    assert (found["actors"], found["actor_cpus"], found["fetch_tasks"]) == (1, 0.5, 1)
     assert (found["cluster"]["nodes"], found["cluster"]["cpus"]) == (1, 2)
     assert found["batch_size"] == 4
     assert found["block_rows"] == 3, "an eighth of the objects"
@@ -95,7 +96,8 @@ def test_a_continued_scan_has_left_what_is_in_no_part(home: Path) -> None:
     lost, kept = list(kit.parts(home / "continued"))[:2]
     missing = len(set(pq.read_table(lost)["object_id"].to_pylist()))
     lost.unlink()
-    shutil.copy(kept, kept.with_name(lost.name))  # the same objects twice: left alone, and not counted
+    # The same objects twice: left alone, and not counted.
+    shutil.copy(kept, kept.with_name(lost.name))
     assert told(home, "continued")["objects_left"] == missing
 
 
@@ -174,7 +176,8 @@ def test_no_decoding_takes_more_memory_than_is_said() -> None:
     rng = np.random.default_rng(0)
     file = imagecodecs.png_encode(rng.integers(0, 65536, (side, side, 4)).astype(np.uint16))
     policy, limits = PixelPolicy(channels=1, height_px=64, width_px=64), Limits()
-    decode(file, policy, limits)  # what is imported on the way does not count
+    # What is imported on the way does not count.
+    decode(file, policy, limits)
     tracemalloc.start()
     decode(file, policy, limits)
     peak = tracemalloc.get_traced_memory()[1]

@@ -22,8 +22,10 @@ pytestmark = pytest.mark.ray
 POLICY = PixelPolicy(channels=3, height_px=16, width_px=24)
 CHUNK = 4
 BAD = {name: data for name, (data, _) in kit.bad_objects().items()}
-OBJECTS = kit.good_objects(11) | BAD  # one of them of several frames
-IMAGE_BYTES = 16 * 24 * 2  # grey
+# One of them of several frames.
+OBJECTS = kit.good_objects(11) | BAD
+# Grey.
+IMAGE_BYTES = 16 * 24 * 2
 
 
 @pytest.fixture(scope="module")

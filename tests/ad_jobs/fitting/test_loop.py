@@ -66,7 +66,8 @@ def test_the_shares_of_all_ranks_are_the_batches_of_one(kind: str, world: int):
 
 def test_a_small_last_batch_reaches_every_rank_though_some_get_no_image():
     last = [list(batches_of("mkd", rank, 5)[1].epoch(0, 0, "train"))[-1] for rank in range(5)]
-    assert [len(batch.images) for batch in last] == [1, 1, 1, 0, 0]  # 11 images: 4, 4, 3
+    # 11 images: 4, 4, 3.
+    assert [len(batch.images) for batch in last] == [1, 1, 1, 0, 0]
     assert all(batch.images.shape[1:] == (3, *SIZE) for batch in last)
 
 

@@ -105,7 +105,8 @@ def test_every_object_is_wanted_under_every_model(tmp_path: Path) -> None:
     models = [MODEL, SECOND]
     table = count_table(str(tmp_path), objects=2, model_ids=models)
     assert_balanced(table, 2)
-    assert (table.counts.scored, table.counts.failed, table.counts.rows) == (1, 1, 4)  # the worst of its rows
+    # The worst of its rows.
+    assert (table.counts.scored, table.counts.failed, table.counts.rows) == (1, 1, 4)
     write_part(tmp_path, rows[:3])
     with pytest.raises(JobError, match=f"1 objects without a row under model {SECOND}"):
         assert_balanced(count_table(str(tmp_path), objects=2, model_ids=models), 2)

@@ -139,7 +139,8 @@ def test_a_malformed_reference_is_refused(text: str) -> None:
 def test_flagged_heatmaps_and_a_percent_of_the_rest_are_kept() -> None:
     n = 20_000
     sample = [object_id for object_id in range(n) if keep("flagged", False, object_id, 0)]
-    assert 0.007 * n < len(sample) < 0.013 * n  # 1 % give or take four deviations
+    # 1 % give or take four deviations.
+    assert 0.007 * n < len(sample) < 0.013 * n
     assert sample == [object_id for object_id in range(n) if keep("flagged", False, object_id, 0)]
     assert sample != [object_id for object_id in range(n) if keep("flagged", False, object_id, 1)]
     assert all(keep("flagged", True, object_id, 0) for object_id in range(100))

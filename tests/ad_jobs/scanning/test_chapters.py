@@ -33,7 +33,8 @@ def test_nothing_is_done_at_first(tmp_path: Path) -> None:
 
 
 def test_objects_of_whole_parts_are_done(tmp_path: Path) -> None:
-    write(tmp_path, [3, 3, 9])  # two frames of one object
+    # Two frames of one object.
+    write(tmp_path, [3, 3, 9])
     assert left(tmp_path, 0, 3, 4, 9) == [4]
 
 

@@ -32,9 +32,11 @@ def test_a_continued_scan_counts_on_and_what_was_done_before_makes_it_no_faster(
 @pytest.mark.usefixtures("clock")
 def test_the_rate_is_that_of_the_last_two_minutes() -> None:
     shown = ScanProgress(100_000)
-    for minute in range(1, 11):  # 10 a second
+    # 10 a second.
+    for minute in range(1, 11):
         shown.state({"objects": 600 * minute, "frames": 600 * minute}, 100.0 + 60 * minute)
-    for minute in range(11, 14):  # then 1 a second
+    # Then 1 a second.
+    for minute in range(11, 14):
         state = shown.state(
             {"objects": 6000 + 60 * (minute - 10), "frames": 6000 + 60 * (minute - 10)}, 100.0 + 60 * minute
         )

@@ -25,7 +25,8 @@ def test_normal_heatmaps_lie_in_the_lowest_fifth():
     unit = np.stack([on_scale(heatmap, *measured.scale()) for heatmap in heatmaps])
     assert np.quantile(unit, 0.999) <= 1 / HEADROOM
     assert unit.max() < 1
-    assert np.quantile(unit, 0.999) > 0.5 / HEADROOM  # and not squeezed into nothing
+    # And not squeezed into nothing.
+    assert np.quantile(unit, 0.999) > 0.5 / HEADROOM
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -2.0])

@@ -1,4 +1,4 @@
-"""From frames to scores: batches in order, also on a device that works ahead, and the numbers of the detector itself."""
+"""From frames to scores: batches in order, also on a device that works ahead, and the detector's own numbers."""
 
 from __future__ import annotations
 
@@ -122,7 +122,8 @@ class Late:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
-        self.overlapping = 0  # how often a batch was sent while another ran
+        # How often a batch was sent while another ran.
+        self.overlapping = 0
         self._unread = 0
 
     def place(self, detector: Detector) -> Detector:
@@ -228,7 +229,8 @@ class Coarse(Late):
 
     def __init__(self, factor: float = 1.0, *, spoil: float = 0.0) -> None:
         super().__init__()
-        self.reduced: list[bool] = []  # of each run
+        # Of each run.
+        self.reduced: list[bool] = []
         self._factor, self._spoil = factor, spoil
 
     def run(self, detector: Detector, sent: Tensor) -> Future[Scores]:

@@ -38,7 +38,8 @@ def share_above(scores: Scores, threshold: float) -> float:
 @pytest.mark.parametrize(
     ("hits", "n", "low", "high"),
     [
-        (0, 10, 0.0, 1 - 0.025 ** (1 / 10)),  # closed form: none of n
+        # Closed form: none of n.
+        (0, 10, 0.0, 1 - 0.025 ** (1 / 10)),
         (10, 10, 0.025 ** (1 / 10), 1.0),
         (0, 100, 0.0, 0.0362167),
         (5, 10, 0.1870860, 0.8129140),
@@ -137,7 +138,8 @@ def test_below_a_hundred_normals_the_mean_and_three_deviations_decide_where_that
     expected = normal.astype(np.float64).mean() + 3 * normal.astype(np.float64).std(ddof=1)
     assert found.method == "mean_plus_3_sd"
     assert found.threshold == pytest.approx(expected, rel=1e-6)
-    assert found.threshold >= expected  # rounded up to float32, never down
+    # Rounded up to float32, never down.
+    assert found.threshold >= expected
     assert found.rate == 0.0
     # The interval still says how little 99 images prove.
     assert found.rate_high == pytest.approx(1 - 0.025 ** (1 / 99))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster import storage
+from cluster.storage import uris
 from cluster.storage import Exists, NotFound, StorageError, TooLarge
 
 # Names that a listing may put in another order, an escape may change, or a tool may take for a folder.
@@ -96,9 +97,8 @@ def test_a_folder_is_copied_to_a_store(root: str, tmp_path: Path) -> None:
     for name, data in written.items():
         storage.write_bytes(storage.join(f"{tmp_path}/from", name), data)
     for name in written:
-        storage.upload_file(
-            Path(storage.uris.local_path(storage.join(f"{tmp_path}/from", name))), storage.join(root, name)
-        )
+        path = uris.local_path(storage.join(f"{tmp_path}/from", name))
+        storage.upload_file(Path(path), storage.join(root, name))
     assert {name: storage.read_bytes(storage.join(root, name)) for name in storage.list_names(root)} == written
 
 
