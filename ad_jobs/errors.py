@@ -20,7 +20,11 @@ class RetroscanError(Exception):
 
 
 class UsageError(RetroscanError):
-    """A request that cannot be carried out as written: the rule it breaks, the value given, and the remedy."""
+    """A request that cannot be carried out as written: the rule it breaks, the value given, and the remedy.
+
+    >>> print(UsageError("A seed is 0 or more.", -1, "Give another."))
+    A seed is 0 or more. Got: -1. Give another.
+    """
 
     exit_code = 2
 

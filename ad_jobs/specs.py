@@ -34,6 +34,9 @@ from ad_jobs.images.policy import MAX_SIDE_PX, Limits, Window
 def place(value: str | PathLike[str]) -> str:
     """The one absolute spelling of a local path or an s3:// URI.
 
+    >>> place("s3://bucket/run/"), place("run")
+    ('s3://bucket/run', '/.../run')
+
     Raises:
         UsageError: it is empty, or of a scheme other than s3 and file.
     """
@@ -52,6 +55,9 @@ def place(value: str | PathLike[str]) -> str:
 
 def parse_size(value: Any) -> tuple[int, int]:
     """(height, width) in pixels of 256, `256`, `256x128` (height x width) or such a pair.
+
+    >>> parse_size("256x128"), parse_size(64)
+    ((256, 128), (64, 64))
 
     Raises:
         UsageError: anything else.
@@ -75,6 +81,9 @@ def _size_text(size_px: tuple[int, int] | None) -> str | None:
 
 def parse_window(value: Any) -> Window:
     """`dicom`, `percentile`, or (low, high) of `low,high` or such a pair, in modality units.
+
+    >>> parse_window("-100,300"), parse_window("dicom")
+    ((-100.0, 300.0), 'dicom')
 
     Raises:
         UsageError: anything else.
@@ -139,7 +148,11 @@ class Spec(BaseModel):
             raise refused(error, cls) from error
 
     def config(self) -> dict[str, Any]:
-        """The options that are set, as plain values by their names: a `--config` for the same request."""
+        """The options that are set, as plain values by their names: a `--config` for the same request.
+
+        >>> IndexSpec(source="s3://archive/2024", out="/m").config()
+        {'source': 's3://archive/2024', 'out': '/m', 'headers': False}
+        """
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -177,7 +190,14 @@ class Verb(Protocol[Options, SpecIn, Result]):
 
 
 def takes(spec: Callable[Options, SpecT]) -> Callable[[Callable[[SpecT], Result]], Verb[Options, SpecT, Result]]:
-    """A decorator that makes a function of a specification a verb."""
+    """A decorator that makes a function of a specification a verb.
+
+    >>> @takes(ReportSpec)
+    ... def pictures(spec: ReportSpec) -> int:
+    ...     return spec.top
+    >>> pictures(run="run", top=3), pictures(ReportSpec(run="run"))
+    (3, 24)
+    """
     assert isinstance(spec, type)
     assert issubclass(spec, Spec)
     kind: type[Spec] = spec

@@ -33,9 +33,11 @@ from benchmarks.measuring import cost_of
 from models import registry
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parents[1] / "README.md"
-WITH_ANOMALOUS = "Detectors that learn from anomalous images"  # a `table` of the YAML
-FIGURES = ("<!-- figures -->", "<!-- /figures -->")  # what lies between them in the README is written here
+PAGE = Path(__file__).parents[1] / "docs" / "detectors.md"
+# A `table` of the YAML.
+WITH_ANOMALOUS = "Detectors that learn from anomalous images"
+# What lies between them in the page is written here.
+FIGURES = ("<!-- figures -->", "<!-- /figures -->")
 METRICS = ("image_auroc", "image_ap", "f1_max", "accuracy_max", "accuracy_zero_fn", "pixel_auroc", "aupro")
 
 
@@ -176,16 +178,16 @@ def write_table(folder: Path) -> None:
         lines += _table(("detector", "data", "variant", "image AUROC", "score ms"), compared)
     (RESULTS / "quality.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    before, _, rest = README.read_text().partition(FIGURES[0])
+    before, _, rest = PAGE.read_text().partition(FIGURES[0])
     _, _, after = rest.partition(FIGURES[1])
     shown = [
         table for name in ("main", WITH_ANOMALOUS) if name in tables for table in ("", *_short_table(tables[name]))
     ]
-    README.write_text("\n".join([before + FIGURES[0], *shown[1:], FIGURES[1]]) + after)
+    PAGE.write_text("\n".join([before + FIGURES[0], *shown[1:], FIGURES[1]]) + after)
 
 
 def _short_table(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
-    """What a reader of the README wants to know first."""
+    """What a reader of the page wants to know first."""
     metrics = ("image_auroc", "image_ap", "accuracy_max", "pixel_auroc", "aupro")
     head = (
         "detector",

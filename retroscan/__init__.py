@@ -2,6 +2,12 @@
 
 What stands here is what is public; `docs/python.md` is a walk through it.
 Each name is imported when it is first asked for, so that `import retroscan` is quick and brings no torch along.
+
+>>> import retroscan
+>>> run = retroscan.open_run("run")
+>>> run.scores(columns=["status", "error_code"], where="status <> 'scored'")
+   status error_code
+0  failed  truncated
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
 """What a scan leaves and how it is read.
 
->>> from ad_jobs.results import open_heatmap, read_run, read_scores  # doctest: +SKIP
->>> scores = read_scores("s3://archive/runs/today")  # doctest: +SKIP
->>> open_heatmap("s3://archive/runs/today", scores.heatmap.dropna().iloc[0]).on_source()  # doctest: +SKIP
+>>> from ad_jobs.results import open_heatmap, read_run, read_scores
+>>> scores = read_scores("run")
+>>> open_heatmap("run", scores.heatmap.dropna().iloc[0]).on_source().shape
+(90, 120)
+>>> read_run("run").counts.failed
+1
 """
 
 from typing import TYPE_CHECKING, Any

@@ -26,6 +26,9 @@ from cluster import storage
 def open_run(run: str | PathLike[str]) -> Run:
     """The finished run in a folder, local or s3://.
 
+    >>> open_run("run")
+    Run('.../run': 19 objects, 19 rows, ... flagged)
+
     Raises:
         UsageError: not a run, or an unfinished one.
     """
@@ -52,6 +55,10 @@ class Run:
             columns: some of the table's columns, in the wanted order; all by default.
             where: an SQL condition over the table (DuckDB's dialect), as `flagged AND modality = 'MR'`; only the rows
                 that meet it are read into memory.
+
+        >>> open_run("run").scores(columns=["object_id", "error_code"], where="status = 'failed'")
+           object_id error_code
+        0         18  truncated
 
         Raises:
             UsageError: an unknown column, or no condition.

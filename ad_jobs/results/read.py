@@ -57,6 +57,12 @@ def read_scores(run: str, *, columns: Sequence[str] | None = None, allow_unfinis
         columns: some of the table's columns, in the wanted order; all by default.
         allow_unfinished: read what an unfinished run has so far.
 
+    >>> scores = read_scores("run", columns=["status", "flagged"])
+    >>> scores.status.value_counts().to_dict()
+    {'scored': 18, 'failed': 1}
+    >>> bool(scores[scores.flagged].flagged.all())
+    True
+
     Raises:
         UsageError: not a run, an unfinished one (unless allowed), or an unknown column.
         JobError: a part that run.json lists is missing or has another number of rows.

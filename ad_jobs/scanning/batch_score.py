@@ -38,9 +38,10 @@ class Score:
     columns and the times.
     A bad object is a row with its reason, never an exception.
 
-    Use it with `batch_format="pyarrow"` and `concurrency=N`, so that N actors load the model once each:
+    Use it with `batch_format="pyarrow"` and a pool of actors, each of which loads the model once:
 
-        dataset.map_batches(Score, fn_constructor_args=("s3://models/m",), batch_format="pyarrow", concurrency=2)
+        actors = ray.data.ActorPoolStrategy(size=2)
+        dataset.map_batches(Score, fn_constructor_args=("s3://models/m",), batch_format="pyarrow", compute=actors)
 
     Args:
         model: the folder of a calibrated model, local or s3://.

@@ -40,7 +40,7 @@ def test_every_name_a_manifest_refers_to_is_there() -> None:
     assert {resource["metadata"]["namespace"] for text in TEXTS.values() for resource in yaml.safe_load_all(text)} == {
         "retroscan"
     }
-    assert f"secret generic {spec['authOptions']['secretName']}" in (ROOT / "cluster" / "README.md").read_text()
+    assert f"secret generic {spec['authOptions']['secretName']}" in (ROOT / "docs" / "cluster.md").read_text()
 
 
 def test_no_secret_lies_among_the_manifests() -> None:

@@ -30,7 +30,8 @@ def retroscan(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 class Outcome(NamedTuple):
     root: Path
     phantoms: PhantomArchive
-    log: str  # stdout and stderr of every verb
+    # Stdout and stderr of every verb.
+    log: str
     scanned: dict[str, Any]
     evaluation: dict[str, Any]
 
@@ -100,7 +101,8 @@ def test_no_planted_identifier_leaks(outcome: Outcome) -> None:
                 continue
             found = pattern.search(path.read_bytes().decode("latin-1"))
             assert found is None, f"{path} holds {found.group()!r}" if found else ""
-            if path.suffix == ".parquet":  # compressed: read what it says
+            # Compressed: read what it says.
+            if path.suffix == ".parquet":
                 assert not pattern.search(pq.read_table(path).to_pandas().to_csv()), path
 
 
@@ -118,7 +120,8 @@ def test_metrics_and_heatmaps(outcome: Outcome) -> None:
         "pixel_ap",
     ):
         assert evaluation[name]["low"] <= evaluation[name]["value"] <= evaluation[name]["high"]
-    assert evaluation["pixel_auroc"]["value"] > 0.7  # twelve epochs at 64 px: direction, not accuracy
+    # Twelve epochs at 64 px: direction, not accuracy.
+    assert evaluation["pixel_auroc"]["value"] > 0.7
     scores = read_scores(str(outcome.root / "run"))
     row = scores[scores.status == "scored"].iloc[0]
     heatmap = open_heatmap(str(outcome.root / "run"), row.heatmap)
@@ -127,21 +130,34 @@ def test_metrics_and_heatmaps(outcome: Outcome) -> None:
     assert read_run(str(outcome.root / "run")).counts.scored == outcome.scanned["counts"]["scored"]
 
 
-def test_the_query_of_the_readme_runs(outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
-    query = re.search(r"```sql\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert query is not None
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    found = re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert found, f"{page} has no {language}"
+    return found
+
+
+def test_the_queries_of_the_columns_page_run(outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(outcome.root)
-    rows = duckdb.sql(query.group(1)).fetchall()
-    assert sum(row[1] for row in rows) == outcome.phantoms.frames
+    by_manufacturer, by_outcome = (duckdb.sql(query).fetchall() for query in blocks("docs/columns.md", "sql"))
+    assert sum(row[1] for row in by_manufacturer) == outcome.phantoms.frames
+    counts = outcome.scanned["counts"]
+    assert dict(by_outcome)["scored"] == counts["scored"]
+    assert sum(row[1] for row in by_outcome) == counts["objects"]
 
 
-def test_the_python_of_the_readme_runs(outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert code is not None
+@pytest.mark.parametrize("page", ["README.md", "docs/columns.md"])
+def test_the_python_of_a_page_runs(page: str, outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(outcome.root)
     names: dict[str, Any] = {}
-    exec(code.group(1).replace("s3://results/run-1", "run"), names)
-    assert names["heatmap"].values.max() <= 1
+    (code,) = blocks(page, "python")
+    exec(code.replace("s3://results/run-1", "run"), names)
+    row = names["worst"].iloc[0]
+    assert row.flagged
+    overlay = names["heatmap"]
+    overlay = overlay.on_source() if page == "docs/columns.md" else overlay
+    assert overlay.shape == (row["rows"], row["columns"])
+    assert 0 < overlay.max() <= 1
 
 
 def test_the_report_is_one_page(outcome: Outcome) -> None:

@@ -148,7 +148,11 @@ def test_ray_data_gives_the_rows_of_a_scan(columns: str, home: Path, listed: pa.
         ray.data.from_arrow(tables[columns])
         .repartition(3)
         .map_batches(
-            Score, fn_constructor_args=(str(home / "model"),), batch_format="pyarrow", batch_size=5, concurrency=1
+            Score,
+            fn_constructor_args=(str(home / "model"),),
+            batch_format="pyarrow",
+            batch_size=5,
+            compute=ray.data.ActorPoolStrategy(size=1),
         )
     )
     found = pa.concat_tables(ray.get(scores.to_arrow_refs()))
