@@ -10,7 +10,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +21,7 @@ class _Empty(ModuleType):
     """Any name is there, as an exception of its own, so that it can be stored, compared and caught; none works."""
 
     # As a package's, so that it has submodules.
-    __path__: Sequence[str] = ()
+    __path__: MutableSequence[str] = []  # noqa: RUF012
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +24,7 @@ def run(bench: Bench, clock: Clock) -> None:
         if clock.left() <= 0:
             bench.write("agreement", kind=kind, skipped="no time left")
             continue
-        bench.guard("agreement", lambda kind=kind: _compare(bench, kind), kind=kind)
+        bench.guard("agreement", partial(_compare, bench, kind), kind=kind)
 
 
 def _compare(bench: Bench, kind: str) -> None:

@@ -6,7 +6,9 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +29,12 @@ def run(bench: Bench, clock: Clock) -> None:
         if limit <= 5:
             bench.write("compile", **about, skipped="no time left")
             continue
-        bench.guard("compile", lambda about=about, limit=limit: _compare(bench, limit, about), **about)
+        bench.guard("compile", partial(_compare, bench, limit, about), **about)
 
 
-def _compare(bench: Bench, limit: float, about: dict[str, object]) -> None:
-    batch = int(str(about["batch"]))
-    detector, pictures = fitted(bench, str(about["kind"]), int(str(about["size_px"])))
+def _compare(bench: Bench, limit: float, about: dict[str, Any]) -> None:
+    batch = about["batch"]
+    detector, pictures = fitted(bench, about["kind"], about["size_px"])
     images = on_device(bench, detector, pictures.pixels, batch)
     plain = images_per_s(bench, lambda: detector.score(images), batch)
     exact = detector.score(images).image.detach().cpu().numpy()

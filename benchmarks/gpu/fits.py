@@ -66,6 +66,8 @@ def fit(detector: Detector, device: str, images: Pictures) -> Fit:
     learner = detector.learner(runtime)
     batches = _Timed(detector, runtime, images, positions, images if partners else None, partners)
     batches.watch(learner)
+    # Torch's own setting, in which the product fits; a scorer in this process turned it off.
+    torch.backends.cudnn.allow_tf32 = True
     synchronize(device)
     start = time.perf_counter()
     train(detector, learner, batches, save=lambda _: None, say=lambda _: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def run_padim(bench: Bench, clock: Clock) -> None:
         if clock.left() <= 0:
             bench.write("padim", data=name, skipped="no time left")
             continue
-        bench.guard("padim", lambda name=name: _padim(bench, name), data=name)
+        bench.guard("padim", partial(_padim, bench, name), data=name)
 
 
 def _padim(bench: Bench, name: str) -> None:
@@ -48,7 +49,7 @@ def run_paper(bench: Bench, clock: Clock) -> None:
         if share.left() < (1 if bench.small else 15):
             bench.write("paper", kind=kind, skipped="no time left")
             continue
-        bench.guard("paper", lambda kind=kind, share=share: _paper(bench, share, kind), kind=kind)
+        bench.guard("paper", partial(_paper, bench, share, kind), kind=kind)
 
 
 def _paper(bench: Bench, share: Clock, kind: str) -> None:
@@ -107,13 +108,15 @@ def with_lite0(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
 
 def cut(options: Mapping[str, Any], part: float, least: int) -> dict[str, int]:
     """Of every number of epochs in `options` this part, and at least so many, but never more than there are."""
-    names = [name for name in ("epochs", "align_epochs") if name in options]
-    return {name: min(options[name], max(least, int(part * options[name]))) for name in names}
+    counts = {name: least for name in ("epochs", "align_epochs") if name in options}
+    # Epochs among these, not besides them.
+    counts |= {"warmup": 1} if "warmup" in options else {}
+    return {name: min(options[name], max(count, int(part * options[name]))) for name, count in counts.items()}
 
 
 def needed_s(phases: tuple[Phase, ...], epoch_s: Mapping[str, list[float]]) -> float:
-    """Seconds of all phases, if every epoch takes as long as the shortest that was measured of its phase."""
-    return sum(phase.epochs * min(epoch_s[phase.name]) for phase in phases)
+    """Seconds of all phases, if every epoch takes as long as the last that was measured of its phase."""
+    return sum(phase.epochs * epoch_s[phase.name][-1] for phase in phases)
 
 
 def _data(bench: Bench, name: str, size_px: int) -> tuple[Pictures, Pictures]:

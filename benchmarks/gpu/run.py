@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,15 +61,15 @@ def main() -> None:
         if given.only and stage.name not in given.only.split(","):
             continue
         clock = Clock(whole.left() - given.seconds * (1 - stage.until))
-        if bench.guard(stage.name, lambda stage=stage, clock=clock: _stage(stage)(bench, clock)):
+        if bench.guard(stage.name, partial(_stage, stage, bench, clock)):
             bench.write("end", of=stage.name, left_s=whole.left())
 
 
-def _stage(stage: Stage) -> Callable[[Bench, Clock], None]:
+def _stage(stage: Stage, bench: Bench, clock: Clock) -> None:
     # Imported late: what one stage cannot import must not stop the others.
     module, _, function = stage.function.partition(".")
     found: Callable[[Bench, Clock], None] = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)
-    return found
+    found(bench, clock)
 
 
 def _machine(bench: Bench, seconds: float, missing: list[str]) -> None:
@@ -84,7 +85,7 @@ def _machine(bench: Bench, seconds: float, missing: list[str]) -> None:
             "multiprocessors": about.multi_processor_count,
             "driver": _driver(),
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }
     bench.write(
         "machine",

@@ -9,7 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import cycle
+from typing import Any
 
 import torch
 
@@ -24,8 +26,10 @@ KINDS = ("padim", "mkd", "pmad", "autoencoder", "fyd", "cyclegan", "ssm")
 SIZES_PX = (128, 256)
 BATCHES = (1, 8, 32, 128, 256)
 # How long one figure is measured, and how often at least.
-MEASURE_S = 0.3
+MEASURE_S = 0.25
 REPEATS = 2
+# Batches before, that are not counted.
+WARM_UP = 2
 
 
 def run(bench: Bench, clock: Clock) -> None:
@@ -33,12 +37,7 @@ def run(bench: Bench, clock: Clock) -> None:
     pairs = [(kind, size_px) for size_px in sorted({bench.size_px(wanted) for wanted in SIZES_PX}) for kind in KINDS]
     for number, (kind, size_px) in enumerate(pairs):
         share = clock.share(len(pairs) - number)
-        bench.guard(
-            "throughput",
-            lambda kind=kind, size_px=size_px, share=share: _measure(bench, share, kind, size_px),
-            kind=kind,
-            size_px=size_px,
-        )
+        bench.guard("throughput", partial(_measure, bench, share, kind, size_px), kind=kind, size_px=size_px)
 
 
 def fitted(bench: Bench, kind: str, size_px: int) -> tuple[Detector, Pictures]:
@@ -52,30 +51,32 @@ def fitted(bench: Bench, kind: str, size_px: int) -> tuple[Detector, Pictures]:
 def _measure(bench: Bench, share: Clock, kind: str, size_px: int) -> None:
     detector, images = fitted(bench, kind, size_px)
     precisions = ("float32", "amp") if device_of(bench.device).amp else ("float32",)
-    refused: set[str] = set()
+    ways = [(precision, way) for precision in precisions for way in ("scorer", "bare")]
+    rates: dict[tuple[str, str], float] = {}
     for batch in (1, 4) if bench.small else BATCHES:
-        for precision in precisions:
-            for way, measure in (("scorer", _scorer), ("bare", _bare)):
-                about = {"kind": kind, "size_px": size_px, "batch": batch, "precision": precision, "way": way}
-                if share.left() <= 0:
-                    bench.write("throughput", **about, skipped="no time left")
-                elif f"{precision}, {way}" not in refused and not bench.guard(
-                    "throughput",
-                    lambda measure=measure, about=about: bench.write(
-                        "throughput", **about, **measure(bench, detector, images.pixels, about)
-                    ),
-                    **about,
-                ):
-                    # Out of memory, or out of AMP's tolerance: so will be larger batches.
-                    refused.add(f"{precision}, {way}")
-                    release(bench.device)
+        for precision, way in list(ways):
+            about = {"kind": kind, "size_px": size_px, "batch": batch, "precision": precision, "way": way}
+            # As long as the steps take at the rate of the last batch's size.
+            if share.left() <= (WARM_UP + REPEATS) * batch / rates.get((precision, way), float("inf")):
+                bench.write("throughput", **about, skipped="no time left")
+                continue
+
+            def one(about: dict[str, Any] = about, key: tuple[str, str] = (precision, way)) -> None:
+                found = (_scorer if key[1] == "scorer" else _bare)(bench, detector, images.pixels, about)
+                rates[key] = found["images_per_s"]
+                bench.write("throughput", **about, **found)
+
+            if not bench.guard("throughput", one, **about):
+                # Out of memory, or out of AMP's tolerance: so will be larger batches.
+                ways.remove((precision, way))
+                release(bench.device)
 
 
-def _scorer(bench: Bench, detector: Detector, pixels: list[Pixels], about: dict[str, object]) -> dict[str, object]:
-    batch = int(str(about["batch"]))
+def _scorer(bench: Bench, detector: Detector, pixels: list[Pixels], about: dict[str, Any]) -> dict[str, Any]:
+    batch = about["batch"]
     scorer = Scorer(detector, batch_size=batch, amp=about["precision"] == "amp", device=device_of(bench.device))
     # The first batch of AMP is scored twice; of each, the first takes plans and memory.
-    for _ in scorer.score(_endless(pixels, 2 * batch)):
+    for _ in scorer.score(_endless(pixels, WARM_UP * batch)):
         pass
     reset_peak(bench.device)
     start = time.perf_counter()
@@ -97,8 +98,8 @@ def _until(pixels: list[Pixels], batch: int, end: float) -> Iterator[Pixels]:
         number += 1
 
 
-def _bare(bench: Bench, detector: Detector, pixels: list[Pixels], about: dict[str, object]) -> dict[str, object]:
-    batch = int(str(about["batch"]))
+def _bare(bench: Bench, detector: Detector, pixels: list[Pixels], about: dict[str, Any]) -> dict[str, Any]:
+    batch = about["batch"]
     images = on_device(bench, detector, pixels, batch)
     with torch.autocast(bench.device, AMP_DTYPE) if about["precision"] == "amp" else nullcontext():
         reset_peak(bench.device)
@@ -114,8 +115,8 @@ def on_device(bench: Bench, detector: Detector, pixels: list[Pixels], batch: int
 
 
 def images_per_s(bench: Bench, step: Callable[[], object], batch: int) -> float:
-    """How many images go through `step`, after two steps that are not counted."""
-    for _ in range(2):
+    """How many images go through `step`, after WARM_UP steps that are not counted."""
+    for _ in range(WARM_UP):
         step()
     synchronize(bench.device)
     start, steps = time.perf_counter(), 0
