@@ -84,8 +84,9 @@ CASES: dict[str, Case] = {
     "ssm-joint": Case(
         "ssm",
         contract={
-            "epochs": 6,
+            "epochs": 10,
             "batch_size": 4,
+            "lr": 3e-3,
             "width": 4,
             "mask_blocks": True,
             "refine": "joint",
@@ -116,8 +117,9 @@ CASES: dict[str, Case] = {
     "pmad-plain": Case(
         "pmad",
         contract={
-            "epochs": 12,
+            "epochs": 24,
             "batch_size": 4,
+            "lr": 3e-3,
             "width": 4,
             "modes": ("none", "none", "none", "none"),
             "hee": False,
@@ -126,11 +128,11 @@ CASES: dict[str, Case] = {
     ),
     "autoencoder": Case(
         "autoencoder",
-        contract={"epochs": 12, "batch_size": 4, "width": 4},
+        contract={"epochs": 24, "batch_size": 4, "lr": 3e-3, "width": 4},
         curve=Curve({"width": 4, "epochs": 10}, ("rebuild",)),
         work=Work({**SEVEN, "width": 4}, (32, 48), "rebuild"),
     ),
-    "autoencoder-paper": Case("autoencoder", "paper", contract={"epochs": 12, "batch_size": 4, "lr": 1e-3, "width": 4}),
+    "autoencoder-paper": Case("autoencoder", "paper", contract={"epochs": 16, "batch_size": 4, "lr": 3e-3, "width": 4}),
     "mkd": Case(
         "mkd",
         # Six epochs: the late average has two, and a fit can stop between them.
