@@ -42,7 +42,7 @@ from models.detector import (
     finite_or_stop,
 )
 from models.errors import ConfigError
-from models.parts.batch_norm import BatchNorm2d
+from models.parts.agreement import AgreementHeads, agreement_loss, alignment_loss
 from models.parts.maps import gaussian_blur
 from models.parts.stage_gaussians import LEVEL, SCALE, STATISTICS, GaussianFit, StageGaussians, average_patches
 from models.parts.stn import SpatialTransformer, unwarp, warp
@@ -147,95 +147,19 @@ class AlignedStages(nn.Module):
         return maps, frames
 
 
-class FYD(Detector):
-    """The image's transformer, the aligned stages, and each stage's Gaussians."""
-
-    def __init__(self, config: FYDConfig, spec: InputSpec, *, pretrained: bool = True) -> None:
-        super().__init__()
-        self.config: FYDConfig = config
-        self.spec = spec
-        size = (spec.height_px, spec.width_px)
-        source = Backbone(config.backbone, config.layers, config.weights if pretrained else None)
-        self.image_transformer: SpatialTransformer | None = None
-        if config.align_image:
-            pooled = (min(POOLED_PX, size[0]), min(POOLED_PX, size[1]))
-            self.image_transformer = SpatialTransformer(
-                3, pooled, hidden=4 * config.width, max_angle_deg=IMAGE_ANGLE_DEG, max_shift=IMAGE_SHIFT
-            )
-        self.trunk = AlignedStages(source, config, size)
-        self.gaussians = nn.ModuleList(StageGaussians(shape, config.dims) for shape in self.trunk.backbone.shapes)
-
-    def source_record(self) -> dict[str, Any]:
-        return self.trunk.backbone.record
-
-    def align(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """The aligned images, and the transform of each [B, 3, 3]."""
-        if self.image_transformer is None:
-            identity = torch.eye(3, dtype=images_BCHW.dtype, device=images_BCHW.device)
-            return images_BCHW, identity.repeat(len(images_BCHW), 1, 1)
-        transform = self.image_transformer(images_BCHW)
-        return warp(images_BCHW, transform), transform
-
-    def maps(self, images_BCHW: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What each stage's Gaussians see [B, C, H, W], and the transform of the frame it lies in [B, 3, 3]."""
-        maps, frames = self.trunk(*self.align(images_BCHW))
-        return [average_patches(x, PATCH) for x in maps], frames
-
-    def score(self, images: Tensor) -> Scores:
-        self.spec.check(images)
-        size = (self.spec.height_px, self.spec.width_px)
-        aligned = self.config.align_image or self.config.align_stages
-        with evaluating(self), torch.no_grad():
-            heats = []
-            for stage, map_BCHW, frame in zip(self.gaussians, *self.maps(images), strict=True):
-                distance = stage(map_BCHW).unsqueeze(1)
-                heat = F.interpolate(distance, size, mode="bilinear", align_corners=False).squeeze(1)
-                heats.append(unwarp(heat, frame) if aligned else heat)
-            heatmap = gaussian_blur(torch.stack(heats).mean(0), BLUR * self.spec.height_px / 128)
-        return Scores(heatmap.flatten(1).amax(1), heatmap)
-
-    def learner(self, runtime: Runtime) -> FYDLearner:
-        return FYDLearner(self, runtime)
-
-
 class Agreement(nn.Module):
-    """The aligned stages with projector and predictor: what the contrast trains."""
+    """The aligned stages with their heads: what the contrast trains."""
 
     def __init__(self, trunk: AlignedStages, width: int) -> None:
         super().__init__()
         self.trunk = trunk
-        channels = trunk.backbone.shapes[-1].channels
-
-        def narrow(before: int) -> list[nn.Module]:
-            return [nn.Conv2d(before, width, 1), BatchNorm2d(width), nn.ReLU()]
-
-        self.projector = nn.Sequential(*narrow(channels), *narrow(width), nn.Conv2d(width, width, 1))
-        self.predictor = nn.Sequential(*narrow(width), nn.Conv2d(width, width, 1))
+        self.heads = AgreementHeads(trunk.backbone.shapes[-1].channels, width)
 
     def forward(self, images_BCHW: Tensor, transform_B33: Tensor) -> tuple[Tensor, Tensor]:
         """Projections and predictions [B, C, H, W] of the deepest map."""
         maps, _ = self.trunk(images_BCHW, transform_B33)
-        projected = self.projector(maps[-1])
-        return projected, self.predictor(projected)
-
-
-def alignment_loss(aligned_BCHW: Tensor) -> Tensor:
-    """Mean over pixels and pairs of images of their distance in colour (L_ICA, as mean instead of sum)."""
-    difference = aligned_BCHW.unsqueeze(0) - aligned_BCHW.unsqueeze(1)
-    distance = (difference.square().sum(2) + 1e-8).sqrt().flatten(2).mean(2)
-    count = len(aligned_BCHW)
-    return (distance.sum() - distance.diagonal().sum()) / max(1, count * (count - 1))
-
-
-def agreement_loss(predicted_BCHW: Tensor, projected_BCHW: Tensor) -> Tensor:
-    """Minus the mean cosine between one image's prediction and another's projection, over positions and pairs (L_FA).
-
-    Projections are targets: no gradient reaches them. All ordered pairs cost one sum over the batch.
-    """
-    p = F.normalize(predicted_BCHW, dim=1)
-    z = F.normalize(projected_BCHW.detach(), dim=1)
-    others = z.sum(0, keepdim=True) - z
-    return -(p * others).sum(1).mean() / max(1, len(p) - 1)
+        found: tuple[Tensor, Tensor] = self.heads(maps[-1])
+        return found
 
 
 class FYDLearner:
@@ -330,8 +254,7 @@ class FYDLearner:
         if self.config.align_image:
             state["align_optimizer"] = self.align_optimizer.state_dict()
         if self.contrasted:
-            own = self.agreement.state_dict()
-            state["agreement"] = {name: tensor for name, tensor in own.items() if not name.startswith("trunk.")}
+            state["heads"] = self.agreement.heads.state_dict()
             state["optimizer"] = self.optimizer.state_dict()
         return state
 
@@ -342,5 +265,56 @@ class FYDLearner:
         if self.config.align_image:
             self.align_optimizer.load_state_dict(state["align_optimizer"])
         if self.contrasted:
-            self.agreement.load_state_dict(state["agreement"], strict=False)
+            self.agreement.heads.load_state_dict(state["heads"])
             self.optimizer.load_state_dict(state["optimizer"])
+
+
+class FYD(Detector):
+    """The image's transformer, the aligned stages, and each stage's Gaussians."""
+
+    def __init__(self, config: FYDConfig, spec: InputSpec, *, pretrained: bool = True) -> None:
+        super().__init__()
+        self.config: FYDConfig = config
+        self.spec = spec
+        size = (spec.height_px, spec.width_px)
+        source = Backbone(config.backbone, config.layers, config.weights if pretrained else None)
+        self.image_transformer: SpatialTransformer | None = None
+        if config.align_image:
+            pooled = (min(POOLED_PX, size[0]), min(POOLED_PX, size[1]))
+            self.image_transformer = SpatialTransformer(
+                3, pooled, hidden=4 * config.width, max_angle_deg=IMAGE_ANGLE_DEG, max_shift=IMAGE_SHIFT
+            )
+        self.trunk = AlignedStages(source, config, size)
+        self.gaussians = nn.ModuleList(StageGaussians(shape, config.dims) for shape in self.trunk.backbone.shapes)
+
+    def source_record(self) -> dict[str, Any]:
+        return self.trunk.backbone.record
+
+    def align(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """The aligned images, and the transform of each [B, 3, 3]."""
+        if self.image_transformer is None:
+            identity = torch.eye(3, dtype=images_BCHW.dtype, device=images_BCHW.device)
+            return images_BCHW, identity.repeat(len(images_BCHW), 1, 1)
+        transform = self.image_transformer(images_BCHW)
+        return warp(images_BCHW, transform), transform
+
+    def maps(self, images_BCHW: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What each stage's Gaussians see [B, C, H, W], and the transform of the frame it lies in [B, 3, 3]."""
+        maps, frames = self.trunk(*self.align(images_BCHW))
+        return [average_patches(x, PATCH) for x in maps], frames
+
+    def score(self, images: Tensor) -> Scores:
+        self.spec.check(images)
+        size = (self.spec.height_px, self.spec.width_px)
+        aligned = self.config.align_image or self.config.align_stages
+        with evaluating(self), torch.no_grad():
+            heats = []
+            for stage, map_BCHW, frame in zip(self.gaussians, *self.maps(images), strict=True):
+                distance = stage(map_BCHW).unsqueeze(1)
+                heat = F.interpolate(distance, size, mode="bilinear", align_corners=False).squeeze(1)
+                heats.append(unwarp(heat, frame) if aligned else heat)
+            heatmap = gaussian_blur(torch.stack(heats).mean(0), BLUR * self.spec.height_px / 128)
+        return Scores(heatmap.flatten(1).amax(1), heatmap)
+
+    def learner(self, runtime: Runtime) -> FYDLearner:
+        return FYDLearner(self, runtime)

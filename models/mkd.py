@@ -155,82 +155,6 @@ def disagreement(source: Sequence[Tensor], clone: Sequence[Tensor]) -> tuple[Ten
     return torch.stack(direction, 1), torch.stack(value, 1)
 
 
-class MKD(Detector):
-    """A frozen source, a cloner, and one scale a tapped layer."""
-
-    source_scale: Tensor
-
-    def __init__(self, config: MKDConfig, spec: InputSpec, *, pretrained: bool = True) -> None:
-        super().__init__()
-        self.config: MKDConfig = config
-        self.spec = spec
-        self.source = Backbone(config.backbone, config.layers, config.weights if pretrained else None, config.norm)
-        self.cloner = Cloner({tap.halvings: tap.channels for tap in self.source.taps()}, signed=self.source.signed)
-        self.register_buffer("source_scale", torch.ones(len(config.layers)))
-        self._check_shapes()
-
-    def _check_shapes(self) -> None:
-        image = torch.zeros(1, 3, self.spec.height_px, self.spec.width_px)
-        try:
-            with torch.no_grad(), evaluating(self):
-                pairs = zip(self.source(image), self.cloner(image), strict=True)
-                fits = all(source.shape == clone.shape for source, clone in pairs)
-        # A map without pixels.
-        except RuntimeError:
-            fits = False
-        if not fits:
-            stride = 2 ** max(self.config.layers)
-            raise ConfigError(
-                f"{self.config.backbone} tapped down to stride {stride} needs an image of at least {stride} px a side, "
-                "best a multiple of it.",
-                f"{self.spec.height_px}x{self.spec.width_px}",
-                "Choose another --size.",
-            )
-
-    def source_record(self) -> dict[str, Any]:
-        return self.source.record()
-
-    def source_maps(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
-        """The source's tapped maps, each divided by its training-set scale."""
-        return tuple(s / scale for s, scale in zip(self.source(images_BCHW), self.source_scale, strict=True))
-
-    def score(self, images: Tensor) -> Scores:
-        self.spec.check(images)
-        gradient = self.config.map == "gradient"
-        if gradient and torch.is_inference_mode_enabled():
-            raise InputError(
-                "map=gradient needs autograd.", "a call inside torch.inference_mode()", "Call score() plainly."
-            )
-        with evaluating(self), torch.set_grad_enabled(gradient):
-            x = images.detach().clone().requires_grad_(gradient)
-            source = self.source_maps(x)
-            layers = zip(self.config.layers, source, self.cloner(x), strict=True)
-            pairs = [(s, c) for layer, s, c in layers if layer in self.config.layers_score]
-            direction, value = disagreement(*zip(*pairs, strict=True))
-            flat_B = (direction + self.config.lambda_val * value).sum(1)
-            if gradient:
-                # In eval mode the images are independent: one backward of the sum gives every image its own gradient.
-                (gradient_BCHW,) = torch.autograd.grad(flat_B.sum(), x)
-                raw = gradient_BCHW.abs().sum(1)
-            else:
-                raw = self._cosine_map(pairs)
-            heatmap = gaussian_blur(raw, BLUR * self.spec.height_px / 128)
-            if gradient:
-                heatmap = cross_opening(heatmap)
-        image = flat_B if self.config.score == "flat" else heatmap.flatten(1).amax(1)
-        return Scores(image.detach(), heatmap.detach())
-
-    def _cosine_map(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Sum over layers of 1 - cosine over channels at each position, resized to the input. [B, H, W]"""
-        size = (self.spec.height_px, self.spec.width_px)
-        distances = [(1 - F.cosine_similarity(s, c, dim=1)).unsqueeze(1) for s, c in pairs]
-        resized = [F.interpolate(d, size, mode="bilinear", align_corners=False) for d in distances]
-        return torch.stack(resized).sum(0).squeeze(1)
-
-    def learner(self, runtime: Runtime) -> MKDLearner:
-        return MKDLearner(self, runtime)
-
-
 class MKDLearner:
     """Phases: `source` (statistics of its maps), `distil`, and `statistics` (batch norm of the late average)."""
 
@@ -344,3 +268,79 @@ class MKDLearner:
         self.late = {name: mean.to(self.runtime.device) for name, mean in state["late"].items()}
         self.late_count = state["late_count"]
         self._squares = state["squares"]
+
+
+class MKD(Detector):
+    """A frozen source, a cloner, and one scale a tapped layer."""
+
+    source_scale: Tensor
+
+    def __init__(self, config: MKDConfig, spec: InputSpec, *, pretrained: bool = True) -> None:
+        super().__init__()
+        self.config: MKDConfig = config
+        self.spec = spec
+        self.source = Backbone(config.backbone, config.layers, config.weights if pretrained else None, config.norm)
+        self.cloner = Cloner({tap.halvings: tap.channels for tap in self.source.taps()}, signed=self.source.signed)
+        self.register_buffer("source_scale", torch.ones(len(config.layers)))
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        image = torch.zeros(1, 3, self.spec.height_px, self.spec.width_px)
+        try:
+            with torch.no_grad(), evaluating(self):
+                pairs = zip(self.source(image), self.cloner(image), strict=True)
+                fits = all(source.shape == clone.shape for source, clone in pairs)
+        # A map without pixels.
+        except RuntimeError:
+            fits = False
+        if not fits:
+            stride = 2 ** max(self.config.layers)
+            raise ConfigError(
+                f"{self.config.backbone} tapped down to stride {stride} needs an image of at least {stride} px a side, "
+                "best a multiple of it.",
+                f"{self.spec.height_px}x{self.spec.width_px}",
+                "Choose another --size.",
+            )
+
+    def source_record(self) -> dict[str, Any]:
+        return self.source.record()
+
+    def source_maps(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
+        """The source's tapped maps, each divided by its training-set scale."""
+        return tuple(s / scale for s, scale in zip(self.source(images_BCHW), self.source_scale, strict=True))
+
+    def score(self, images: Tensor) -> Scores:
+        self.spec.check(images)
+        gradient = self.config.map == "gradient"
+        if gradient and torch.is_inference_mode_enabled():
+            raise InputError(
+                "map=gradient needs autograd.", "a call inside torch.inference_mode()", "Call score() plainly."
+            )
+        with evaluating(self), torch.set_grad_enabled(gradient):
+            x = images.detach().clone().requires_grad_(gradient)
+            source = self.source_maps(x)
+            layers = zip(self.config.layers, source, self.cloner(x), strict=True)
+            pairs = [(s, c) for layer, s, c in layers if layer in self.config.layers_score]
+            direction, value = disagreement(*zip(*pairs, strict=True))
+            flat_B = (direction + self.config.lambda_val * value).sum(1)
+            if gradient:
+                # In eval mode the images are independent: one backward of the sum gives every image its own gradient.
+                (gradient_BCHW,) = torch.autograd.grad(flat_B.sum(), x)
+                raw = gradient_BCHW.abs().sum(1)
+            else:
+                raw = self._cosine_map(pairs)
+            heatmap = gaussian_blur(raw, BLUR * self.spec.height_px / 128)
+            if gradient:
+                heatmap = cross_opening(heatmap)
+        image = flat_B if self.config.score == "flat" else heatmap.flatten(1).amax(1)
+        return Scores(image.detach(), heatmap.detach())
+
+    def _cosine_map(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Sum over layers of 1 - cosine over channels at each position, resized to the input. [B, H, W]"""
+        size = (self.spec.height_px, self.spec.width_px)
+        distances = [(1 - F.cosine_similarity(s, c, dim=1)).unsqueeze(1) for s, c in pairs]
+        resized = [F.interpolate(d, size, mode="bilinear", align_corners=False) for d in distances]
+        return torch.stack(resized).sum(0).squeeze(1)
+
+    def learner(self, runtime: Runtime) -> MKDLearner:
+        return MKDLearner(self, runtime)

@@ -54,6 +54,42 @@ class PaDiMConfig(DetectorConfig):
     blur: float = Field(default=4.0, ge=0)
 
 
+class PaDiMLearner:
+    """Phases: `statistics`; with a bank for each stage then `scale`, and `level` over held-out normals."""
+
+    def __init__(self, detector: PaDiM, runtime: Runtime) -> None:
+        self.detector = detector.to(runtime.device)
+        self.runtime = runtime
+        self.phases: tuple[Phase, ...] = (STATISTICS,)
+        if detector.config.bank == "stage":
+            self.phases = (STATISTICS, SCALE, LEVEL)
+        self.phase = ""
+        self.gaussians = GaussianFit(detector.gaussians, runtime)
+
+    def start(self, phase: str) -> None:
+        self.phase = phase
+        self.detector.eval()
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            maps = self.detector.maps(batch.images.to(self.runtime.device, non_blocking=True))
+            self.gaussians.step(self.phase, maps)
+        return {}
+
+    def end_epoch(self) -> None:
+        self.gaussians.end_epoch(self.phase)
+
+    def finish(self, phase: str) -> None:
+        self.gaussians.finish(phase)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"detector": self.detector.state_dict(), **self.gaussians.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.detector.load_state_dict(state["detector"])
+        self.gaussians.load_state_dict(state)
+
+
 class PaDiM(Detector):
     """A frozen backbone in stages, and the Gaussians of each stage's map, or of all maps joined."""
 
@@ -92,39 +128,3 @@ class PaDiM(Detector):
 
     def learner(self, runtime: Runtime) -> PaDiMLearner:
         return PaDiMLearner(self, runtime)
-
-
-class PaDiMLearner:
-    """Phases: `statistics`; with a bank for each stage then `scale`, and `level` over held-out normals."""
-
-    def __init__(self, detector: PaDiM, runtime: Runtime) -> None:
-        self.detector = detector.to(runtime.device)
-        self.runtime = runtime
-        self.phases: tuple[Phase, ...] = (STATISTICS,)
-        if detector.config.bank == "stage":
-            self.phases = (STATISTICS, SCALE, LEVEL)
-        self.phase = ""
-        self.gaussians = GaussianFit(detector.gaussians, runtime)
-
-    def start(self, phase: str) -> None:
-        self.phase = phase
-        self.detector.eval()
-
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        with torch.no_grad():
-            maps = self.detector.maps(batch.images.to(self.runtime.device, non_blocking=True))
-            self.gaussians.step(self.phase, maps)
-        return {}
-
-    def end_epoch(self) -> None:
-        self.gaussians.end_epoch(self.phase)
-
-    def finish(self, phase: str) -> None:
-        self.gaussians.finish(phase)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"detector": self.detector.state_dict(), **self.gaussians.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.detector.load_state_dict(state["detector"])
-        self.gaussians.load_state_dict(state)

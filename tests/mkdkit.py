@@ -1,14 +1,11 @@
-"""What the tests of MKD share: detectors of either source, the same networks under other options, and batches."""
+"""What the tests of MKD share: detectors of either source, and the same networks under other options."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from models import registry
-from models.detector import Batch, InputSpec
+from models.detector import InputSpec
 from models.mkd import MKD
 
 SIZE_PX = (32, 64)
@@ -30,8 +27,3 @@ def with_options(detector: MKD, **changed: Any) -> MKD:
     """The same networks under other options of scoring or fitting."""
     detector.config = detector.config.model_copy(update=changed)
     return detector
-
-
-def batches(images: Tensor, size: int) -> list[Batch]:
-    index = torch.arange(len(images))
-    return [Batch(images[i : i + size], index[i : i + size]) for i in range(0, len(images), size)]

@@ -1,4 +1,4 @@
-"""Synthetic textures, and defects pasted into them with their masks: what a detector is fitted and tried on in tests."""
+"""Synthetic textures, and defects pasted into them with their masks: what tests fit detectors to, and try them on."""
 
 from __future__ import annotations
 

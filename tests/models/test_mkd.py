@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mkdkit import LITE0, ROUND_OFF, SIZE_PX, VGG, batches, build, with_options
+from detectorkit import batches
+from mkdkit import LITE0, ROUND_OFF, SIZE_PX, VGG, build, with_options
 from scipy import ndimage
 from textures import textures
 from torch import Tensor, nn

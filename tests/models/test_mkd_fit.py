@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mkdkit import LITE0, ROUND_OFF, SIZE_PX, VGG, batches, build, with_options
+from detectorkit import batches
+from mkdkit import LITE0, ROUND_OFF, SIZE_PX, VGG, build, with_options
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from textures import textures, with_defects
@@ -98,7 +99,7 @@ def test_rms_over_two_workers_is_that_of_all_images(detector: MKD):
     for learner, share in zip(learners, shares, strict=True):
         learner.start("source")
         learner.step(batches(share, 4)[0])
-    total = learners[0]._squares + learners[1]._squares
+    total = sum(learner.state_dict()["squares"] for learner in learners)
     both = detector.learner(Runtime(all_reduce_sum=lambda _: total, world=2))
     both.start("source")
     both.end_epoch()
