@@ -54,13 +54,6 @@ class Reading:
         return found
 
 
-GAUSSIANS = (
-    (r"^dims_(\d+)$", r"gaussians.\1.dims"),
-    (r"^(bank|scale)s\.(\d+)\.", r"gaussians.\2.\1."),
-    ("^turned_mean$", ""),
-)
-FYD_FIT = ("align_epochs", "align_lr", "image_family", "image_angle_deg", "cov_reg", "normalise", "selection")
-
 # How SSM and the auto-encoder that was an option of it read a reconstruction.
 SSM_MAP = {"gms_scales": 4, "color_weight": 0.0, "smoothing": 7.0, "legacy_1d": False}
 
@@ -114,29 +107,21 @@ READINGS: dict[str, tuple[Reading, ...]] = {
             },
         ),
     ),
+    # The method's alignment has other bounds now, and its models are not read.
     "fyd": (
         Reading(
             "padim",
             {"align_image": False, "align_stages": False, "contrast": False, "flip": False},
-            (*FYD_FIT, "epochs", "lr", "stage_family", "stn_hidden", "width", "unwarp"),
-            ((r"^trunk\.", "backbone."), *GAUSSIANS),
-        ),
-        # The image's transformer has other bounds now.
-        Reading(
-            "fyd",
-            {
-                "align_image": False,
-                "flip": False,
-                "stage_family": "rotation_scale",
-                "stn_hidden": 256,
-                "width": 64,
-                "unwarp": "score",
-                "bank": "stage",
-                "patch": 3,
-                "blur": 4.0,
-            },
-            (*FYD_FIT, "norm"),
-            ((r"^trunk\.(mean|std|stages)", r"trunk.backbone.\1"), (r"\.stage_stns\.", ".transformers."), *GAUSSIANS),
+            (
+                *("epochs", "lr", "align_epochs", "align_lr", "image_family", "stage_family", "image_angle_deg"),
+                *("stn_hidden", "width", "cov_reg", "normalise", "selection", "unwarp"),
+            ),
+            (
+                (r"^trunk\.", "backbone."),
+                (r"^dims_(\d+)$", r"gaussians.\1.dims"),
+                (r"^(bank|scale)s\.(\d+)\.", r"gaussians.\2.\1."),
+                ("^turned_mean$", ""),
+            ),
         ),
     ),
 }
