@@ -20,7 +20,7 @@ TOLERANCE = 1e-5
 
 def run(bench: Bench, clock: Clock) -> None:
     """One result a kind: the largest differences, and whether scores and flags are the same."""
-    for kind in registry.DETECTORS:
+    for kind in bench.chosen(registry.DETECTORS):
         if clock.left() <= 0:
             bench.write("agreement", kind=kind, skipped="no time left")
             continue

@@ -65,8 +65,10 @@ def _machine(row: Row) -> str:
 def _lost(results: Sequence[Row]) -> Iterator[str]:
     """What failed, was left out for want of time, or never came to its end, one line each; equal ones once."""
     lines = []
+    if any(row["stage"] == "throughput" and "skipped" in row for row in results):
+        lines.append("* throughput: where a dash stands, no time was left, or what is below stood in the way")
     for row in results:
-        if "error" in row or "skipped" in row:
+        if "error" in row or ("skipped" in row and row["stage"] != "throughput"):
             about = [str(row[name]) for name in ("kind", "data", "precision", "way") if name in row]
             about += [f"{row[name]} {unit}" for name, unit in (("size_px", "px"), ("batch", "a batch")) if name in row]
             why = f"left out, {row['skipped']}" if "skipped" in row else row["error"].split("\n")[0]

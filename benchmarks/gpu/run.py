@@ -51,14 +51,15 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny images and few of them, to try the code")
     parser.add_argument("--only", default="", help="stages by name, with commas between")
+    parser.add_argument("--kinds", default="", help="detectors by name, with commas between")
     given = parser.parse_args()
     whole = Clock(given.seconds)
     given.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(given.pack, given.out / "results.jsonl", given.device, given.small)
+    bench = Bench(given.pack, given.out / "results.jsonl", given.device, given.small, _names(given.kinds))
     missing = stand_in()
     bench.guard("machine", lambda: _machine(bench, given.seconds, missing))
     for stage in STAGES:
-        if given.only and stage.name not in given.only.split(","):
+        if (only := _names(given.only)) and stage.name not in only:
             continue
         # Besides its own share, what those before it left; what they took too much is the last one's loss.
         later = sum(other.share for other in STAGES[STAGES.index(stage) + 1 :])
@@ -66,6 +67,10 @@ def main() -> None:
         clock = Clock(min(own, whole.left()))
         if bench.guard(stage.name, partial(_stage, stage, bench, clock)):
             bench.write("end", of=stage.name, left_s=whole.left())
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
 
 
 def _stage(stage: Stage, bench: Bench, clock: Clock) -> None:

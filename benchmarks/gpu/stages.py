@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,12 @@ class Bench:
     device: str
     # Seconds instead of minutes: tiny images, few of them, to try the code.
     small: bool
+    # Of detectors; all, if it is empty.
+    kinds: tuple[str, ...] = ()
+
+    def chosen(self, kinds: Iterable[str]) -> list[str]:
+        """Those of the kinds that are to be measured."""
+        return [kind for kind in kinds if not self.kinds or kind in self.kinds]
 
     @property
     def weights(self) -> str:

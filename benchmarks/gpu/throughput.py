@@ -34,7 +34,8 @@ WARM_UP = 2
 
 def run(bench: Bench, clock: Clock) -> None:
     """One result for each detector, size, batch and way; each detector and size has its share of the time."""
-    pairs = [(kind, size_px) for size_px in sorted({bench.size_px(wanted) for wanted in SIZES_PX}) for kind in KINDS]
+    sizes = sorted({bench.size_px(wanted) for wanted in SIZES_PX})
+    pairs = [(kind, size_px) for size_px in sizes for kind in bench.chosen(KINDS)]
     for number, (kind, size_px) in enumerate(pairs):
         share = clock.share(len(pairs) - number)
         bench.guard("throughput", partial(_measure, bench, share, kind, size_px), kind=kind, size_px=size_px)

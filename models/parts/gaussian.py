@@ -122,9 +122,10 @@ class PositionScale(nn.Module):
 
         Distances of the images that the Gaussians were fitted on are too low; held-out ones are not.
         """
+        # Sums lie in host memory, where every rank adds them up.
         _, mean, variance = _moments(sums_3P.sum(1, keepdim=True))
-        self.mean.copy_(self.mean + mean.float() * self.spread)
-        self.spread.copy_(self.spread * _spread(variance).float())
+        self.mean += mean.to(self.mean) * self.spread
+        self.spread *= _spread(variance).to(self.spread)
 
     def forward(self, distances_BP: Tensor) -> Tensor:
         """How many spreads each distance lies above the mean of normals, [B, P]."""

@@ -110,5 +110,6 @@ def unwarp(maps_BHW: Tensor, transform_B33: Tensor) -> Tensor:
 
     Places that the transformed frame does not show take the value of its nearest border.
     """
-    inverse = torch.linalg.inv(transform_B33)
+    # In float32 also under autocast, whose half precision has no inverse.
+    inverse = torch.linalg.inv(transform_B33.to(torch.promote_types(transform_B33.dtype, torch.float32)))
     return warp(maps_BHW.unsqueeze(1), inverse, padding="border").squeeze(1)

@@ -136,8 +136,8 @@ def test_what_was_not_measured_is_said_once() -> None:
     left_out = {"stage": "throughput", "kind": "ssm", "size_px": 256, "batch": 8, "skipped": "no time left"}
     lines = page([failed, failed, end("agreement"), left_out, end("throughput")])
     assert lines[lines.index("## Not measured") + 2 :] == [
+        "* throughput: where a dash stands, no time was left, or what is below stood in the way",
         "* agreement: ssm: RuntimeError: no",
-        "* throughput: ssm, 256 px, 8 a batch: left out, no time left",
     ]
 
 

@@ -90,3 +90,10 @@ def test_a_transform_that_is_not_finite_gives_nan_and_its_gradient_does_not_cras
     assert bool(torch.isfinite(found[0]).all())
     assert bool(torch.isnan(found[1]).all())
     found[0].sum().backward()
+
+
+def test_maps_come_back_also_under_reduced_precision():
+    """Under autocast transforms are halves, of which torch has no inverse."""
+    maps = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0))
+    identity = torch.eye(3, dtype=torch.float16).expand(2, 3, 3)
+    torch.testing.assert_close(unwarp(maps, identity), maps)

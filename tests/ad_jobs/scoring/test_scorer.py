@@ -17,10 +17,29 @@ from torch import Tensor
 
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.decode import to_input
-from ad_jobs.scoring.devices import Answer, Cpu, best_device, pipelined
+from ad_jobs.scoring.devices import Answer, Cpu, best_device, channels_last, pipelined
 from ad_jobs.scoring.scorer import AMP_TOLERANCE, Scorer
 from models import registry
 from models.detector import Detector, InputSpec, Scores
+
+# --- Placing
+
+
+@pytest.mark.parametrize("kind", registry.DETECTORS)
+def test_every_detector_can_be_laid_out_for_a_gpu(kind: str) -> None:
+    """Also one whose buffers have five dimensions, for which torch has no such layout: SSM's masks."""
+    entry = registry.entry(kind)
+    spec = InputSpec(channels=3, height_px=128, width_px=128, needs_anomalous=entry.needs_anomalous)
+    detector = registry.create(kind, registry.configure(kind, {}), spec, pretrained=False)
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    placed = channels_last(detector)
+    assert all(
+        tensor.is_contiguous(memory_format=torch.channels_last)
+        for tensor in (*placed.parameters(), *placed.buffers())
+        if tensor.ndim == 4
+    )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in placed.state_dict().items())
+
 
 # --- The order of things
 
