@@ -10,7 +10,13 @@ Every class hands all of its arguments to ``Exception.__init__`` and formats in 
 pickling on its way back from a Ray worker.
 """
 
+from __future__ import annotations
+
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class RetroscanError(Exception):
@@ -36,6 +42,28 @@ class UsageError(RetroscanError):
 
     def __str__(self) -> str:
         return f"{self.rule} Got: {self.value}. {self.remedy}"
+
+
+def refused(error: ValidationError, options: set[str]) -> UsageError:
+    """What pydantic refuses, as rule, value and remedy; `options` by their names on the command line."""
+    first = error.errors(include_url=False)[0]
+    name, *inside = (str(part) for part in first["loc"]) if first["loc"] else ("",)
+    option = f"--{name.replace('_', '-')}" if name in options else name
+    told = first["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
+    if first["type"] == "missing":
+        return UsageError(f"{option} is needed.", "nothing", "Name one.")
+    if first["type"] == "extra_forbidden" and not inside:
+        return UsageError("Options are those of the verb.", name, f"This one's are: {', '.join(sorted(options))}.")
+    where = " ".join([option, *inside]).strip()
+    if first["type"] == "extra_forbidden":
+        return UsageError(f"{where} is not known.", repr(first["input"]), "Check the spelling.")
+    if first["type"] == "dict_type":
+        return UsageError(
+            f"{where} takes values by their names.", repr(first["input"]), "Write NAME=VALUE or {NAME: VALUE}."
+        )
+    if first["type"] == "too_short":
+        return UsageError(f"{option} takes one or more.", "none", "Name one.")
+    return UsageError(f"{where or 'A value'} {told}.", repr(first["input"]), "Give another.")
 
 
 class JobError(RetroscanError):

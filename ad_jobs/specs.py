@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from ad_jobs.errors import UsageError
+from ad_jobs.errors import UsageError, refused
 from ad_jobs.images.policy import MAX_SIDE_PX, Limits, Window
 
 
@@ -145,7 +145,8 @@ class Spec(BaseModel):
         try:
             return handler(options)
         except ValidationError as error:
-            raise refused(error, cls) from error
+            names = {field.alias or name for name, field in cls.model_fields.items()}
+            raise refused(error, names) from error
 
     def config(self) -> dict[str, Any]:
         """The options that are set, as plain values by their names: a `--config` for the same request.
@@ -154,30 +155,6 @@ class Spec(BaseModel):
         {'source': 's3://archive/2024', 'out': '/m', 'headers': False}
         """
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-def refused(error: ValidationError, of: type[BaseModel]) -> UsageError:
-    """What pydantic refuses, as rule, value and remedy; options by their names on the command line."""
-    first = error.errors(include_url=False)[0]
-    name, *inside = (str(part) for part in first["loc"]) if first["loc"] else ("",)
-    option = f"--{name.replace('_', '-')}" if name in _option_names(of) else name
-    told = first["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
-    if first["type"] == "missing":
-        return UsageError(f"{option} is needed.", "nothing", "Name one.")
-    if first["type"] == "extra_forbidden" and not inside:
-        return UsageError(
-            "Options are those of the verb.", name, f"This one's are: {', '.join(sorted(_option_names(of)))}."
-        )
-    where = " ".join([option, *inside]).strip()
-    if first["type"] == "extra_forbidden":
-        return UsageError(f"{where} is not known.", repr(first["input"]), "Check the spelling.")
-    if first["type"] == "too_short":
-        return UsageError(f"{option} takes one or more.", "none", "Name one.")
-    return UsageError(f"{where or 'A value'} {told}.", repr(first["input"]), "Give another.")
-
-
-def _option_names(of: type[BaseModel]) -> set[str]:
-    return {field.alias or name for name, field in of.model_fields.items()}
 
 
 class Verb(Protocol[Options, SpecIn, Result]):

@@ -12,7 +12,7 @@ from ad_jobs.errors import UsageError
 
 
 def rows_where(
-    table: Any, name: str, where: str, *, columns: Sequence[str], order: Sequence[str], help: str
+    table: Any, name: str, where: str, *, columns: Sequence[str], order: Sequence[str], help: str, option: str = "where"
 ) -> pa.Table:
     """The rows of an Arrow table or dataset that meet an SQL condition (DuckDB's dialect), in order.
 
@@ -23,6 +23,7 @@ def rows_where(
         columns: which columns to give.
         order: by which columns to sort.
         help: the remedy for a condition that is none.
+        option: what the condition was given as.
 
     Raises:
         UsageError: it is no condition over this table, or more than one.
@@ -36,8 +37,8 @@ def rows_where(
             connection.execute("SET lock_configuration = true")
             connection.register(name, table)
             if len(connection.extract_statements(query)) != 1:
-                raise UsageError("--where is one SQL condition.", where, help)
+                raise UsageError(f"{option} is one SQL condition.", where, help)
             return connection.sql(query).to_arrow_table()
     except duckdb.Error as error:
         reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"--where is an SQL condition over the {name}.", f"{where} ({reason})", help) from error
+        raise UsageError(f"{option} is an SQL condition over the {name}.", f"{where} ({reason})", help) from error

@@ -187,7 +187,9 @@ def _select(table: pa.Table, where: str) -> pa.Array:
     if "modality" not in table.column_names:
         names += " DICOM columns need: retroscan index --headers."
     first, second = (
-        rows_where(table, "manifest", where, columns=["object_id"], order=["object_id"], help=names)["object_id"]
+        rows_where(table, "manifest", where, columns=["object_id"], order=["object_id"], help=names, option="--where")[
+            "object_id"
+        ]
         for _ in range(2)
     )
     if not first.equals(second):

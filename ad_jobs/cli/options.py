@@ -72,6 +72,8 @@ def given(spec: type[AnySpec], context: typer.Context) -> AnySpec:
 
 # Options that are given as KEY=VALUE, repeatable.
 PAIRS = ("set", "limits")
+# By which a record is known that was given whole.
+RECORD_KEYS = ("version", "run_id", "format", "model_id")
 
 
 def pairs(option: str, values: list[str]) -> dict[str, Any]:
@@ -107,11 +109,10 @@ def read_config(path: Path, parameters: list[Parameter]) -> dict[str, Any]:
     for key, value in _read_mapping(path).items():
         name = str(key).replace("-", "_")
         if name not in known:
-            raise UsageError(
-                "--config holds options of the verb.",
-                f"{key!r} in {path}",
-                f"This verb's are: {', '.join(sorted(known))}.",
-            )
+            remedy = f"This verb's are: {', '.join(sorted(known))}."
+            if key in RECORD_KEYS:
+                remedy += " A record (run.json, detector.json) is none: take what stands in it under config or fit."
+            raise UsageError("--config holds options of the verb.", f"{key!r} in {path}", remedy)
         if value is not None:
             values[str(known[name].name)] = _as_given(known[name], value, f"{key!r} in {path}")
     return values

@@ -101,12 +101,12 @@ class Run:
             UsageError: the row's heatmap was not kept.
             JobError: the shard is missing or damaged.
         """
-        reference = row["heatmap"]
+        reference = _one(row)["heatmap"]
         if pd.isna(reference):
             raise UsageError(
-                "A row has a heatmap if the scan kept it.",
+                "A row has a heatmap if its image was scored and the scan kept it.",
                 f"object {row['object_id']}, frame {row['frame']}, without one",
-                "Scan with --heatmaps all to have one for every image.",
+                "Scan with --heatmaps all to have one for every scored image.",
             )
         return open_heatmap(self.uri, str(reference))
 
@@ -120,7 +120,7 @@ class Run:
             StorageError: the object cannot be fetched.
             ImageError: it cannot be decoded.
         """
-        uri = str(row["uri"])
+        uri = str(_one(row)["uri"])
         if self.record.config.get("identifiers") == "hashed":
             raise UsageError(
                 "An image is fetched by its URI.", f"{uri}, which is hashed", "Look its object_id up in the manifest."
@@ -133,3 +133,12 @@ class Run:
 
     def _model(self, model_id: str) -> ModelRef:
         return next(model for model in self.record.models if model.model_id == model_id)
+
+
+def _one(row: Any) -> Any:
+    """The row, if it is one; raises UsageError for a table of several."""
+    if isinstance(row, pd.DataFrame):
+        raise UsageError(
+            "A heatmap or an image is of one row.", f"a table of {len(row)}", "Take one, for example with rows.iloc[0]."
+        )
+    return row
