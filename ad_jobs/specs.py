@@ -44,7 +44,7 @@ def place(value: str | PathLike[str]) -> str:
     from cluster.storage import uris
 
     text = fspath(value) if isinstance(value, str | PathLike) else ""
-    if not text or uris.is_foreign(text):
+    if not text or uris.is_foreign(text) or text.rstrip("/") == "s3:":
         raise UsageError(
             "A place is a local path or an s3://bucket/prefix.",
             repr(value),
@@ -63,13 +63,22 @@ def parse_size(value: Any) -> tuple[int, int]:
         UsageError: anything else.
     """
     parts = [str(part) for part in value] if isinstance(value, list | tuple) else str(value).lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isdigit() and 0 < int(part) <= MAX_SIDE_PX for part in parts):
+    whole = all(part.isascii() and part.isdecimal() for part in parts) and len(parts) in (1, 2)
+    if not whole or not all(0 < int(part) <= MAX_SIDE_PX for part in parts):
         raise UsageError(
             f"--size is one number of pixels, or heightxwidth, each from 1 to {MAX_SIDE_PX}.",
             repr(value),
             "Write for example --size 128 or --size 256x128.",
         )
     return int(parts[0]), int(parts[-1])
+
+
+def _several(value: Any) -> Any:
+    """One name as a list of one, paths as texts."""
+    names = (value,) if isinstance(value, str | PathLike) else value
+    if not isinstance(names, list | tuple):
+        return names
+    return [fspath(one) if isinstance(one, PathLike) else one for one in names]
 
 
 def _size_text(size_px: tuple[int, int] | None) -> str | None:
@@ -93,7 +102,7 @@ def parse_window(value: Any) -> Window:
     parts = value.strip("[]").split(",") if isinstance(value, str) else value
     try:
         low, high = (float(part) for part in parts)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(
             "--window is dicom, percentile or low,high.", repr(value), "Write for example --window=-100,300."
         ) from error
@@ -118,16 +127,15 @@ SpecIn = TypeVar("SpecIn", contravariant=True)
 Result = TypeVar("Result", covariant=True)
 
 Place = Annotated[str, BeforeValidator(place)]
-Places = Annotated[
-    Sequence[Place],
-    BeforeValidator(lambda value: (value,) if isinstance(value, str | Path) else value),
-    AfterValidator(tuple),
-]
+Places = Annotated[Sequence[Place], BeforeValidator(_several), AfterValidator(tuple)]
 Size = Annotated[tuple[int, int], BeforeValidator(parse_size), PlainSerializer(_size_text)]
 FixedWindow = Annotated[Window, BeforeValidator(parse_window)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0)]
+# Of torch's generators.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+KeyFile = Annotated[Path, AfterValidator(Path.absolute)]
+Names = Annotated[Sequence[str], BeforeValidator(_several), AfterValidator(tuple)]
 
 
 class Spec(BaseModel):
@@ -275,7 +283,7 @@ class ScanSpec(Spec):
     heatmaps: KeepPolicy = "flagged"
     identifiers: IdentifierMode = "plain"
     # File with the key of hashed identifiers.
-    identifiers_key: Path | None = None
+    identifiers_key: KeyFile | None = None
     # The share of objects that may fail; one more, and the run ends where it is.
     max_failed: Share = 1.0
     # What one object may cost; by default the models' own.
@@ -320,7 +328,7 @@ class ScoreSpec(Spec):
 
     model: Place
     # As they are named by who asks; the result names them so.
-    images: tuple[str, ...] = Field(min_length=1)
+    images: Names = Field(min_length=1)
 
     @property
     def places(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ad_jobs.errors import UsageError
+from ad_jobs.specs import place
 from cluster.jobs import Job, Jobs, code, named_address
 from cluster.storage import uris
 
@@ -214,7 +215,7 @@ def _place(text: str, verb: str, *, here: bool) -> str:
             f"{text} for {verb}",
             "Name an s3:// prefix, or an absolute path that every node of the cluster has.",
         )
-    return uris.absolute(text)
+    return place(text)
 
 
 def _warn(request: Request, names: Sequence[str], *, here: bool) -> None:

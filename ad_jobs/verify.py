@@ -210,6 +210,8 @@ def _check_sample(run_uri: str, record: RunRecord, models: list[OpenModel], rows
 
 def _uris(record: RunRecord, by_object: dict[int, pd.DataFrame]) -> dict[int, str]:
     """Where the objects lie: by the manifest where the table does not say."""
+    if not by_object:
+        return {}
     if record.config.get("identifiers") != "hashed":
         return {i: str(group["uri"].iloc[0]) for i, group in by_object.items()}
     where = f"object_id IN ({', '.join(map(str, by_object))})"

@@ -51,9 +51,12 @@ class InputSpec(BaseModel):
 
 
 class DetectorConfig(BaseModel):
-    """What every detector's configuration holds; each adds its own fields. Unknown keys are refused."""
+    """What every detector's configuration holds; each adds its own fields.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Unknown keys are refused, and numbers that are not finite.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # Over all workers together.
     batch_size: int = Field(default=32, ge=1)

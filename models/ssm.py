@@ -183,7 +183,7 @@ class SSM(Detector):
         self.config: SSMConfig = config
         self.spec = spec
         self.size_px = (spec.height_px, spec.width_px)
-        if not config.cells or 2 * max(config.cells) > min(self.size_px):
+        if not config.cells or min(config.cells) < 1 or 2 * max(config.cells) > min(self.size_px):
             raise ConfigError(
                 "cells are the masks' pixels a side, at most half the image's.",
                 f"{list(config.cells)} at {spec.height_px}x{spec.width_px}",

@@ -72,6 +72,8 @@ def given(spec: type[AnySpec], context: typer.Context) -> AnySpec:
 
 # Options that are given as KEY=VALUE, repeatable.
 PAIRS = ("set", "limits")
+# Options of two numbers, and what stands between them on the command line.
+JOINED = {"window": ",", "size": "x"}
 # By which a record is known that was given whole.
 RECORD_KEYS = ("version", "run_id", "format", "model_id")
 
@@ -84,14 +86,33 @@ def pairs(option: str, values: list[str]) -> dict[str, Any]:
         if not equals or not key:
             raise UsageError(f"{option} takes key=value.", repr(pair), f"Write for example {option} key=3.")
         try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            settings[key] = _read_yaml(value)
+        except ValueError as error:
             raise UsageError(
                 f"The value of {option} must be plain YAML.",
-                repr(pair),
+                f"{_short(pair)} ({error})",
                 "Quote it in the shell, as in --set 'layers=[2,3]'.",
             ) from error
     return settings
+
+
+def _read_yaml(text: str) -> Any:
+    """What the text says: numbers, texts, true and false, lists and mappings of them.
+
+    Raises:
+        ValueError: it is no YAML, or says something else, such as a date; the text says why.
+    """
+    try:
+        found = yaml.safe_load(text)
+        # A date, bytes or a list within itself can be recorded nowhere.
+        json.dumps(found)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+    return found
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 200 else text[:200] + "...")
 
 
 def read_config(path: Path, parameters: list[Parameter]) -> dict[str, Any]:
@@ -108,24 +129,27 @@ def read_config(path: Path, parameters: list[Parameter]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in _read_mapping(path).items():
         name = str(key).replace("-", "_")
+        if value is None:
+            continue
         if name not in known:
             remedy = f"This verb's are: {', '.join(sorted(known))}."
             if key in RECORD_KEYS:
                 remedy += " A record (run.json, detector.json) is none: take what stands in it under config or fit."
             raise UsageError("--config holds options of the verb.", f"{key!r} in {path}", remedy)
-        if value is not None:
-            values[str(known[name].name)] = _as_given(known[name], value, f"{key!r} in {path}")
+        values[str(known[name].name)] = _as_given(known[name], value, f"{key!r} in {path}")
     return values
 
 
 def _read_mapping(path: Path) -> dict[Any, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        # What JSON escapes, YAML reads otherwise.
+        content = json.loads(text) if text.lstrip().startswith("{") and path.suffix == ".json" else _read_yaml(text)
     except OSError as error:
         raise UsageError(
             "--config must name a readable file.", f"{path} ({error.strerror})", "Check the path."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(
             "--config must be YAML in UTF-8.",
             f"{path}: {str(error).splitlines()[0]}",
@@ -145,12 +169,18 @@ def _as_given(parameter: Parameter, value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         if option_name(parameter) not in PAIRS:
             raise UsageError("A mapping stands only where an option takes KEY=VALUE.", where, "Write a single value.")
-        # JSON is YAML, as which the value is read again.
-        return [f"{key}={json.dumps(one)}" for key, one in value.items()]
+        # JSON is YAML, as which the value is read again; what JSON escapes, YAML reads otherwise.
+        return [f"{key}={json.dumps(one, ensure_ascii=False)}" for key, one in value.items()]
     several = parameter.nargs == -1 or getattr(parameter, "multiple", False)
+    if isinstance(value, bool) and not getattr(parameter, "is_flag", False):
+        raise UsageError("Only a flag is true or false.", f"{where}: {value}", "Write a number, or a text in quotes.")
     if isinstance(value, list):
         texts = [one if isinstance(one, str) else json.dumps(one) for one in value]
-        return texts if several else ",".join(texts)
+        if several:
+            return texts
+        if option_name(parameter) not in JOINED:
+            raise UsageError("A list stands only where an option repeats.", where, "Write a single value.")
+        return JOINED[option_name(parameter)].join(texts)
     return [value] if several else value
 
 

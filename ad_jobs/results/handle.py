@@ -101,11 +101,11 @@ class Run:
             UsageError: the row's heatmap was not kept.
             JobError: the shard is missing or damaged.
         """
-        reference = _one(row)["heatmap"]
+        reference = _one(row, "heatmap")["heatmap"]
         if pd.isna(reference):
             raise UsageError(
                 "A row has a heatmap if its image was scored and the scan kept it.",
-                f"object {row['object_id']}, frame {row['frame']}, without one",
+                f"object {row.get('object_id')}, frame {row.get('frame')}, without one",
                 "Scan with --heatmaps all to have one for every scored image.",
             )
         return open_heatmap(self.uri, str(reference))
@@ -120,7 +120,7 @@ class Run:
             StorageError: the object cannot be fetched.
             ImageError: it cannot be decoded.
         """
-        uri = str(_one(row)["uri"])
+        uri = str(_one(row, "uri", "frame", "model_id")["uri"])
         if self.record.config.get("identifiers") == "hashed":
             raise UsageError(
                 "An image is fetched by its URI.", f"{uri}, which is hashed", "Look its object_id up in the manifest."
@@ -132,13 +132,21 @@ class Run:
         return preview(data, int(row["frame"]), policy, limits, max_side=MAX_SIDE_PX)
 
     def _model(self, model_id: str) -> ModelRef:
-        return next(model for model in self.record.models if model.model_id == model_id)
+        for model in self.record.models:
+            if model.model_id == model_id:
+                return model
+        known = ", ".join(model.model_id for model in self.record.models)
+        raise UsageError("A row is of one of the run's models.", model_id, f"They are {known}.")
 
 
-def _one(row: Any) -> Any:
-    """The row, if it is one; raises UsageError for a table of several."""
+def _one(row: Any, *names: str) -> Any:
+    """The row, if it is one and has these columns; raises UsageError otherwise."""
     if isinstance(row, pd.DataFrame):
         raise UsageError(
             "A heatmap or an image is of one row.", f"a table of {len(row)}", "Take one, for example with rows.iloc[0]."
+        )
+    if missing := [name for name in names if name not in row]:
+        raise UsageError(
+            f"A row has the columns {', '.join(names)}.", f"one without {', '.join(missing)}", "Read them by `scores`."
         )
     return row

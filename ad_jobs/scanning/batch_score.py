@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,8 @@ class Score:
 
     def __init__(self, model: str | PathLike[str], *, batch_size: int = 32) -> None:
         self._uri = place(model)
+        if batch_size < 1:
+            raise UsageError("batch_size is at least 1.", batch_size, "Leave it out, or give 32.")
         self._batch_size = batch_size
         self._opened: tuple[OpenModel, Scorer, GuardedDecoder] | None = None
 
@@ -63,6 +66,10 @@ class Score:
         return self.__dict__ | {"_opened": None}
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        if not isinstance(batch, pa.Table):
+            raise UsageError(
+                "A batch is an Arrow table.", type(batch).__name__, 'Give map_batches batch_format="pyarrow".'
+            )
         model, scorer, decoder = self._open()
         calibration = model.calibration
         judgement = Judgement(
@@ -114,8 +121,21 @@ def _objects(batch: pa.Table, max_bytes: int) -> Iterable[FetchedObject]:
             f"columns {', '.join(batch.column_names)}",
             "Rename the one that says where the images lie, for example with rename_columns.",
         )
-    sources = [Source(number, place(uri)) for number, uri in enumerate(batch[where].to_pylist())]
-    return fetch_all(sources, max_bytes)
+    return _fetched(batch[where].to_pylist(), max_bytes)
+
+
+def _fetched(uris: list[Any], max_bytes: int) -> Iterator[FetchedObject]:
+    """The objects in order; what names no place is an object that is not found."""
+    placed: list[Source | FetchedObject] = []
+    for number, uri in enumerate(uris):
+        try:
+            placed.append(Source(number, place(uri)))
+        except UsageError as error:
+            bad = ImageError(ErrorCode.NOT_FOUND, f"{error.rule} Got: {error.value}.")
+            placed.append(FetchedObject(Source(number, str(uri)), None, False, bad, 0.0))
+    with closing(fetch_all([one for one in placed if isinstance(one, Source)], max_bytes)) as fetched:
+        for one in placed:
+            yield next(fetched) if isinstance(one, Source) else one
 
 
 def _given(number: int, uri: str, data: bytes, max_bytes: int) -> FetchedObject:

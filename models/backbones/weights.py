@@ -77,7 +77,7 @@ def _read_file(path: Path) -> tuple[State, str]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     # torch's words for a file of another kind.
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, IndexError, ValueError) as error:
         raise _no_state(path, type(error).__name__) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise _no_state(path, "something else in it")

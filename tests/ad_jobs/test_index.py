@@ -191,6 +191,11 @@ def test_where_selects_and_keeps_ids(manifest: str, archive: Path, where: str, n
         ("bytes < 0", r"at least one object.*0 of 7"),
         ("uri IN (SELECT content FROM read_text('/etc/hostname'))", "disabled"),
         ("sum(bytes) > 1", "aggregate"),
+        ("true) UNION ALL SELECT object_id FROM manifest WHERE (true", "SQL condition"),
+        ("true UNION ALL SELECT object_id FROM manifest", "SQL condition"),
+        ("true) EXCEPT SELECT 1 WHERE (true", "SQL condition"),
+        ("true GROUP BY object_id", "SQL condition"),
+        ("bytes > 1, true", "SQL condition"),
     ],
 )
 def test_where_refusals(manifest: str, where: str, words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,55 @@ def test_flags_win_over_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     spec = spec_of("scan", "--config", str(config), "--out", "/other", monkeypatch=monkeypatch)
     assert spec == ScanSpec(source="/a", model=["/m"], out="/other", max_failed=0.5, limits={"max_frames": 3})
     assert commands.scan.__doc__
+
+
+def refused_by(verb: str, *words: str) -> str:
+    """What the command line says of words that it refuses with exit code 2."""
+    result = CliRunner().invoke(app, [verb, *words])
+    assert result.exit_code == 2, f"{result.output} {result.exception!r}"
+    return result.output
+
+
+@pytest.mark.parametrize("value", ["2024-13-45", "2024-01-01", "0x_", "&a [*a]", "[" * 3000, "!!binary aGk="])
+@pytest.mark.parametrize("option", ["--set", "--limits"])
+def test_a_value_that_is_no_plain_yaml_is_refused(option: str, value: str, tmp_path: Path) -> None:
+    words = ("--detector", "padim", "--normal", str(tmp_path), "--out", str(tmp_path / "m"))
+    assert f"value of {option} must be plain YAML" in refused_by("fit", *words, option, f"blur={value}")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: 2024-13-45", "--config must be YAML"),
+        ("[" * 3000, "--config must be YAML"),
+        ("seed: \xff", "--config must be YAML"),
+        ("set: {blur: 2024-01-01}", "--config must be YAML"),
+        ("seed: true", "Only a flag is true or false"),
+        ("out: [a, b]", "A list stands only where an option repeats"),
+        ("out: {a: b}", "A mapping stands only where"),
+        ("run_id: abc", "take what stands in it under config"),
+        ("- a", "--config must be a mapping"),
+        ("", "--config must be a mapping"),
+    ],
+)
+def test_a_config_that_is_none_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_bytes(text.encode("latin-1"))
+    assert words in refused_by("fit", "--config", str(config))
+
+
+def test_a_config_in_json_is_read_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = FitSpec(detector="padim", normal="/a", out="/m", size=(256, 128), options={"weights": "/tmp/\U0001f600.pt"})
+    config = tmp_path / "job.json"
+    config.write_text(json.dumps(spec.config()))
+    assert spec_of("fit", "--config", str(config), monkeypatch=monkeypatch) == spec
+    config.write_text(json.dumps(spec.config() | {"size": [256, 128], "epochs": None, "config": None}))
+    assert spec_of("fit", "--config", str(config), monkeypatch=monkeypatch) == spec
+
+
+def test_paths_may_stand_where_names_do(tmp_path: Path) -> None:
+    spec = ScoreSpec(model=tmp_path, images=[tmp_path / "x.png"])  # type: ignore[arg-type, list-item]
+    assert spec.images == spec.places == (str(tmp_path / "x.png"),)
+    assert ScoreSpec(model="m", images="x.png").images == ("x.png",)
+    with pytest.raises(UsageError, match="local path"):
+        ScanSpec(source="a", model="m", out="s3://")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import scankit as kit
 
@@ -120,12 +121,26 @@ def test_what_cannot_be_scored_is_refused_in_words(home: Path) -> None:
         score(pa.table({"image": ["a.png"]}))
     with pytest.raises(UsageError, match=r"must not be there already.*frame, score"):
         score(pa.table({"uri": ["/a.png"], "score": [1.0], "frame": [0]}))
-    with pytest.raises(UsageError, match="gs://b/a"):
-        score(pa.table({"uri": ["gs://b/a"]}))
+    with pytest.raises(UsageError, match=r"Arrow table.*batch_format"):
+        score(pd.DataFrame({"uri": ["/a.png"]}))
+    with pytest.raises(UsageError, match="batch_size"):
+        Score(home / "model", batch_size=0)
     with pytest.raises(UsageError, match="model"):
         Score(home / "archive")(pa.table({"uri": ["/a.png"]}))
     with pytest.raises(UsageError, match="gs://models/m"):
         Score("gs://models/m")
+
+
+def test_a_row_that_names_no_place_fails_by_itself(home: Path, listed: pa.Table) -> None:
+    score = Score(home / "model")
+    good = listed["uri"][3].as_py()
+    found = score(pa.table({"uri": ["gs://b/a", good, None, ""]}))
+    assert found["error_code"].to_pylist()[0] == "not_found"
+    assert (
+        found.filter(pc.equal(found["uri"], good))["score"].to_pylist()
+        == score(pa.table({"uri": [good]}))["score"].to_pylist()
+    )
+    assert found.num_rows >= 4
 
 
 def test_one_that_has_scored_can_be_sent_elsewhere(home: Path, listed: pa.Table) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from cluster import storage
-from cluster.storage import uris
-from cluster.storage import Exists, NotFound, StorageError, TooLarge
+from cluster.storage import Exists, NotFound, StorageError, TooLarge, uris
 
 # Names that a listing may put in another order, an escape may change, or a tool may take for a folder.
 AWKWARD = ("a-b", "a/x", "a0", ".hidden", "..b/c", "b ü#?%20+&=.png", "file:", "𝄞", "￿", "deep/er/c")
