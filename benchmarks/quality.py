@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality [--config benchmarks/quality.yaml] [--only NAME] [--work FOLDER]
 
-A finished cell (detector x data set x seed) is not run again. `variants` score the same fitted weights with other scoring
-options, in this process, to compare them without another fit.
+A finished cell (detector x data set x seed) is not run again.
+`variants` score the same fitted weights with other scoring options, in this process, without another fit.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def slug(name: str) -> str:
 
 
 def write_table(folder: Path) -> None:
-    """Markdown from the finished cells: mean and standard deviation over seeds, one table for each `table` of the YAML."""
+    """Markdown from the finished cells: means and deviations over seeds, one table for each `table` of the YAML."""
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not cells:
         return
