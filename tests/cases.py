@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from models import registry
-from models.detector import DetectorConfig
 
 Options = Mapping[str, Any]
 
@@ -51,10 +50,6 @@ class Case:
     def options(self) -> dict[str, Any]:
         """The options that the contract suite fits with."""
         return {**registry.preset(self.kind, self.preset).options, **(self.contract or {})}
-
-    def configure(self) -> DetectorConfig:
-        """The configuration that these options come to."""
-        return registry.configure(self.kind, self.options())
 
 
 # Weights that need no download.
