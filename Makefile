@@ -9,14 +9,23 @@ TESTS ?= tests
 DEMO ?= demo
 # Processes of pytest, each with a Ray and a store of its own: tests wait for those more than they compute.
 JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# What make quick leaves out: fits that learn, and processes that are started.
+SLOW := tests/contract tests/e2e tests/faults tests/ad_jobs/fitting/test_loop.py \
+	$(addprefix tests/models/test_,workers.py golden.py mkd_fit.py fyd.py)
+PACKAGES := retroscan ad_jobs models cluster
+# Of what runs in these processes; what Ray's workers run is not counted.
+COVERAGE := $(PACKAGES:%=--cov=%) --cov-report=
 
 export RAY_USAGE_STATS_ENABLED := 0
+export COVERAGE_FILE := $(VENV)/.coverage
 
-.PHONY: help install test check lint types imports unit faults demo format clean
+.PHONY: help install test check lint types imports unit quick faults demo format clean
 
 help:
 	@echo "make demo     a phantom archive through every verb; the report lies in $(DEMO)/run/report/index.html"
-	@echo "make test     format, lint, types, import rules and tests"
+	@echo "make test     format, lint, types, import rules, tests and what they cover"
+	@echo "make quick    unit tests without Ray or a store, in two minutes"
 	@echo "make faults   every fault of a scan, and clusters of several nodes: what make test leaves out for its length"
 	@echo "make check    the same without the tests"
 	@echo "make format   write the formatter's and linter's fixes"
@@ -46,10 +55,15 @@ imports: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not full" $(TESTS)
+	$(PYTEST) -m "not full" $(COVERAGE) $(TESTS)
+	@for package in $(PACKAGES); do \
+		echo "covered of $$package: $$($(BIN)/coverage report --format=total --include="$$package/*") %"; done
+
+quick: $(STAMP)
+	$(PYTEST) -m "not ray and not s3 and not full" $(SLOW:%=--ignore=%) $(TESTS)
 
 faults: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/faults tests/e2e/test_three_nodes.py tests/cluster/test_dataset.py
+	$(PYTEST) tests/faults tests/e2e/test_three_nodes.py tests/cluster/test_dataset.py
 
 test: check unit
 
