@@ -12,7 +12,7 @@ JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # What make quick leaves out: fits that learn, and processes that are started.
 SLOW := tests/contract tests/e2e tests/faults tests/ad_jobs/fitting/test_loop.py \
-	$(addprefix tests/models/test_,workers.py golden.py mkd_fit.py fyd.py)
+	$(addprefix tests/models/test_,workers.py golden.py mkd_fit.py fyd.py pmad.py ssm.py)
 PACKAGES := retroscan ad_jobs models cluster
 # Of what runs in these processes; what Ray's workers run is not counted.
 COVERAGE := $(PACKAGES:%=--cov=%) --cov-report=
