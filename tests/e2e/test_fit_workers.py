@@ -49,7 +49,7 @@ def alone(normal: str, tmp_path_factory: pytest.TempPathFactory) -> OpenModel:
 
 
 def fitted(normal: str, out: Path, **changed: int) -> OpenModel:
-    fit(FitSpec(detector="fyd", normal=normal, out=str(out), size=(64, 48), seed=3, **changed))
+    fit(FitSpec(detector="padim", normal=normal, out=str(out), size=(64, 48), seed=3, **changed))
     return open_model(str(out))
 
 
