@@ -23,6 +23,7 @@ from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.results.parts import HEATMAPS_FOLDER, part_name
 from ad_jobs.specs import KeepPolicy
+from cluster import storage
 
 # The PNG value of 1.0.
 FULL_SCALE = 65535
@@ -202,3 +203,13 @@ def parse_reference(text: str) -> Reference:
             "Take it from the column heatmap of the score table; rows whose heatmap is null kept none.",
         )
     return Reference(shard, int(offset), int(length))
+
+
+def write_shard(members: Iterable[tuple[str, bytes]], run_uri: str, chapter: int) -> dict[str, str]:
+    """Write the members as one shard; what the table's `heatmap` column says of each."""
+    kept = list(members)
+    if not kept:
+        return {}
+    shard = pack(kept, chapter)
+    storage.patiently(lambda: storage.write_bytes(storage.join(run_uri, shard.name), shard.data))
+    return {name: shard.reference(name) for name, _ in kept}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ad_jobs.archive.fetching import CONSTANT_FRAME, ETAG_CHANGED, status_of
 from ad_jobs.errors import ErrorCode
 from ad_jobs.images.geometry import Geometry
-from ad_jobs.results.heatmaps import FULL_SCALE, encode_png, member_name, pack
+from ad_jobs.results.heatmaps import FULL_SCALE, encode_png, member_name, write_shard
 from ad_jobs.results.parts import SCORES_FOLDER, part_name
 from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.schema import FAILED, SCORES
@@ -44,7 +44,7 @@ def finish_rows(scored: pa.Table, run_uri: str, run_id: str, chapter: int, model
         [_frame_rows(row, number, use.judgement) for number, use in enumerate(models)]
         for row in scored.select(_FRAME_INPUT).to_pylist()
     ]
-    references = _write_heatmaps(_members(scored, frames, models), run_uri, chapter)
+    references = write_shard(_members(scored, frames, models), run_uri, chapter)
     columns = [row for of_object in frames for rows in of_object for row in rows]
     for row in columns:
         row["heatmap"] = references.get(_member(row, models))
@@ -138,13 +138,3 @@ def _members(
                     placed = Geometry(**json.loads(geometry.as_py()))
                     unit = values.reshape(placed.height_px, placed.width_px) / FULL_SCALE
                     yield _member(row, models), encode_png(unit, placed)
-
-
-def _write_heatmaps(members: Iterable[tuple[str, bytes]], run_uri: str, chapter: int) -> dict[str, str]:
-    """Write the members as one shard; what the table's `heatmap` column says of each."""
-    kept = list(members)
-    if not kept:
-        return {}
-    shard = pack(kept, chapter)
-    storage.patiently(lambda: storage.write_bytes(storage.join(run_uri, shard.name), shard.data))
-    return {name: shard.reference(name) for name, _ in kept}
