@@ -10,9 +10,9 @@ DEMO ?= demo
 # Processes of pytest, each with a Ray and a store of its own: tests wait for those more than they compute.
 JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
-# What make quick leaves out: fits that learn, and processes that are started.
-SLOW := tests/contract tests/e2e tests/faults tests/ad_jobs/fitting/test_loop.py \
-	$(addprefix tests/models/test_,workers.py golden.py mkd_fit.py fyd.py pmad.py ssm.py)
+# What make quick leaves out: fits that learn, processes that are started, and the search for a counterexample.
+SLOW := $(addprefix tests/,contract e2e faults properties ad_jobs/fitting/test_loop.py ad_jobs/images/test_guard.py) \
+	$(patsubst %,tests/models/test_%.py,workers golden mkd_fit fyd pmad ssm cyclegan autoencoder)
 PACKAGES := retroscan ad_jobs models cluster
 # Of what runs in these processes; what Ray's workers run is not counted.
 COVERAGE := $(PACKAGES:%=--cov=%) --cov-report=
