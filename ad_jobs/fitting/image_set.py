@@ -221,7 +221,7 @@ def decode_all(
     if not places:
         raise JobError(
             f"None of the {len(objects)} {what} images could be decoded ({dict(failed)}).",
-            "Look at one with another viewer; the codes are explained in the README.",
+            "Look at one with another viewer; the codes are explained in docs/columns.md.",
         )
     if None in kept:
         share = 100 * kept.count(None) / len(kept)
