@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
-from math import isfinite
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, Protocol, Self, TypeVar, overload
@@ -28,7 +27,7 @@ from pydantic import (
 )
 
 from ad_jobs.errors import UsageError, refused
-from ad_jobs.images.policy import MAX_SIDE_PX, Limits, Window
+from ad_jobs.images.policy import MAX_SIDE_PX, Limits, Window, has_width
 
 
 def place(value: str | PathLike[str]) -> str:
@@ -106,7 +105,7 @@ def parse_window(value: Any) -> Window:
         raise UsageError(
             "--window is dicom, percentile or low,high.", repr(value), "Write for example --window=-100,300."
         ) from error
-    if not (isfinite(low) and isfinite(high) and low < high):
+    if not has_width(low, high):
         raise UsageError(
             "A fixed --window is two finite numbers, low < high.", repr(value), "Write for example --window=-100,300."
         )

@@ -22,8 +22,9 @@ from sklearn.metrics import roc_auc_score
 
 from ad_jobs.results.run import machine, versions
 from models import registry
-from models.detector import Batch, InputSpec, Runtime
+from models.detector import Batch, InputSpec
 from models.mkd import MKD, disagreement
+from models.runtime import Runtime
 
 RESULTS = Path(__file__).parent / "results"
 SIZE_PX = 32

@@ -129,11 +129,7 @@ def s3_costs(folder: Path) -> dict[str, float]:
 def detector_costs(name: str, model: str, folder: Path) -> dict[str, Any]:
     """Of one detector of benchmarks.scan: scoring, and writing, heatmaps of what is flagged included."""
     opened = open_model(model)
-    calibration = opened.calibration
-    judgement = Judgement(
-        opened.model_id, calibration.threshold, calibration.heatmap_low, calibration.heatmap_high, "flagged"
-    )
-    use = ModelUse(judgement, 0)
+    use = ModelUse(Judgement.of(opened, "flagged"), 0)
     images = BATCH * BATCHES.get(name, 10)
     prepared = _prepared(folder, opened.policy, images)
     scorer = Scorer(opened.detector, batch_size=BATCH, threads=1)

@@ -28,7 +28,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from ad_jobs.evaluation import ranking
-from ad_jobs.images.decode import decode, to_input
+from ad_jobs.images.decode import decode
+from ad_jobs.images.model_input import to_input
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.run import machine, versions
 from benchmarks import datasets

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.errors import InputError, NonFiniteLoss
 
 # A part of this contract, and imported from here.
-from models.runtime import Runtime as Runtime
+from models.runtime import Runtime
 
 
 class InputSpec(BaseModel):

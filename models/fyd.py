@@ -30,22 +30,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.backbones import Backbone, Stages
-from models.detector import (
-    Batch,
-    Detector,
-    InputSpec,
-    Phase,
-    Runtime,
-    Scores,
-    TrainedConfig,
-    evaluating,
-    finite_or_stop,
-)
+from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating, finite_or_stop
 from models.errors import ConfigError
 from models.parts.agreement import AgreementHeads, agreement_loss, alignment_loss
 from models.parts.maps import gaussian_blur
 from models.parts.stage_gaussians import LEVEL, SCALE, STATISTICS, GaussianFit, StageGaussians, average_patches
 from models.parts.stn import SpatialTransformer, unwarp, warp
+from models.runtime import Runtime
 
 # What the image's transformer reads.
 POOLED_PX = 56

@@ -33,21 +33,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.backbones import Backbone
-from models.detector import (
-    Batch,
-    Detector,
-    InputSpec,
-    Phase,
-    Runtime,
-    Scores,
-    TrainedConfig,
-    evaluating,
-    finite_or_stop,
-)
+from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating, finite_or_stop
 from models.errors import ConfigError, InputError
 from models.parts.batch_norm import BatchNorm2d, begin_statistics, end_statistics
 from models.parts.map_cache import MapCache
 from models.parts.maps import cross_opening, gaussian_blur
+from models.runtime import Runtime
 
 # VGG-16's own.
 CONVS_PER_BLOCK = (2, 2, 3, 3, 3)

@@ -30,9 +30,10 @@ from torch import Tensor, nn
 
 from models.backbones import Backbone, Stages
 from models.backbones.stages import Shape
-from models.detector import Batch, Detector, DetectorConfig, InputSpec, Phase, Runtime, Scores, evaluating
+from models.detector import Batch, Detector, DetectorConfig, InputSpec, Phase, Scores, evaluating
 from models.parts.maps import gaussian_blur
 from models.parts.stage_gaussians import LEVEL, SCALE, STATISTICS, GaussianFit, StageGaussians, average_patches
+from models.runtime import Runtime
 
 
 class PaDiMConfig(DetectorConfig):

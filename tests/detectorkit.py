@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from models import registry
-from models.detector import Batch, Detector, InputSpec, Learner, Runtime
+from models.detector import Batch, Detector, InputSpec, Learner
+from models.runtime import Runtime
 
 
 def build(kind: str, size_px: tuple[int, int] = (32, 48), **options: Any) -> Detector:

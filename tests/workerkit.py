@@ -22,9 +22,9 @@ from detectorkit import batches, build
 from textures import textures, with_defects
 from torch import Tensor, nn
 
-from models.detector import Batch, Detector, Learner, Runtime
+from models.detector import Batch, Detector, Learner
 from models.parts.batch_norm import BatchNorm2d
-from models.runtime import group_runtime
+from models.runtime import Runtime, group_runtime
 
 COLLECTIVE_S = 300.0  # after which a rank no longer waits for the others
 ANSWER_S = 400.0  # a first import of torch on a busy machine included

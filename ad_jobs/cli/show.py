@@ -32,7 +32,7 @@ def detector_row(entry: Entry) -> dict[str, Any]:
     """A detector as plain values, its presets by name."""
     presets = {
         name: {"size": list(preset.size_px), "set": dict(preset.options)}
-        for name, preset in PRESETS.get(entry.kind, {}).items()
+        for name, preset in PRESETS[entry.kind].items()
     }
     return {
         "detector": entry.kind,

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from ad_jobs.fitting.split import pair
-from ad_jobs.images.decode import to_input
-from models.detector import Batch, Detector, Learner, Phase, Runtime
+from ad_jobs.images.model_input import to_input
+from models.detector import Batch, Detector, Learner, Phase
+from models.runtime import Runtime
 
 # Over a whole fit.
 CHECKPOINTS = 10

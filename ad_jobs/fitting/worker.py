@@ -31,7 +31,7 @@ STATE = "fit.pt"
 def divided(spec: FitSpec, nodes: Sequence[Node]) -> tuple[FitDivision, int]:
     """The workers on these nodes, and the bytes of images that may stay decoded.
 
-    FitDivision have OMP_NUM_THREADS threads where it is set.
+    The workers have OMP_NUM_THREADS threads where it is set.
 
     Raises:
         ClusterError: the nodes have no room for the workers.

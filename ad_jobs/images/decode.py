@@ -1,4 +1,4 @@
-"""Bytes to frames: sniff, check, decode, window, resize; and the one way from stored frames to floats."""
+"""Bytes to frames: sniff, check, decode, window, resize."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import dicom, jpeg, png, tiff
 from ad_jobs.images.geometry import Geometry, resize
 from ad_jobs.images.libraries import quiet
+from ad_jobs.images.model_input import FULL_SCALE
 from ad_jobs.images.picture import Picture, check_frames
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.images.sniff import sniff
 from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
 
-__all__ = ["Decoded", "Frame", "decode", "decode_each", "preview", "read_header", "sniff", "to_input"]
+__all__ = ["Decoded", "Frame", "decode", "decode_each", "preview", "read_header", "sniff"]
 
-# What 1.0 is in Frame.pixels.
-FULL_SCALE = 65535
 # Between the pixels that are looked at first.
 GRID_PX = 16
 # Rec. 601 luma, the Y of YBR_FULL in PS3.3 C.7.6.3.1.2: what a grey detector sees of a colour picture.
@@ -118,23 +117,6 @@ def read_header(data: bytes, size: int | None = None) -> dict[str, Any]:
         partial = size is not None and len(data) < size and error.code != ErrorCode.UNKNOWN_FORMAT
         known["header_error"] = str(ErrorCode.TRUNCATED if partial else error.code)
     return known
-
-
-def to_input(pixels: npt.NDArray[np.uint16], channels: int) -> npt.NDArray[np.float32]:
-    """Stored pixels [..., c, h, w] as a detector takes them: float32 [..., channels, h, w] in [0, 1].
-
-    Grey is repeated to `channels`.
-
-    Raises:
-        ValueError: colour pixels for a grey detector: they were decoded under another model's policy.
-    """
-    stored = pixels.shape[-3]
-    if stored not in (1, channels):
-        raise ValueError(
-            f"Pixels must have 1 or {channels} channels. Got: {stored}. Decode them with this model's own pixel policy."
-        )
-    scaled = np.divide(pixels, FULL_SCALE, dtype=np.float32)
-    return scaled if stored == channels else np.repeat(scaled, channels, axis=-3)
 
 
 def _open(data: bytes, limits: Limits) -> Picture:

@@ -30,13 +30,18 @@ def _must_be(rule: str, holds: Callable[[float], bool]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def has_width(low: float, high: float) -> bool:
+    """Whether a fixed window is one: two finite numbers, low < high."""
+    return isfinite(low) and isfinite(high) and low < high
+
+
 def _check_window(value: Any, parse: Parse) -> Window:
     """The window that `value` stands for; one message for whatever is none."""
     try:
         window: Window = parse(value)
     except ValidationError:
         window = (0.0, 0.0)
-    if isinstance(window, tuple) and not (isfinite(window[0]) and isfinite(window[1]) and window[0] < window[1]):
+    if isinstance(window, tuple) and not has_width(*window):
         raise PydanticCustomError("window", "must be dicom, percentile, or two finite numbers, low < high")
     return window
 

@@ -49,8 +49,8 @@ class Score:
         batch_size: frames scored at once; it does not change a score.
 
     Raises:
-        UsageError: at the first batch: no model there, no column that names objects, a place of another scheme, or
-            columns that would be overwritten.
+        UsageError: at the first batch: no model there, no Arrow table, no column that names objects, or columns that
+            would be overwritten.
         JobError: at a batch: the store refuses the credentials, or was away for too long.
     """
 
@@ -71,11 +71,7 @@ class Score:
                 "A batch is an Arrow table.", type(batch).__name__, 'Give map_batches batch_format="pyarrow".'
             )
         model, scorer, decoder = self._open()
-        calibration = model.calibration
-        judgement = Judgement(
-            model.model_id, calibration.threshold, calibration.heatmap_low, calibration.heatmap_high, "none"
-        )
-        use = ModelUse(judgement, 0)
+        use = ModelUse(Judgement.of(model, "none"), 0)
         policies = [model.policy]
         prepared = prepare_fetched(
             _objects(batch, model.limits.max_bytes), policies, model.limits, decoder, Identifiers()

@@ -90,13 +90,7 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
         raise refusal(error) from error
     policies = tuple(dict.fromkeys(model.policy for model in models))
     references = tuple(_reference(model) for model in models)
-    uses = tuple(
-        ModelUse(
-            Judgement(ref.model_id, ref.threshold, ref.heatmap_low, ref.heatmap_high, spec.heatmaps),
-            policies.index(model.policy),
-        )
-        for ref, model in zip(references, models, strict=True)
-    )
+    uses = tuple(ModelUse(Judgement.of(model, spec.heatmaps), policies.index(model.policy)) for model in models)
     run_id = _run_id(spec, manifest, references, limits, identifiers)
     return Intent(spec, run_id, manifest, selected, references, uses, policies, limits, identifiers)
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ad_jobs.results.heatmaps import on_scale
 from ad_jobs.schema import is_flagged
+from ad_jobs.scoring.model_store import CalibratedModel
 from ad_jobs.specs import KeepPolicy
 
 
@@ -20,6 +21,12 @@ class Judgement(NamedTuple):
     heatmap_low: float
     heatmap_high: float
     heatmaps: KeepPolicy
+
+    @classmethod
+    def of(cls, model: CalibratedModel, heatmaps: KeepPolicy) -> Judgement:
+        """How a model's numbers are judged by its calibration."""
+        calibration = model.calibration
+        return cls(model.model_id, calibration.threshold, calibration.heatmap_low, calibration.heatmap_high, heatmaps)
 
     def flags(self, score: float) -> bool:
         """Whether a score is above the threshold, both as the table stores them: in float32."""

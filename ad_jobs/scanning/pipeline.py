@@ -114,7 +114,7 @@ def block_rows(left: int, division: ScanDivision) -> int:
 
 def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any) -> ray.data.Dataset:
     slices = dataset.SliceSource(left, block_rows(left.num_rows, division))
-    # Reading and fetching have equal division, so that Ray makes one task of them; scoring has others.
+    # Reading and fetching have equal resources, so that Ray makes one task of them; scoring has others.
     fetched = ray.data.read_datasource(
         slices, override_num_blocks=slices.tasks, num_cpus=division.fetch_cpus
     ).map_batches(

@@ -11,14 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ad_jobs.archive.fetching import Source, fetch_all, prepare
 from ad_jobs.errors import JobError, UsageError
-from ad_jobs.images.decode import to_input
+from ad_jobs.images.model_input import to_input
 from ad_jobs.scoring.devices import Answer, Device, best_device, pipelined
 from models.detector import Detector
-
-# The way of an image from its URI to its score, for verbs that walk all of it in one process.
-__all__ = ["FrameScore", "Scorer", "Source", "fetch_all", "prepare"]
 
 # float16 and not bfloat16: eight times the precision, and what overflows becomes a failed row, never a wrong one.
 AMP_DTYPE = torch.float16

@@ -21,7 +21,8 @@ from ad_jobs.scoring.scorer import Scorer
 from ad_jobs.scoring.thresholds import threshold_for_fpr
 from benchmarks.gpu.pictures import Pictures
 from models import registry
-from models.detector import Batch, Detector, InputSpec, Learner, Runtime
+from models.detector import Batch, Detector, InputSpec, Learner
+from models.runtime import Runtime
 
 SEED = 0
 MAX_FPR = 0.05

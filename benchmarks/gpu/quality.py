@@ -14,7 +14,8 @@ from benchmarks.gpu.pictures import Pictures, load
 from benchmarks.gpu.stages import Bench, Clock
 from models import registry
 from models.backbones import LITE0
-from models.detector import Detector, Phase, Runtime
+from models.detector import Detector, Phase
+from models.runtime import Runtime
 
 PAPER_KINDS = ("ssm", "mkd", "fyd", "pmad")
 # Passes of each phase from which the length of all is told: the first one fills caches and plans.

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.gpu.absent import stand_in
 from benchmarks.gpu.stages import Bench, Clock
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pydantic", "triton")
@@ -56,8 +55,7 @@ def main() -> None:
     whole = Clock(given.seconds)
     given.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(given.pack, given.out / "results.jsonl", given.device, given.small, _names(given.kinds))
-    missing = stand_in()
-    bench.guard("machine", lambda: _machine(bench, given.seconds, missing))
+    bench.guard("machine", lambda: _machine(bench, given.seconds))
     for stage in STAGES:
         if (only := _names(given.only)) and stage.name not in only:
             continue
@@ -80,7 +78,7 @@ def _stage(stage: Stage, bench: Bench, clock: Clock) -> None:
     found(bench, clock)
 
 
-def _machine(bench: Bench, seconds: float, missing: list[str]) -> None:
+def _machine(bench: Bench, seconds: float) -> None:
     import torch
 
     card = None
@@ -102,7 +100,6 @@ def _machine(bench: Bench, seconds: float, missing: list[str]) -> None:
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         versions={name: _version(name) for name in PACKAGES},
-        stand_ins=missing,
         seconds=seconds,
         small=bench.small,
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ad_jobs.images.decode import to_input
+from ad_jobs.images.model_input import to_input
 from ad_jobs.scoring.scorer import AMP_DTYPE, Scorer
 from benchmarks.gpu.fits import create, device_of, fit, short, synchronize
 from benchmarks.gpu.pictures import Pictures, Pixels, load

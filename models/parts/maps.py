@@ -17,22 +17,19 @@ def _blur_matrix(size: int, sigma_px: float, radius_px: int | None) -> Tensor:
     return torch.from_numpy(blurred).float()
 
 
-def gaussian_blur(
-    maps_BHW: Tensor, sigma_px: float, *, radius_px: int | None = None, columns_too: bool = True
-) -> Tensor:
+def gaussian_blur(maps_BHW: Tensor, sigma_px: float, *, radius_px: int | None = None) -> Tensor:
     """Blurred maps [..., H, W], equal to scipy.ndimage.gaussian_filter with its defaults; sigma 0 changes nothing.
 
     Args:
         maps_BHW: any number of leading axes.
         sigma_px: standard deviation.
         radius_px: where the kernel ends; 4 sigma by default.
-        columns_too: also blur down the columns, not along the rows alone.
     """
     if sigma_px <= 0:
         return maps_BHW
     height, width = maps_BHW.shape[-2:]
     maps_BHW = maps_BHW @ _blur_matrix(width, sigma_px, radius_px).to(maps_BHW).T
-    return _blur_matrix(height, sigma_px, radius_px).to(maps_BHW) @ maps_BHW if columns_too else maps_BHW
+    return _blur_matrix(height, sigma_px, radius_px).to(maps_BHW) @ maps_BHW
 
 
 def cross_opening(maps_BHW: Tensor) -> Tensor:

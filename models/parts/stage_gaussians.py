@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.stages import Shape
-from models.detector import Phase, Runtime, finite_or_stop
+from models.detector import Phase, finite_or_stop
 from models.parts.gaussian import GaussianBank, GaussianSums, PositionScale, sums_of
+from models.runtime import Runtime
 
 STATISTICS = Phase("statistics", 1)
 SCALE = Phase("scale", 1)
@@ -72,7 +73,7 @@ class GaussianFit:
         Raises:
             NonFiniteLoss: on every rank, where the maps of one are not finite.
         """
-        finite_or_stop(phase, {"features": torch.stack([self.runtime.mean(x) for x in maps]).mean()})
+        finite_or_stop(phase, {"features": self.runtime.mean(torch.stack([x.sum() for x in maps]))})
         for number, (stage, map_BCHW) in enumerate(zip(self.gaussians, maps, strict=True)):
             features = stage.features(map_BCHW)
             if phase == "statistics":

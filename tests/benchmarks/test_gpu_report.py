@@ -20,7 +20,6 @@ MACHINE = {
     "threads": 16,
     "python": "3.12.3",
     "versions": {"torch": "2.11.0", "triton": None},
-    "stand_ins": ["pydicom"],
     "seconds": 450.0,
     "small": False,
 }

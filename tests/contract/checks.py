@@ -26,9 +26,10 @@ from textures import textures, with_defects
 from torch import Tensor
 
 from models import artifact
-from models.detector import Batch, Detector, Learner, Runtime, Scores
+from models.detector import Batch, Detector, Learner, Scores
 from models.errors import InputError, NonFiniteLoss
 from models.record import DETECTOR, WEIGHTS
+from models.runtime import Runtime
 
 Check = Callable[[Maker], None]
 

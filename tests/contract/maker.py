@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.detector import Batch, Detector, InputSpec, Learner, Phase, Runtime, TrainedConfig
+from models.detector import Batch, Detector, InputSpec, Learner, Phase, TrainedConfig
 from models.registry import Entry
+from models.runtime import Runtime
 
 SIZE_PX = (32, 48)  # never square: swapped sides must show
 SEED = 5

@@ -13,19 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.detector import (
-    Batch,
-    Detector,
-    InputSpec,
-    Phase,
-    Runtime,
-    Scores,
-    TrainedConfig,
-    evaluating,
-    finite_or_stop,
-)
+from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating, finite_or_stop
 from models.errors import InputError, NonFiniteLoss
 from models.registry import Entry
+from models.runtime import Runtime
 
 
 def entry(detector: type[Detector]) -> Entry:

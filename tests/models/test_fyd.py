@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 from textures import textures, with_defects
 
 from models import registry
-from models.detector import Runtime
 from models.errors import ConfigError, WeightsError
 from models.fyd import FYD
 from models.padim import PaDiM
 from models.parts.agreement import agreement_loss, alignment_loss
 from models.parts.stn import warp
+from models.runtime import Runtime
 
 SIZE = (64, 96)
 RANDOM = {"backbone": "resnet18", "weights": "random", "layers": (2, 3), "batch_size": 4}

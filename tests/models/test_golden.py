@@ -20,7 +20,7 @@ from detectorkit import batches, build, numpy_weights
 from textures import textures, with_defects
 from torch import nn
 
-from models.detector import Runtime
+from models.runtime import Runtime
 
 FOLDER = Path(__file__).parents[1] / "golden"
 RTOL = 1e-4

@@ -14,10 +14,10 @@ from scipy import ndimage
 from textures import textures
 from torch import Tensor, nn
 
-from models.detector import Runtime
 from models.errors import ConfigError, InputError
 from models.mkd import MKD, disagreement
 from models.parts.batch_norm import BatchNorm2d
+from models.runtime import Runtime
 
 
 @pytest.fixture(scope="module")

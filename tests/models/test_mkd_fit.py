@@ -22,9 +22,10 @@ from sklearn.metrics import roc_auc_score
 from textures import textures, with_defects
 from torch import Tensor, nn
 
-from models.detector import Batch, Runtime
+from models.detector import Batch
 from models.errors import ConfigError, NonFiniteLoss
 from models.mkd import MKD, disagreement
+from models.runtime import Runtime
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mkd.json"
 OXFORD = Path(__file__).parents[3] / "shared" / "weights" / "vgg16_features_oxford.safetensors"

@@ -13,9 +13,10 @@ from detectorkit import batches, build, run_fit
 from textures import textures, with_defects
 
 from models.backbones import Backbone
-from models.detector import Batch, Runtime
+from models.detector import Batch
 from models.errors import ConfigError, NonFiniteLoss
 from models.padim import PaDiM
+from models.runtime import Runtime
 
 SIZE = (64, 96)
 STORED = Path(__file__).parents[1] / "golden" / "padim.json"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ad_jobs.images import window
-from ad_jobs.images.decode import to_input
 from ad_jobs.images.lut import Lut, lookup, map_values
+from ad_jobs.images.model_input import to_input
 
 FUNCTIONS = st.sampled_from([window.linear, window.linear_exact, window.sigmoid])
 CENTERS = st.floats(-5000, 5000)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from textures import textures
 
 from ad_jobs.fitting.loop import Batches, State, train
-from models.detector import Batch, Runtime
+from models.detector import Batch
+from models.runtime import Runtime
 
 SIZE = (32, 48)
 COUNT, HELD_OUT = 11, 4

@@ -14,7 +14,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 
 from ad_jobs.errors import ImageError, UsageError
 from ad_jobs.evaluation.labels import read_labels
-from ad_jobs.images.decode import decode, to_input
+from ad_jobs.images.decode import decode
+from ad_jobs.images.model_input import to_input
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.phantom import PhantomArchive, generate
 from ad_jobs.phantom.codecs import ENCAPSULATED

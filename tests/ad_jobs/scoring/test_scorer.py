@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ad_jobs.errors import JobError, UsageError
-from ad_jobs.images.decode import to_input
+from ad_jobs.images.model_input import to_input
 from ad_jobs.scoring.devices import Answer, Cpu, best_device, channels_last, pipelined
 from ad_jobs.scoring.scorer import AMP_TOLERANCE, Scorer
 from models import registry
