@@ -6,9 +6,7 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,6 +19,7 @@ from ray.data import DataContext, ExecutionResources
 from cluster import autoscaling
 from cluster.division import GIB, Node
 from cluster.errors import ClusterError, token_refused
+from cluster.scratch import scratch_folder
 
 log = logging.getLogger("retroscan.session")
 
@@ -86,23 +85,20 @@ def session(address: str | None = None, *, num_cpus: int | None = None, grow: bo
             "Send it with `retroscan submit --address http://HEAD:8265 -- ...`, or run it on a node with "
             "--address auto.",
         )
-    # Sockets lie below this folder, and a unix socket's path may have 107 bytes: a user's TMPDIR may be too long.
-    scratch = Path(tempfile.mkdtemp(prefix="rs-", dir="/tmp")) if address == "local" else None
     before = dict(os.environ)
-    os.environ.update(_environment())
-    try:
-        options = _of_a_running_cluster() if scratch is None else _of_an_embedded_ray(scratch, num_cpus)
-        _hush()
-        _connect(address, {"log_to_driver": False, "logging_level": logging.WARNING, **options})
-        if scratch is None and grow:
-            autoscaling.grow(autoscaling.asked())
-        yield Session(address, _alive_nodes())
-    finally:
-        ray.shutdown()
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-        os.environ.clear()
-        os.environ.update(before)
+    with scratch_folder() if address == "local" else nullcontext() as scratch:
+        os.environ.update(_environment())
+        try:
+            options = _of_a_running_cluster() if scratch is None else _of_an_embedded_ray(scratch, num_cpus)
+            _hush()
+            _connect(address, {"log_to_driver": False, "logging_level": logging.WARNING, **options})
+            if scratch is None and grow:
+                autoscaling.grow(autoscaling.asked())
+            yield Session(address, _alive_nodes())
+        finally:
+            ray.shutdown()
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def _of_an_embedded_ray(scratch: Path, num_cpus: int | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a session sees and lends, and that it leaves nothing behind."""
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -49,8 +50,9 @@ def _in_a_worker() -> tuple[str, str, str]:
 def test_workers_see_the_environment_and_the_packages_and_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "eu-test-1")
     before = dict(os.environ)
-    folders = set(Path("/tmp").glob("rs-*"))
     with session(num_cpus=2) as outer:
+        scratch = Path(ray._private.worker._global_node.get_temp_dir_path())
+        assert stat.S_IMODE(scratch.parent.stat().st_mode) == 0o700
         assert outer.cpus == 2
         (node,) = outer.nodes
         assert node.memory > 0
@@ -63,7 +65,7 @@ def test_workers_see_the_environment_and_the_packages_and_nothing_stays(monkeypa
         assert ray.is_initialized()
     assert not ray.is_initialized()
     assert dict(os.environ) == before
-    assert not {folder for folder in set(Path("/tmp").glob("rs-*")) - folders if (folder / "session_latest").exists()}
+    assert not scratch.parent.exists()
 
 
 @ray.remote(num_cpus=1)
