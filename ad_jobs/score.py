@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ad_jobs.archive.fetching import CONSTANT_FRAME, Source, fetch_all, prepare, status_of
+from ad_jobs.archive.fetching import Source, detail_of_scored, fetch_all, prepare, status_of
 from ad_jobs.errors import ErrorCode
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.schema import is_flagged
@@ -47,7 +47,7 @@ def score(spec: ScoreSpec) -> list[dict[str, Any]]:
                     "frame": frame.index,
                     "status": status_of(None),
                     "error_code": None,
-                    "error_detail": CONSTANT_FRAME if frame.constant else None,
+                    "error_detail": detail_of_scored(frame.constant, prepared.remarks),
                     "score": answer.score,
                     "flagged": bool(is_flagged(answer.score, threshold)),
                 }

@@ -57,10 +57,13 @@ class FetchedObject(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """One object ready to be scored: its frames, or why it has none; `header` by schema.HEADER's names."""
+    """One object ready to be scored: its frames, or why it has none; `header` by schema.HEADER's names.
+
+    `remarks` are what the row of a scored frame says of the object all the same.
+    """
 
     source: Source
-    changed: bool
+    remarks: tuple[str, ...]
     error: ImageError | None
     content_sha256: str | None
     bytes: int | None
@@ -212,7 +215,7 @@ def prepare_each(
     """
     data = fetched.data
     if data is None:
-        gone = Prepared(fetched.source, False, fetched.error, None, None, {}, [], fetched.fetch_ms, None)
+        gone = Prepared(fetched.source, (), fetched.error, None, None, {}, [], fetched.fetch_ms, None)
         return [gone] * len(policies)
     start = time.perf_counter()
     decoded = [Decoded([], {}) for _ in policies]
@@ -225,7 +228,23 @@ def prepare_each(
         error = bad
     decode_ms = 1e3 * (time.perf_counter() - start)
     digest = hashlib.sha256(data).hexdigest()
+    changed = (ETAG_CHANGED,) if fetched.changed else ()
     return [
-        Prepared(fetched.source, fetched.changed, error, digest, len(data), header, frames, fetched.fetch_ms, decode_ms)
-        for frames, header in decoded
+        Prepared(
+            fetched.source,
+            (*changed, *one.remarks),
+            error,
+            digest,
+            len(data),
+            one.header,
+            one.frames,
+            fetched.fetch_ms,
+            decode_ms,
+        )
+        for one in decoded
     ]
+
+
+def detail_of_scored(constant: bool, remarks: Sequence[str]) -> str | None:
+    """The error_detail of a scored frame: what is remarkable of it and of its object; None for most."""
+    return ", ".join([CONSTANT_FRAME] * constant + list(remarks)) or None

@@ -41,10 +41,11 @@ class Frame(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """All frames of one object, and what its header may tell: the keys of schema.HEADER."""
+    """All frames of one object, what its header may tell (the keys of schema.HEADER), and remarks, in ABC order."""
 
     frames: list[Frame]
     header: dict[str, object]
+    remarks: tuple[str, ...] = ()
 
 
 def decode(data: bytes, policy: PixelPolicy, limits: Limits, *, only: int | None = None) -> Decoded:
@@ -74,7 +75,7 @@ def decode_each(
             for index, pixels in picture.read(policies[sharing[0]], only=only):
                 for number in sharing:
                     frames[number].append(_frame(index, pixels, policies[number]))
-    return [Decoded(found, picture.header) for found in frames]
+    return [Decoded(found, picture.header, tuple(sorted(picture.remarks))) for found in frames]
 
 
 def preview(data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_side: int = 512) -> npt.NDArray[np.uint8]:

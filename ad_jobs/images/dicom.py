@@ -120,6 +120,7 @@ class DicomPicture:
 
     def __init__(self, ds: Any, syntax: str, size: tuple[int, int], frames: int, samples: int, limits: Limits) -> None:
         self.frames = frames
+        self.remarks: set[str] = set()
         self._ds = ds
         self._syntax = syntax
         self._size = size

@@ -12,16 +12,23 @@ from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.schema import HEADER
 
+# A remark: the picture is whole, but the last bytes of its code stream are missing or wrong.
+DAMAGED_END = "damaged_end"
+
 # [rows, columns] or [rows, columns, 3] in [0, 1], 1 = white.
 Pixels = npt.NDArray[np.floating[Any]]
 Numbered = Iterator[tuple[int, Pixels]]
 
 
 class Picture(Protocol):
-    """One object's picture: `header` by schema.HEADER, and `frames`, the number of frames it announces."""
+    """One object's picture: `header` by schema.HEADER, and `frames`, the number of frames it announces.
+
+    `remarks` grows while it is read: what its row says of it although it was scored.
+    """
 
     header: dict[str, object]
     frames: int
+    remarks: set[str]
 
     def read(self, policy: PixelPolicy, only: int | None = None) -> Numbered:
         """Yield (number, pixels [rows, columns] or [rows, columns, 3] in [0, 1]) of each frame, in order.

@@ -35,6 +35,7 @@ class RasterPicture:
         self, header: dict[str, object], bits: int, samples: Callable[[], tuple[npt.NDArray[Any], int]]
     ) -> None:
         self.header = header
+        self.remarks: set[str] = set()
         self._bits = bits
         self._samples = samples
 

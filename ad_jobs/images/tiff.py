@@ -44,6 +44,7 @@ class TiffPicture:
 
     def __init__(self, pages: list[Any], data_bytes: int, limits: Limits) -> None:
         self.frames = len(pages)
+        self.remarks: set[str] = set()
         self._pages = pages
         for index, page in enumerate(pages):
             with foreign("tifffile"):

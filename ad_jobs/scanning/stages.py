@@ -34,7 +34,7 @@ MANIFEST_COLUMNS = ["object_id", "uri", "bytes", "etag"]
 _OBJECT = [
     ("object_id", pa.int64()),
     ("uri", pa.string()),
-    ("changed", pa.bool_()),
+    ("remarks", pa.list_(pa.string())),
     ("error_code", pa.string()),
     ("error_detail", pa.string()),
     ("content_sha256", pa.string()),
@@ -99,7 +99,7 @@ def _prepared_row(under_each: list[Prepared], identifiers: Identifiers) -> dict[
     return {
         "object_id": prepared.source.object_id,
         "uri": identifiers.uri(prepared.source.uri),
-        "changed": prepared.changed,
+        "remarks": list(prepared.remarks),
         "error_code": str(prepared.error.code) if prepared.error else None,
         "error_detail": prepared.error.detail if prepared.error else None,
         "content_sha256": prepared.content_sha256,

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ad_jobs.archive.fetching import CONSTANT_FRAME, ETAG_CHANGED, status_of
+from ad_jobs.archive.fetching import detail_of_scored, status_of
 from ad_jobs.errors import ErrorCode
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.results.heatmaps import FULL_SCALE, encode_png, member_name, write_shard
@@ -63,7 +63,7 @@ def finish_rows(scored: pa.Table, run_uri: str, run_id: str, chapter: int, model
     return pa.table(arrays, schema=SCORES)
 
 
-_FRAME_INPUT = ["object_id", "changed", "error_code", "error_detail", "frames", "constant", "scores", "score_ms"]
+_FRAME_INPUT = ["object_id", "remarks", "error_code", "error_detail", "frames", "constant", "scores", "score_ms"]
 _PER_FRAME = {
     "frame",
     "status",
@@ -100,7 +100,8 @@ def _frame_rows(row: dict[str, Any], model: int, judgement: Judgement) -> list[d
         row["frames"], row["constant"], row["scores"][model], row["score_ms"][model], strict=True
     ):
         code = None if score is not None else str(ErrorCode.NON_FINITE_SCORE)
-        detail = _remarks(constant, row["changed"]) if score is not None else "the detector's answer is not finite"
+        remarks = detail_of_scored(constant, row["remarks"])
+        detail = remarks if score is not None else "the detector's answer is not finite"
         flagged = judgement.flags(score) if score is not None else None
         rows.append(
             {
@@ -115,11 +116,6 @@ def _frame_rows(row: dict[str, Any], model: int, judgement: Judgement) -> list[d
             }
         )
     return rows
-
-
-def _remarks(constant: bool, changed: bool) -> str | None:
-    said = [remark for remark, holds in ((CONSTANT_FRAME, constant), (ETAG_CHANGED, changed)) if holds]
-    return ", ".join(said) or None
 
 
 def _member(row: dict[str, Any], models: Sequence[ModelUse]) -> str:
