@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,23 @@ def is_flagged(score: Any, threshold: Any) -> Any:
     """Whether a score, or each of an array, is above the threshold, both in float32 as the table stores them."""
     return np.float32(score) > np.float32(threshold)
 
+
+def storable(text: str) -> str:
+    """The text with U+FFFD for every lone surrogate: what a header or a file name holds may be no Unicode text.
+
+    >>> storable("a\\udcff")
+    'a\ufffd'
+    """
+    return _SURROGATES.sub("\ufffd", text)
+
+
+def storable_values(row: Mapping[str, object]) -> dict[str, object]:
+    """The same of every text of a row."""
+    return {name: storable(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+# Code points that are no characters (Unicode 3.9, D75): neither UTF-8 nor Parquet can hold them.
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 # What a decoder may tell of an object's header. An allow-list: no name, id, birth date, accession number, free text.
 HEADER = pa.schema(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
-from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
@@ -27,90 +26,8 @@ from pydantic import (
 )
 
 from ad_jobs.errors import UsageError, refused
-from ad_jobs.images.policy import MAX_SIDE_PX, Limits, Window, has_width
-
-
-def place(value: str | PathLike[str]) -> str:
-    """The one absolute spelling of a local path or an s3:// URI.
-
-    >>> place("s3://bucket/run/"), place("run")
-    ('s3://bucket/run', '/.../run')
-
-    Raises:
-        UsageError: it is empty, or of a scheme other than s3 and file.
-    """
-    # Imported here: boto3 stands behind it, and --help does without.
-    from cluster.storage import uris
-
-    text = fspath(value) if isinstance(value, str | PathLike) else ""
-    if not text or uris.is_foreign(text) or text.rstrip("/") == "s3:":
-        raise UsageError(
-            "A place is a local path or an s3://bucket/prefix.",
-            repr(value),
-            "Copy what lies there to one of these, or mount it as a folder.",
-        )
-    return uris.absolute(text)
-
-
-def parse_size(value: Any) -> tuple[int, int]:
-    """(height, width) in pixels of 256, `256`, `256x128` (height x width) or such a pair.
-
-    >>> parse_size("256x128"), parse_size(64)
-    ((256, 128), (64, 64))
-
-    Raises:
-        UsageError: anything else.
-    """
-    parts = [str(part) for part in value] if isinstance(value, list | tuple) else str(value).lower().split("x")
-    whole = all(part.isascii() and part.isdecimal() for part in parts) and len(parts) in (1, 2)
-    if not whole or not all(0 < int(part) <= MAX_SIDE_PX for part in parts):
-        raise UsageError(
-            f"--size is one number of pixels, or heightxwidth, each from 1 to {MAX_SIDE_PX}.",
-            repr(value),
-            "Write for example --size 128 or --size 256x128.",
-        )
-    return int(parts[0]), int(parts[-1])
-
-
-def _several(value: Any) -> Any:
-    """One name as a list of one, paths as texts."""
-    names = (value,) if isinstance(value, str | PathLike) else value
-    if not isinstance(names, list | tuple):
-        return names
-    return [fspath(one) if isinstance(one, PathLike) else one for one in names]
-
-
-def _size_text(size_px: tuple[int, int] | None) -> str | None:
-    if size_px is None:
-        return None
-    height, width = size_px
-    return str(height) if height == width else f"{height}x{width}"
-
-
-def parse_window(value: Any) -> Window:
-    """`dicom`, `percentile`, or (low, high) of `low,high` or such a pair, in modality units.
-
-    >>> parse_window("-100,300"), parse_window("dicom")
-    ((-100.0, 300.0), 'dicom')
-
-    Raises:
-        UsageError: anything else.
-    """
-    if value in ("dicom", "percentile"):
-        return value
-    parts = value.strip("[]").split(",") if isinstance(value, str) else value
-    try:
-        low, high = (float(part) for part in parts)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UsageError(
-            "--window is dicom, percentile or low,high.", repr(value), "Write for example --window=-100,300."
-        ) from error
-    if not has_width(low, high):
-        raise UsageError(
-            "A fixed --window is two finite numbers, low < high.", repr(value), "Write for example --window=-100,300."
-        )
-    return low, high
-
+from ad_jobs.images.policy import Limits, Window
+from ad_jobs.values import parse_size, parse_window, place, several, size_text, source_place
 
 # Which heatmaps a run keeps: flagged ones and 1 % of the rest, ...
 KeepPolicy = Literal["flagged", "all", "none"]
@@ -126,15 +43,17 @@ SpecIn = TypeVar("SpecIn", contravariant=True)
 Result = TypeVar("Result", covariant=True)
 
 Place = Annotated[str, BeforeValidator(place)]
-Places = Annotated[Sequence[Place], BeforeValidator(_several), AfterValidator(tuple)]
-Size = Annotated[tuple[int, int], BeforeValidator(parse_size), PlainSerializer(_size_text)]
+# A place, or `manifest:` and one.
+Source = Annotated[str, BeforeValidator(source_place)]
+Places = Annotated[Sequence[Place], BeforeValidator(several), AfterValidator(tuple)]
+Size = Annotated[tuple[int, int], BeforeValidator(parse_size), PlainSerializer(size_text)]
 FixedWindow = Annotated[Window, BeforeValidator(parse_window)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 # Of torch's generators.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 KeyFile = Annotated[Path, AfterValidator(Path.absolute)]
-Names = Annotated[Sequence[str], BeforeValidator(_several), AfterValidator(tuple)]
+Names = Annotated[Sequence[str], BeforeValidator(several), AfterValidator(tuple)]
 
 
 class Spec(BaseModel):
@@ -208,7 +127,7 @@ def takes(spec: Callable[Options, SpecT]) -> Callable[[Callable[[SpecT], Result]
 class IndexSpec(Spec):
     """List `source` into the manifest folder `out`; with `headers`, read DICOM headers into its columns."""
 
-    source: Place
+    source: Source
     out: Place
     headers: bool = False
 
@@ -217,9 +136,9 @@ class FitSpec(Spec):
     """Fit a detector on normal images, and write the model to `out`."""
 
     detector: str
-    normal: Place
+    normal: Source
     out: Place
-    anomalous: Place | None = None
+    anomalous: Source | None = None
     preset: Preset = "fast"
     # Height and width in pixels; by default the preset's.
     size: Size | None = None
@@ -241,8 +160,8 @@ class CalibrateSpec(Spec):
     """Set a model's threshold and heatmap scale from held-out images."""
 
     model: Place
-    normal: Place
-    anomalous: Place | None = None
+    normal: Source
+    anomalous: Source | None = None
     max_fpr: Rate | None = None
     max_fnr: Rate | None = None
     # With `max_fnr`: lowers the threshold by this share of its height.
@@ -274,7 +193,7 @@ class CalibrateSpec(Spec):
 class ScanSpec(Spec):
     """Score every object of `source` by every `model`, into the run folder `out`."""
 
-    source: Place
+    source: Source
     model: Places = Field(min_length=1)
     out: Place
     # SQL condition over the manifest's columns.

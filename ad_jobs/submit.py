@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ad_jobs.errors import UsageError
-from ad_jobs.specs import place
+from ad_jobs.values import MANIFEST, place
 from cluster.jobs import Job, Jobs, code, named_address
 from cluster.storage import uris
 
@@ -207,6 +207,8 @@ def _text(value: object) -> str:
 
 def _place(text: str, verb: str, *, here: bool) -> str:
     """A place as the cluster will find it."""
+    if text.startswith(MANIFEST):
+        return MANIFEST + _place(text.removeprefix(MANIFEST), verb, here=here)
     if uris.is_s3(text) or text.startswith(uris.FILE) or Path(text).is_absolute():
         return text
     if not here:
@@ -219,7 +221,8 @@ def _place(text: str, verb: str, *, here: bool) -> str:
 
 
 def _warn(request: Request, names: Sequence[str], *, here: bool) -> None:
-    local = [place for place in request.places if not uris.is_s3(place)]
+    places = [place.removeprefix(MANIFEST) for place in request.places]
+    local = [place for place in places if not uris.is_s3(place)]
     if local and not here:
         log.warning("%s must exist on every node of the cluster: nothing but code is sent along.", " and ".join(local))
     unsent = [name for name in _ENDPOINTS if name in os.environ and name not in names]

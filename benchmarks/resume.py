@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -30,7 +31,7 @@ import pyarrow.parquet as pq
 
 from ad_jobs import scan as scan_verb
 from ad_jobs.archive import listing
-from ad_jobs.archive.sources import SourceObject
+from ad_jobs.archive.sources import Listing, SourceObject
 from ad_jobs.results.count import Counts
 from ad_jobs.results.parts import ScorePart, part_name
 from ad_jobs.results.run import machine
@@ -50,13 +51,14 @@ def uri_of(number: int) -> str:
 
 
 def write_manifest(folder: Path, objects: int) -> None:
-    def listed(source: str) -> Iterator[SourceObject]:
+    def listed(source: str) -> Listing:
         del source
         now = datetime(2026, 1, 1, tzinfo=UTC)
-        return (SourceObject(uri_of(n), 524_288, f"{n:032x}", now, None) for n in range(objects))
+        found = (SourceObject(uri_of(n), 524_288, f"{n:032x}", now, None) for n in range(objects))
+        return Listing("/archive", found, Counter())
 
     (folder / "archive").mkdir()
-    with patch.object(listing, "iter_source", listed):
+    with patch.object(listing, "open_source", listed):
         listing.write_manifest(str(folder / "archive"), str(folder / "manifest"))
 
 

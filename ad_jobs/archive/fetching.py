@@ -13,11 +13,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
+from urllib.parse import quote
 
 from ad_jobs.errors import SKIP_CODES, ErrorCode, ImageError, JobError
 from ad_jobs.images.decode import Decoded, Frame
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.schema import FAILED, SCORED, SKIPPED
+from ad_jobs.schema import FAILED, SCORED, SKIPPED, storable, storable_values
 from cluster import storage
 from cluster.storage import retries
 
@@ -37,12 +38,16 @@ ETAG_CHANGED = "etag_changed"
 
 
 class Source(NamedTuple):
-    """One object to fetch; `bytes` and `etag` are what the manifest knows of it."""
+    """One object to fetch; `bytes` and `etag` are what the manifest knows of it.
+
+    `within` is the folder of its archive, which no link may lead out of; None where it has none.
+    """
 
     object_id: int
     uri: str
     bytes: int | None = None
     etag: str | None = None
+    within: str | None = None
 
 
 class FetchedObject(NamedTuple):
@@ -92,7 +97,7 @@ class Fetcher:
     def __init__(
         self,
         *,
-        fetch: Callable[[str, int], storage.Fetched] = storage.fetch,
+        fetch: Callable[[str, int, str | None], storage.Fetched] = storage.fetch,
         fetch_range: Callable[[str, int, int], bytes] = storage.fetch_range,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -121,7 +126,7 @@ class Fetcher:
         except storage.AccessDenied as refused:
             if isinstance(refused, storage.KeysRefused) or self._delivers() is False:
                 raise JobError(
-                    f"The store refuses these credentials: {refused.detail}.",
+                    f"The store refuses these credentials: {_detail(refused)}.",
                     "Renew them (the AWS variables or profile), and run the same command again: it continues.",
                 ) from refused
             error = ImageError(ErrorCode.ACCESS_DENIED, _detail(refused))
@@ -136,17 +141,17 @@ class Fetcher:
         deadline = self._monotonic() + storage.PATIENCE_S
         for attempt in itertools.count(1):
             try:
-                fetched = self._fetch(source.uri, max_bytes)
+                fetched = self._fetch(source.uri, max_bytes, source.within)
             except storage.Unreachable as error:
                 if attempt >= FETCH_ATTEMPTS:
                     others_come = self._delivers()
                     # A disk that fails before it gave anything is no server that comes back.
                     if others_come or (others_come is None and not storage.is_s3(source.uri)):
                         raise
-                log.warning("%s: the store does not answer. Waiting for it.", error.detail)
+                log.warning("%s: the store does not answer. Waiting for it.", _detail(error))
                 if self._monotonic() > deadline:
                     raise JobError(
-                        f"The store has not answered for {storage.PATIENCE_S / 60:.0f} minutes: {error.detail}.",
+                        f"The store has not answered for {storage.PATIENCE_S / 60:.0f} minutes: {_detail(error)}.",
                         "Run the same command again once it does: it continues.",
                     ) from error
                 self._sleep(retries.pause_s(attempt))
@@ -196,8 +201,12 @@ def _size(source: Source) -> int:
 
 
 def _detail(error: storage.StorageError) -> str:
-    # The row has a column for the URI, which --identifiers may hide; its detail must not give it away.
-    return error.detail.replace(error.uri, "the object")
+    # The row has a column for the URI, which --identifiers may hide; neither its detail nor a log must give it away.
+    detail = storable(error.detail)
+    name = error.uri.removeprefix("s3://").partition("/")[2]
+    for spelling in (error.uri, name, quote(name)) if name else ():
+        detail = detail.replace(spelling, "the object")
+    return detail
 
 
 def prepare(fetched: FetchedObject, policy: PixelPolicy, limits: Limits, decoder: Decoder) -> Prepared:
@@ -225,18 +234,18 @@ def prepare_each(
         if not decoded[0].frames:
             raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, "it holds no frame")
     except ImageError as bad:
-        error = bad
+        error = ImageError(bad.code, storable(bad.detail))
     decode_ms = 1e3 * (time.perf_counter() - start)
     digest = hashlib.sha256(data).hexdigest()
     changed = (ETAG_CHANGED,) if fetched.changed else ()
     return [
         Prepared(
             fetched.source,
-            (*changed, *one.remarks),
+            (*changed, *map(storable, one.remarks)),
             error,
             digest,
             len(data),
-            one.header,
+            storable_values(one.header),
             one.frames,
             fetched.fetch_ms,
             decode_ms,

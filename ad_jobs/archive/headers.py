@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ad_jobs.errors import ErrorCode
+from ad_jobs.schema import storable_values
 from cluster import storage
 
 # Of a first look; nearly all headers end before.
@@ -37,4 +38,4 @@ def header_columns(uri: str, size: int | None) -> dict[str, object]:
         return {"header_error": ErrorCode.ACCESS_DENIED.value}
     except storage.StorageError:
         return {"header_error": ErrorCode.FETCH_FAILED.value}
-    return found
+    return storable_values(found)

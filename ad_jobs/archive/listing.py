@@ -21,12 +21,13 @@ from ad_jobs.archive.manifest import (
     ManifestInfo,
     Part,
     Record,
-    find_manifest,
     manifest_info,
     part_name,
+    record_bytes,
     refusal,
+    stored_manifest,
 )
-from ad_jobs.archive.sources import SourceObject, is_list, iter_source
+from ad_jobs.archive.sources import SourceObject, is_list, open_source
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
 from cluster import storage
@@ -65,7 +66,8 @@ def write_manifest(
         raise refusal(error) from error
     with tempfile.TemporaryDirectory(prefix="retroscan-index-") as folder:
         staging = Path(folder)
-        parts, digest = _stage(iter_source(source), staging, headers, part_rows, batch_rows)
+        listing = open_source(source)
+        parts, digest = _stage(listing.objects, staging, headers, part_rows, batch_rows)
         if existing is not None:
             if existing.digest != digest:
                 raise UsageError(
@@ -76,10 +78,12 @@ def write_manifest(
             return existing
         record = Record(
             source=source,
+            root=listing.root,
             objects=sum(part.rows for part in parts),
             digest=digest,
             headers=headers,
             parts=tuple(parts),
+            left_out=dict(sorted(listing.left_out.items())),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         try:
@@ -97,7 +101,7 @@ def _existing(source: str, out: str, headers: bool) -> ManifestInfo | None:
             f"{out} in {source}",
             "Name another folder.",
         )
-    existing = find_manifest(out)
+    existing = stored_manifest(out)
     if existing is None:
         if storage.exists(storage.join(out, RECORD)):
             raise UsageError(f"--out holds a {RECORD} of another kind.", out, "Name a new folder.")
@@ -121,7 +125,7 @@ def _publish(staging: Path, record: Record, out: str) -> None:
         if not storage.exists(left):
             break
         storage.delete(left)
-    storage.write_bytes(storage.join(out, RECORD), record.model_dump_json(indent=2).encode())
+    storage.write_bytes(storage.join(out, RECORD), record_bytes(record))
 
 
 def _stage(

@@ -1,26 +1,42 @@
 """A manifest on disk: what there is to scan, listed once. Parquet parts, and `manifest.json`, written last.
 
 `object_id` is the row's position over all parts, in URI order, so rows and ids can be used for one another.
+
+Anyone who writes to an archive can put files of these names into it.
+So a folder is taken for a manifest only if nothing else lies there, its record is whole, and all of its objects lie
+below the folder that it was made of; whoever names it `manifest:URI` says so himself.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from ad_jobs.archive.condition import rows_where
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
-from ad_jobs.specs import place
+from ad_jobs.values import MANIFEST as NAMED
+from ad_jobs.values import source_place
 from cluster import storage
+from cluster.storage import uris
+
+log = logging.getLogger("retroscan.manifest")
 
 RECORD = "manifest.json"
+# Of URIs looked at in one go.
+BATCH_ROWS = 65_536
+# What older versions of `index` did not yet write down of a list.
+_LISTS = (".csv", ".parquet")
 
 
 class Part(BaseModel):
@@ -34,16 +50,29 @@ class Part(BaseModel):
 
 
 class Record(BaseModel):
-    """The content of `manifest.json`. `digest` is a sha256 over all rows; `created` is an ISO time in UTC."""
+    """The content of `manifest.json`, beside its `seal`: `created` is an ISO time in UTC."""
 
     model_config = ConfigDict(frozen=True)
 
     source: str
+    # The folder or prefix that all objects lie below; None for those of a list, which may lie anywhere.
+    root: str | None
     objects: int
+    # A sha256 over all rows.
     digest: str
     headers: bool
     parts: tuple[Part, ...]
+    # What lies below the source and is no object, counted by why (`storage.LeftOut`).
+    left_out: dict[str, int] = {}
     created: str
+
+    @model_validator(mode="after")
+    def _of_one_piece(self) -> Self:
+        if [part.name for part in self.parts] != [part_name(number) for number in range(len(self.parts))]:
+            raise ValueError("its parts are not numbered in order")
+        if self.objects != sum(part.rows for part in self.parts):
+            raise ValueError("its parts do not have as many rows as there are objects")
+        return self
 
 
 class ManifestInfo(Record):
@@ -57,32 +86,86 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def find_manifest(uri: str) -> ManifestInfo | None:
-    """The manifest in the folder `uri`, or None: an archive may hold a `manifest.json` of another kind.
+def find_manifest(source: str) -> ManifestInfo | None:
+    """The manifest that a SOURCE is: one that is named `manifest:URI`, or a folder that holds nothing else; or None.
+
+    Raises:
+        UsageError: None is there, although one is named; or a folder is one of objects that may lie anywhere.
+        StorageError: The store refuses or does not answer.
+    """
+    if source.startswith(NAMED):
+        return manifest_info(source)
+    found = stored_manifest(source)
+    if found is None:
+        return None
+    if storage.holds_other(source, {RECORD, *(part.name for part in found.parts)}):
+        log.warning(
+            "%s holds a %s among other objects, and is taken for an archive. If it is a manifest, name it %s%s.",
+            source,
+            RECORD,
+            NAMED,
+            source,
+        )
+        return None
+    if found.root is None:
+        raise UsageError(
+            "A manifest whose objects lie below no one folder is named as such.",
+            f"{source}, a manifest of {found.source}",
+            f"Write {NAMED}{source} if you trust who made it.",
+        )
+    return found
+
+
+def stored_manifest(uri: str) -> ManifestInfo | None:
+    """The finished manifest in the folder `uri`, whatever else lies there; None if there is none.
 
     Raises:
         StorageError: The store refuses or does not answer.
     """
     try:
-        record = Record.model_validate_json(storage.read_bytes(storage.join(uri, RECORD)))
-    except (storage.NotFound, ValidationError):
+        content = json.loads(storage.read_bytes(storage.join(uri, RECORD)))
+        if not isinstance(content, dict):
+            return None
+        seal = content.pop("seal", None)
+        if seal is None and "root" not in content:
+            content["root"] = _older_root(str(content.get("source")))
+        elif seal != _seal(content):
+            return None
+        return ManifestInfo(uri=uri, **content)
+    except (storage.NotFound, ValueError, RecursionError, TypeError):
         return None
-    return ManifestInfo(uri=uri, **record.model_dump())
 
 
-def manifest_info(uri: str) -> ManifestInfo:
-    """The finished manifest in the folder `uri`.
+def record_bytes(record: Record) -> bytes:
+    """What is written as `manifest.json`: the record, and its seal."""
+    content = record.model_dump(mode="json")
+    return (json.dumps({**content, "seal": _seal(content)}, indent=2) + "\n").encode()
+
+
+def _seal(content: dict[str, Any]) -> str:
+    """A sha256 over what a record says."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _older_root(source: str) -> str | None:
+    """The root of a manifest by a version that did not record it."""
+    return None if source.lower().endswith(_LISTS) else source
+
+
+def manifest_info(source: str) -> ManifestInfo:
+    """The finished manifest in a folder, with or without `manifest:` before it.
 
     Raises:
         UsageError: There is none, or it cannot be read.
     """
+    uri = source.removeprefix(NAMED)
     try:
-        found = find_manifest(uri)
+        found = stored_manifest(uri)
     except storage.StorageError as error:
         raise refusal(error) from error
     if found is None:
         raise UsageError(
-            f"A manifest is a folder with a {RECORD}, which is written last.",
+            f"A manifest is a folder with a {RECORD}, which is written last and not changed.",
             uri,
             "Make one with: retroscan index SOURCE --out MANIFEST.",
         )
@@ -94,6 +177,7 @@ def read_parts(info: ManifestInfo, columns: Sequence[str] | None = None) -> Iter
 
     Raises:
         JobError: A part is missing or is not what `manifest.json` says.
+        UsageError: It names objects outside of the manifest's root.
     """
     for part in info.parts:
         data = pa.BufferReader(_read_part(info, part))
@@ -110,7 +194,26 @@ def _read_part(info: ManifestInfo, part: Part) -> bytes:
             f"{part.name} of the manifest {info.uri} is not what {RECORD} describes (sha256 differs).",
             "Index the source again, into a new folder.",
         )
+    if info.root is not None:
+        _check_below(info, part, data)
     return data
+
+
+def _check_below(info: ManifestInfo, part: Part, data: bytes) -> None:
+    root = str(info.root).removesuffix("/") + "/"
+    for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(BATCH_ROWS, columns=["uri"]):
+        names = batch["uri"]
+        plain = pc.starts_with(names, root)
+        if not uris.is_s3(root):
+            # A path is not what it begins with where it goes up again; in a key that is a name.
+            plain = pc.and_(plain, pc.invert(pc.match_substring(names, "/..")))
+        for uri in names.filter(pc.invert(plain)).to_pylist():
+            if not uris.lies_below(uri, root):
+                raise UsageError(
+                    "The objects of a manifest lie below the folder that it was made of.",
+                    f"{info.uri}/{part.name}, which names {uri}; the folder is {root}",
+                    "Index the source again, into a new folder.",
+                )
 
 
 class RowReader:
@@ -157,7 +260,7 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None, where: str | N
     """The rows of a manifest in the order of `object_id`, as an Arrow table.
 
     Args:
-        uri: The manifest's folder.
+        uri: The manifest's folder, with or without `manifest:` before it.
         columns: Which columns, in this order; all by default.
         where: An SQL condition over the manifest's columns (DuckDB's dialect); ids stay what they were.
 
@@ -166,7 +269,7 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None, where: str | N
             other rows each time.
         JobError: A part is missing or damaged.
     """
-    info = manifest_info(place(uri))
+    info = manifest_info(source_place(uri))
     names = (MANIFEST_HEADERS if info.headers else MANIFEST).names
     if missing := sorted(set(columns or ()) - set(names)):
         raise UsageError(

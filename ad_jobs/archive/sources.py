@@ -2,12 +2,16 @@
 
 All four give the same thing, the objects sorted by URI. `index`, `fit` and `calibrate` read them here alone,
 and so see the same objects in the same order.
+What lies in a folder and is no object is counted, and told; it never ends a listing.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import logging
+import re
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -16,10 +20,13 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ad_jobs.archive.manifest import RECORD, find_manifest, part_name, read_parts, refusal
+from ad_jobs.archive.manifest import RECORD, ManifestInfo, find_manifest, part_name, read_parts, refusal
 from ad_jobs.errors import UsageError
+from ad_jobs.values import MANIFEST as NAMED
 from cluster import storage
 from cluster.storage.uris import is_foreign
+
+log = logging.getLogger("retroscan.sources")
 
 STAT_THREADS = 32
 # Queued at a time.
@@ -33,6 +40,7 @@ class SourceObject(NamedTuple):
     """One object of a source; `bytes` is None if a list names it and the store does not have it.
 
     `group` keeps what belongs together (a patient, a part) on one side of a split; only lists know it.
+    `within` is the folder of its archive, which no link may lead out of; lists have none.
     """
 
     uri: str
@@ -40,6 +48,18 @@ class SourceObject(NamedTuple):
     etag: str | None
     modified: datetime | None
     group: str | None
+    within: str | None = None
+
+
+class Listing(NamedTuple):
+    """A source opened: the folder that its objects lie below (None for a list), and the objects, to be taken once.
+
+    `left_out` is filled when the last of them has been taken.
+    """
+
+    root: str | None
+    objects: Iterator[SourceObject]
+    left_out: Counter[str]
 
 
 def read_source(source: str) -> list[SourceObject]:
@@ -49,25 +69,37 @@ def read_source(source: str) -> list[SourceObject]:
         UsageError: The source is missing, refused, unreachable, empty, or a list that cannot be used.
         JobError: The source is a manifest with a damaged part.
     """
-    return list(iter_source(source))
+    return list(open_source(source).objects)
 
 
-def iter_source(source: str) -> Iterator[SourceObject]:
+def open_source(source: str) -> Listing:
     """The objects of a source one by one, in bounded memory unless it is a list.
 
-    Raises as `read_source` does, when the first object is asked for or on the way.
+    Raises as `read_source` does, here or when an object is asked for.
     """
     try:
         if is_list(source):
-            found = _list_objects(source)
-        elif (info := find_manifest(source)) is not None:
-            tables = read_parts(info, ["uri", "bytes", "etag", "modified"])
-            found = (SourceObject(**row, group=None) for table in tables for row in table.to_pylist())
-        else:
-            found = _folder_objects(source)
-        yield from found
+            return Listing(None, _refusing(_list_objects(source)), Counter())
+        info = find_manifest(source)
     except storage.StorageError as error:
         raise refusal(error) from error
+    if info is not None:
+        return Listing(info.root, _refusing(_manifest_objects(info)), Counter(info.left_out))
+    left_out: Counter[str] = Counter()
+    return Listing(source, _refusing(_folder_objects(source, left_out)), left_out)
+
+
+def _refusing(objects: Iterator[SourceObject]) -> Iterator[SourceObject]:
+    try:
+        yield from objects
+    except storage.StorageError as error:
+        raise refusal(error) from error
+
+
+def _manifest_objects(info: ManifestInfo) -> Iterator[SourceObject]:
+    for table in read_parts(info, ["uri", "bytes", "etag", "modified"]):
+        for row in table.to_pylist():
+            yield SourceObject(**row, group=None, within=info.root)
 
 
 def is_list(source: str) -> bool:
@@ -76,29 +108,71 @@ def is_list(source: str) -> bool:
     Raises:
         StorageError: The store refuses or does not answer.
     """
-    return source.lower().endswith(_LISTS) and storage.exists(source)
+    return not source.startswith(NAMED) and source.lower().endswith(_LISTS) and storage.exists(source)
 
 
-def _folder_objects(source: str) -> Iterator[SourceObject]:
-    if storage.exists(storage.join(source, part_name(0))):
+def _folder_objects(source: str, left_out: Counter[str]) -> Iterator[SourceObject]:
+    if _is_unfinished_manifest(source):
         raise UsageError(
             f"A manifest is finished when its {RECORD} is written.",
             f"{source} (with {part_name(0)}, without a readable {RECORD})",
             "Remove the folder and index again.",
         )
     empty = True
+    counted: Counter[storage.LeftOut] = Counter()
     try:
-        for info in storage.list_objects(source):
+        for info in storage.list_objects(source, counted):
             empty = False
-            yield SourceObject(*info, group=None)
+            yield SourceObject(*info, group=None, within=source)
     except storage.NotFound as error:
         if storage.exists(source):
             raise UsageError(
                 _FORMS, f"{source} (a single file)", "For single images there is: retroscan score MODEL IMAGE..."
             ) from error
         raise
+    for kind, count in sorted(counted.items()):
+        log.warning("listing: %s.", told(kind, count))
+        left_out[kind.value] += count
     if empty:
         raise UsageError("A SOURCE holds at least one object.", source, "Check the folder or prefix.")
+
+
+def _is_unfinished_manifest(source: str) -> bool:
+    """Whether a folder holds nothing but the parts of a manifest; an archive may hold a file of such a name."""
+    if not storage.exists(storage.join(source, part_name(0))):
+        return False
+    return not storage.holds_other(source, _ManifestNames())
+
+
+class _ManifestNames:
+    """The names of what a manifest's folder holds."""
+
+    def __contains__(self, name: object) -> bool:
+        return name == RECORD or bool(re.fullmatch(r"part-\d{5,}\.parquet", str(name)))
+
+
+_TOLD = {
+    storage.LeftOut.LINK: ("link was not followed", "links were not followed"),
+    storage.LeftOut.SPECIAL: ("pipe, socket or device is no object", "pipes, sockets and devices are no objects"),
+    storage.LeftOut.UNREADABLE: (
+        "folder or file may not be read and was left out",
+        "folders and files may not be read and were left out",
+    ),
+    storage.LeftOut.TOO_LONG: (
+        "name is longer than the system takes and was left out",
+        "names are longer than the system takes and were left out",
+    ),
+}
+
+
+def told(kind: storage.LeftOut, count: int) -> str:
+    """What was left out of a listing, in words.
+
+    >>> told(storage.LeftOut.LINK, 3)
+    '3 links were not followed'
+    """
+    one, several = _TOLD[kind]
+    return f"{count:,} {one if count == 1 else several}"
 
 
 # --- Lists

@@ -184,7 +184,7 @@ def decode_all(
     Raises:
         JobError: not one image could be decoded.
     """
-    sources = [Source(number, o.uri, o.bytes) for number, o in enumerate(objects)]
+    sources = [Source(number, o.uri, o.bytes, within=o.within) for number, o in enumerate(objects)]
     places: list[Place] = []
     group: list[str] = []
     sha256: list[str] = []

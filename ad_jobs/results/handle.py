@@ -19,7 +19,7 @@ from ad_jobs.images.policy import MAX_SIDE_PX, Limits, PixelPolicy
 from ad_jobs.results.read import ORDER, Heatmap, as_pandas, known_columns, open_heatmap, read_scores
 from ad_jobs.results.run import ModelRef, RunRecord, read_record
 from ad_jobs.schema import SCORES
-from ad_jobs.specs import place
+from ad_jobs.values import place
 from cluster import storage
 
 

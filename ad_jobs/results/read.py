@@ -16,7 +16,7 @@ from ad_jobs.images.geometry import Geometry
 from ad_jobs.results.heatmaps import decode_png, parse_reference
 from ad_jobs.results.run import RunRecord, part_uris, read_record
 from ad_jobs.schema import SCORES
-from ad_jobs.specs import place
+from ad_jobs.values import place
 from cluster import storage
 
 # Nullable pandas types: df[df.flagged] works although a failed row's flag is null, and numbers stay whole.

@@ -17,7 +17,7 @@ from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.scanning.stages import prepare_fetched, score_objects
 from ad_jobs.scanning.table import finish_rows
 from ad_jobs.scoring.model_store import OpenModel, open_model
-from ad_jobs.specs import place
+from ad_jobs.values import place
 
 # Torch stands behind it: loaded where batches are scored, not where the pipeline is written.
 if TYPE_CHECKING:

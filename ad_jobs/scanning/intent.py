@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ad_jobs.archive.listing import write_manifest
-from ad_jobs.archive.manifest import ManifestInfo, RowReader, find_manifest, read_manifest, refusal
+from ad_jobs.archive.manifest import ManifestInfo, RowReader, find_manifest, read_manifest, refusal, stored_manifest
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.run import ModelRef
@@ -162,7 +162,7 @@ def _manifest(spec: ScanSpec, index_to: str | None) -> ManifestInfo:
     if (given := find_manifest(spec.source)) is not None:
         return given
     below = storage.join(spec.out, MANIFEST_FOLDER)
-    if (stored := find_manifest(below)) is None:
+    if (stored := stored_manifest(below)) is None:
         return write_manifest(spec.source, index_to or below)
     # Listed once: what a resumed run works on is the archive as it was when the run began.
     if stored.source != spec.source:

@@ -118,7 +118,13 @@ def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any
     fetched = ray.data.read_datasource(
         slices, override_num_blocks=slices.tasks, num_cpus=division.fetch_cpus
     ).map_batches(
-        partial(_fetch, policies=intent.policies, limits=intent.limits, identifiers=intent.identifiers),
+        partial(
+            _fetch,
+            policies=intent.policies,
+            limits=intent.limits,
+            identifiers=intent.identifiers,
+            within=intent.manifest.root,
+        ),
         # The slice; a number, even the same one, would keep Ray from fusing.
         batch_size=None,
         batch_format="pyarrow",
@@ -156,8 +162,10 @@ class _WorkersDecoder:
         return _decoder.decode_each(data, policies, limits)
 
 
-def _fetch(manifest: pa.Table, policies: Sequence[PixelPolicy], limits: Limits, identifiers: Identifiers) -> pa.Table:
-    return prepare_objects(manifest, policies, limits, _WorkersDecoder(), identifiers)
+def _fetch(
+    manifest: pa.Table, policies: Sequence[PixelPolicy], limits: Limits, identifiers: Identifiers, within: str | None
+) -> pa.Table:
+    return prepare_objects(manifest, policies, limits, _WorkersDecoder(), identifiers, within)
 
 
 class _ScoringActor:

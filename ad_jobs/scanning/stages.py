@@ -70,10 +70,18 @@ SCORED_OBJECTS = pa.schema(
 
 
 def prepare_objects(
-    manifest: pa.Table, policies: Sequence[PixelPolicy], limits: Limits, decoder: Decoder, identifiers: Identifiers
+    manifest: pa.Table,
+    policies: Sequence[PixelPolicy],
+    limits: Limits,
+    decoder: Decoder,
+    identifiers: Identifiers,
+    within: str | None = None,
 ) -> pa.Table:
-    """PREPARED rows of manifest rows: each object fetched and decoded once, whatever the models; errors in columns."""
-    sources = [Source(**row) for row in manifest.select(MANIFEST_COLUMNS).to_pylist()]
+    """PREPARED rows of manifest rows: each object fetched and decoded once, whatever the models; errors in columns.
+
+    `within` is the folder that no link may lead out of.
+    """
+    sources = [Source(**row, within=within) for row in manifest.select(MANIFEST_COLUMNS).to_pylist()]
     return prepare_fetched(fetch_all(sources, limits.max_bytes), policies, limits, decoder, identifiers)
 
 

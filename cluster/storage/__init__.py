@@ -7,9 +7,10 @@ S3 is configured by the usual AWS variables (`AWS_ENDPOINT_URL`, keys, region, p
 """
 
 from cluster.errors import AccessDenied, Exists, Full, KeysRefused, NotFound, StorageError, TooLarge, Unreachable
-from cluster.storage.contract import Fetched, ObjectInfo
+from cluster.storage.contract import Fetched, LeftOut, ObjectInfo
 from cluster.storage.retries import PATIENCE_S, patiently
 from cluster.storage.store import (
+    beginning_with,
     check_bucket,
     create_bytes,
     delete,
@@ -17,6 +18,7 @@ from cluster.storage.store import (
     fetch,
     fetch_range,
     filesystem,
+    holds_other,
     is_folder,
     list_names,
     list_objects,
@@ -34,12 +36,14 @@ __all__ = [
     "Fetched",
     "Full",
     "KeysRefused",
+    "LeftOut",
     "NotFound",
     "ObjectInfo",
     "StorageError",
     "TooLarge",
     "Unreachable",
     "absolute",
+    "beginning_with",
     "check_bucket",
     "create_bytes",
     "delete",
@@ -47,6 +51,7 @@ __all__ = [
     "fetch",
     "fetch_range",
     "filesystem",
+    "holds_other",
     "is_folder",
     "is_s3",
     "join",

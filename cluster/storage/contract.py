@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
+from enum import StrEnum
 from typing import IO, NamedTuple, Protocol
 
 from pyarrow import fs
@@ -20,6 +22,19 @@ class ObjectInfo(NamedTuple):
     modified: datetime | None
 
 
+class LeftOut(StrEnum):
+    """What lies below a folder and is no object, by why it is left out of a listing."""
+
+    # A symbolic link out of the folder, to another folder, to nowhere, or to itself.
+    LINK = "links"
+    # A pipe, socket or device.
+    SPECIAL = "special_files"
+    # A folder or file that this user may not look at.
+    UNREADABLE = "unreadable"
+    # Longer with its folders than the system takes.
+    TOO_LONG = "too_long"
+
+
 class Fetched(NamedTuple):
     """An object's content, and the etag it had in the same answer."""
 
@@ -30,21 +45,24 @@ class Fetched(NamedTuple):
 class Store(Protocol):
     """The functions of a store; those of `cluster.storage.store` say what each does, and what it raises."""
 
-    def list_objects(self, root: str) -> Iterator[ObjectInfo]: ...
+    def list_objects(self, root: str, left_out: Counter[LeftOut] | None) -> Iterator[ObjectInfo]: ...
 
-    def is_folder(self, uri: str) -> bool: ...
+    def found(self, root: str) -> Iterator[ObjectInfo]:
+        """As `list_objects`, in any order and as soon as they are known."""
+
+    def beginning_with(self, uri: str) -> list[str]: ...
 
     def stat(self, uri: str) -> ObjectInfo: ...
 
     def check_bucket(self, uri: str) -> None: ...
 
-    def fetch(self, uri: str, max_bytes: int | None) -> Fetched: ...
+    def fetch(self, uri: str, max_bytes: int | None, within: str | None) -> Fetched: ...
 
     def fetch_range(self, uri: str, offset: int, length: int) -> bytes: ...
 
     def write_bytes(self, uri: str, data: bytes) -> None: ...
 
-    def create_bytes(self, uri: str, data: bytes) -> None: ...
+    def create_bytes(self, uri: str, data: bytes) -> bool: ...
 
     def delete(self, uri: str) -> None: ...
 

@@ -6,14 +6,18 @@ a server that lists folder by folder instead of key by key.
 
 from __future__ import annotations
 
+import errno
 import heapq
 import os
 import pickle
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from typing import IO, Any, NamedTuple, TypeVar
+
+from cluster.storage.contract import LeftOut
 
 T = TypeVar("T")
 
@@ -37,15 +41,17 @@ class Walk:
     Symbolic links to folders are not followed: what lies inside the root is listed under its real path, and what lies
     outside is not of the archive.
     A link to a file inside the root is listed as a file.
-    `left_out` counts the links not listed.
+    What is not listed is counted in `left_out` by its kind (`contract.LeftOut`).
+    `skip_unreadable`: that goes for what may not be read, too, the root itself apart.
 
     Raises:
         OSError: the root is missing, or a folder cannot be read; what vanishes meanwhile is no error.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, skip_unreadable: bool = False) -> None:
         self.root = root
-        self.left_out = 0
+        self.left_out: Counter[LeftOut] = Counter()
+        self._skipped = {errno.ENAMETOOLONG, *(_REFUSED if skip_unreadable else ())}
 
     def __iter__(self) -> Iterator[File]:
         inside = os.path.join(os.path.realpath(self.root), "")  # noqa: PTH118 - names may hold undecodable bytes
@@ -54,32 +60,59 @@ class Walk:
             entry = next(pending[-1], None)
             if entry is None:
                 pending.pop()
-            elif entry.is_dir(follow_symlinks=False):
-                # It may be gone since its parent was read.
-                with suppress(FileNotFoundError):
+            elif _is_folder(entry):
+                with self._counting(entry):
                     pending.append(iter(_entries(entry.path)))
-            elif (status := self._status(entry, inside)) is not None:
-                yield File(entry.path, status)
+            else:
+                status = None
+                with self._counting(entry):
+                    status = self._status(entry, inside)
+                if status is not None:
+                    yield File(entry.path, status)
+
+    @contextmanager
+    def _counting(self, entry: os.DirEntry[str]) -> Iterator[None]:
+        """A block in which what the operating system refuses about an entry is counted, where it is of that kind."""
+        try:
+            yield
+        except OSError as error:
+            if entry.is_symlink() and error.errno in _LEADS_NOWHERE | self._skipped:
+                self.left_out[LeftOut.LINK] += 1
+            elif error.errno in self._skipped:
+                self.left_out[LeftOut.TOO_LONG if error.errno == errno.ENAMETOOLONG else LeftOut.UNREADABLE] += 1
+            elif not isinstance(error, FileNotFoundError):
+                raise
+            # It is gone since its folder was read.
 
     def _status(self, entry: os.DirEntry[str], inside: str) -> os.stat_result | None:
-        try:
-            if entry.is_symlink() and not os.path.realpath(entry.path, strict=True).startswith(inside):
-                self.left_out += 1
-                return None
-            status = entry.stat()
-        except FileNotFoundError:
-            self.left_out += entry.is_symlink()
+        link = entry.is_symlink()
+        if link and not os.path.realpath(entry.path, strict=True).startswith(inside):
+            self.left_out[LeftOut.LINK] += 1
             return None
+        status = entry.stat()
         if stat.S_ISREG(status.st_mode):
             return status
-        self.left_out += entry.is_symlink()
+        self.left_out[LeftOut.LINK if link else LeftOut.SPECIAL] += 1
         return None
+
+
+# A link's target is missing or below a file, or the link is a loop.
+_LEADS_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+_REFUSED = {errno.EACCES, errno.EPERM}
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
     # A folder sorts as its name with "/": "a-b" < "a/x" < "a0", although "a" < "a-b".
     with os.scandir(folder) as found:
-        return sorted(found, key=lambda e: e.name + "/" if e.is_dir(follow_symlinks=False) else e.name)
+        return sorted(found, key=lambda entry: entry.name + "/" if _is_folder(entry) else entry.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        # Not every filesystem tells a name's type with the name; what refuses to is met again where it is asked for.
+        return False
 
 
 def sort_bounded(items: Iterable[T], key: Callable[[T], Any], rows: int = SORT_ROWS) -> Iterator[T]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import shutil
 import stat as stat_modes
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,14 +18,14 @@ from pyarrow import fs
 
 from cluster.errors import AccessDenied, Exists, Full, NotFound, StorageError, Unreachable
 from cluster.storage import uris
-from cluster.storage.contract import Fetched, ObjectInfo, check_size
+from cluster.storage.contract import Fetched, LeftOut, ObjectInfo, check_size
 from cluster.storage.listing import Walk
-
-log = logging.getLogger(__name__)
 
 # What is not named here (EIO, ESTALE, ETIMEDOUT...) is a disk or a network mount that does not answer.
 _KINDS: dict[int, type[StorageError]] = {
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG), NotFound),
+    # What opening a socket, or a device without a driver, is answered with.
+    **dict.fromkeys((errno.ENXIO, errno.ENODEV), NotFound),
     **dict.fromkeys((errno.EACCES, errno.EPERM), AccessDenied),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), Full),
     errno.EEXIST: Exists,
@@ -48,9 +48,9 @@ def local_errors(uri: str) -> Iterator[None]:
         raise NotFound(uri, f"no disk can hold such a name: {error}") from error
 
 
-def list_objects(root: str) -> Iterator[ObjectInfo]:
-    """Every regular file below the folder; links that lead out of it or to folders are counted in the log."""
-    walk = Walk(uris.local_path(root))
+def list_objects(root: str, left_out: Counter[LeftOut] | None) -> Iterator[ObjectInfo]:
+    """Every regular file below the folder."""
+    walk = Walk(uris.local_path(root), skip_unreadable=left_out is not None)
     undecodable: list[ObjectInfo] = []
     with local_errors(root):
         for path, status in walk:
@@ -61,13 +61,24 @@ def list_objects(root: str) -> Iterator[ObjectInfo]:
             else:
                 yield info
     yield from sorted(undecodable, key=lambda info: info.uri)
-    if walk.left_out:
-        log.warning("%d symbolic links below %s lead outside it or nowhere: not listed.", walk.left_out, root)
+    if left_out is not None:
+        left_out.update(walk.left_out)
 
 
-def is_folder(uri: str) -> bool:
-    """Whether any regular file lies below the folder."""
-    return next(list_objects(uri), None) is not None
+def beginning_with(uri: str) -> list[str]:
+    """Files beside each other; none where there is no folder."""
+    path = Path(uris.local_path(uri))
+    with local_errors(uri):
+        try:
+            names = os.listdir(path.parent)  # noqa: PTH208 - names, not paths
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    return [uris.local_uri(str(path.parent / name)) for name in names if name.startswith(path.name)]
+
+
+def found(root: str) -> Iterator[ObjectInfo]:
+    """The same, as the walk comes to them."""
+    return list_objects(root, None)
 
 
 def stat(uri: str) -> ObjectInfo:
@@ -93,9 +104,9 @@ def check_bucket(uri: str) -> None:
     """Nothing: a path needs no bucket."""
 
 
-def fetch(uri: str, max_bytes: int | None) -> Fetched:
+def fetch(uri: str, max_bytes: int | None, within: str | None) -> Fetched:
     """Content and etag of one opened file."""
-    with local_errors(uri), _open_regular(uri) as file:
+    with local_errors(uri), _open_regular(uri, within) as file:
         status = os.fstat(file.fileno())
         check_size(uri, status.st_size, max_bytes)
         data = file.read() if max_bytes is None else file.read(max_bytes + 1)
@@ -111,9 +122,21 @@ def fetch_range(uri: str, offset: int, length: int) -> bytes:
         return file.read(length)
 
 
-def _open_regular(uri: str) -> IO[bytes]:
+def _open_regular(uri: str, within: str | None = None) -> IO[bytes]:
+    path = uris.local_path(uri)
     # A pipe in the archive must not make a worker wait for a writer.
-    descriptor = os.open(uris.local_path(uri), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    if within is not None:
+        # Neither the name nor a folder on the way may have become a link out of the archive.
+        try:
+            path, root = os.path.realpath(path, strict=True), os.path.realpath(uris.local_path(within))
+        except OSError as error:
+            # What it leads to is not named.
+            raise OSError(error.errno, error.strerror) from error
+        if not path.startswith(root.removesuffix("/") + "/"):
+            raise NotFound(uri, "now a link out of the archive")
+        flags |= os.O_NOFOLLOW
+    descriptor = os.open(path, flags)
     if not stat_modes.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise NotFound(uri, "not a regular file")
@@ -126,13 +149,14 @@ def write_bytes(uri: str, data: bytes) -> None:
         file.write(data)
 
 
-def create_bytes(uri: str, data: bytes) -> None:
-    """A new file, opened exclusively."""
+def create_bytes(uri: str, data: bytes) -> bool:
+    """A new file, opened exclusively (O_EXCL)."""
     path = Path(uris.local_path(uri))
     with local_errors(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
             file.write(data)
+    return True
 
 
 @contextmanager

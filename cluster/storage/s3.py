@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from datetime import UTC, datetime
@@ -13,9 +14,9 @@ import botocore.exceptions as boto_errors
 from botocore.response import StreamingBody
 from pyarrow import fs
 
-from cluster.errors import AccessDenied, NotFound, Unreachable
+from cluster.errors import AccessDenied, Exists, NotFound, Unreachable
 from cluster.storage import retries, s3_client, uris
-from cluster.storage.contract import Fetched, ObjectInfo, check_size
+from cluster.storage.contract import Fetched, LeftOut, ObjectInfo, check_size
 from cluster.storage.listing import sort_bounded
 from cluster.storage.s3_client import s3_errors
 
@@ -23,12 +24,12 @@ from cluster.storage.s3_client import s3_errors
 BODY_TIMEOUT_S = 300.0
 
 
-def list_objects(root: str) -> Iterator[ObjectInfo]:
+def list_objects(root: str, left_out: Counter[LeftOut] | None) -> Iterator[ObjectInfo]:  # noqa: ARG001 - no links here
     """Every object below the prefix, but for the empty `.../` keys that some tools write to mark a folder."""
-    return sort_bounded(_listed(root), key=attrgetter("uri"))
+    return sort_bounded(found(root), key=attrgetter("uri"))
 
 
-def _listed(root: str) -> Iterator[ObjectInfo]:
+def found(root: str) -> Iterator[ObjectInfo]:
     """The same in the server's order."""
     bucket, key = uris.split(root)
     prefix = uris.prefix(key)
@@ -48,9 +49,12 @@ def _listed(root: str) -> Iterator[ObjectInfo]:
         raise NotFound(root, f"no key in bucket {bucket!r} begins with {prefix!r}")
 
 
-def is_folder(uri: str) -> bool:
-    """Whether any object lies below the prefix."""
-    return next(_listed(uri), None) is not None
+def beginning_with(uri: str) -> list[str]:
+    """Keys with this prefix and no further slash."""
+    bucket, key = uris.split(uri)
+    with s3_errors(uri):
+        pages = s3_client.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key, Delimiter="/")
+        return [f"{uris.S3}{bucket}/{item['Key']}" for page in pages for item in page.get("Contents", [])]
 
 
 def stat(uri: str) -> ObjectInfo:
@@ -68,7 +72,7 @@ def check_bucket(uri: str) -> None:
         s3_client.client().head_bucket(Bucket=bucket)
 
 
-def fetch(uri: str, max_bytes: int | None) -> Fetched:
+def fetch(uri: str, max_bytes: int | None, within: str | None) -> Fetched:  # noqa: ARG001 - no links here
     """Content and etag of one GET, whose announced length is compared with `max_bytes` before the body is read."""
     bucket, key = uris.split(uri)
 
@@ -124,11 +128,26 @@ def write_bytes(uri: str, data: bytes) -> None:
         s3_client.client().put_object(Bucket=bucket, Key=key, Body=data)
 
 
-def create_bytes(uri: str, data: bytes) -> None:
-    """One PUT with `If-None-Match: *`, which stores that do not know it take for a plain one."""
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Two PUTs with `If-None-Match: *`: a store that knows what that is refuses the second one.
+
+    Others refuse the header (501), or take the request for a plain PUT.
+    """
     bucket, key = uris.split(uri)
     with s3_errors(uri):
-        s3_client.client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        try:
+            s3_client.client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except boto_errors.ClientError as error:
+            if error.response["Error"].get("Code") != "NotImplemented":
+                raise
+            s3_client.client().put_object(Bucket=bucket, Key=key, Body=data)
+            return False
+    try:
+        with s3_errors(uri):
+            s3_client.client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+    except Exists:
+        return True
+    return False
 
 
 def delete(uri: str) -> None:

@@ -6,6 +6,7 @@ Retries are decided in `cluster.storage.retries`.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,14 +158,19 @@ def s3_errors(uri: str) -> Iterator[None]:
         boto_errors.InvalidRegionError,
         urllib3.exceptions.HTTPError,
     ) as error:
-        raise Unreachable(uri, str(error)) from error
+        raise Unreachable(uri, _without_path(error)) from error
     except boto_errors.BotoCoreError as error:
-        raise StorageError(uri, str(error)) from error
+        raise StorageError(uri, _without_path(error)) from error
     except UnicodeError as error:
         raise NotFound(uri, f"no store can hold such a name: {error}") from error
     except ValueError as error:
         # botocore's answer to a malformed endpoint.
         raise Unreachable(uri, f"{error} (AWS_ENDPOINT_URL={endpoint()})") from error
+
+
+def _without_path(error: Exception) -> str:
+    """What an error says, endpoints without the bucket and key that were asked of them: keys may hold names."""
+    return re.sub(r"(https?://[^/\s\"']+)[^\s\"']*", r"\1", str(error))
 
 
 def _of_answer(uri: str, error: boto_errors.ClientError) -> StorageError:

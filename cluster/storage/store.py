@@ -5,14 +5,15 @@ What is refused is refused with a StorageError of `cluster.errors`, never a bare
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from pyarrow import fs
 
 from cluster.errors import NotFound, StorageError
 from cluster.storage import local, s3, uris
-from cluster.storage.contract import Fetched, ObjectInfo, Store
+from cluster.storage.contract import Fetched, LeftOut, ObjectInfo, Store
 
 
 def _store(uri: str) -> Store:
@@ -31,19 +32,20 @@ def _store(uri: str) -> Store:
 # --- Listing
 
 
-def list_objects(root: str) -> Iterator[ObjectInfo]:
+def list_objects(root: str, left_out: Counter[LeftOut] | None = None) -> Iterator[ObjectInfo]:
     """Every object below `root`, sorted by URI (code points), in bounded memory.
 
     Hidden files are objects too.
-    Not listed: folders, the empty `.../` keys some tools write to mark one, devices and pipes, and symbolic links to
-    folders or out of `root` (their number is logged).
+    Not listed: folders, the empty `.../` keys some tools write to mark one, pipes, sockets and devices, names longer
+    than the system takes, and symbolic links to folders or out of `root`.
+    `left_out` counts them, at the end; with it, what may not be read is left out and counted, too.
 
     Raises:
         NotFound: the folder or bucket does not exist, or no key begins with the prefix.
-        AccessDenied: the store, or any folder below `root`, refuses to be listed.
+        AccessDenied: the store refuses to be listed; without `left_out`, any folder below `root`.
         Unreachable: the store does not answer.
     """
-    return _store(root).list_objects(root)
+    return _store(root).list_objects(root, left_out)
 
 
 def list_names(root: str) -> list[str]:
@@ -52,10 +54,21 @@ def list_names(root: str) -> list[str]:
     return sorted(uris.local_path(found.uri)[start:] for found in list_objects(root))
 
 
+def beginning_with(uri: str) -> list[str]:
+    """URIs of the objects in the folder of `uri` whose names begin with its name, in any order."""
+    return _store(uri).beginning_with(uri)
+
+
 def is_folder(uri: str) -> bool:
     """True if at least one object lies below `uri`."""
+    return holds_other(uri, ())
+
+
+def holds_other(uri: str, than: Container[str]) -> bool:
+    """True if an object lies below `uri` whose name, relative to it, is not one of `than`."""
+    start = len(uris.local_path(uri).removesuffix("/")) + 1
     try:
-        return _store(uri).is_folder(uri)
+        return any(uris.local_path(found.uri)[start:] not in than for found in _store(uri).found(uri))
     except NotFound:
         return False
 
@@ -94,12 +107,13 @@ def check_bucket(uri: str) -> None:
 # --- Reading
 
 
-def fetch(uri: str, max_bytes: int | None = None) -> Fetched:
+def fetch(uri: str, max_bytes: int | None = None, within: str | None = None) -> Fetched:
     """An object's content and etag, by one GET.
 
     Args:
         uri: local or S3.
         max_bytes: the size is compared with this before any of the body is read.
+        within: the folder that a local object lies in, when all links are followed; what leads out of it is not found.
 
     Raises:
         NotFound: there is no such object.
@@ -107,7 +121,7 @@ def fetch(uri: str, max_bytes: int | None = None) -> Fetched:
         Unreachable: the store does not answer.
         TooLarge: it has more than `max_bytes`.
     """
-    return _store(uri).fetch(uri, max_bytes)
+    return _store(uri).fetch(uri, max_bytes, within)
 
 
 def fetch_range(uri: str, offset: int, length: int) -> bytes:
@@ -128,13 +142,15 @@ def write_bytes(uri: str, data: bytes) -> None:
     _store(uri).write_bytes(uri, data)
 
 
-def create_bytes(uri: str, data: bytes) -> None:
+def create_bytes(uri: str, data: bytes) -> bool:
     """As `write_bytes`, where no object is yet.
+
+    False if the store knows no such request: what was there is then replaced, and nobody is told.
 
     Raises:
         Exists: there is one.
     """
-    _store(uri).create_bytes(uri, data)
+    return _store(uri).create_bytes(uri, data)
 
 
 def delete(uri: str) -> None:

@@ -61,6 +61,18 @@ def parent(uri: str) -> str:
     return local_uri(str(Path(local_path(uri)).parent))
 
 
+def lies_below(uri: str, root: str) -> bool:
+    """Whether an object's URI says that it lies below a folder; links are not followed.
+
+    >>> lies_below("/a/b/../c", "/a/b"), lies_below("s3://a/b/../c", "s3://a/b")
+    (False, True)
+    """
+    if is_s3(root):
+        return uri.startswith(root.removesuffix("/") + "/")
+    path = local_path(uri)
+    return path.startswith(local_path(root).removesuffix("/") + "/") and ".." not in path.split("/")
+
+
 def local_path(uri: str) -> str:
     """The local path of a URI, undecodable bytes as surrogate escapes."""
     if uri.startswith(FILE):

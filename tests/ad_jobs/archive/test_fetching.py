@@ -28,8 +28,8 @@ class Store:
             fetch=self.fetch, fetch_range=self.fetch_range, monotonic=lambda: self.now_s, sleep=self.sleep
         )
 
-    def fetch(self, uri: str, max_bytes: int) -> storage.Fetched:
-        del max_bytes
+    def fetch(self, uri: str, max_bytes: int, within: str | None) -> storage.Fetched:
+        del max_bytes, within
         self.calls.append(uri)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, StorageError):

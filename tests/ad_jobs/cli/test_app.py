@@ -19,7 +19,7 @@ from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import PixelPolicy
 from ad_jobs.scoring.calibration import Calibration
 from ad_jobs.scoring.model_store import write_calibration
-from ad_jobs.specs import parse_size, parse_window
+from ad_jobs.values import parse_size, parse_window
 from models import artifact, registry
 from models.detector import InputSpec
 

@@ -6,7 +6,9 @@ import errno
 import os
 import random
 import resource
+import socket
 import string
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 from cluster import storage
-from cluster.storage import AccessDenied, Full, NotFound, StorageError, Unreachable
+from cluster.storage import AccessDenied, Full, LeftOut, NotFound, StorageError, Unreachable
 
 
 def write(path: Path, data: bytes = b"x") -> str:
@@ -60,7 +62,7 @@ def test_random_names_round_trip(tmp_path: Path) -> None:
     assert [storage.fetch(uri).data.decode() for uri in found] == [uri.rpartition("/")[2] for uri in found]
 
 
-def test_links_never_lead_out_of_the_root(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_links_never_lead_out_of_the_root(tmp_path: Path) -> None:
     root = tmp_path / "root"
     write(root / "in" / "a")
     # It begins like the root, and is not inside.
@@ -71,9 +73,15 @@ def test_links_never_lead_out_of_the_root(tmp_path: Path, caplog: pytest.LogCapt
     (root / "folder-outside").symlink_to(tmp_path / "root-too")
     (root / "file-outside").symlink_to(tmp_path / "root-too" / "secret")
     (root / "nowhere").symlink_to(root / "gone")
+    (root / "into-a-file").symlink_to(root / "in" / "a" / "below")
+    (root / "itself").symlink_to("itself")
+    (root / "one").symlink_to("other")
+    (root / "other").symlink_to("one")
     os.mkfifo(root / "pipe")
     assert storage.list_names(str(root)) == ["b-file", "in/a"]
-    assert "5 symbolic links" in caplog.text
+    left_out: Counter[LeftOut] = Counter()
+    assert len(list(storage.list_objects(str(root), left_out))) == 2
+    assert left_out == {LeftOut.LINK: 9, LeftOut.SPECIAL: 1}
     (tmp_path / "alias").symlink_to(root)
     assert storage.list_names(str(tmp_path / "alias")) == ["b-file", "in/a"]
 
@@ -97,6 +105,59 @@ def test_what_is_no_file_is_not_found(tmp_path: Path) -> None:
         assert not storage.is_folder(f"{tmp_path}/{missing}")
 
 
+def test_pipes_sockets_and_devices_are_counted_and_not_found(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening, working_in(tmp_path):
+        listening.bind("socket")
+    (tmp_path / "device").symlink_to("/dev/null")
+    left_out: Counter[LeftOut] = Counter()
+    assert [info.uri for info in storage.list_objects(str(tmp_path), left_out)] == [f"{tmp_path}/a"]
+    assert left_out == {LeftOut.SPECIAL: 2, LeftOut.LINK: 1}
+    for name in ("pipe", "socket", "device"):
+        with pytest.raises(NotFound):
+            storage.fetch(f"{tmp_path}/{name}")
+
+
+def test_a_name_longer_than_the_system_takes_is_counted(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    # A path is taken in pieces where it is too long as a whole.
+    for _ in range(17):
+        os.mkdir("d" * 250, dir_fd=folder)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(os.open("deep", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+    os.close(folder)
+    left_out: Counter[LeftOut] = Counter()
+    assert [info.uri for info in storage.list_objects(str(tmp_path), left_out)] == [f"{tmp_path}/a"]
+    assert left_out == {LeftOut.TOO_LONG: 1}
+
+
+def test_what_became_a_link_out_of_its_folder_is_not_found(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    uri = write(root / "in" / "a", b"before")
+    write(tmp_path / "outside" / "a", b"secret")
+    (root / "link").symlink_to("in/a")
+    assert storage.fetch(uri, within=str(root)).data == b"before"
+    assert storage.fetch(f"{root}/link", within=str(root)).data == b"before"
+    Path(uri).unlink()
+    Path(uri).symlink_to(tmp_path / "outside" / "a")
+    with pytest.raises(NotFound, match="link out of the archive") as caught:
+        storage.fetch(uri, within=str(root))
+    # Neither is told where it leads.
+    assert "outside" not in str(caught.value)
+    Path(uri).unlink()
+    (root / "in").rmdir()
+    (root / "in").symlink_to(tmp_path / "outside")
+    with pytest.raises(NotFound):
+        storage.fetch(uri, within=str(root))
+    (tmp_path / "alias").symlink_to(root)
+    write(root / "b", b"there")
+    assert storage.fetch(f"{tmp_path}/alias/b", within=f"{tmp_path}/alias").data == b"there"
+
+
 def test_an_empty_folder_has_no_objects_and_is_none(tmp_path: Path) -> None:
     assert list(storage.list_objects(str(tmp_path))) == []
     assert not storage.is_folder(str(tmp_path))
@@ -106,7 +167,7 @@ def test_an_empty_folder_has_no_objects_and_is_none(tmp_path: Path) -> None:
     ("number", "kind"),
     [(errno.EACCES, AccessDenied), (errno.EIO, Unreachable), (errno.ESTALE, Unreachable), (errno.ELOOP, NotFound)],
 )
-def test_a_folder_that_refuses_ends_the_listing(
+def test_a_folder_that_refuses_ends_the_listing_unless_it_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[StorageError]
 ) -> None:
     write(tmp_path / "open" / "a")
@@ -123,6 +184,15 @@ def test_a_folder_that_refuses_ends_the_listing(
     with pytest.raises(kind, match="shut") as caught:
         list(storage.list_objects(str(tmp_path)))
     assert type(caught.value) is kind
+    left_out: Counter[LeftOut] = Counter()
+    counted = storage.list_objects(str(tmp_path), left_out)
+    if kind is AccessDenied:
+        assert [info.uri for info in counted] == [f"{tmp_path}/open/a"]
+        assert left_out == {LeftOut.UNREADABLE: 1}
+    else:
+        # A disk that fails must not make an archive smaller.
+        with pytest.raises(kind):
+            list(counted)
 
 
 def test_what_vanishes_while_listing_is_no_error(tmp_path: Path) -> None:
@@ -134,6 +204,17 @@ def test_what_vanishes_while_listing_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "b").rmdir()
     (tmp_path / "c").unlink()
     assert list(listing) == []
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """A block in `folder`: the path of a socket has 107 bytes at most."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @contextmanager

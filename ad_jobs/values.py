@@ -1,0 +1,109 @@
+"""What is written in a request, read as what it means: places, sizes in pixels, grey windows."""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+from typing import Any
+
+from ad_jobs.errors import UsageError
+from ad_jobs.images.policy import MAX_SIDE_PX, Window, has_width
+
+# Before the place of a manifest: its rows are read, whatever else lies there.
+MANIFEST = "manifest:"
+
+
+def place(value: str | PathLike[str]) -> str:
+    """The one absolute spelling of a local path or an s3:// URI.
+
+    >>> place("s3://bucket/run/"), place("run")
+    ('s3://bucket/run', '/.../run')
+
+    Raises:
+        UsageError: it is empty, or of a scheme other than s3 and file.
+    """
+    # Imported here: boto3 stands behind it, and --help does without.
+    from cluster.storage import uris
+
+    text = fspath(value) if isinstance(value, str | PathLike) else ""
+    if not text or uris.is_foreign(text) or text.rstrip("/") == "s3:":
+        raise UsageError(
+            "A place is a local path or an s3://bucket/prefix.",
+            repr(value),
+            "Copy what lies there to one of these, or mount it as a folder.",
+        )
+    return uris.absolute(text)
+
+
+def source_place(value: str | PathLike[str]) -> str:
+    """The one spelling of a SOURCE: a place, or `manifest:` and a place.
+
+    >>> source_place("manifest:m"), source_place("s3://bucket/2024")
+    ('manifest:/.../m', 's3://bucket/2024')
+
+    Raises:
+        UsageError: as `place`.
+    """
+    if isinstance(value, str) and value.startswith(MANIFEST):
+        return MANIFEST + place(value.removeprefix(MANIFEST))
+    return place(value)
+
+
+def parse_size(value: Any) -> tuple[int, int]:
+    """(height, width) in pixels of 256, `256`, `256x128` (height x width) or such a pair.
+
+    >>> parse_size("256x128"), parse_size(64)
+    ((256, 128), (64, 64))
+
+    Raises:
+        UsageError: anything else.
+    """
+    parts = [str(part) for part in value] if isinstance(value, list | tuple) else str(value).lower().split("x")
+    whole = all(part.isascii() and part.isdecimal() for part in parts) and len(parts) in (1, 2)
+    if not whole or not all(0 < int(part) <= MAX_SIDE_PX for part in parts):
+        raise UsageError(
+            f"--size is one number of pixels, or heightxwidth, each from 1 to {MAX_SIDE_PX}.",
+            repr(value),
+            "Write for example --size 128 or --size 256x128.",
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+def several(value: Any) -> Any:
+    """One name as a list of one, paths as texts."""
+    names = (value,) if isinstance(value, str | PathLike) else value
+    if not isinstance(names, list | tuple):
+        return names
+    return [fspath(one) if isinstance(one, PathLike) else one for one in names]
+
+
+def size_text(size_px: tuple[int, int] | None) -> str | None:
+    """Height and width as `parse_size` reads them."""
+    if size_px is None:
+        return None
+    height, width = size_px
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def parse_window(value: Any) -> Window:
+    """`dicom`, `percentile`, or (low, high) of `low,high` or such a pair, in modality units.
+
+    >>> parse_window("-100,300"), parse_window("dicom")
+    ((-100.0, 300.0), 'dicom')
+
+    Raises:
+        UsageError: anything else.
+    """
+    if value in ("dicom", "percentile"):
+        return value
+    parts = value.strip("[]").split(",") if isinstance(value, str) else value
+    try:
+        low, high = (float(part) for part in parts)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UsageError(
+            "--window is dicom, percentile or low,high.", repr(value), "Write for example --window=-100,300."
+        ) from error
+    if not has_width(low, high):
+        raise UsageError(
+            "A fixed --window is two finite numbers, low < high.", repr(value), "Write for example --window=-100,300."
+        )
+    return low, high
