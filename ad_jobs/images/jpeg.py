@@ -1,4 +1,4 @@
-"""JPEG of 8 and 12 bits to pictures, by libjpeg-turbo through imagecodecs.
+"""JPEG of 8 and 12 bits to pictures, by libjpeg.
 
 torchvision gives the same pixels no faster, and its import costs a decoding process seconds: benchmarks/decode.py.
 """
@@ -8,14 +8,12 @@ from __future__ import annotations
 from io import BytesIO
 from typing import Any
 
-import imagecodecs
-import numpy as np
 import numpy.typing as npt
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ad_jobs.errors import ErrorCode, ImageError
+from ad_jobs.images import libjpeg
 from ad_jobs.images.codestream import JpegFrame, jpeg_frame
-from ad_jobs.images.libraries import foreign
 from ad_jobs.images.picture import Picture, check_size, empty_header
 from ad_jobs.images.policy import Limits
 from ad_jobs.images.raster import RasterPicture, eight_bits, exif_orientation, pillow, with_channels
@@ -34,23 +32,23 @@ def open_jpeg(data: bytes, limits: Limits) -> Picture:
     check_size(frame.rows, frame.columns, limits)
 
     def samples() -> tuple[npt.NDArray[Any], int]:
-        # libjpeg fills what is missing with grey and says nothing.
-        # The search starts behind the frame header: a thumbnail before it has an end of its own.
-        if b"\xff\xd9" not in data[frame.end :]:
-            raise ImageError(ErrorCode.TRUNCATED, "the JPEG has no end marker")
         orientation = 1
         # Pillow opens no other depth.
         if frame.bits == 8:
             with pillow():
-                image = JpegImageFile(BytesIO(data))
+                image = JpegImageFile(BytesIO(libjpeg.closed(data)))
                 orientation = exif_orientation(image)
-                # CMYK and its inversions.
-                if frame.components == 4:
+            # CMYK and its inversions.
+            if frame.components == 4:
+                picture.remarks |= libjpeg.examine(data)
+                with pillow():
                     return eight_bits(image), orientation
-        with foreign("libjpeg"):
-            return with_channels(np.asarray(imagecodecs.jpeg8_decode(data))), orientation
+        found, remarks = libjpeg.decode(data, frame)
+        picture.remarks |= remarks
+        return with_channels(found), orientation
 
-    return RasterPicture(empty_header(**_known(frame)), frame.bits, samples)
+    picture = RasterPicture(empty_header(**_known(frame)), frame.bits, samples)
+    return picture
 
 
 def read_header(data: bytes, size: int) -> dict[str, Any]:  # noqa: ARG001
@@ -78,6 +76,7 @@ def _frame(data: bytes) -> JpegFrame:
     if frame is None:
         code = ErrorCode.CORRUPT if b"\xff\xda" in data else ErrorCode.TRUNCATED
         raise ImageError(code, "the JPEG has no frame header")
-    if frame.bits not in (8, 12) or frame.components not in _PHOTOMETRIC:
+    depths = (8,) if frame.components == 4 else (8, 12)
+    if frame.bits not in depths or frame.components not in _PHOTOMETRIC:
         raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"a JPEG of {frame.components} components with {frame.bits} bits")
     return frame

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 import struct
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -54,6 +57,39 @@ def foreign(library: str) -> Iterator[None]:
         if type(error).__name__ != "PanicException":
             raise
         raise ImageError(ErrorCode.CORRUPT, f"{library}: {type(error).__name__}") from None
+
+
+@contextmanager
+def stderr_of_c() -> Iterator[list[str]]:
+    """A list that holds, once the block is left, the lines that C libraries printed to stderr in it.
+
+    The last resort, for libraries that tell their warnings in no other way.
+    Process-wide while it lasts: for one decoding thread a process.
+    """
+    lines: list[str] = []
+    catch = _catch()
+    before = os.dup(2)
+    os.dup2(catch, 2)
+    try:
+        yield lines
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        if printed := os.fstat(catch).st_size:
+            lines += os.pread(catch, min(printed, _MOST_PRINTED_BYTES), 0).decode("ascii", "replace").splitlines()
+            os.ftruncate(catch, 0)
+            os.lseek(catch, 0, os.SEEK_SET)
+
+
+# A damaged object may have a line printed for each of its blocks.
+_MOST_PRINTED_BYTES = 1 << 16
+
+
+@functools.cache
+def _catch() -> int:
+    """The descriptor of a nameless file for stderr_of_c, the process's own."""
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 @contextmanager

@@ -1,0 +1,159 @@
+"""JPEG code streams to samples by libjpeg, whose warnings are judged: it fills what is missing and goes on.
+
+libjpeg-turbo tells its warnings through simplejpeg, which reads 8 bits and the common kinds of subsampling.
+For the rest imagecodecs decodes, which drops them, and GDCM's libjpeg decodes once more to tell them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+import simplejpeg  # type: ignore[import-untyped]
+
+from ad_jobs.errors import ErrorCode, ImageError
+from ad_jobs.images.codestream import EOI, JpegFrame, bare_jpeg, has_scan, jpeg_frame, with_end
+from ad_jobs.images.libraries import foreign, stderr_of_c
+from ad_jobs.images.picture import DAMAGED_END
+
+# Stray bytes that damage nothing: some writers fill up to an even length, or to a word, before a marker.
+# libjpeg has read up to eight of them before it counts.
+STRAY_BYTES = 64
+# Start of frame markers, T.81 table B.1.
+_ARITHMETIC = frozenset({0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
+# simplejpeg's names, by the number of components.
+_COLOURS = {1: "GRAY", 3: "RGB", 4: "CMYK"}
+
+# libjpeg's texts (jerror.h).
+_WARNING = re.compile(
+    r"Corrupt JPEG data: |Premature end of JPEG file|Inconsistent progression|Invalid SOS|Warning: |"
+    r"Application transferred too many"
+)
+_ENDS_EARLY = re.compile(r"Corrupt JPEG data: premature end|Premature end of JPEG file")
+_STRAY = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0x(..)")
+# Of the header: a revision of JFIF, Adobe's transform, a colour profile; and scan limits that no baseline stream needs.
+_TRIVIAL = re.compile(r"Warning: |Invalid SOS")
+
+
+def decode(code: bytes, frame: JpegFrame) -> tuple[npt.NDArray[Any], set[str]]:
+    """The samples [rows, columns] or [rows, columns, 3] of a JPEG of 1 or 3 components, and remarks.
+
+    Raises:
+        ImageError: damaged, or cut short by more than its end marker.
+    """
+    ended = closed(code)
+    warning = None
+    if frame.bits == 8:
+        with foreign("libjpeg"):
+            try:
+                samples = simplejpeg.decode_jpeg(ended, _COLOURS[frame.components])
+            except ValueError as error:
+                # Any other is of a kind that simplejpeg does not read.
+                warning = str(error) if _WARNING.match(str(error)) else None
+            else:
+                return (samples[..., 0] if frame.components == 1 else samples), judge("", code, ended)
+    remarks = judge(_told_by_gdcm(ended, frame) if warning is None else warning, code, ended)
+    with foreign("libjpeg"):
+        return np.asarray(imagecodecs.jpeg8_decode(ended)), remarks
+
+
+def examine(code: bytes) -> set[str]:
+    """Remarks on a JPEG stream that something else decodes, without its warnings; frames, for that, of any kind.
+
+    Raises:
+        ImageError: damaged, or cut short by more than its end marker.
+    """
+    ended = closed(code)
+    return judge(_warning(ended), code, ended)
+
+
+def closed(code: bytes) -> bytes:
+    """The stream with its end marker, be it missing; raises ImageError where it is certain that more is missing."""
+    ended = with_end(code)
+    if ended is not code:
+        frame = jpeg_frame(code)
+        # T.81 D.2.1: an arithmetic decoder goes on with zeros at a marker, with nothing to warn of.
+        if frame is None or frame.marker in _ARITHMETIC or not has_scan(code):
+            raise ImageError(ErrorCode.TRUNCATED, "the JPEG has no end marker")
+    return ended
+
+
+def judge(warning: str, code: bytes, ended: bytes) -> set[str]:
+    """Remarks by libjpeg's first `warning` (empty: none) on `ended`, which is `code` with its end marker.
+
+    libjpeg tells the first warning alone.
+    One about the header may hide another, so that the stream is decoded again without what it was about.
+
+    Raises:
+        ImageError: TRUNCATED or CORRUPT, as the warning says.
+    """
+    remarks = set() if ended is code else {DAMAGED_END}
+    damage = ErrorCode.CORRUPT if ended is code else ErrorCode.TRUNCATED
+    stray = _STRAY.match(warning)
+    if warning and stray is None and not _TRIVIAL.match(warning):
+        raise ImageError(ErrorCode.TRUNCATED if _ENDS_EARLY.match(warning) else damage, f"libjpeg: {warning}")
+    if stray is not None:
+        count, marker = int(stray.group(1)), int(stray.group(2), 16)
+        if count > STRAY_BYTES or 0xD0 <= marker <= 0xD7:
+            raise ImageError(damage, f"libjpeg: {count} bytes that belong to no part of the picture")
+        if marker == EOI[1]:
+            # The end marker is the last thing that is read: nothing can be hidden.
+            return remarks | {DAMAGED_END}
+    if warning:
+        bare = bare_jpeg(ended)
+        hidden = _warning(bare) if bare != ended else ""
+        if hidden and not _TRIVIAL.match(hidden):
+            return remarks | judge(hidden, bare, bare if ended is code else bare_jpeg(code) + EOI)
+    return remarks
+
+
+def _warning(code: bytes) -> str:
+    """libjpeg's first warning on a stream of any kind; no text where it has none."""
+    frame = jpeg_frame(code)
+    if frame is None or frame.components not in _COLOURS:
+        raise ImageError(ErrorCode.CORRUPT, "a JPEG without a frame header that is known")
+    if frame.bits == 8:
+        try:
+            # At an eighth of the size all is read, and little computed.
+            simplejpeg.decode_jpeg(code, _COLOURS[frame.components], min_height=1, min_width=1, min_factor=8)
+        except ValueError as error:
+            if _WARNING.match(str(error)):
+                return str(error)
+        else:
+            return ""
+    return _told_by_gdcm(code, frame)
+
+
+def _told_by_gdcm(code: bytes, frame: JpegFrame) -> str:
+    """The first warning that GDCM's libjpeg prints."""
+    import gdcm
+
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((frame.columns, frame.rows, 1))
+    fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
+    # It was seen to abort over a warning about application data.
+    fragment.SetByteStringValue(bare_jpeg(code))
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image.SetDataElement(element)
+    kinds = gdcm.PhotometricInterpretation
+    kind = {1: kinds.MONOCHROME2, 3: kinds.RGB, 4: kinds.CMYK}[frame.components]
+    image.SetPhotometricInterpretation(kinds(kind))
+    if frame.components > 1:
+        image.SetPlanarConfiguration(0)
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
+    allocated = 8 if frame.bits <= 8 else 16
+    image.SetPixelFormat(gdcm.PixelFormat(frame.components, allocated, frame.bits, frame.bits - 1, 0))
+    with stderr_of_c() as told, foreign("GDCM"):
+        image.GetBuffer()
+    return first_warning(told)
+
+
+def first_warning(printed: list[str]) -> str:
+    """The first of the lines that is a warning of libjpeg's; no text where none is."""
+    return next((line for line in printed if _WARNING.match(line)), "")
