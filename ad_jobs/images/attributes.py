@@ -6,31 +6,50 @@ A data set is anything with pydicom's access by keyword.
 from __future__ import annotations
 
 import re
+from math import isfinite
 from typing import Any
 
 from ad_jobs.errors import ErrorCode, ImageError
 
 
 def integer(ds: Any, keyword: str, default: int | None = None) -> int:
-    """An attribute as a whole number, `default` if it is absent or empty.
+    """An attribute's first value as a whole number, `default` if it is absent or empty.
 
     Raises:
-        ImageError: absent or empty, and there is no default.
+        ImageError: absent or empty, and there is no default; or no whole number.
     """
-    value = ds.get(keyword)
-    if value is None or value == "":
+    found = numbers(ds, keyword)
+    if not found:
         if default is None:
             raise ImageError(ErrorCode.CORRUPT, f"{keyword} is missing")
         return default
-    return int(value)
+    if found[0] is None or found[0] != int(found[0]):
+        raise ImageError(ErrorCode.CORRUPT, f"{keyword} is no whole number")
+    return int(found[0])
 
 
-def numbers(value: Any) -> list[float]:
-    """An attribute's value of any multiplicity as a list; absent and empty are []."""
-    if value is None or value == "":
+def numbers(ds: Any, keyword: str) -> list[float | None]:
+    """An attribute's values, None for each that is no finite number; absent and empty are []."""
+    try:
+        value = ds.get(keyword)
+    except (ValueError, TypeError, OverflowError):
+        # One of them is no number: pydicom then gives none of them.
+        value = ds.get_item(keyword).value
+    if isinstance(value, bytes):
+        value = value.decode("ascii", "replace")
+    if isinstance(value, str):
+        value = value.strip(" \x00").split("\\")
+    if value is None or value == [""]:
         return []
-    many = value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
-    return [float(number) for number in many if number is not None and number != ""]
+    return [_number(one) for one in (value if hasattr(value, "__iter__") else [value])]
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return number if isfinite(number) else None
 
 
 def functional_group(ds: Any, frame: int, keyword: str) -> Any:
@@ -43,11 +62,11 @@ def functional_group(ds: Any, frame: int, keyword: str) -> Any:
     return None
 
 
+def is_implicit(item: Any) -> bool:
+    """Whether the value representations of a data set or item were looked up, not read (PS3.5 7.1.3)."""
+    return getattr(item, "original_encoding", (None, None))[0] is not False
+
+
 def uid_in_message(value: str) -> str:
     """A UID for a message; anything that is none (PS3.5 9.1) is not repeated."""
     return value if re.fullmatch(r"[0-9.]{1,64}", value) else "unknown"
-
-
-def photometric_in_message(value: str) -> str:
-    """A photometric interpretation for a message, if it is one that PS3.3 C.7.6.3.1.2 knows."""
-    return value if re.fullmatch(r"(YBR|RGB|HSV|ARGB|CMYK|XYB|PALETTE)[A-Z0-9_ ]{0,16}", value) else "unknown"

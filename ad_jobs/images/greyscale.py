@@ -12,27 +12,33 @@ import numpy as np
 import numpy.typing as npt
 
 from ad_jobs.images import window
-from ad_jobs.images.attributes import numbers
+from ad_jobs.images.attributes import is_implicit, numbers
 from ad_jobs.images.libraries import foreign
 from ad_jobs.images.lut import Grey, map_values
 from ad_jobs.images.modality_lut import modality_transformation
 from ad_jobs.images.picture import check_finite
+from ad_jobs.images.pixel_module import PixelModule
 from ad_jobs.images.policy import Window
+from ad_jobs.images.remarks import Remark
 from ad_jobs.images.voi_lut import voi_transformation
 
 
 def greyscale(
-    stored: npt.NDArray[Any], ds: Any, frame: int, photometric: str, policy: Window
+    stored: npt.NDArray[Any], ds: Any, frame: int, module: PixelModule, policy: Window, remarks: set[str]
 ) -> npt.NDArray[np.float32]:
     """Stored values [rows, columns] of `frame` as float32 in [0, 1], 1 = white.
 
+    `remarks` grows by what is assumed where the header contradicts itself.
+
     Raises:
-        ImageError: values that are not finite, as stored or rescaled, or numbers of the header that cannot be read.
+        ImageError: values that are not finite, as stored or rescaled.
     """
     with foreign("greyscale attributes"):
-        modality, full_range = modality_transformation(ds, frame)
-        own = voi_transformation(ds, frame, full_range)
-        padding = _padding(stored, ds) if policy == "percentile" else None
+        modality, full_range = modality_transformation(ds, frame, module, remarks)
+        # Only who asks the object is told of its window.
+        told = remarks if policy == "dicom" else set()
+        own = voi_transformation(ds, frame, full_range, module, told)
+        padding = _padding(stored, ds, module, remarks) if policy == "percentile" else None
 
     def shown(of: Grey) -> npt.NDArray[np.float32]:
         # What overflows is looked for below, in the result.
@@ -43,16 +49,28 @@ def greyscale(
         # PS3.3 C.7.6.3.1.2: MONOCHROME1 shows its minimum as white, after any VOI transformation.
         # Presentation LUT Shape says the same of the same images (C.8.11.3.1.2: INVERSE goes with MONOCHROME1) and
         # must not invert once more.
-        return ((1.0 - found) if photometric == "MONOCHROME1" else found).astype(np.float32)
+        return ((1.0 - found) if module.photometric == "MONOCHROME1" else found).astype(np.float32)
 
     return shown(stored.astype(np.float64)) if policy == "percentile" else map_values(stored, shown)
 
 
-def _padding(stored: npt.NDArray[Any], ds: Any) -> npt.NDArray[np.bool_] | None:
+def _padding(stored: npt.NDArray[Any], ds: Any, module: PixelModule, remarks: set[str]) -> npt.NDArray[np.bool_] | None:
     """The pixels outside the picture, PS3.3 C.7.5.1.1.2: a stored value or a range."""
-    value = numbers(ds.get("PixelPaddingValue"))
-    if not value:
+    value = _padding_value(ds, "PixelPaddingValue", module, remarks)
+    if value is None:
         return None
-    limit = numbers(ds.get("PixelPaddingRangeLimit")) or value
-    low, high = sorted((value[0], limit[0]))
+    limit = _padding_value(ds, "PixelPaddingRangeLimit", module, remarks)
+    low, high = sorted((value, value if limit is None else limit))
     return (stored >= low) & (stored <= high)
+
+
+def _padding_value(ds: Any, keyword: str, module: PixelModule, remarks: set[str]) -> float | None:
+    """The attribute's value as a stored value: its sign is Pixel Representation's, whatever its own representation."""
+    said = (numbers(ds, keyword) or [None])[0]
+    if said is None or module.floating or said != int(said):
+        return said
+    word = int(said) & 0xFFFF
+    value = word - 0x10000 if module.signed and word & 0x8000 else word
+    if value != said and not is_implicit(ds):
+        remarks.add(Remark.PADDING)
+    return value

@@ -6,7 +6,7 @@ from typing import Any
 
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images.attributes import uid_in_message
-from ad_jobs.images.pixel_data import PIXEL_TAGS
+from ad_jobs.images.pixel_module import PIXEL_TAGS
 
 # Objects that are no image even where they carry Pixel Data (segmentations do): how their SOP class begins.
 _NOT_IMAGES = {

@@ -1,0 +1,161 @@
+"""A frame of encapsulated pixel data to stored values, by the code stream that is there.
+
+JPEG of every process in DICOM but the arithmetic ones by libjpeg-turbo, JPEG-LS by CharLS, JPEG 2000 and HTJ2K by
+OpenJPEG, RLE by segments; all through imagecodecs.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+
+from ad_jobs.errors import ErrorCode, ImageError
+from ad_jobs.images.codestream import JpegFrame, jpeg_frame
+from ad_jobs.images.fragments import JP2
+from ad_jobs.images.libraries import foreign
+from ad_jobs.images.pixel_module import MONOCHROME, YBR, YBR_JPEG_2000, PixelModule
+from ad_jobs.images.remarks import Remark
+from ad_jobs.images.stored_values import from_cells, from_code_stream
+
+Array = npt.NDArray[Any]
+
+RLE = "1.2.840.10008.1.2.5"
+# PS3.6 table A-1, by how a code stream of theirs begins.
+_JPEG = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 53, 55, 57, 70, 80, 81)}
+_JPEG_2000 = {f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 201, 202, 203)}
+SYNTAXES = frozenset({RLE, *_JPEG, *_JPEG_2000})
+
+# ITU-T T.81 table B.1 and T.87: lossless, of JPEG-LS.
+_SOF_LOSSLESS, _SOF_JPEG_LS = 0xC3, 0xF7
+_SOF_LOSSY = (0xC0, 0xC1, 0xC2)
+
+
+class _Cells(NamedTuple):
+    """What a code stream holds: [rows, columns] or [rows, columns, 3] of so many bits, and their colour space."""
+
+    values: Array
+    bits: int
+    photometric: str
+    # It may hold values that were never there, and no bits above theirs.
+    lossy: bool = False
+
+
+def decode_frame(code: bytes, index: int, syntax: str, module: PixelModule, remarks: set[str]) -> tuple[Array, str]:
+    """Stored values [rows, columns] or [rows, columns, 3] of a frame, and their photometric interpretation.
+
+    A code stream says itself what it is: neither Planar Configuration (PS3.3 C.7.6.3.1.3 is of native frames) nor the
+    transfer syntax is asked where it does.
+
+    Raises:
+        ImageError: the code stream is damaged, or holds what the header cannot mean.
+    """
+    jpeg = jpeg_frame(code)
+    start = code.find(b"\xff\x4f\xff\x51") if jpeg is None else -1
+    if jpeg is not None:
+        cells = _jpeg_ls(code, jpeg, module) if jpeg.marker == _SOF_JPEG_LS else _jpeg(code, jpeg, module, remarks)
+        belongs = syntax in _JPEG
+    elif start == 0 or (start > 0 and code.startswith(JP2)):
+        # PS3.5 A.4.4: the boxes of a JP2 file, if any, do not count.
+        cells = _jpeg_2000(code[start:], module)
+        belongs = syntax in _JPEG_2000
+    elif syntax == RLE:
+        return from_cells(_rle(code, module), module), _decoded(module.photometric)
+    else:
+        raise ImageError(ErrorCode.CORRUPT, f"frame {index} is no code stream that TransferSyntaxUID may mean")
+    if not belongs:
+        remarks.add(Remark.TRANSFER_SYNTAX)
+    # What is decoded is what the code stream says; the header must mean the same.
+    samples = cells.values.shape[2] if cells.values.ndim == 3 else 1
+    if samples != module.samples:
+        detail = f"SamplesPerPixel is {module.samples}, frame {index} has {samples}"
+        raise ImageError(ErrorCode.CORRUPT, detail)
+    if samples > 1 and module.planar:
+        remarks.add(Remark.PLANAR_CONFIGURATION)
+    stored = from_code_stream(cells.values, cells.bits, index, module, remarks, cells.lossy)
+    return stored, cells.photometric
+
+
+def _jpeg(code: bytes, frame: JpegFrame, module: PixelModule, remarks: set[str]) -> _Cells:
+    photometric = module.photometric
+    if frame.components == 3 and photometric not in MONOCHROME:
+        photometric = _jpeg_colours(code, frame, photometric, remarks)
+    lossy = frame.marker in _SOF_LOSSY
+    # Without a colour space libjpeg guesses; only the full range is what it can convert.
+    source = target = None
+    if frame.components == 3:
+        convert = lossy and photometric in ("YBR_FULL", "YBR_FULL_422")
+        source, target = ("YCBCR", "RGB") if convert else ("RGB", "RGB")
+        photometric = "RGB" if convert else photometric
+    with foreign("libjpeg"):
+        values = imagecodecs.jpeg8_decode(code, colorspace=source, outcolorspace=target)
+    return _Cells(values, frame.bits, photometric, lossy)
+
+
+def _jpeg_colours(code: bytes, frame: JpegFrame, photometric: str, remarks: set[str]) -> str:
+    """The colour space of a JPEG of three components: components called R, G and B are, and JFIF knows no RGB."""
+    names = code[frame.end - 9 : frame.end : 3].upper()
+    if names == b"RGB":
+        said = "RGB"
+    elif code[2:4] == b"\xff\xe0" and code[6:10] == b"JFIF" and photometric not in YBR | YBR_JPEG_2000:
+        said = "YBR_FULL"
+    else:
+        return photometric
+    if said != photometric:
+        remarks.add(Remark.PHOTOMETRIC_INTERPRETATION)
+    return said
+
+
+def _jpeg_ls(code: bytes, frame: JpegFrame, module: PixelModule) -> _Cells:
+    # T.87 C.2.3: NEAR stands behind the components of the first scan header.
+    scan = code.find(b"\xff\xda", frame.end)
+    near = code[scan + 5 + 2 * code[scan + 4]] if 0 <= scan < len(code) - 12 else 0
+    with foreign("CharLS"):
+        values = imagecodecs.jpegls_decode(code)
+    return _Cells(values, frame.bits, module.photometric, near > 0)
+
+
+def _jpeg_2000(code: bytes, module: PixelModule) -> _Cells:
+    if len(code) < 45:
+        raise ImageError(ErrorCode.TRUNCATED, "the JPEG 2000 stream ends within its header")
+    # T.800 A.5.1: the precision of the first component, its first bit the sign.
+    sign_and_bits = code[42]
+    with foreign("OpenJPEG"):
+        values = imagecodecs.jpeg2k_decode(code)
+    bits = (sign_and_bits & 0x7F) + 1
+    if sign_and_bits >> 7 and not module.signed:
+        # Two's complement of so many bits, whatever the header calls them.
+        values = values.view(f"u{values.dtype.itemsize}") & ((1 << bits) - 1)
+    # Layers may have been cut off after either transformation: nothing in the stream tells.
+    return _Cells(values, bits, _decoded(module.photometric), lossy=True)
+
+
+def _rle(code: bytes, module: PixelModule) -> Array:
+    """The cells of a frame, PS3.5 annex G: a segment for each byte of each sample, the highest first."""
+    size, samples, pixels = module.allocated // 8, module.samples, module.rows * module.columns
+    if module.allocated not in (8, 16, 32, 64):
+        raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"BitsAllocated is {module.allocated}, in RLE")
+    if len(code) < 64:
+        raise ImageError(ErrorCode.TRUNCATED, "the RLE header is cut short")
+    count, *offsets = struct.unpack_from("<16L", code)
+    if count != size * samples or count > 15:
+        detail = f"{count} RLE segments, SamplesPerPixel is {samples}, BitsAllocated {module.allocated}"
+        raise ImageError(ErrorCode.CORRUPT, detail)
+    planes = np.empty((pixels, samples, size), np.uint8)
+    ends = [*offsets[1:count], len(code)]
+    for segment, (start, end) in enumerate(zip(offsets, ends, strict=False)):
+        with foreign("RLE"):
+            plane = np.frombuffer(imagecodecs.packbits_decode(code[start:end]), np.uint8)
+        if plane.size < pixels:
+            raise ImageError(ErrorCode.TRUNCATED, f"RLE segment {segment}: {plane.size} of {pixels} bytes")
+        planes[:, segment // size, size - 1 - segment % size] = plane[:pixels]
+    values = planes.view(f"<u{size}").reshape(module.rows, module.columns, samples)
+    return values[..., 0] if samples == 1 else values
+
+
+def _decoded(photometric: str) -> str:
+    """What a photometric interpretation is once JPEG 2000's own transformations are undone."""
+    return "RGB" if photometric in YBR_JPEG_2000 else photometric

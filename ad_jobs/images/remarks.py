@@ -1,0 +1,29 @@
+"""What a row says of a picture that was scored although its header contradicts itself: what was assumed instead.
+
+They stand in `error_detail`; docs/columns.md tells them to users.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Remark(StrEnum):
+    """Names are a contract like those of error codes: never renamed, only added to."""
+
+    SAMPLES_PER_PIXEL = "samples_per_pixel_assumed"
+    PLANAR_CONFIGURATION = "planar_configuration_assumed"
+    HIGH_BIT = "high_bit_assumed"
+    PHOTOMETRIC_INTERPRETATION = "photometric_interpretation_assumed"
+    TRANSFER_SYNTAX = "transfer_syntax_assumed"
+    OFFSET_TABLE = "offset_table_ignored"
+    HIGH_BITS = "high_bits_masked"
+    RESCALE = "rescale_ignored"
+    RESCALE_PART = "rescale_assumed"
+    MODALITY_LUT = "modality_lut_ignored"
+    VOI_LUT = "voi_lut_ignored"
+    LUT_FIRST = "lut_descriptor_assumed"
+    LUT_SHORT = "lut_data_short"
+    WINDOW = "window_ignored"
+    PADDING = "pixel_padding_assumed"
+    NODATA = "nodata_ignored"
