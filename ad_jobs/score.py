@@ -7,10 +7,11 @@ from typing import Any
 from ad_jobs.archive.fetching import Source, detail_of_scored, fetch_all, prepare, status_of
 from ad_jobs.errors import ErrorCode
 from ad_jobs.images.guard import GuardedDecoder
-from ad_jobs.schema import is_flagged
+from ad_jobs.schema import is_flagged, storable
 from ad_jobs.scoring.model_store import open_model
 from ad_jobs.scoring.scorer import Scorer
 from ad_jobs.specs import ScoreSpec, takes
+from ad_jobs.values import place
 
 
 @takes(ScoreSpec)
@@ -31,7 +32,7 @@ def score(spec: ScoreSpec) -> list[dict[str, Any]]:
         for fetched in fetch_all(sources, model.limits.max_bytes):
             prepared = prepare(fetched, model.policy, model.limits, decoder)
             common = {
-                "image": spec.images[prepared.source.object_id],
+                "image": _named(spec.images[prepared.source.object_id]),
                 "model_id": model.model_id,
                 "threshold": threshold,
             }
@@ -53,6 +54,11 @@ def score(spec: ScoreSpec) -> list[dict[str, Any]]:
                 }
                 rows.append(common | scored)
     return rows
+
+
+def _named(image: str) -> str:
+    """An image as it was named; by its URI where that is no Unicode text, which JSON cannot hold."""
+    return image if storable(image) == image else place(image)
 
 
 def _failed(frame: int, code: ErrorCode, detail: str) -> dict[str, Any]:

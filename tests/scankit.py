@@ -101,7 +101,7 @@ def dicom(number: int, frames: int = 1) -> bytes:
     if frames > 1:
         data.NumberOfFrames = frames
     data.PixelData = pixels.tobytes()
-    return _written(data)
+    return written(data)
 
 
 def describe_grey(data: Dataset, rows: int, columns: int) -> None:
@@ -115,7 +115,7 @@ def structured_report(number: int) -> bytes:
     """A DICOM object without an image."""
     data = _dataset(number, ComprehensiveSRStorage)
     data.Modality = "SR"
-    return _written(data)
+    return written(data)
 
 
 def _dataset(number: int, sop_class: str) -> Dataset:
@@ -128,7 +128,8 @@ def _dataset(number: int, sop_class: str) -> Dataset:
     return data
 
 
-def _written(data: Dataset, syntax: UID = ExplicitVRLittleEndian) -> bytes:
+def written(data: Dataset, syntax: UID = ExplicitVRLittleEndian) -> bytes:
+    """A DICOM file of the data set."""
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = syntax
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID

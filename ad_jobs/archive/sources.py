@@ -209,7 +209,10 @@ def _list_objects(uri: str) -> Iterator[SourceObject]:
 def _stat(uri: str) -> storage.ObjectInfo | None:
     try:
         return storage.stat(uri)
-    except (storage.NotFound, storage.AccessDenied):
+    except (storage.KeysRefused, storage.Unreachable):
+        raise
+    except storage.StorageError:
+        # Of this one: it is missing or refused, or its name is one that no store takes.
         return None
 
 
@@ -292,7 +295,7 @@ def _parquet_columns(uri: str, data: bytes) -> dict[str, list[str | None]]:
         _require_image(uri, header)
         table = file.read([name for name in ("image", "group") if name in header])
         return {name: table.column(name).cast(pa.string()).to_pylist() for name in table.column_names}
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UsageError(
             "A Parquet list has text in its column image.", f"{uri} ({error})", "Write it anew, or as CSV."
         ) from error
