@@ -90,7 +90,7 @@ def look(intent: Intent) -> RunRecord | None:
         names = [
             name
             for name in storage.list_names(intent.spec.out)
-            if not name.startswith(f"{MANIFEST_FOLDER}/") and name != LOCK_FILE
+            if not name.startswith((f"{MANIFEST_FOLDER}/", LOCK_FILE))
         ]
     except storage.NotFound:
         return None

@@ -24,6 +24,10 @@ class Misbehaving:
                 answer = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
                 answer(self)
 
+            def do_PUT(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.do_GET()
+
             def log_message(self, *_: object) -> None:
                 pass
 

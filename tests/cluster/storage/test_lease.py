@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,105 @@ def test_a_lease_is_renewed(uri: str) -> None:
         while json.loads(storage.read_bytes(uri))["renewals"] < 2:
             assert time.monotonic() < deadline, "it was not renewed"
             time.sleep(0.02)
+
+
+def test_a_lease_is_taken_over_beside_the_dead_ones_and_nothing_stays(uri: str) -> None:
+    dead = dead_here(uri)
+    storage.write_bytes(uri, dead)
+    storage.write_bytes(f"{uri}.1", dead)
+    with lease(uri) as held:
+        held.check()
+        assert storage.read_bytes(uri) == dead
+        assert json.loads(storage.read_bytes(f"{uri}.2"))["pid"] == os.getpid()
+        with pytest.raises(Held, match=f"process {os.getpid()} on "), lease(uri):
+            pass
+    assert storage.beginning_with(uri) == []
+
+
+def dead_here(uri: str) -> bytes:
+    """What a process of this machine that is gone has left."""
+    with lease(f"{uri}-of-this-process"):
+        own = json.loads(storage.read_bytes(f"{uri}-of-this-process"))
+    return json.dumps({**own, "started": "0"}).encode()
+
+
+def test_who_comes_back_from_a_long_pause_gives_nothing_back_that_is_anothers(uri: str) -> None:
+    with lease(uri) as held:
+        storage.write_bytes(f"{uri}.1", stranger())
+    assert storage.read_bytes(f"{uri}.1") == stranger()
+    assert storage.exists(uri)
+    with pytest.raises(Held, match="elsewhere"):
+        held.check()
+
+
+def test_a_store_that_cannot_say_who_was_first_is_asked_again_after_a_while(
+    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def plain_write(uri: str, data: bytes) -> bool:
+        storage.write_bytes(uri, data)
+        return False
+
+    monkeypatch.setattr("cluster.storage.store.create_bytes", plain_write)
+    both_may_create = threading.Barrier(2)
+    all_tried = threading.Barrier(2)
+    won: list[int] = []
+
+    def contend(number: int) -> None:
+        both_may_create.wait()
+        try:
+            with lease(uri, settled_after_s=1.0):
+                won.append(number)
+                all_tried.wait()
+        except Held:
+            all_tried.wait()
+
+    threads = [threading.Thread(target=contend, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert "does not say whether an object was there before: waiting 1 s" in caplog.text
+
+
+def contend(rounds: int, uri: str, dead: bytes, together: Barrier, won: list[int], number: int) -> None:
+    """One of several processes that want the lease of a dead one at the same moment, again and again."""
+    for index in range(rounds):
+        if number == 0:
+            storage.write_bytes(f"{uri}/{index}/run.lock", dead)
+        together.wait()
+        try:
+            with lease(f"{uri}/{index}/run.lock") as held:
+                held.check()
+                won.append(index)
+                # Nobody gives it back before all have asked.
+                together.wait()
+        except Held:
+            together.wait()
+
+
+def winners(uri: str, rounds: int, processes: int = 4) -> list[int]:
+    """The rounds of `contend`, one entry for each process that won."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        # Who dies must not leave the others waiting for ever.
+        together, won = context.Barrier(processes, timeout=60.0), manager.list()
+        contenders = [
+            context.Process(target=contend, args=(rounds, uri, dead_here(uri), together, won, number))
+            for number in range(processes)
+        ]
+        for process in contenders:
+            process.start()
+        for process in contenders:
+            process.join()
+        assert [process.exitcode for process in contenders] == [0] * processes
+        return sorted(won)
+
+
+def test_one_of_four_processes_takes_the_lease_of_a_dead_one(uri: str) -> None:
+    assert winners(uri, 10) == list(range(10))
+
+
+@pytest.mark.full
+def test_one_of_four_processes_in_each_of_two_hundred_rounds(uri: str) -> None:
+    assert winners(uri, 200) == list(range(200))

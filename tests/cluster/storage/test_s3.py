@@ -145,6 +145,21 @@ def test_answers_become_errors(misbehaving: Misbehaving, answer: Answer, kind: t
     assert type(caught.value) is kind
 
 
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ([ok(b""), error(412, "PreconditionFailed")], True),
+        ([ok(b""), ok(b"")], False),
+        ([error(501, "NotImplemented"), ok(b"")], False),
+    ],
+    ids=["knows the condition", "takes it for a plain PUT", "refuses it"],
+)
+def test_whether_a_store_knows_conditional_writes(misbehaving: Misbehaving, answers: list[Answer], told: bool) -> None:
+    misbehaving.answers = answers
+    assert storage.create_bytes("s3://archive/lock", b"mine") is told
+    assert misbehaving.requests == ["PUT /archive/lock"] * 2
+
+
 def test_a_server_that_ignores_ranges(misbehaving: Misbehaving) -> None:
     misbehaving.answers = [ok(b"0123456789")]
     assert storage.fetch_range("s3://b/k", 3, 4) == b"3456"

@@ -84,10 +84,19 @@ def test_a_write_replaces_and_a_deletion_may_come_twice(root: str) -> None:
 
 def test_what_is_created_was_not_there_before(root: str) -> None:
     uri = f"{root}/deep/lock"
-    storage.create_bytes(uri, b"first")
+    assert storage.create_bytes(uri, b"first")
     with pytest.raises(Exists):
         storage.create_bytes(uri, b"second")
     assert storage.read_bytes(uri) == b"first"
+
+
+def test_names_that_begin_alike_are_found_beside_each_other(root: str) -> None:
+    assert storage.beginning_with(f"{root}/run.lock") == []
+    for name in ("run.lock", "run.lock.1", "run.json", "run.lock.d/inside"):
+        storage.write_bytes(f"{root}/{name}", b"")
+    found = set(storage.beginning_with(f"{root}/run.lock"))
+    assert {f"{root}/run.lock", f"{root}/run.lock.1"} <= found
+    assert not {f"{root}/run.json", f"{root}/run.lock.d/inside"} & found
 
 
 def test_a_folder_is_copied_to_a_store(root: str, tmp_path: Path) -> None:
