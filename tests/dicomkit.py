@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from io import BytesIO
 from typing import Any
 
@@ -10,10 +11,24 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import pytest
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.tag import Tag
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from ad_jobs.errors import ImageError
 from ad_jobs.images.decode import decode
@@ -24,7 +39,21 @@ ROWS, COLUMNS = 12, 20
 LIMITS = Limits()
 # Stored frames count in steps of 1/65535: half a step is what rounding may take.
 HALF_STEP = 0.5 / 65535 + 1e-9
-SYNTAXES = {"rle": RLELossless, "jpeg2000": JPEG2000Lossless, "jpeg-ls": JPEGLSLossless}
+SYNTAXES = {
+    "rle": RLELossless,
+    "jpeg-lossless": JPEGLosslessSV1,
+    "jpeg-ls": JPEGLSLossless,
+    "jpeg2000": JPEG2000Lossless,
+}
+NATIVE = {
+    "explicit": ExplicitVRLittleEndian,
+    "implicit": ImplicitVRLittleEndian,
+    "big endian": ExplicitVRBigEndian,
+    "deflated": DeflatedExplicitVRLittleEndian,
+}
+# Of 8 or 12 bits, at the best quality.
+LOSSY = {"jpeg": JPEGExtended12Bit}
+FORMS = {**NATIVE, **SYNTAXES, **LOSSY}
 SECRETS = {
     "PatientName": "Doe^Jane",
     "PatientID": "MRN-778899",
@@ -85,23 +114,94 @@ def dicom(pixels: npt.NDArray[Any] | None, **attributes: Any) -> bytes:
     return encode(dataset(pixels, **attributes))
 
 
-def compressed(ds: Dataset, name: str) -> bytes:
-    """The same file in the compressed syntax `name` of SYNTAXES, losslessly."""
+def compressed(ds: Dataset, name: str, precision: int | None = None) -> bytes:
+    """The same file in the compressed syntax `name` of SYNTAXES, losslessly.
+
+    A code stream has `precision` bits, by default Bits Stored; JPEG-LS has all of a cell's.
+    """
+    encapsulated(ds, codes(ds, name, precision))
+    ds.file_meta.TransferSyntaxUID = FORMS[name]
+    return encode(ds)
+
+
+def codes(ds: Dataset, name: str, precision: int | None = None) -> list[bytes]:
+    """The frames of a native data set as code streams."""
+    bits = precision or ds.BitsStored
+    size = ds.BitsAllocated // 8
+    samples = (ds.SamplesPerPixel,) if ds.SamplesPerPixel > 1 else ()
+    count = int(ds.get("NumberOfFrames", 1))
+    cells = np.frombuffer(ds.PixelData, f"<u{size}", count * ds.Rows * ds.Columns * ds.SamplesPerPixel)
+    frames = cells.reshape(count, ds.Rows, ds.Columns, *samples)
     if name == "rle":
-        ds.compress(RLELossless, generate_instance_uid=False)
-        return encode(ds)
-    frames = np.frombuffer(ds.PixelData, "<i2" if ds.PixelRepresentation else "<u2")
-    frames = frames.reshape(-1, ds.Rows, ds.Columns)
-    if name == "jpeg2000":
-        codes = [imagecodecs.jpeg2k_encode(f, 0, codecformat="j2k", reversible=True) for f in frames]
-    else:
+        return [_rle(f.reshape(ds.Rows * ds.Columns, -1)) for f in frames]
+    if name == "jpeg-ls":
         # JPEG-LS knows no sign: the bits as they are.
-        codes = [imagecodecs.jpegls_encode(f.view("<u2"), 0) for f in frames]
-    ds.PixelData = encapsulate([bytes(code) for code in codes])
+        return [bytes(imagecodecs.jpegls_encode(f, 0)) for f in frames]
+    frames = frames & frames.dtype.type((1 << bits) - 1)
+    if name in ("jpeg", "jpeg-lossless"):
+        # Nothing is converted.
+        how: dict[str, Any] = {"colorspace": "RGB", "outcolorspace": "RGB"} if samples else {}
+        how |= {"level": 100} if name == "jpeg" else {"lossless": True, "predictor": 1}
+        streams = [bytes(imagecodecs.jpeg8_encode(f, bitspersample=bits, **how)) for f in frames]
+        if samples and ds.PhotometricInterpretation != "RGB":
+            streams = [_renamed(stream) for stream in streams]
+        return streams
+    if ds.PixelRepresentation:
+        frames = (frames << (8 * size - bits)).view(f"i{size}") >> (8 * size - bits)
+    j2k = {"codecformat": "j2k", "reversible": True, "bitspersample": bits, "mct": False}
+    return [bytes(imagecodecs.jpeg2k_encode(f, 0, **j2k)) for f in frames]
+
+
+def _renamed(code: bytes) -> bytes:
+    """A JPEG whose components are not called R, G and B, as they would be for colour that is no RGB."""
+    for separators in (b"\x11\x00", b"\x00"):
+        code = code.replace(separators.join([b"R", b"G", b"B"]), separators.join([b"\1", b"\2", b"\3"]))
+    return code
+
+
+def _rle(cells: npt.NDArray[Any]) -> bytes:
+    """Cells [pixels, samples] in RLE: a segment for each byte of each sample, the highest first."""
+    size = cells.dtype.itemsize
+    planes = np.ascontiguousarray(cells).view(np.uint8).reshape(len(cells), -1, size)[..., ::-1]
+    segments = [imagecodecs.packbits_encode(np.ascontiguousarray(plane)) for plane in planes.reshape(len(cells), -1).T]
+    even = [segment + bytes(len(segment) % 2) for segment in segments]
+    offsets = 64 + np.cumsum([0, *map(len, even[:-1])])
+    return struct.pack("<L15L", len(even), *offsets, *[0] * (15 - len(even))) + b"".join(even)
+
+
+def encapsulated(ds: Dataset, frames: list[bytes], *, table: bool = True) -> None:
+    """Put code streams in place of native pixel data, a fragment each."""
+    ds.PixelData = encapsulate(frames, has_bot=table)
     ds["PixelData"].VR = "OB"
     ds["PixelData"].is_undefined_length = True
-    ds.file_meta.TransferSyntaxUID = SYNTAXES[name]
+
+
+def in_form(ds: Dataset, form: str, precision: int | None = None) -> bytes:
+    """A file of a native data set in one of FORMS."""
+    if form not in NATIVE:
+        return compressed(ds, form, precision)
+    ds.file_meta.TransferSyntaxUID = FORMS[form]
+    if form == "big endian":
+        swap_words(ds)
     return encode(ds)
+
+
+def swap_words(ds: Dataset) -> None:
+    """A data set made big endian in every sequence: pydicom writes those of OW as they are."""
+    # As they are: some are raw, and no values of their representation.
+    for element in [ds.get_item(tag) for tag in list(ds.keys())]:
+        if element.VR == "SQ":
+            for inner in element.value:
+                swap_words(inner)
+        elif element.VR == "OW":
+            element.value = np.frombuffer(element.value, "<u2").astype(">u2").tobytes()
+
+
+def raw(ds: Dataset, keyword: str, vr: str, value: bytes) -> Dataset:
+    """The data set with an attribute of these bytes, valid or not."""
+    tag = Tag(keyword)
+    ds[tag] = RawDataElement(tag, vr, len(value), value, 0, False, True)
+    return ds
 
 
 def item(**attributes: Any) -> Dataset:
