@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from runkit import heatmap_parts
 from scipy import ndimage
 
 from ad_jobs.images.geometry import Geometry
@@ -27,6 +28,7 @@ from ad_jobs.schema import SCORES
 MODEL = "0123456789ab"
 SECOND_MODEL = "ba9876543210"
 ROWS, COLUMNS = 90, 120
+RUN_ID = "run-20250304-093000"
 STARTED = datetime(2025, 3, 4, 9, 30, 0, tzinfo=UTC)
 
 
@@ -126,12 +128,12 @@ def make(
 
 def close(uri: str, models: list[str], policy: PixelPolicy, threshold: float, objects: int) -> None:
     """Write run.json over what lies in the run's folder."""
-    counted = run_module.count_table(uri, objects=objects, model_ids=models)
+    counted = run_module.count_table(uri, objects=objects, run_id=RUN_ID, model_ids=models)
     assert counted.complaints == []
     run_module.write_record(
         uri,
         run_module.RunRecord(
-            run_id="run-20250304-093000",
+            run_id=RUN_ID,
             started_at=STARTED,
             ended_at=STARTED.replace(minute=52),
             source="s3://archive/brain <MR> & more/",
@@ -155,7 +157,7 @@ def close(uri: str, models: list[str], policy: PixelPolicy, threshold: float, ob
             machine=run_module.machine(),
             counts=counted.counts,
             parts=run_module.describe_parts(uri),
-            heatmap_parts=run_module.describe_heatmap_parts(uri),
+            heatmap_parts=heatmap_parts(uri),
         ),
     )
 
@@ -164,7 +166,7 @@ def row(object_id: int, uri: str, **known: Any) -> dict[str, Any]:
     """A row of the score table, null but for what every row has and what is given."""
     empty = dict.fromkeys(SCORES.names)
     times = {"fetch_ms": 3.0, "decode_ms": 5.0, "score_ms": 12.0, "scored_at": STARTED}
-    return empty | {"object_id": object_id, "uri": uri, "frame": 0, "run_id": "run-20250304-093000"} | times | known
+    return empty | {"object_id": object_id, "uri": uri, "frame": 0, "run_id": RUN_ID} | times | known
 
 
 def _picture(rng: np.random.Generator, defective: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.images.policy import PixelPolicy
 from ad_jobs.results import run as run_module
+from ad_jobs.results.parts import heatmap_part_uris
 from ad_jobs.schema import SCORES
 
 MODEL, SECOND = "0123456789ab", "ba9876543210"
+RUN_ID = "d00d00d00d00"
 # Not square, and padded on two sides, so that a swap of height and width cannot pass.
 GEOMETRY = Geometry.of(PixelPolicy(channels=1, height_px=20, width_px=33, resize="pad"), 47, 31)
 
@@ -22,7 +24,7 @@ GEOMETRY = Geometry.of(PixelPolicy(channels=1, height_px=20, width_px=33, resize
 def scored(object_id: int, frame: int = 0, model_id: str = MODEL, **values: Any) -> dict[str, Any]:
     """A row of a scored frame."""
     base = {"status": "scored", "score": 0.25, "threshold": 0.5, "flagged": False, "uri": f"/a/{object_id}"}
-    return {"object_id": object_id, "frame": frame, "model_id": model_id, **base, **values}
+    return {"object_id": object_id, "frame": frame, "model_id": model_id, "run_id": RUN_ID, **base, **values}
 
 
 def unscored(object_id: int, code: str, model_id: str = MODEL) -> dict[str, Any]:
@@ -31,6 +33,7 @@ def unscored(object_id: int, code: str, model_id: str = MODEL) -> dict[str, Any]
     return {
         "object_id": object_id,
         "frame": 0,
+        "run_id": RUN_ID,
         "model_id": model_id,
         "status": status,
         "error_code": code,
@@ -44,12 +47,18 @@ def write_part(run: Path, rows: list[dict[str, Any]], name: str = "part-0") -> N
     pq.write_table(pa.Table.from_pylist(rows, SCORES), run / "scores" / f"{name}.parquet")
 
 
+def heatmap_parts(run: str) -> list[run_module.HeatmapPart]:
+    """The shards of the run as they lie there."""
+    found = [run_module.describe_heatmap_part(run, uri.removeprefix(f"{run}/")) for uri in heatmap_part_uris(run)]
+    return [part for part in found if part is not None]
+
+
 def record(run: Path, objects: int) -> run_module.RunRecord:
     """The record of the run as it lies there."""
     moment = datetime(2025, 3, 4, 9, 30, tzinfo=UTC)
-    table = run_module.count_table(str(run), objects=objects, model_ids=[MODEL])
+    table = run_module.count_table(str(run), objects=objects, run_id=RUN_ID, model_ids=[MODEL])
     return run_module.RunRecord(
-        run_id="r1",
+        run_id=RUN_ID,
         started_at=moment,
         ended_at=moment,
         source="/a",
@@ -72,5 +81,5 @@ def record(run: Path, objects: int) -> run_module.RunRecord:
         machine=run_module.machine(),
         counts=table.counts,
         parts=run_module.describe_parts(str(run)),
-        heatmap_parts=run_module.describe_heatmap_parts(str(run)),
+        heatmap_parts=heatmap_parts(str(run)),
     )

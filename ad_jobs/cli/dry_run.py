@@ -73,14 +73,14 @@ def scan_outlook(spec: ScanSpec) -> dict[str, Any]:
 
 def objects_left(intent: Intent) -> list[int]:
     """How many objects of each chapter are left to do, 0 for a committed one."""
-    committed = chapters.committed(intent.checkpoint)
+    committed = chapters.committed(intent.checkpoint, intent.spec.out)
     left = []
     for number in range(intent.chapters):
         if number in committed:
             left.append(0)
             continue
         objects = pa.table({"object_id": intent.ids(number)})
-        left.append(chapters.left_to_do(intent.spec.out, number, objects, mend=False).objects.num_rows)
+        left.append(chapters.left_to_do(intent.spec.out, intent.run_id, number, objects, mend=False).objects.num_rows)
     return left
 
 

@@ -21,7 +21,7 @@ from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from cluster import storage
 
 _BATCH_ROWS = 131_072
-_COLUMNS = ["object_id", "frame", "status", "error_code", "flagged", "heatmap", "model_id"]
+_COLUMNS = ["object_id", "frame", "status", "error_code", "flagged", "heatmap", "model_id", "run_id"]
 
 # An object's outcome is the worst of its rows': 0 scored, then the codes that skip, then those that fail.
 _SKIPPING = sorted(SKIP_CODES)
@@ -57,13 +57,20 @@ class TableCounts:
 
 
 def count_table(
-    run_uri: str, *, objects: int, model_ids: list[str], selected: NDArray[np.int64] | None = None, prefix: str = ""
+    run_uri: str,
+    *,
+    objects: int,
+    run_id: str,
+    model_ids: list[str],
+    selected: NDArray[np.int64] | None = None,
+    prefix: str = "",
 ) -> TableCounts:
     """Count the score table by object and look for lost, repeated and foreign rows.
 
     Args:
         run_uri: the run.
         objects: how many objects were to be scanned.
+        run_id: that every row must have.
         model_ids: the models of the run; every object must have its rows under each.
         selected: their ids, int64 [objects], ascending; None means 0 .. objects - 1.
         prefix: of the names of the parts to count; all by default.
@@ -75,7 +82,7 @@ def count_table(
         raise ValueError(
             f"selected must hold {objects} ascending ids. Got: {len(selected)}. Sort them and drop doubles."
         )
-    table = _Tally(objects, model_ids, selected)
+    table = _Tally(objects, run_id, model_ids, selected)
     for uri in part_uris(run_uri, prefix):
         filesystem, path = storage.filesystem(uri)
         with filesystem.open_input_file(path) as file:
@@ -104,7 +111,8 @@ def assert_balanced(table: TableCounts, objects: int) -> None:
 class _Tally:
     """Per object its outcome; per object and model its rows, and a sum that only the frames 0 .. n-1 give."""
 
-    def __init__(self, objects: int, model_ids: list[str], selected: NDArray[np.int64] | None) -> None:
+    def __init__(self, objects: int, run_id: str, model_ids: list[str], selected: NDArray[np.int64] | None) -> None:
+        self._run_id = run_id
         self._selected = selected
         self._model_ids = model_ids
         self._objects = objects
@@ -125,6 +133,7 @@ class _Tally:
         model = _index_of(batch["model_id"], self._model_ids)
         self._complain("rows of objects that were not to be scanned", ids[~known])
         self._complain("rows of no model of this run", ids[model < 0])
+        self._complain("rows of another run", ids[_index_of(batch["run_id"], [self._run_id]) < 0])
         outcome = self._outcomes(batch, ids)
         good = known & (model >= 0)
         np.maximum.at(self._outcome, position[good], outcome[good])

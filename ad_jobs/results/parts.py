@@ -15,7 +15,6 @@ from typing import IO, cast
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from ad_jobs.errors import JobError
 from cluster import storage
 
 SCORES_FOLDER = "scores"
@@ -70,22 +69,19 @@ def describe_parts(run_uri: str, prefix: str = "") -> list[ScorePart]:
     ]
 
 
-def describe_heatmap_parts(run_uri: str, prefix: str = "") -> list[HeatmapPart]:
-    """The heatmap shards as they lie in storage, by name, each with its members counted and its sha256."""
-    parts = []
-    for name, uri in _files(run_uri, HEATMAPS_FOLDER, prefix, ".tar"):
-        with _open_stream(uri) as stream:
-            hashing = _Hashing(stream)
-            try:
-                with tarfile.open(fileobj=cast(IO[bytes], hashing), mode="r|") as tar:
-                    members = sum(1 for _ in tar)
-            except tarfile.TarError as error:
-                raise JobError(f"{name} of {run_uri} is not a whole tar.", "Scan again into a new folder.") from error
-            while hashing.read(_CHUNK_BYTES):
-                # What follows the end-of-archive mark belongs to the digest too.
-                pass
-        parts.append(HeatmapPart(name=name, bytes=hashing.bytes, sha256=hashing.sha256.hexdigest(), members=members))
-    return parts
+def describe_heatmap_part(run_uri: str, name: str) -> HeatmapPart | None:
+    """A heatmap shard as it lies in storage, its members counted; None if it is not a whole tar."""
+    with _open_stream(storage.join(run_uri, name)) as stream:
+        hashing = _Hashing(stream)
+        try:
+            with tarfile.open(fileobj=cast(IO[bytes], hashing), mode="r|") as tar:
+                members = sum(1 for _ in tar)
+        except tarfile.TarError:
+            return None
+        while hashing.read(_CHUNK_BYTES):
+            # What follows the end-of-archive mark belongs to the digest too.
+            pass
+    return HeatmapPart(name=name, bytes=hashing.bytes, sha256=hashing.sha256.hexdigest(), members=members)
 
 
 def part_uris(run_uri: str, prefix: str = "") -> list[str]:

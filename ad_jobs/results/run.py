@@ -21,7 +21,7 @@ from ad_jobs.results.parts import (
     SCORES_FOLDER,
     HeatmapPart,
     ScorePart,
-    describe_heatmap_parts,
+    describe_heatmap_part,
     describe_parts,
     part_uris,
 )
@@ -37,7 +37,7 @@ __all__ = [
     "TableCounts",
     "assert_balanced",
     "count_table",
-    "describe_heatmap_parts",
+    "describe_heatmap_part",
     "describe_parts",
     "machine",
     "part_uris",

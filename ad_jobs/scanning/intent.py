@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ad_jobs.archive.listing import write_manifest
-from ad_jobs.archive.manifest import ManifestInfo, RowReader, find_manifest, read_manifest, refusal, stored_manifest
+from ad_jobs.archive.manifest import (
+    RECORD,
+    ManifestInfo,
+    RowReader,
+    find_manifest,
+    read_manifest,
+    refusal,
+    stored_manifest,
+)
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.run import ModelRef
@@ -26,6 +34,10 @@ from ad_jobs.specs import CHAPTER_OBJECTS, ScanSpec
 from cluster import storage
 
 MANIFEST_FOLDER = "manifest"
+# Of the folder of committed chapters; the run's id follows.
+CHECKPOINT = "checkpoint-"
+# Where the run's own folder must not hold its manifest: RUN.manifest.
+BESIDE = ".manifest"
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class Intent:
     @property
     def checkpoint(self) -> str:
         """The folder of the committed chapters, while the run is not closed."""
-        return storage.join(self.spec.out, f"checkpoint-{self.run_id}")
+        return storage.join(self.spec.out, f"{CHECKPOINT}{self.run_id}")
 
     @property
     def objects(self) -> int:
@@ -70,7 +82,8 @@ class Intent:
 def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
     """What `spec` asks for, checked against what there is.
 
-    A source that is no manifest is indexed into `out`/manifest, or into the folder `index_to`, if it is not there yet.
+    A source that is no manifest is indexed into `manifest_out`, or `out`/manifest, or with hashed identifiers
+    `out`.manifest, if it is not there yet; or into the folder `index_to`.
 
     Raises:
         UsageError: a source, selection, model, key or output folder that cannot be used as given.
@@ -159,15 +172,60 @@ def _reference(model: CalibratedModel) -> ModelRef:
 
 
 def _manifest(spec: ScanSpec, index_to: str | None) -> ManifestInfo:
+    hashed = spec.identifiers == "hashed"
     if (given := find_manifest(spec.source)) is not None:
+        if spec.manifest_out is not None:
+            raise UsageError(
+                "--manifest-out is for a SOURCE that is no manifest.",
+                f"--manifest-out {spec.manifest_out}",
+                "Leave it out.",
+            )
+        if hashed:
+            _check_nothing_plain(spec, given.uri)
         return given
-    below = storage.join(spec.out, MANIFEST_FOLDER)
-    if (stored := stored_manifest(below)) is None:
-        return write_manifest(spec.source, index_to or below)
+    folder = spec.manifest_out or (manifest_beside(spec.out) if hashed else storage.join(spec.out, MANIFEST_FOLDER))
+    if hashed:
+        _check_nothing_plain(spec, folder)
+    if (stored := stored_manifest(folder)) is None:
+        return write_manifest(spec.source, index_to or folder)
     # Listed once: what a resumed run works on is the archive as it was when the run began.
     if stored.source != spec.source:
+        if spec.manifest_out is not None:
+            raise UsageError(
+                "--manifest-out must be a new folder, or that of the very same scan.",
+                f"{spec.manifest_out}, a manifest of {stored.source}",
+                "Name another folder.",
+            )
         raise folder_in_use(spec.out, f"a scan of {stored.source}")
     return stored
+
+
+def manifest_beside(out: str) -> str:
+    """Where the manifest of a run lies that may not say where its objects lie.
+
+    Raises:
+        UsageError: the run is a whole bucket, beside which there is nothing.
+    """
+    if storage.is_s3(out) and "/" not in out.removeprefix("s3://"):
+        raise UsageError(
+            "The manifest of a run with hashed identifiers lies beside its folder.",
+            f"--out {out}, a whole bucket",
+            "Name a prefix in it, or say where the manifest is to lie with --manifest-out.",
+        )
+    return out + BESIDE
+
+
+def _check_nothing_plain(spec: ScanSpec, manifest: str) -> None:
+    """Refuse a manifest, with its plain URIs, below a run with hashed ones."""
+    below = storage.join(spec.out, MANIFEST_FOLDER)
+    # As earlier versions left it.
+    plain = manifest if (manifest + "/").startswith(spec.out + "/") else below
+    if plain == manifest or storage.exists(storage.join(below, RECORD)):
+        raise UsageError(
+            "Nothing below a run with hashed identifiers says where an object lies.",
+            f"the manifest {plain} in {spec.out}",
+            f"Move it, for example to {manifest_beside(spec.out)}, and repeat the command.",
+        )
 
 
 def folder_in_use(out: str, holds: str) -> UsageError:

@@ -27,7 +27,7 @@ from cluster.storage.store import (
     upload_file,
     write_bytes,
 )
-from cluster.storage.uris import absolute, is_s3, join, parent
+from cluster.storage.uris import absolute, is_s3, is_temporary, join, parent
 
 __all__ = [
     "PATIENCE_S",
@@ -54,6 +54,7 @@ __all__ = [
     "holds_other",
     "is_folder",
     "is_s3",
+    "is_temporary",
     "join",
     "list_names",
     "list_objects",

@@ -163,7 +163,7 @@ def create_bytes(uri: str, data: bytes) -> bool:
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` if the block ends well, and is on the disk by then."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}{uris.TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             yield file

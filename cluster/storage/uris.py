@@ -17,6 +17,8 @@ from cluster.errors import NotFound
 
 S3 = "s3://"
 FILE = "file://"
+# How the names of files end that are being written.
+TEMPORARY = ".tmp"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -105,3 +107,8 @@ def split(uri: str) -> tuple[str, str]:
 def prefix(key: str) -> str:
     """What the keys of all objects below the folder `key` begin with."""
     return key + "/" if key else ""
+
+
+def is_temporary(uri: str) -> bool:
+    """Whether it is what a killed process left of an object that it was writing to a disk."""
+    return uri.endswith(TEMPORARY)
