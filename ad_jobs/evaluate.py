@@ -43,11 +43,13 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
         for model in record.models
     }
     first, *others = judged
+    hashed = record.config.get("identifiers") == "hashed"
     evaluation: dict[str, Any] = {
         "version": 1,
         "run_id": record.run_id,
         "model_id": first,
-        "labels": {"uri": labels.uri, "sha256": labels.sha256, "rows": len(labels.table)},
+        # A run that hides where things lie hides this, too; the digest tells which labels they were.
+        "labels": {"uri": None if hashed else labels.uri, "sha256": labels.sha256, "rows": len(labels.table)},
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
         # Part of the file's format: only finished runs are judged.
         "unfinished": False,

@@ -202,6 +202,8 @@ class ScanSpec(Spec):
     identifiers: IdentifierMode = "plain"
     # File with the key of hashed identifiers.
     identifiers_key: KeyFile | None = None
+    # Where the manifest of a source that is none is written; by default `out`/manifest, beside `out` for hashed ones.
+    manifest_out: Place | None = None
     # The share of objects that may fail; one more, and the run ends where it is.
     max_failed: Share = 1.0
     # What one object may cost; by default the models' own.
@@ -239,6 +241,10 @@ class VerifySpec(Spec):
     run: Place
     sample: int = Field(default=100, ge=0)
     seed: Seed = 0
+    # With which the run's identifiers were hashed.
+    identifiers_key: KeyFile | None = None
+    # That the run was made from, where it lies elsewhere now.
+    manifest: Source | None = None
 
 
 class ScoreSpec(Spec):

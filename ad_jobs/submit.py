@@ -33,7 +33,21 @@ log = logging.getLogger("retroscan.submit")
 PACKAGES = ("ad_jobs", "cluster", "models", "retroscan")
 NOT_AS_A_JOB = ("submit", "jobs")
 # Parameters that name something on a disk or in S3.
-PLACES = frozenset({"source", "out", "normal", "anomalous", "model", "run", "labels", "images", "identifiers_key"})
+PLACES = frozenset(
+    {
+        "source",
+        "out",
+        "normal",
+        "anomalous",
+        "model",
+        "run",
+        "labels",
+        "images",
+        "identifiers_key",
+        "manifest_out",
+        "manifest",
+    }
+)
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 

@@ -13,8 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ad_jobs.archive.fetching import Prepared, Source, fetch_all, prepare_each, status_of
-from ad_jobs.archive.manifest import manifest_info, read_manifest
+from ad_jobs.archive.fetching import Prepared, fetch_all, prepare_each, status_of
 from ad_jobs.errors import JobError, RetroscanError
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits
@@ -23,6 +22,7 @@ from ad_jobs.results.heatmaps import on_scale
 from ad_jobs.results.parts import HEATMAPS_FOLDER, SCORES_FOLDER, part_uris, sha256_of
 from ad_jobs.results.read import open_heatmap, read_run, read_scores
 from ad_jobs.results.run import ModelRef, RunRecord
+from ad_jobs.scanning.run_archive import RunArchive
 from ad_jobs.schema import SCORED, is_flagged
 from ad_jobs.scoring.devices import best_device
 from ad_jobs.scoring.model_store import OpenModel, open_model
@@ -69,7 +69,7 @@ def verify(spec: VerifySpec) -> Verification:
     """What differs between a finished run and its record, and between its rows and `sample` objects scored again.
 
     Raises:
-        UsageError: not a run, or an unfinished one.
+        UsageError: not a run, or an unfinished one; a manifest or a key that is not this run's.
     """
     run_uri = spec.run
     record = read_run(run_uri)
@@ -81,15 +81,29 @@ def verify(spec: VerifySpec) -> Verification:
         differences += wrong
         models += [model] if model is not None else []
     sampled = 0
+    archive, missing = _archive(spec, record)
+    differences += missing
     # A damaged table cannot be counted, and what it says of an object is worth nothing.
     if not broken:
-        differences += _check_flags(run_uri) + _check_counts(run_uri, record)
-        if models:
+        differences += _check_flags(run_uri)
+        if archive is not None:
+            differences += _check_counts(run_uri, record, archive)
+        if models and archive is not None:
             rows = _choose(read_scores(run_uri), spec.sample, spec.seed)
             sampled = rows["object_id"].nunique()
-            differences += _check_sample(run_uri, record, models, rows)
+            differences += _check_sample(run_uri, record, archive, models, rows)
     tolerance = AMP_TOLERANCE if _amp(record) else SCORE_TOLERANCE
     return Verification(record.run_id, len(record.parts), len(record.heatmap_parts), sampled, tolerance, differences)
+
+
+def _archive(spec: VerifySpec, record: RunRecord) -> tuple[RunArchive | None, list[str]]:
+    """What the run was made of; None, and why, where that is not found."""
+    if spec.manifest is not None or spec.identifiers_key is not None:
+        return RunArchive(spec.run, record, spec.manifest, spec.identifiers_key), []
+    try:
+        return RunArchive(spec.run, record), []
+    except (RetroscanError, storage.StorageError) as error:
+        return None, [f"manifest: {error}"]
 
 
 def _amp(record: RunRecord) -> bool:
@@ -154,18 +168,14 @@ def _check_flags(run_uri: str) -> list[str]:
     return differences
 
 
-def _check_counts(run_uri: str, record: RunRecord) -> list[str]:
-    manifest = record.manifest
+def _check_counts(run_uri: str, record: RunRecord, archive: RunArchive) -> list[str]:
     try:
-        digest = manifest_info(manifest.uri).digest
-        ids = read_manifest(manifest.uri, columns=["object_id"], where=manifest.where)["object_id"].to_numpy()
+        ids = archive.ids()
     except (RetroscanError, storage.StorageError) as error:
-        return [f"manifest {manifest.uri}: {error}"]
+        return [f"manifest {archive.manifest.uri}: {error}"]
+    if len(ids) != record.manifest.objects:
+        return [f"manifest {archive.manifest.uri}: {len(ids)} objects; the run had {record.manifest.objects}"]
     differences = []
-    if digest != manifest.digest:
-        differences.append(f"manifest {manifest.uri}: digest {digest}; the run was made with {manifest.digest}")
-    if len(ids) != manifest.objects:
-        return [*differences, f"manifest {manifest.uri}: {len(ids)} objects; the run had {manifest.objects}"]
     counted = count_table(
         run_uri, objects=len(ids), model_ids=[model.model_id for model in record.models], selected=np.sort(ids)
     )
@@ -185,38 +195,33 @@ def _choose(rows: pd.DataFrame, sample: int, seed: int) -> pd.DataFrame:
     return rows[rows["object_id"].isin(np.concatenate(drawn))]
 
 
-def _check_sample(run_uri: str, record: RunRecord, models: list[OpenModel], rows: pd.DataFrame) -> list[str]:
+def _check_sample(
+    run_uri: str, record: RunRecord, archive: RunArchive, models: list[OpenModel], rows: pd.DataFrame
+) -> list[str]:
     limits = Limits.model_validate(record.config["limits"])
     amp = _amp(record)
     # Without a GPU here, in float32: what --amp did to a score is within its tolerance either way.
     scorers = [Scorer(model.detector, amp=amp and best_device().amp) for model in models]
     policies = [model.policy for model in models]
     by_object = {int(group["object_id"].iloc[0]): group for _, group in rows.groupby("object_id")}
-    uris = _uris(record, by_object)
-    differences = [f"object {i}: not in the manifest" for i in by_object if i not in uris]
+    sources = archive.sources(by_object)
+    known = {source.object_id for source in sources}
+    differences = [f"object {i}: not in the manifest" for i in by_object if i not in known]
     with GuardedDecoder() as decoder:
-        for fetched in fetch_all([Source(i, uri) for i, uri in uris.items()], limits.max_bytes):
+        for fetched in fetch_all(sources, limits.max_bytes):
             source, group = fetched.source, by_object[fetched.source.object_id]
             under_each = prepare_each(fetched, policies, limits, decoder)
+            # As the run names it: what verify says may be handed on with the run.
+            called = f"object {source.object_id} ({group['uri'].iloc[0]})"
+            wrong = archive.wrong_names(group.iloc[0], under_each[0])
+            differences += [f"{called}: {text}" for text in wrong]
             for model, scorer, prepared in zip(models, scorers, under_each, strict=True):
                 of_model = group[group["model_id"] == model.model_id]
                 found = list(scorer.score(frame.pixels for frame in prepared.frames))
                 differences += [
-                    f"object {source.object_id} ({source.uri}): {text}"
-                    for text in _object_differences(run_uri, model, of_model, prepared, found, amp)
+                    f"{called}: {text}" for text in _object_differences(run_uri, model, of_model, prepared, found, amp)
                 ]
     return differences
-
-
-def _uris(record: RunRecord, by_object: dict[int, pd.DataFrame]) -> dict[int, str]:
-    """Where the objects lie: by the manifest where the table does not say."""
-    if not by_object:
-        return {}
-    if record.config.get("identifiers") != "hashed":
-        return {i: str(group["uri"].iloc[0]) for i, group in by_object.items()}
-    where = f"object_id IN ({', '.join(map(str, by_object))})"
-    found = read_manifest(record.manifest.uri, columns=["object_id", "uri"], where=where)
-    return {row["object_id"]: row["uri"] for row in found.to_pylist()}
 
 
 def _object_differences(

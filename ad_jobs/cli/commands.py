@@ -135,6 +135,12 @@ def scan(
     identifiers_key: Annotated[
         Path | None, typer.Option(help="File with the key for --identifiers hashed.", metavar="FILE")
     ] = None,
+    manifest_out: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder for the manifest of a SOURCE that is none; OUT/manifest, or with hashed OUT.manifest."
+        ),
+    ] = None,
     max_failed: Annotated[
         float, typer.Option(help="End the run, exit code 3, once a larger share of the objects has failed.")
     ] = 1.0,
@@ -198,6 +204,12 @@ def verify(
     run: o.Run,
     sample: Annotated[int, typer.Option(min=0, help="Objects to fetch, hash and score again.")] = 100,
     seed: o.Seed = 0,
+    identifiers_key: Annotated[
+        Path | None, typer.Option(help="File with the key of hashed identifiers: check them, too.", metavar="FILE")
+    ] = None,
+    manifest: Annotated[
+        str | None, typer.Option(help="Manifest the run was made from, where it does not lie where it did.")
+    ] = None,
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:

@@ -20,13 +20,12 @@ from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.page.colours import overlay
 from ad_jobs.results.read import open_heatmap
 from ad_jobs.results.run import ModelRef
+from ad_jobs.scanning.identifiers import is_hashed
 from ad_jobs.schema import SCORED
 from cluster import storage
 
 MAX_SIDE_PX = 512
 _JPEG_QUALITY = 88
-# What a scan with --identifiers hashed writes instead of a URI; it leads nowhere, so it is not followed.
-_HASHED = "hmac:"
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,8 @@ def _original(
     uri: str, frame: int, sha256: object, policy: PixelPolicy, limits: Limits, notes: list[str]
 ) -> npt.NDArray[np.uint8] | None:
     """The display picture [h, w, 3], or None and a note if the archive no longer has what was scored."""
-    if uri.startswith(_HASHED):
+    # It leads nowhere.
+    if is_hashed(uri):
         notes.append("Identifiers are hashed, so the original is not shown.")
         return None
     try:

@@ -1,14 +1,23 @@
-"""How a table names studies, series, instances and objects."""
+"""How a run names studies, series, instances and objects, and what it then may not say.
+
+`hashed` is for runs that are handed on: nothing below the run's folder says where an object lies, so the run's manifest
+lies elsewhere, and `run.json` has hashes for its source, its manifest and its condition.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ad_jobs.errors import UsageError
 from ad_jobs.specs import IdentifierMode
+
+# What a hash begins with.
+HASHED = "hmac:"
+# Of a request: what may hold names of the archive.
+_OF_THE_ARCHIVE = ("source", "where", "manifest_out")
 
 
 class Identifiers(NamedTuple):
@@ -24,11 +33,21 @@ class Identifiers(NamedTuple):
         return self._hash(uid) if self.mode == "hashed" else uid
 
     def uri(self, uri: str) -> str:
-        """A URI as the table shows it."""
+        """A URI, or a condition over URIs, as the run shows it."""
         return self._hash(uri) if self.mode == "hashed" else uri
 
+    def config(self, config: dict[str, Any]) -> dict[str, Any]:
+        """A request as the run records it: who repeats it names again what is left out."""
+        hidden = _OF_THE_ARCHIVE if self.mode == "hashed" else ()
+        return {name: value for name, value in config.items() if name not in hidden}
+
     def _hash(self, text: str) -> str:
-        return "hmac:" + hmac.new(self.key, text.encode(), hashlib.sha256).hexdigest()[:32]
+        return HASHED + hmac.new(self.key, text.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def is_hashed(text: str | None) -> bool:
+    """Whether a run shows this instead of something else."""
+    return text is not None and text.startswith(HASHED)
 
 
 def read_identifiers(mode: IdentifierMode, key: Path | None) -> Identifiers:

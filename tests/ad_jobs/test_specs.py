@@ -117,7 +117,7 @@ def test_a_verb_takes_its_specification_or_the_fields_of_it() -> None:
 # Of every verb: its specification, and options that differ from the defaults in every field of it.
 ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
     "demo": (specs.DemoSpec, {"out": "d", "seed": 3}),
-    "index": (specs.IndexSpec, {"source": "a", "out": "b", "headers": True}),
+    "index": (specs.IndexSpec, {"source": "manifest:a", "out": "b", "headers": True}),
     "fit": (
         specs.FitSpec,
         {
@@ -148,6 +148,7 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "heatmaps": "all",
             "identifiers": "hashed",
             "identifiers_key": Path("key"),
+            "manifest_out": "m",
             "max_failed": 0.25,
             "limits": {"max_frames": 3},
             "batch_size": 4,
@@ -157,7 +158,10 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
     ),
     "evaluate": (specs.EvaluateSpec, {"run": "r", "labels": "l.csv", "seed": 1, "bootstrap": 10}),
     "report": (specs.ReportSpec, {"run": "r", "top": 5}),
-    "verify": (specs.VerifySpec, {"run": "r", "sample": 7, "seed": 1}),
+    "verify": (
+        specs.VerifySpec,
+        {"run": "r", "sample": 7, "seed": 1, "identifiers_key": Path("key"), "manifest": "manifest:m"},
+    ),
     "score": (specs.ScoreSpec, {"model": "m", "images": ("x, y.png", "z.dcm")}),
     "doctor": (specs.DoctorSpec, {"address": "http://127.0.0.1:8265", "bucket": "b"}),
 }

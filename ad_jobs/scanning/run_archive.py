@@ -1,0 +1,110 @@
+"""The archive that a finished run was made of: its manifest, and what the run's names stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ad_jobs.archive.fetching import Prepared, Source
+from ad_jobs.archive.manifest import ManifestInfo, RowReader, manifest_info, read_manifest
+from ad_jobs.errors import UsageError
+from ad_jobs.results.parts import part_uris
+from ad_jobs.results.run import RunRecord
+from ad_jobs.scanning.identifiers import Identifiers, is_hashed, read_identifiers
+from ad_jobs.scanning.intent import manifest_beside
+from cluster import storage
+
+_UIDS = ("study_uid", "series_uid", "sop_uid")
+
+
+class RunArchive:
+    """The objects of a run by their ids, and the names that the run must have for them.
+
+    Args:
+        run_uri: the run.
+        record: what its run.json says.
+        manifest: where its manifest lies now; by default where the run left it.
+        key: the file with the key of its hashed identifiers, if it has any and they are to be checked.
+
+    Raises:
+        UsageError: the manifest is not there, or is another one; a key for a run without hashes.
+    """
+
+    def __init__(self, run_uri: str, record: RunRecord, manifest: str | None = None, key: Path | None = None) -> None:
+        self._run_uri = run_uri
+        self._record = record
+        self.hashed = record.config.get("identifiers") == "hashed"
+        if key is not None and not self.hashed:
+            raise UsageError("--identifiers-key is for a run with hashed identifiers.", key, "Leave it out.")
+        # Without the key nobody can say what an object must be called.
+        self._identifiers: Identifiers | None = Identifiers(record.config.get("identifiers", "plain"))
+        if self.hashed:
+            self._identifiers = read_identifiers("hashed", key) if key is not None else None
+        recorded = record.manifest.uri
+        self.manifest: ManifestInfo = _found(
+            manifest or (manifest_beside(run_uri) if is_hashed(recorded) else recorded)
+        )
+        if self.manifest.digest != record.manifest.digest:
+            raise UsageError(
+                "A run is checked against the manifest that it was made from.",
+                f"{self.manifest.uri} with digest {self.manifest.digest}; the run has {record.manifest.digest}",
+                "Name that one with --manifest.",
+            )
+
+    def ids(self) -> NDArray[np.int64]:
+        """The ids of the objects that were to be scanned, ascending.
+
+        Raises:
+            UsageError: the run's condition is no longer one.
+        """
+        where = self._record.manifest.where
+        if is_hashed(where):
+            # What it selected stands in the table, if it is as many as there were.
+            return np.unique(np.concatenate([_ids_of_part(uri) for uri in part_uris(self._run_uri)]))
+        found = read_manifest(self.manifest.uri, columns=["object_id"], where=where)["object_id"]
+        return np.sort(found.to_numpy())
+
+    def sources(self, ids: Iterable[int]) -> list[Source]:
+        """Where the objects lie that the manifest has of these."""
+        known = np.array(sorted(i for i in ids if 0 <= i < self.manifest.objects), np.int64)
+        if not len(known):
+            return []
+        rows = RowReader(self.manifest).rows(known, ["object_id", "uri"]).to_pylist()
+        return [Source(row["object_id"], row["uri"], within=self.manifest.root) for row in rows]
+
+    def wrong_names(self, row: Mapping[str, Any] | pd.Series[Any], prepared: Prepared) -> list[str]:
+        """What of the names in a row is not the object's; nothing where hashes are to be checked without their key."""
+        if self._identifiers is None:
+            return []
+        wanted = {"uri": self._identifiers.uri(prepared.source.uri)}
+        for name in _UIDS:
+            uid = prepared.header.get(name)
+            wanted[name] = self._identifiers.uid(None if uid is None else str(uid)) or ""
+        of_whom = "the object's under this key" if self.hashed else "the object's"
+        return [f"{name} is not {of_whom}" for name, value in wanted.items() if _text(row[name]) != value]
+
+
+def _text(value: Any) -> str:
+    # pandas has several ways of saying that there is none.
+    return value if isinstance(value, str) else ""
+
+
+def _found(manifest: str) -> ManifestInfo:
+    try:
+        return manifest_info(manifest)
+    except UsageError as error:
+        raise UsageError(
+            "A run is checked by its manifest.", error.value, "Name the one that it was made from with --manifest."
+        ) from error
+
+
+def _ids_of_part(uri: str) -> NDArray[np.int64]:
+    filesystem, path = storage.filesystem(uri)
+    with filesystem.open_input_file(path) as file:
+        return np.unique(pq.read_table(file, columns=["object_id"])["object_id"].to_numpy())
