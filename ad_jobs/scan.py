@@ -50,7 +50,7 @@ def scan(spec: ScanSpec) -> RunRecord:
                 refuse_amp_without_gpu(stack.enter_context(session(spec.address, num_cpus=spec.num_cpus)))
             lease = stack.enter_context(run_state.writing(intent))
             # By the one who had the folder until now.
-            record = run_state.finished(intent)
+            record = run_state.look(intent)
             if record is None:
                 run_state.begin(intent)
                 _score_what_is_left(intent, lease)
@@ -74,7 +74,7 @@ def scan(spec: ScanSpec) -> RunRecord:
 
 def _score_what_is_left(intent: Intent, lease: Lease) -> None:
     """Score what is left of every chapter; all of them are committed when this returns."""
-    committed = chapters.committed(intent.checkpoint)
+    committed = chapters.committed(intent.checkpoint, intent.spec.out)
     done = sum(chapter.counts.objects for chapter in committed.values())
     failed_before = sum(chapter.counts.failed for chapter in committed.values())
     manifest = RowReader(intent.manifest)
@@ -91,11 +91,15 @@ def _score_what_is_left(intent: Intent, lease: Lease) -> None:
             if number in committed:
                 continue
             objects = manifest.rows(intent.ids(number), MANIFEST_COLUMNS)
-            left = chapters.left_to_do(out, number, objects)
-            # More than once only where another process, thought dead, has written a part meanwhile.
-            while left.objects.num_rows:
+            chapter = None
+            # More than twice only where another process, thought dead, wrote a part meanwhile, or one was damaged.
+            while chapter is None:
+                left = chapters.left_to_do(out, intent.run_id, number, objects)
                 failed = failed_before + left.failed
                 check(failed)
+                if not left.objects.num_rows:
+                    chapter = chapters.commit(intent.checkpoint, out, intent.run_id, number, objects, model_ids)
+                    continue
                 # Ray starts only if there is work.
                 if work is None:
                     done += objects.num_rows - left.objects.num_rows
@@ -103,7 +107,4 @@ def _score_what_is_left(intent: Intent, lease: Lease) -> None:
                 for part in work(left.objects, number):
                     failed += part["failed"]
                     check(failed)
-                left = chapters.left_to_do(out, number, objects)
-            check(failed_before + left.failed)
-            chapter = chapters.commit(intent.checkpoint, out, number, objects, model_ids)
             failed_before += chapter.counts.failed

@@ -124,7 +124,10 @@ def _check_heatmap_parts(run_uri: str, record: RunRecord) -> list[str]:
 
 def _names(run_uri: str, folder: str) -> set[str]:
     root = storage.join(run_uri, folder)
-    return {f"{folder}/{name}" for name in storage.list_names(root)} if storage.is_folder(root) else set()
+    if not storage.is_folder(root):
+        return set()
+    # What a killed process was writing is no part of any run.
+    return {f"{folder}/{name}" for name in storage.list_names(root) if not storage.is_temporary(name)}
 
 
 def _file_difference(run_uri: str, name: str, sha256: str, size: int) -> str | None:
@@ -177,7 +180,11 @@ def _check_counts(run_uri: str, record: RunRecord, archive: RunArchive) -> list[
         return [f"manifest {archive.manifest.uri}: {len(ids)} objects; the run had {record.manifest.objects}"]
     differences = []
     counted = count_table(
-        run_uri, objects=len(ids), model_ids=[model.model_id for model in record.models], selected=np.sort(ids)
+        run_uri,
+        objects=len(ids),
+        run_id=record.run_id,
+        model_ids=[model.model_id for model in record.models],
+        selected=np.sort(ids),
     )
     differences += counted.complaints
     if counted.counts != record.counts:

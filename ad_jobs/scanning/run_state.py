@@ -5,23 +5,25 @@ While a process writes there, it holds the folder's `run.lock`.
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import fs
+from pydantic import BaseModel, ValidationError
 
 from ad_jobs.archive.manifest import read_parts
 from ad_jobs.errors import JobError, UsageError
-from ad_jobs.results.run import Counts, ManifestRef, RunRecord, machine, read_record, versions, write_record
+from ad_jobs.results.parts import part_uris
+from ad_jobs.results.run import RUN_FILE, Counts, ManifestRef, RunRecord, machine, read_record, versions, write_record
 from ad_jobs.scanning import chapters
-from ad_jobs.scanning.intent import MANIFEST_FOLDER, Intent, folder_in_use
+from ad_jobs.scanning.intent import CHECKPOINT, MANIFEST_FOLDER, Intent, folder_in_use
 from cluster import storage
 from cluster.storage import lease
 
@@ -57,7 +59,7 @@ def writing(intent: Intent) -> Iterator[lease.Lease]:
         UsageError: another scan writes there, or the folder cannot be written.
     """
     try:
-        with lease.lease(storage.join(intent.spec.out, LOCK_FILE)) as held:
+        with _lease(intent) as held:
             yield held
     except lease.Held as error:
         raise UsageError(
@@ -67,15 +69,22 @@ def writing(intent: Intent) -> Iterator[lease.Lease]:
         ) from error
 
 
+def _lease(intent: Intent) -> AbstractContextManager[lease.Lease]:
+    return lease.lease(storage.join(intent.spec.out, LOCK_FILE))
+
+
 def finished(intent: Intent) -> RunRecord | None:
-    """The record of this very run if it is closed, what only an unfinished one needs removed; None otherwise.
+    """The record of this very run if it is closed; None otherwise.
+
+    What only an unfinished run needs is then removed, unless another process is about to.
 
     Raises:
         UsageError: as `look`.
     """
     record = look(intent)
-    if record is not None:
-        _tidy(intent)
+    if record is not None and _untidy(intent):
+        with suppress(lease.Held), _lease(intent):
+            _tidy(intent)
     return record
 
 
@@ -90,24 +99,72 @@ def look(intent: Intent) -> RunRecord | None:
         names = [
             name
             for name in storage.list_names(intent.spec.out)
-            if not name.startswith((f"{MANIFEST_FOLDER}/", LOCK_FILE))
+            if not name.startswith((f"{MANIFEST_FOLDER}/", LOCK_FILE)) and not storage.is_temporary(name)
         ]
     except storage.NotFound:
         return None
     except storage.StorageError as error:
         raise _unwritable(error) from error
-    if "run.json" in names:
-        record = read_record(intent.spec.out)
+    if RUN_FILE in names and (record := _closed(intent.spec.out, PENDING_FILE in names)) is not None:
         if record.run_id != intent.run_id:
             raise folder_in_use(intent.spec.out, f"the finished run {record.run_id}")
         return record
     if PENDING_FILE in names:
-        pending = json.loads(storage.read_bytes(storage.join(intent.spec.out, PENDING_FILE)))
-        if pending["run_id"] != intent.run_id:
-            raise folder_in_use(intent.spec.out, f"the unfinished run {pending['run_id']}")
+        begun = _begun(intent.spec.out, names)
+        if begun not in (None, intent.run_id):
+            raise folder_in_use(intent.spec.out, f"the unfinished run {begun}")
     elif names:
         raise folder_in_use(intent.spec.out, f"{len(names)} other files, such as {names[0]}")
     return None
+
+
+def _closed(out: str, begun: bool) -> RunRecord | None:
+    """The record of the run in `out`; None if it is not whole, as its process was killed while it wrote it.
+
+    Raises:
+        UsageError: a record that cannot be read in a folder where no run is under way.
+    """
+    try:
+        return read_record(out)
+    except UsageError as error:
+        if not begun:
+            raise
+        log.warning("%s Written again.", error)
+        return None
+
+
+def _begun(out: str, names: list[str]) -> str | None:
+    """The id of the run that has begun in a folder.
+
+    Where its marker is not whole, the folder of its chapters and its parts say so; None if there are none yet.
+    """
+    if (marker := _marker(out)) is not None:
+        return marker.run_id
+    log.warning("%s in %s is not whole: written again.", PENDING_FILE, out)
+    for name in names:
+        if found := re.fullmatch(f"{CHECKPOINT}([0-9a-f]+)/.*", name):
+            return found[1]
+    for uri in part_uris(out):
+        rows = chapters.read_whole(uri, ["run_id"])
+        if rows is not None and rows.num_rows:
+            return str(rows["run_id"][0].as_py())
+    return None
+
+
+class _Marker(BaseModel):
+    """The content of run.pending.json."""
+
+    run_id: str
+    started_at: datetime
+    config: dict[str, Any]
+
+
+def _marker(out: str) -> _Marker | None:
+    """What `begin` wrote; None if it is not there, or not whole."""
+    try:
+        return _Marker.model_validate_json(storage.read_bytes(storage.join(out, PENDING_FILE)))
+    except (storage.NotFound, ValidationError):
+        return None
 
 
 def _unwritable(error: storage.StorageError) -> UsageError:
@@ -121,17 +178,20 @@ def _unwritable(error: storage.StorageError) -> UsageError:
 def begin(intent: Intent) -> None:
     """Mark the folder as this run's; the marker of an earlier start stays as it is.
 
+    What a killed process was writing is removed.
+
     Raises:
         UsageError: the folder cannot be written.
     """
-    marker = storage.join(intent.spec.out, PENDING_FILE)
     try:
-        if storage.exists(marker):
+        _drop_temporaries(intent.spec.out)
+        if _marker(intent.spec.out) is not None:
             return
         if intent.manifest.headers:
             _warn_of_undecodable(intent)
-        content = {"run_id": intent.run_id, "started_at": datetime.now(UTC).isoformat(), "config": _config(intent)}
-        storage.write_bytes(marker, (json.dumps(content, indent=2) + "\n").encode())
+        marker = _Marker(run_id=intent.run_id, started_at=datetime.now(UTC), config=_config(intent))
+        content = (marker.model_dump_json(indent=2) + "\n").encode()
+        storage.write_bytes(storage.join(intent.spec.out, PENDING_FILE), content)
     except storage.StorageError as error:
         raise _unwritable(error) from error
 
@@ -142,10 +202,12 @@ def close(intent: Intent) -> RunRecord:
     Raises:
         JobError: storage failed; the run stays unfinished.
     """
-    marker, shown = storage.join(intent.spec.out, PENDING_FILE), intent.identifiers.uri
+    shown = intent.identifiers.uri
     try:
-        pending = json.loads(storage.read_bytes(marker))
-        done = [chapter for _, chapter in sorted(chapters.committed(intent.checkpoint).items())]
+        marker = _marker(intent.spec.out)
+        if marker is None:
+            raise JobError(f"{PENDING_FILE} in {intent.spec.out} was removed.", "Run the same command again.")
+        done = [chapter for _, chapter in sorted(chapters.committed(intent.checkpoint, intent.spec.out).items())]
         counts = _sum([chapter.counts for chapter in done])
         if len(done) != intent.chapters or counts.objects != intent.objects:
             raise JobError(
@@ -155,7 +217,7 @@ def close(intent: Intent) -> RunRecord:
             )
         record = RunRecord(
             run_id=intent.run_id,
-            started_at=datetime.fromisoformat(pending["started_at"]),
+            started_at=marker.started_at,
             ended_at=datetime.now(UTC),
             source=shown(intent.spec.source),
             manifest=ManifestRef(
@@ -195,9 +257,23 @@ def _sum(counts: list[Counts]) -> Counts:
     return Counts(**{name: sum(getattr(one, name) for one in counts) for name in names}, by_code=dict(codes))
 
 
+def _untidy(intent: Intent) -> bool:
+    return any(
+        name.startswith((LOCK_FILE, PENDING_FILE, CHECKPOINT)) or storage.is_temporary(name)
+        for name in storage.list_names(intent.spec.out)
+    )
+
+
 def _tidy(intent: Intent) -> None:
     """Remove what only an unfinished run needs."""
     filesystem, checkpoint = storage.filesystem(intent.checkpoint)
     if filesystem.get_file_info(checkpoint).type != fs.FileType.NotFound:
         filesystem.delete_dir(checkpoint)
+    _drop_temporaries(intent.spec.out)
     storage.delete(storage.join(intent.spec.out, PENDING_FILE))
+
+
+def _drop_temporaries(out: str) -> None:
+    for name in storage.list_names(out):
+        if storage.is_temporary(name):
+            storage.delete(storage.join(out, name))
