@@ -52,12 +52,26 @@ def open_png(data: bytes, limits: Limits) -> Picture:
             image = PngImageFile(BytesIO(data))
             orientation = exif_orientation(image)
             if header.bits < 16:
+                _unify_transparency(image, header.bits)
                 return eight_bits(image), orientation
         with foreign("libpng"):
             return with_channels(np.asarray(imagecodecs.png_decode(data))), orientation
 
     # Pillow stretches 1, 2 and 4 bits to 8 (a window in stored values is in these).
     return RasterPicture(empty_header(**header._asdict(), transfer_syntax="png"), max(8, header.bits), samples)
+
+
+def _unify_transparency(image: PngImageFile, bits: int) -> None:
+    """Bring the grey or colour that tRNS (PNG 11.3.2.1) calls transparent to the 8 bits that Pillow stretches to.
+
+    Of its two bytes only the lowest `bits` count.
+    """
+    said = image.info.get("transparency")
+    full_scale = (1 << bits) - 1
+    if isinstance(said, int) and image.mode in ("1", "L"):
+        image.info["transparency"] = (said & full_scale) * (255 // full_scale)
+    elif isinstance(said, tuple):
+        image.info["transparency"] = tuple(part & full_scale for part in said)
 
 
 def read_header(data: bytes, size: int) -> dict[str, Any]:  # noqa: ARG001

@@ -53,18 +53,20 @@ def shown(
     *,
     alpha_scale: float | None,
     inverted: bool = False,
+    padding: npt.NDArray[np.bool_] | None = None,
 ) -> Pixels:
     """Samples [rows, columns, 1 to 4] as [rows, columns] or [rows, columns, 3] in [0, 1], 1 = white.
 
     One or two samples are grey, which the policy's window applies to; three or four are colour, by full scale.
     The second or fourth is alpha, `alpha_scale` being opaque; None says that it counts for nothing.
     `inverted`: the lowest grey is white.
+    `padding` marks pixels that are no part of the picture: black, and out of a percentile window.
     """
     depth = samples.shape[2]
     if depth <= 2:
 
         def grey(values: Grey) -> Pixels:
-            found = window.apply(values, policy.window, lambda own: window.spread(own, *full_range))
+            found = window.apply(values, policy.window, lambda own: window.spread(own, *full_range), padding)
             return ((1.0 - found) if inverted else found).astype(np.float32)
 
         stored = samples[..., 0]
@@ -78,6 +80,8 @@ def shown(
     if depth in (2, 4) and alpha_scale is not None:
         alpha = np.clip(samples[..., -1].astype(np.float32) / np.float32(alpha_scale), 0.0, 1.0)
         pixels = pixels * (alpha if pixels.ndim == 2 else alpha[..., None])
+    if padding is not None:
+        pixels[padding] = 0.0
     return pixels
 
 

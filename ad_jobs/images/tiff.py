@@ -1,24 +1,24 @@
-"""TIFF and BigTIFF to pictures: one frame a page, at full depth, integers and floats, the right way up.
+"""TIFF and BigTIFF to pictures: at full depth, integers and floats, the right way up.
 
 Decoded by tifffile and imagecodecs: Pillow cuts 16-bit colour to 8 bits here as well.
-Reduced-resolution pages (thumbnails, pyramid levels) and transparency masks are no frames.
+Pixels of GDAL's nodata value are padding: no part of the picture, and black.
 """
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
 
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import window
 from ad_jobs.images.libraries import foreign
-from ad_jobs.images.picture import Numbered, Picture, Pixels, check_finite, check_frames, check_size, empty_header
+from ad_jobs.images.picture import Numbered, Picture, Pixels, check_finite, check_size, empty_header
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.images.raster import ORIENTATION, oriented, shown
+from ad_jobs.images.remarks import Remark
+from ad_jobs.images.tiff_frames import TiffFrame, tiff_frames
 
 # TIFF 6.0, PhotometricInterpretation.
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _SEPARATED, _YCBCR = 0, 1, 2, 3, 5, 6
@@ -32,49 +32,59 @@ _NAMES = {
 }
 # Samples of colour; any more are ExtraSamples.
 _COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _SEPARATED: 4, _YCBCR: 3}
-# Bits of NewSubfileType.
-_REDUCED, _MASK = 1, 4
 # ExtraSamples: colour not yet multiplied by alpha.
 _UNASSOCIATED_ALPHA = 2
 _JPEG_COMPRESSIONS = (6, 7)
+_GDAL_NODATA = 42113
 
 
 class TiffPicture:
     """An opened TIFF; `read` decodes it page by page."""
 
-    def __init__(self, pages: list[Any], data_bytes: int, limits: Limits) -> None:
-        self.frames = len(pages)
+    def __init__(self, frames: list[TiffFrame], data: bytes, limits: Limits) -> None:
+        self.frames = len(frames)
         self.remarks: set[str] = set()
-        self._pages = pages
-        for index, page in enumerate(pages):
-            with foreign("tifffile"):
-                _check_page(page, index, data_bytes, limits)
+        self._frames = frames
+        self._data = data
         with foreign("tifffile"):
-            self.header = empty_header(**_known(pages[0]), transfer_syntax="tiff")
+            for index, frame in enumerate(frames):
+                if not frame.behind:
+                    _check_page(frame.page, index, len(data), limits)
+            self.header = empty_header(**_known(frames[0].page), transfer_syntax="tiff")
 
     def read(self, policy: PixelPolicy, only: int | None = None) -> Numbered:
         """As `Picture.read`."""
         for index in range(self.frames) if only is None else [only]:
-            page = self._pages[index]
+            page = self._frames[index].page
             with foreign("tifffile"):
-                samples = np.asarray(page.asarray(maxworkers=1))
+                samples = self._frames[index].samples(self._data)
                 photometric, bits = int(page.photometric), int(page.bitspersample)
                 extra = [int(kind) for kind in page.extrasamples]
                 orientation = int(page.tags.valueof(ORIENTATION, 1))
                 # Channels last, whatever the planar configuration.
                 if samples.ndim == 3 and page.axes.startswith("S"):
                     samples = np.moveaxis(samples, 0, -1)
+                padding = self._padding(samples, page)
                 if photometric == _PALETTE:
                     samples, bits, photometric = np.moveaxis(page.colormap[:, samples], 0, -1), 16, _RGB
             if samples.ndim == 2:
                 samples = samples[..., None]
             if samples.dtype.kind == "f":
+                if padding is not None:
+                    # Whatever stands there, it is no value.
+                    samples = np.where(padding[..., None], _any_other(samples, padding), samples)
                 check_finite(samples, index)
-            pixels = self._page(samples, photometric, bits, extra, policy)
+            pixels = self._page(samples, photometric, bits, extra, policy, padding)
             yield index, oriented(pixels, orientation)
 
     def _page(
-        self, samples: npt.NDArray[Any], photometric: int, bits: int, extra: list[int], policy: PixelPolicy
+        self,
+        samples: npt.NDArray[Any],
+        photometric: int,
+        bits: int,
+        extra: list[int],
+        policy: PixelPolicy,
+        padding: npt.NDArray[np.bool_] | None,
     ) -> Pixels:
         full_range = _full_range(samples, bits)
         if photometric == _SEPARATED:
@@ -90,7 +100,23 @@ class TiffPicture:
             policy,
             alpha_scale=full_range[1] if alpha else None,
             inverted=photometric == _WHITE_IS_ZERO,
+            padding=padding,
         )
+
+    def _padding(self, samples: npt.NDArray[Any], page: Any) -> npt.NDArray[np.bool_] | None:
+        """The pixels [rows, columns] of which every sample is GDAL's nodata value; None if it names none."""
+        said = page.tags.valueof(_GDAL_NODATA)
+        if said is None:
+            return None
+        try:
+            value = float(str(said).strip("\x00 ").replace(",", "."))
+            # As the samples would hold it.
+            nodata = samples.dtype.type(value if samples.dtype.kind == "f" else int(value))
+        except (ValueError, OverflowError):
+            self.remarks.add(Remark.NODATA)
+            return None
+        found = np.isnan(samples) if np.isnan(value) else samples == nodata
+        return found if samples.ndim == 2 else found.all(axis=-1)
 
 
 def open_tiff(data: bytes, limits: Limits) -> Picture:
@@ -99,10 +125,10 @@ def open_tiff(data: bytes, limits: Limits) -> Picture:
     Raises:
         ImageError: cut short, damaged, of a kind no detector can take, or beyond a limit.
     """
-    pages = _pages(data, limits)
-    if not pages:
+    frames = tiff_frames(data, limits)
+    if not frames:
         raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, "a TIFF without a full-resolution page")
-    return TiffPicture(pages, len(data), limits)
+    return TiffPicture(frames, data, limits)
 
 
 def read_header(data: bytes, size: int) -> dict[str, Any]:
@@ -111,31 +137,11 @@ def read_header(data: bytes, size: int) -> dict[str, Any]:
     Raises:
         ImageError: no directory can be read, or it lies beyond `data`: writers may put it at the very end.
     """
-    pages = _pages(data, None)
-    if not pages:
+    frames = tiff_frames(data, None)
+    if not frames:
         raise ImageError(ErrorCode.TRUNCATED if len(data) < size else ErrorCode.CORRUPT, "a TIFF without pages")
     with foreign("tifffile"):
-        return {**_known(pages[0]), "frames": len(pages), "transfer_syntax": "tiff"}
-
-
-def _pages(data: bytes, limits: Limits | None) -> list[Any]:
-    """The directories of the pages that are frames."""
-    found: list[Any] = []
-    with foreign("tifffile"):
-        try:
-            container = tifffile.TiffFile(BytesIO(data))
-        except tifffile.TiffFileError:
-            raise ImageError(ErrorCode.TRUNCATED, "tifffile: no directory where the TIFF says it is") from None
-        for page in container.pages:
-            # tifffile's light stand-in for like pages: never asked for.
-            if not isinstance(page, tifffile.TiffPage):
-                continue
-            if int(page.subfiletype) & (_REDUCED | _MASK):
-                continue
-            found.append(page)
-            if limits is not None:
-                check_frames(len(found), limits)
-    return found
+        return {**_known(frames[0].page), "frames": len(frames), "transfer_syntax": "tiff"}
 
 
 def _known(page: Any) -> dict[str, object]:
@@ -170,6 +176,12 @@ def _check_page(page: Any, index: int, data_bytes: int, limits: Limits) -> None:
             raise ImageError(ErrorCode.CORRUPT, f"page {index}: a strip or tile without bytes")
     if len(page.dataoffsets) < int(np.prod(page.chunked)):
         raise ImageError(ErrorCode.TRUNCATED, f"page {index}: {len(page.dataoffsets)} strips or tiles of more")
+
+
+def _any_other(samples: npt.NDArray[Any], padding: npt.NDArray[np.bool_]) -> Any:
+    """A value of the picture itself, which moves no range; 0 if all of it is padding."""
+    kept = samples[~padding]
+    return kept.flat[0] if kept.size else samples.dtype.type(0)
 
 
 def _full_range(samples: npt.NDArray[Any], bits: int) -> tuple[float, float]:

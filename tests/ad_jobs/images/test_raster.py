@@ -189,3 +189,30 @@ def test_header_of_a_picture() -> None:
         part = read_header(data)
         assert (part["rows"], part["columns"], part["bits"], part["header_error"]) == (ROWS, COLUMNS, 8, None)
         assert read_header(data[:20], len(data))["header_error"] == "truncated"
+
+
+@pytest.mark.parametrize(("bits", "above"), [(1, 0), (2, 0), (2, 0x300), (4, 0), (4, 0x300), (8, 0), (8, 0x300)])
+def test_a_transparent_grey_of_any_depth_is_black(bits: int, above: int) -> None:
+    levels = 2**bits
+    values = (np.arange(ROWS * COLUMNS) % levels).astype(np.uint8).reshape(ROWS, COLUMNS)
+    loose = np.unpackbits(values[..., None], axis=2)[..., -bits:].reshape(ROWS, -1)
+    rows = b"".join(b"\x00" + np.packbits(row).tobytes() for row in loose)
+    for transparent in {0, levels // 2, levels - 1}:
+        # Of the two bytes the lowest bits count.
+        data = png_of(0, bits, rows, struct.pack(">H", transparent | above))
+        expected = np.where(values == transparent, 0, values / (levels - 1))
+        assert np.allclose(shown(data), expected, atol=HALF_STEP)
+
+
+def test_a_transparent_colour_counts_its_lowest_bits() -> None:
+    rows = b"".join(b"\x00" + row.tobytes() for row in RGB8)
+    key = [int(part) | 0x100 for part in RGB8[3, 4]]
+    expected = RGB8 / 255 * (RGB8[3, 4] != RGB8).any(axis=2, keepdims=True)
+    assert np.allclose(shown(png_of(2, 8, rows, struct.pack(">3H", *key))), expected, atol=HALF_STEP)
+
+
+def png_of(colour_type: int, bits: int, rows: bytes, transparent: bytes) -> bytes:
+    """A PNG of filtered rows with a tRNS chunk."""
+    header = chunk(b"IHDR", struct.pack(">LLBBBBB", COLUMNS, ROWS, bits, colour_type, 0, 0, 0))
+    body = chunk(b"tRNS", transparent) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + body

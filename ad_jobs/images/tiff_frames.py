@@ -1,0 +1,96 @@
+"""Which pictures of a TIFF are its frames: full-resolution pages, and stacks that lie behind a single page."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from ad_jobs.errors import ErrorCode, ImageError
+from ad_jobs.images.libraries import foreign
+from ad_jobs.images.picture import check_frames
+from ad_jobs.images.policy import Limits
+
+# Bits of NewSubfileType.
+_REDUCED, _MASK = 1, 4
+_UNCOMPRESSED = 1
+
+
+class TiffFrame(NamedTuple):
+    """A page, and how many bytes behind its own pixels the frame's lie."""
+
+    page: Any
+    behind: int = 0
+
+    def samples(self, data: bytes) -> npt.NDArray[Any]:
+        """The frame's samples as its page has them; `data` is the file."""
+        page = self.page
+        if not self.behind:
+            return np.asarray(page.asarray(maxworkers=1))
+        dtype = page.dtype.newbyteorder(page.parent.byteorder)
+        values = np.frombuffer(data, dtype, prod(page.shape), page.dataoffsets[0] + self.behind)
+        return values.reshape(page.shape).astype(page.dtype)
+
+
+def tiff_frames(data: bytes, limits: Limits | None) -> list[TiffFrame]:
+    """The frames of a TIFF, in the order of their pages.
+
+    Raises:
+        ImageError: no directory can be read, the file ends within a stack, or there are too many frames.
+    """
+    with foreign("tifffile"):
+        try:
+            # For ScanImage it would work out pages from the first ones' places: they are read as they are linked.
+            container = tifffile.TiffFile(BytesIO(data), is_scanimage=False)
+        except tifffile.TiffFileError:
+            raise ImageError(ErrorCode.TRUNCATED, "tifffile: no directory where the TIFF says it is") from None
+        pages: list[Any] = []
+        for page in container.pages:
+            # tifffile's light stand-in for like pages: never asked for.
+            if not isinstance(page, tifffile.TiffPage) or int(page.subfiletype) & (_REDUCED | _MASK):
+                continue
+            pages.append(page)
+            if limits is not None:
+                check_frames(len(pages), limits)
+        if len(pages) == 1 == len(container.pages):
+            return _stack(container, pages[0], len(data), limits)
+        if pages and pages[0].is_svs:
+            # Aperio: thumbnail and label are in strips, and levels are smaller; none of them says what it is.
+            first = pages[0]
+            pages = [first, *(page for page in pages[1:] if page.is_tiled and page.shape == first.shape)]
+        return [TiffFrame(page) for page in pages]
+
+
+def _stack(container: Any, page: Any, size: int, limits: Limits | None) -> list[TiffFrame]:
+    """The frames of a file with one page: ImageJ, MetaMorph and tifffile lay a stack behind it, without directories."""
+    count = _stacked(container, page)
+    if count <= 1 or int(page.compression) != _UNCOMPRESSED or not page.is_contiguous:
+        return [TiffFrame(page)]
+    if limits is not None:
+        check_frames(count, limits)
+    end = page.dataoffsets[0] + count * page.nbytes
+    if end > size:
+        raise ImageError(ErrorCode.TRUNCATED, f"a stack of {count} frames up to byte {end} of {size}")
+    return [TiffFrame(page, index * page.nbytes) for index in range(count)]
+
+
+def _stacked(container: Any, page: Any) -> int:
+    """How many frames a file with one page says that it has."""
+    if page.is_imagej:
+        told = container.imagej_metadata or {}
+        channels = int(told.get("channels", 1))
+        # Samples of colour are called channels by some writers.
+        if channels == int(page.samplesperpixel):
+            channels = 1
+        stacked = channels * int(told.get("slices", 1)) * int(told.get("frames", 1))
+        return stacked if stacked > 1 else int(told.get("images", 1))
+    if page.is_stk:
+        return int((container.stk_metadata or {}).get("NumberPlanes", 1))
+    if page.is_shaped:
+        shapes = [prod(told.get("shape", ())) for told in container.shaped_metadata or ()]
+        return shapes[0] // prod(page.shape) if shapes else 1
+    return 1
