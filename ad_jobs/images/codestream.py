@@ -9,9 +9,12 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ad_jobs.images import jpeg2000
+
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 # Start of frame: ITU-T T.81 table B.1 (C0..CF but for DHT, JPG and DAC), and JPEG-LS, T.87 annex C.
-_START_OF_FRAME = (frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}
+JPEG_LS = 0xF7
+_START_OF_FRAME = (frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {JPEG_LS}
 # TEM, RST and SOI carry no length.
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _FILL = 0xFF
@@ -19,8 +22,6 @@ _START_OF_SCAN = 0xDA
 _END_OF_IMAGE = 0xD9
 # Quantization and Huffman tables, arithmetic conditioning and the restart interval: what decoding a scan takes.
 _TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
-_JPEG2000 = b"\xff\x4f\xff\x51"
-_JP2 = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 
 
 class JpegFrame(NamedTuple):
@@ -36,7 +37,7 @@ class JpegFrame(NamedTuple):
 
 def jpeg_frame(code: bytes) -> JpegFrame | None:
     """The first start of frame of a JPEG or JPEG-LS stream; None if the bytes end, or go wrong, before it."""
-    for marker, start, end in _segments(code):
+    for marker, start, end in segments(code):
         if marker in _START_OF_FRAME:
             if start + 10 > len(code):
                 return None
@@ -53,7 +54,7 @@ def bare_jpeg(code: bytes) -> bytes:
     The spectral limits of a sequential scan, which can be no others (T.81 B.2.3), are what they must be.
     """
     kept, sequential = [SOI], False
-    for marker, start, end in _segments(code):
+    for marker, start, end in segments(code):
         if marker == _START_OF_SCAN:
             scan = code[start : end - 3] + b"\x00\x3f\x00" if sequential else code[start:end]
             return b"".join([*kept, scan, code[end:]])
@@ -65,11 +66,11 @@ def bare_jpeg(code: bytes) -> bytes:
 
 def has_scan(code: bytes) -> bool:
     """Whether coded data of a first scan follows in a JPEG stream."""
-    return any(marker == _START_OF_SCAN and end < len(code) for marker, _, end in _segments(code))
+    return any(marker == _START_OF_SCAN and end < len(code) for marker, _, end in segments(code))
 
 
-def _segments(code: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker's second byte, its offset, the end) of each marker segment of a JPEG stream up to the first scan's.
+def segments(code: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield (marker's second byte, its offset, the end) of each marker segment of a JPEG stream up to the first scan's.
 
     As decoders do, it passes over stray bytes between segments.
     """
@@ -97,14 +98,7 @@ def codestream_size(code: bytes) -> tuple[int, int] | None:
     frame = jpeg_frame(code)
     if frame is not None:
         return frame.rows, frame.columns
-    if code.startswith(_JP2):
-        # T.800 annex I: the contiguous code stream box; the image header box before it binds no decoder.
-        code = _box(code, b"jp2c")
-    # T.800 A.5.1: SOC, SIZ.
-    if code[:4] == _JPEG2000 and len(code) >= 24:
-        right, bottom, left, top = struct.unpack_from(">LLLL", code, 8)
-        return bottom - top, right - left
-    return _jpegxl_size(code)
+    return jpeg2000.size(jpeg2000.contiguous(code)) or _jpegxl_size(code)
 
 
 def has_end(code: bytes) -> bool:
@@ -119,25 +113,6 @@ def with_end(code: bytes) -> bytes:
     return code if has_end(code) else code + EOI
 
 
-def _box(code: bytes, wanted: bytes) -> bytes:
-    """The content of the first box of that type (T.800 I.4); no bytes where there is none."""
-    offset = 0
-    while offset + 8 <= len(code):
-        length, kind = struct.unpack_from(">L4s", code, offset)
-        start = offset + 8
-        if length == 1 and offset + 16 <= len(code):
-            (length,) = struct.unpack_from(">Q", code, offset + 8)
-            start = offset + 16
-        # The last box may leave its length open.
-        end = len(code) if length == 0 else offset + length
-        if kind == wanted:
-            return code[start:end]
-        if end < start:
-            return b""
-        offset = end
-    return b""
-
-
 # ISO/IEC 18181-1, size header: widths by aspect ratio 1 to 7, as (numerator, denominator) of the height.
 _JPEGXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 _JPEGXL_BITS = (9, 13, 18, 30)
@@ -146,7 +121,7 @@ _JPEGXL_BITS = (9, 13, 18, 30)
 def _jpegxl_size(code: bytes) -> tuple[int, int] | None:
     if code[4:8] == b"JXL ":
         # ISO/IEC 18181-2: the code stream is one box, or begins in the first of several, behind its four-byte index.
-        code = _box(code, b"jxlc") or _box(code, b"jxlp")[4:]
+        code = jpeg2000.box(code, b"jxlc") or jpeg2000.box(code, b"jxlp")[4:]
     if code[:2] != b"\xff\x0a" or len(code) < 12:
         return None
     bits, offset = int.from_bytes(code[2:12], "little"), 0

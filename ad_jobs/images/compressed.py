@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ad_jobs.errors import ErrorCode, ImageError
+from ad_jobs.images import jpeg2000, libjpeg
 from ad_jobs.images.codestream import JpegFrame, jpeg_frame
-from ad_jobs.images.fragments import JP2
 from ad_jobs.images.libraries import foreign
 from ad_jobs.images.pixel_module import MONOCHROME, YBR, YBR_JPEG_2000, PixelModule
 from ad_jobs.images.remarks import Remark
@@ -54,13 +54,12 @@ def decode_frame(code: bytes, index: int, syntax: str, module: PixelModule, rema
         ImageError: the code stream is damaged, or holds what the header cannot mean.
     """
     jpeg = jpeg_frame(code)
-    start = code.find(b"\xff\x4f\xff\x51") if jpeg is None else -1
     if jpeg is not None:
         cells = _jpeg_ls(code, jpeg, module) if jpeg.marker == _SOF_JPEG_LS else _jpeg(code, jpeg, module, remarks)
         belongs = syntax in _JPEG
-    elif start == 0 or (start > 0 and code.startswith(JP2)):
+    elif jpeg_2000 := jpeg2000.contiguous(code):
         # PS3.5 A.4.4: the boxes of a JP2 file, if any, do not count.
-        cells = _jpeg_2000(code[start:], module)
+        cells = _jpeg_2000(jpeg_2000, module)
         belongs = syntax in _JPEG_2000
     elif syntax == RLE:
         return from_cells(_rle(code, module), module), _decoded(module.photometric)
@@ -85,13 +84,13 @@ def _jpeg(code: bytes, frame: JpegFrame, module: PixelModule, remarks: set[str])
         photometric = _jpeg_colours(code, frame, photometric, remarks)
     lossy = frame.marker in _SOF_LOSSY
     # Without a colour space libjpeg guesses; only the full range is what it can convert.
-    source = target = None
+    spaces = None
     if frame.components == 3:
         convert = lossy and photometric in ("YBR_FULL", "YBR_FULL_422")
-        source, target = ("YCBCR", "RGB") if convert else ("RGB", "RGB")
+        spaces = ("YCBCR", "RGB") if convert else ("RGB", "RGB")
         photometric = "RGB" if convert else photometric
-    with foreign("libjpeg"):
-        values = imagecodecs.jpeg8_decode(code, colorspace=source, outcolorspace=target)
+    values, told = libjpeg.decode(code, frame, spaces)
+    remarks |= told
     return _Cells(values, frame.bits, photometric, lossy)
 
 
@@ -123,6 +122,7 @@ def _jpeg_2000(code: bytes, module: PixelModule) -> _Cells:
         raise ImageError(ErrorCode.TRUNCATED, "the JPEG 2000 stream ends within its header")
     # T.800 A.5.1: the precision of the first component, its first bit the sign.
     sign_and_bits = code[42]
+    jpeg2000.check_zeros(code)
     with foreign("OpenJPEG"):
         values = imagecodecs.jpeg2k_decode(code)
     bits = (sign_and_bits & 0x7F) + 1

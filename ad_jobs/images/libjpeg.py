@@ -1,7 +1,8 @@
 """JPEG code streams to samples by libjpeg, whose warnings are judged: it fills what is missing and goes on.
 
 libjpeg-turbo tells its warnings through simplejpeg, which reads 8 bits and the common kinds of subsampling.
-For the rest imagecodecs decodes, which drops them, and GDCM's libjpeg decodes once more to tell them.
+Whatever else imagecodecs decodes, which drops them: simplejpeg reads it once more in a small size, lossless streams are
+counted again, and for the rest GDCM's libjpeg tells.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import simplejpeg  # type: ignore[import-untyped]
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images.codestream import EOI, JpegFrame, bare_jpeg, has_scan, jpeg_frame, with_end
 from ad_jobs.images.libraries import foreign, stderr_of_c
-from ad_jobs.images.picture import DAMAGED_END
+from ad_jobs.images.lossless_jpeg import LOSSLESS, surplus_bytes
+from ad_jobs.images.remarks import Remark
 
 # Stray bytes that damage nothing: some writers fill up to an even length, or to a word, before a marker.
 # libjpeg has read up to eight of them before it counts.
 STRAY_BYTES = 64
 # Start of frame markers, T.81 table B.1.
 _ARITHMETIC = frozenset({0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
+_ZEROS = bytes(16)
 # simplejpeg's names, by the number of components.
 _COLOURS = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 
@@ -38,13 +41,20 @@ _STRAY = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0x
 _TRIVIAL = re.compile(r"Warning: |Invalid SOS")
 
 
-def decode(code: bytes, frame: JpegFrame) -> tuple[npt.NDArray[Any], set[str]]:
+def decode(code: bytes, frame: JpegFrame, spaces: tuple[str, str] | None = None) -> tuple[npt.NDArray[Any], set[str]]:
     """The samples [rows, columns] or [rows, columns, 3] of a JPEG of 1 or 3 components, and remarks.
+
+    `spaces` are the colour space that the stream is in and the wanted one, by imagecodecs' names; without them libjpeg
+    decides by markers and the names of components, and colour comes as RGB.
 
     Raises:
         ImageError: damaged, or cut short by more than its end marker.
     """
     ended = closed(code)
+    if spaces is not None:
+        with foreign("libjpeg"):
+            values = np.asarray(imagecodecs.jpeg8_decode(ended, colorspace=spaces[0], outcolorspace=spaces[1]))
+        return values, judge(_warning(ended), code, ended)
     warning = None
     if frame.bits == 8:
         with foreign("libjpeg"):
@@ -55,9 +65,23 @@ def decode(code: bytes, frame: JpegFrame) -> tuple[npt.NDArray[Any], set[str]]:
                 warning = str(error) if _WARNING.match(str(error)) else None
             else:
                 return (samples[..., 0] if frame.components == 1 else samples), judge("", code, ended)
-    remarks = judge(_told_by_gdcm(ended, frame) if warning is None else warning, code, ended)
     with foreign("libjpeg"):
-        return np.asarray(imagecodecs.jpeg8_decode(ended)), remarks
+        values = np.asarray(imagecodecs.jpeg8_decode(ended))
+    surplus = surplus_bytes(ended, frame, values)
+    if warning is None and surplus is not None:
+        return values, _judge_lossless(*surplus, code, ended)
+    return values, judge(_told_by_gdcm(ended, frame) if warning is None else warning, code, ended)
+
+
+def _judge_lossless(surplus: int, stray: bytes, code: bytes, ended: bytes) -> set[str]:
+    if surplus < 0:
+        raise ImageError(ErrorCode.TRUNCATED, "the code stream of the lossless JPEG ends before its pixels do")
+    if surplus > STRAY_BYTES or any(stray):
+        raise ImageError(
+            ErrorCode.CORRUPT if ended is code else ErrorCode.TRUNCATED,
+            f"libjpeg: {surplus} bytes that belong to no part of the picture",
+        )
+    return {Remark.DAMAGED_END} if surplus or ended is not code else set()
 
 
 def examine(code: bytes) -> set[str]:
@@ -76,7 +100,9 @@ def closed(code: bytes) -> bytes:
     if ended is not code:
         frame = jpeg_frame(code)
         # T.81 D.2.1: an arithmetic decoder goes on with zeros at a marker, with nothing to warn of.
-        if frame is None or frame.marker in _ARITHMETIC or not has_scan(code):
+        # Zeros up to the end are codes, but hardly those of a picture.
+        unsure = frame is None or frame.marker in _ARITHMETIC or not has_scan(code)
+        if unsure or code.endswith(_ZEROS):
             raise ImageError(ErrorCode.TRUNCATED, "the JPEG has no end marker")
     return ended
 
@@ -90,7 +116,7 @@ def judge(warning: str, code: bytes, ended: bytes) -> set[str]:
     Raises:
         ImageError: TRUNCATED or CORRUPT, as the warning says.
     """
-    remarks = set() if ended is code else {DAMAGED_END}
+    remarks: set[str] = set() if ended is code else {Remark.DAMAGED_END}
     damage = ErrorCode.CORRUPT if ended is code else ErrorCode.TRUNCATED
     stray = _STRAY.match(warning)
     if warning and stray is None and not _TRIVIAL.match(warning):
@@ -101,7 +127,7 @@ def judge(warning: str, code: bytes, ended: bytes) -> set[str]:
             raise ImageError(damage, f"libjpeg: {count} bytes that belong to no part of the picture")
         if marker == EOI[1]:
             # The end marker is the last thing that is read: nothing can be hidden.
-            return remarks | {DAMAGED_END}
+            return remarks | {Remark.DAMAGED_END}
     if warning:
         bare = bare_jpeg(ended)
         hidden = _warning(bare) if bare != ended else ""
@@ -117,8 +143,9 @@ def _warning(code: bytes) -> str:
         raise ImageError(ErrorCode.CORRUPT, "a JPEG without a frame header that is known")
     if frame.bits == 8:
         try:
-            # At an eighth of the size all is read, and little computed.
-            simplejpeg.decode_jpeg(code, _COLOURS[frame.components], min_height=1, min_width=1, min_factor=8)
+            # At an eighth of the size all is read, and little computed; lossless streams know no other size.
+            smaller = {} if frame.marker == LOSSLESS else {"min_height": 1, "min_width": 1, "min_factor": 8}
+            simplejpeg.decode_jpeg(code, _COLOURS[frame.components], **smaller)
         except ValueError as error:
             if _WARNING.match(str(error)):
                 return str(error)

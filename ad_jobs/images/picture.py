@@ -12,9 +12,6 @@ from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.schema import HEADER
 
-# A remark: the picture is whole, but the last bytes of its code stream are missing or wrong.
-DAMAGED_END = "damaged_end"
-
 # [rows, columns] or [rows, columns, 3] in [0, 1], 1 = white.
 Pixels = npt.NDArray[np.floating[Any]]
 Numbered = Iterator[tuple[int, Pixels]]

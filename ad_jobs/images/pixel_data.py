@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ad_jobs.errors import ErrorCode, ImageError
-from ad_jobs.images.codestream import codestream_size
+from ad_jobs.images.codestream import JPEG_LS, codestream_size, has_end, jpeg_frame
 from ad_jobs.images.picture import check_size
 from ad_jobs.images.policy import Limits
 
@@ -23,8 +23,9 @@ def check_codestreams(codes: Iterable[bytes], size: tuple[int, int], frames: int
             if announced != size:
                 detail = f"frame {found} is {announced[0]} x {announced[1]}, not as announced"
                 raise ImageError(ErrorCode.CORRUPT, detail)
-            # End of image; inside a code stream the two bytes cannot occur (they are stuffed).
-            if b"\xff\xd9" not in code:
+            # libjpeg tells by itself what is missing of a JPEG.
+            frame = jpeg_frame(code)
+            if (frame is None or frame.marker == JPEG_LS) and not has_end(code):
                 raise ImageError(ErrorCode.TRUNCATED, f"frame {found} has no end marker")
         found += 1
         if found == frames:

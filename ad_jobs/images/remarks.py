@@ -11,6 +11,8 @@ from enum import StrEnum
 class Remark(StrEnum):
     """Names are a contract like those of error codes: never renamed, only added to."""
 
+    # Whole, but the last bytes of its code stream are missing or wrong.
+    DAMAGED_END = "damaged_end"
     SAMPLES_PER_PIXEL = "samples_per_pixel_assumed"
     PLANAR_CONFIGURATION = "planar_configuration_assumed"
     HIGH_BIT = "high_bit_assumed"

@@ -19,6 +19,7 @@ from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.images.raster import ORIENTATION, oriented, shown
 from ad_jobs.images.remarks import Remark
 from ad_jobs.images.tiff_frames import TiffFrame, tiff_frames
+from ad_jobs.images.tiff_segments import check_segments
 
 # TIFF 6.0, PhotometricInterpretation.
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _SEPARATED, _YCBCR = 0, 1, 2, 3, 5, 6
@@ -46,6 +47,7 @@ class TiffPicture:
         self.remarks: set[str] = set()
         self._frames = frames
         self._data = data
+        self._limits = limits
         with foreign("tifffile"):
             for index, frame in enumerate(frames):
                 if not frame.behind:
@@ -57,6 +59,7 @@ class TiffPicture:
         for index in range(self.frames) if only is None else [only]:
             page = self._frames[index].page
             with foreign("tifffile"):
+                self.remarks |= check_segments(page, index, self._limits)
                 samples = self._frames[index].samples(self._data)
                 photometric, bits = int(page.photometric), int(page.bitspersample)
                 extra = [int(kind) for kind in page.extrasamples]

@@ -49,13 +49,19 @@ def tiff_frames(data: bytes, limits: Limits | None) -> list[TiffFrame]:
         except tifffile.TiffFileError:
             raise ImageError(ErrorCode.TRUNCATED, "tifffile: no directory where the TIFF says it is") from None
         pages: list[Any] = []
+        seen: set[int] = set()
         for page in container.pages:
+            # It follows a directory that leads back to an earlier one for ever.
+            if page.offset in seen:
+                raise ImageError(ErrorCode.CORRUPT, "the directories of the TIFF lead in a circle")
+            seen.add(page.offset)
+            if limits is not None:
+                # Those that are no frames cost as much to read.
+                check_frames(len(seen), limits)
             # tifffile's light stand-in for like pages: never asked for.
             if not isinstance(page, tifffile.TiffPage) or int(page.subfiletype) & (_REDUCED | _MASK):
                 continue
             pages.append(page)
-            if limits is not None:
-                check_frames(len(pages), limits)
         if len(pages) == 1 == len(container.pages):
             return _stack(container, pages[0], len(data), limits)
         if pages and pages[0].is_svs:

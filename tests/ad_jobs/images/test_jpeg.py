@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 from rasterkit import COLUMNS, GREY8, HALF_STEP, LIMITS, RGB8, ROWS, policy, refused, saved, shown
 
-from ad_jobs.errors import ErrorCode
+from ad_jobs.errors import ErrorCode, ImageError
+from ad_jobs.images import libjpeg
+from ad_jobs.images.codestream import jpeg_frame
 from ad_jobs.images.decode import decode
+from ad_jobs.images.lossless_jpeg import surplus_bytes
 
 
 @pytest.mark.parametrize("pixels", [GREY8, RGB8], ids=["grey", "colour"])
@@ -99,3 +102,18 @@ def test_subsampling_that_one_binding_refuses_is_decoded_and_judged_by_the_other
     code[frame + 11] = 0x11
     code[frame + 14] = 0x31
     assert refused(bytes(code[: len(code) // 2]) + EOI).code in (ErrorCode.TRUNCATED, ErrorCode.CORRUPT)
+
+
+@pytest.mark.parametrize("predictor", range(1, 8))
+@pytest.mark.parametrize("bits", [9, 12, 16])
+def test_the_bits_of_a_lossless_jpeg_are_counted_again(bits: int, predictor: int) -> None:
+    noise = np.random.default_rng(bits).integers(0, 1 << bits, (40, 50), dtype=np.uint16)
+    values = (noise >> _X[:40, :50] // 10).astype(np.uint16)
+    code = imagecodecs.jpeg8_encode(values, lossless=True, bitspersample=bits, predictor=predictor)
+    frame = jpeg_frame(code)
+    assert frame is not None
+    assert surplus_bytes(code, frame, values) == (0, b"")
+    half = len(code) // 2
+    for damaged in (code[:half] + EOI, code[:half] + bytes(half) + EOI):
+        with pytest.raises(ImageError):
+            libjpeg.decode(damaged, frame)

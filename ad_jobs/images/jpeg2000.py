@@ -1,0 +1,85 @@
+"""JPEG 2000 code streams before they are decoded: where they lie, and whether a part of one was zeroed.
+
+OpenJPEG notices a tile part that is cut short, and nothing else: to it a zeroed one is a row of empty packets.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from ad_jobs.errors import ErrorCode, ImageError
+
+# T.800 A.4.1 and A.5.1: SOC, SIZ.
+START = b"\xff\x4f\xff\x51"
+_JP2 = b"\x00\x00\x00\x0cjP  "
+_COD = 0xFF52
+_START_OF_TILE_PART = 0xFF90
+# Coded data looks random: as many zeros in a row do not come about.
+_ZEROS = 64
+
+
+def contiguous(code: bytes) -> bytes:
+    """The JPEG 2000 code stream that the bytes are, or that the JP2 file in them holds; no bytes if there is none.
+
+    T.800 annex I: the box with the code stream; the image header box before it binds no decoder.
+    """
+    if code.startswith(_JP2):
+        code = box(code, b"jp2c")
+    return code if code.startswith(START) else b""
+
+
+def box(code: bytes, wanted: bytes) -> bytes:
+    """The content of the first box of that type (T.800 I.4); no bytes where there is none."""
+    offset = 0
+    while offset + 8 <= len(code):
+        length, kind = struct.unpack_from(">L4s", code, offset)
+        start = offset + 8
+        if length == 1 and offset + 16 <= len(code):
+            (length,) = struct.unpack_from(">Q", code, offset + 8)
+            start = offset + 16
+        # The last box may leave its length open.
+        end = len(code) if length == 0 else offset + length
+        if kind == wanted:
+            return code[start:end]
+        if end < start:
+            return b""
+        offset = end
+    return b""
+
+
+def size(code: bytes) -> tuple[int, int] | None:
+    """(rows, columns) of a code stream by its SIZ segment, T.800 A.5.1; None for other bytes."""
+    if not code.startswith(START) or len(code) < 24:
+        return None
+    right, bottom, left, top = struct.unpack_from(">LLLL", code, 8)
+    return bottom - top, right - left
+
+
+def check_zeros(code: bytes) -> None:
+    """Raise ImageError if more zeros follow one another in a code stream than empty packets of a tile take.
+
+    T.800 B.10.3: a packet without content is a zero bit, in a byte of its own.
+    """
+    if code.find(bytes(_ZEROS + _packets(code))) >= 0:
+        raise ImageError(ErrorCode.CORRUPT, "JPEG 2000: a part of the code stream is zeroed")
+
+
+def _packets(code: bytes) -> int:
+    """As many packets as one tile can have by the main header: layers x resolutions x components x precincts."""
+    rows, columns = size(code) or (0, 0)
+    offset, components = 2, int.from_bytes(code[40:42])
+    while offset + 4 <= len(code):
+        marker, length = struct.unpack_from(">HH", code, offset)
+        if marker == _COD and offset + 14 <= len(code):
+            # T.800 A.6.1: style, progression, layers, transformation, levels, ..., precincts if the style says so.
+            style, _, layers, _, levels = struct.unpack_from(">BBHBB", code, offset + 4)
+            exponents = code[offset + 14 : offset + 2 + length] if style & 1 else b""
+            precincts = 1
+            if exponents:
+                width, height = min(one & 15 for one in exponents), min(one >> 4 for one in exponents)
+                precincts = ((columns >> width) + 2) * ((rows >> height) + 2)
+            return layers * (levels + 1) * components * precincts
+        if marker == _START_OF_TILE_PART or marker < 0xFF00:
+            break
+        offset += 2 + length
+    return 0

@@ -1,0 +1,110 @@
+"""The strips and tiles of a TIFF page before they are decoded: what their code streams announce, and their damage.
+
+Decoders allocate what a code stream says, whatever the directory says, and some tell nobody what they miss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import imagecodecs
+
+from ad_jobs.errors import ErrorCode, ImageError
+from ad_jobs.images import jpeg2000, libjpeg
+from ad_jobs.images.codestream import EOI, codestream_size
+from ad_jobs.images.libraries import foreign
+from ad_jobs.images.picture import check_size
+from ad_jobs.images.policy import Limits
+
+# Of TIFF 6.0, TIFF Technical Note 2, Adobe's DNG and registered later.
+_JPEG = frozenset({6, 7, 33007, 34892})
+_JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
+_JPEG_XL = frozenset({50002, 52546})
+_ZSTD = frozenset({34926, 50000})
+# Writers may fill up to whole blocks of JPEG.
+_BLOCK_PX = 16
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+# Smaller ones are stored because packing takes bytes of its own.
+_STORED_BYTES = 256
+
+
+def check_segments(page: Any, index: int, limits: Limits) -> set[str]:
+    """Remarks on the segments of a page, each of which is looked at before any is decoded.
+
+    Raises:
+        ImageError: a code stream announces more than its strip or tile holds, is cut short, or damaged.
+    """
+    remarks: set[str] = set()
+    compression = int(page.compression)
+    rows, columns = _largest(page)
+    # A tile may be larger than its page.
+    check_size(rows, columns, limits)
+    if compression in _JPEG | _JPEG_2000 | _JPEG_XL:
+        for code in _segments(page, compression in _JPEG):
+            announced = codestream_size(code)
+            if announced is None:
+                continue
+            check_size(*announced, limits)
+            if announced[0] > rows or announced[1] > columns:
+                detail = f"page {index}: a code stream of {announced[0]} x {announced[1]} in {rows} x {columns}"
+                raise ImageError(ErrorCode.CORRUPT, detail)
+            if compression in _JPEG:
+                remarks |= libjpeg.examine(code)
+            elif compression in _JPEG_2000:
+                jpeg2000.check_zeros(jpeg2000.contiguous(code))
+    elif compression in _ZSTD:
+        for code in _segments(page, False):
+            check_stored_blocks(code)
+    return remarks
+
+
+def _largest(page: Any) -> tuple[int, int]:
+    """(rows, columns) that a strip or tile of the page has at most."""
+    if page.is_tiled:
+        rows, columns = int(page.tilelength), int(page.tilewidth)
+    else:
+        rows, columns = min(int(page.rowsperstrip), int(page.imagelength)), int(page.imagewidth)
+    return rows + -rows % _BLOCK_PX, columns + -columns % _BLOCK_PX
+
+
+def _segments(page: Any, with_tables: bool) -> Iterator[bytes]:
+    """The bytes of each strip or tile; of a JPEG, with the tables that the directory keeps for all."""
+    file = page.parent.filehandle
+    tables, header = (page.jpegtables, page.jpegheader) if with_tables else (None, None)
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        file.seek(offset)
+        code = file.read(count)
+        if header is not None:
+            code = header + code + EOI
+        # TIFF Technical Note 2: an abbreviated stream with tables only, and one with none.
+        elif tables is not None:
+            code = tables.removesuffix(EOI) + code[2:]
+        yield code
+
+
+def check_stored_blocks(code: bytes) -> None:
+    """Raise ImageError if a block of a Zstandard frame lies there unpacked although it packs well.
+
+    An encoder stores what does not pack.
+    Zeros where its bytes were are a valid block, and without a checksum nothing else tells of them.
+    """
+    if code[:4] != _ZSTD_MAGIC or len(code) < 6:
+        return
+    # RFC 8878, 3.1.1.1: window descriptor, dictionary id, content size.
+    descriptor = code[4]
+    single, sizes = descriptor >> 5 & 1, descriptor >> 6
+    offset = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3] + ((1 if single else 0) if sizes == 0 else 1 << sizes)
+    while offset + 3 <= len(code):
+        # 3.1.1.2: last block, type, size; a repeated byte takes one.
+        block = int.from_bytes(code[offset : offset + 3], "little")
+        kind, size = block >> 1 & 3, block >> 3
+        offset += 3
+        if kind == 0 and size >= _STORED_BYTES:
+            with foreign("zstd"):
+                packed = len(imagecodecs.zstd_encode(code[offset : offset + size], level=1))
+            if packed < size * 7 // 8:
+                raise ImageError(ErrorCode.CORRUPT, "zstd: a stored block holds what an encoder would have packed")
+        offset += 1 if kind == 1 else size
+        if block & 1:
+            return
