@@ -133,7 +133,7 @@ def _of_a_running_cluster() -> dict[str, Any]:
 def _connect(address: str, options: dict[str, Any]) -> None:
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            with _in_no_cluster() if address == "local" else nullcontext():
+            with _in_no_cluster() if address == "local" else nullcontext(), _named_in_unicode():
                 ray.init(address=address, **options)
         except Exception as error:
             ray.shutdown()
@@ -148,6 +148,17 @@ def _connect(address: str, options: dict[str, Any]) -> None:
                 "Check --address and RAY_ADDRESS, or leave both out for an embedded Ray.",
             ) from error
         return
+
+
+@contextmanager
+def _named_in_unicode() -> Iterator[None]:
+    """A block in which Ray can note this process's command line, even if a path in it is no Unicode text."""
+    told = ray._private.utils.get_entrypoint_name
+    ray._private.utils.get_entrypoint_name = lambda: told().encode("utf-8", "replace").decode()
+    try:
+        yield
+    finally:
+        ray._private.utils.get_entrypoint_name = told
 
 
 def _token_refused(error: BaseException | None) -> str | None:

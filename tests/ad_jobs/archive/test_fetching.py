@@ -133,3 +133,16 @@ def test_objects_come_in_order_and_no_more_bytes_ahead_than_the_limit() -> None:
             yield fetched.source.object_id
 
     assert list(one_by_one()) == list(range(40))
+
+
+@pytest.mark.parametrize("told", ["s3://b/Doe^J 1", "b/Doe^J 1", "Doe^J 1", "http://host/b/Doe%5EJ%201"])
+def test_no_detail_repeats_a_name(told: str, caplog: pytest.LogCaptureFixture) -> None:
+    source = Source(0, "s3://b/Doe^J 1", 4, "e1")
+    for refused in (NotFound(source.uri, f"no {told}"), StorageError(source.uri, f"odd \ud800 {told}")):
+        error = Store(refused).get(source).error
+        assert error is not None
+        assert "Doe" not in error.detail
+        error.detail.encode()
+    with pytest.raises(JobError) as ended:
+        Store(Unreachable(source.uri, f"away: {told}")).get(source)
+    assert "Doe" not in str(ended.value) + caplog.text

@@ -186,3 +186,17 @@ def listing(*keys: str) -> bytes:
 def test_keys_that_a_server_lists_folder_by_folder_come_in_order(misbehaving: Misbehaving) -> None:
     misbehaving.answers = [ok(listing("p/a/x", "p/a-b", "p/a0"))]
     assert [info.uri for info in storage.list_objects("s3://b/p")] == ["s3://b/p/a-b", "s3://b/p/a/x", "s3://b/p/a0"]
+
+
+def test_an_endpoint_that_does_not_answer_is_named_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Unreachable, match=r"http://127\.0\.0\.1:9") as caught:
+        storage.fetch("s3://bucket/Doe^Jane/1 2.dcm")
+    assert "Doe" not in caught.value.detail
+    assert "bucket" not in caught.value.detail
