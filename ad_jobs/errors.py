@@ -112,8 +112,10 @@ class ErrorCode(StrEnum):
     TOO_MANY_BYTES = "too_many_bytes"
     # Its header announces more pixels than the limit.
     TOO_MANY_PIXELS = "too_many_pixels"
-    # Its header announces more frames than the limit.
+    # Its header announces more frames than the limit, or more than fit at the input's size.
     TOO_MANY_FRAMES = "too_many_frames"
+    # Its decoding takes more memory than the limit.
+    TOO_MUCH_MEMORY = "too_much_memory"
     # Neither DICOM, PNG, JPEG nor TIFF by content.
     UNKNOWN_FORMAT = "unknown_format"
     # Ends before its pixels do.

@@ -88,8 +88,10 @@ def fetch_task_bytes(limits: Limits, policies: Sequence[PixelPolicy]) -> int:
     """The most memory that one fetch-and-decode task and its decoder take, at an object that is at every limit."""
     object_bytes = COPIES_OF_OBJECT * limits.max_bytes
     decoding = DECODE_BYTES_A_PIXEL * limits.max_pixels
-    frames = COPIES_OF_FRAMES * limits.max_frames * sum(map(_frame_bytes, policies))
-    return FETCH_AHEAD_BYTES + object_bytes + decoding + frames
+    pixels = sum(policy.height_px * policy.width_px for policy in policies)
+    most_frames = min(limits.max_frames, limits.max_input_pixels // pixels)
+    frames = COPIES_OF_FRAMES * most_frames * sum(map(_frame_bytes, policies))
+    return FETCH_AHEAD_BYTES + object_bytes + min(decoding, limits.max_memory_bytes) + frames
 
 
 def _frame_bytes(policy: PixelPolicy) -> int:

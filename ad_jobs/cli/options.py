@@ -224,11 +224,16 @@ Dashboard = Annotated[
         help="Cluster's dashboard, http://host:8265; by default RAY_ADDRESS, or this machine's.", metavar="URL"
     ),
 ]
+SigningKey = Annotated[
+    Path | None,
+    typer.Option(help="File with the key that run.json is signed with; or RETROSCAN_SIGNING_KEY.", metavar="FILE"),
+]
 Limits = Annotated[
     list[str] | None,
     typer.Option(
         "--limits",
-        help="What one object may cost, repeatable: max_bytes, max_pixels, max_frames, timeout_s.",
+        help="What one object may cost, repeatable: max_bytes, max_pixels, max_frames, max_input_pixels, "
+        "max_memory_bytes, timeout_s.",
         metavar="KEY=VALUE",
     ),
 ]

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ad_jobs.images import jpeg2000
+from ad_jobs.images.picture import check_samples, check_size
+from ad_jobs.images.policy import Limits
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 # Start of frame: ITU-T T.81 table B.1 (C0..CF but for DHT, JPG and DAC), and JPEG-LS, T.87 annex C.
@@ -93,12 +95,25 @@ def segments(code: bytes) -> Iterator[tuple[int, int, int]]:
             offset = end
 
 
-def codestream_size(code: bytes) -> tuple[int, int] | None:
-    """(rows, columns) that a JPEG, JPEG-LS, JPEG 2000 (also in JP2) or JPEG XL stream announces; None for others."""
+def check_code(code: bytes, limits: Limits) -> tuple[int, int] | None:
+    """(rows, columns) that a JPEG, JPEG-LS, JPEG 2000 (also in JP2) or JPEG XL stream announces; None for others.
+
+    Raises:
+        ImageError: they, or its samples, are more than a limit.
+    """
     frame = jpeg_frame(code)
     if frame is not None:
-        return frame.rows, frame.columns
-    return jpeg2000.size(jpeg2000.contiguous(code)) or _jpegxl_size(code)
+        size, components = (frame.rows, frame.columns), frame.components
+    elif contiguous := jpeg2000.contiguous(code):
+        size, components = jpeg2000.size(contiguous), jpeg2000.components(contiguous)
+    else:
+        found = _jpegxl_size(code)
+        if found is None:
+            return None
+        size, components = found, 1
+    check_size(*size, limits)
+    check_samples(*size, components, limits)
+    return size
 
 
 def has_end(code: bytes) -> bool:

@@ -118,8 +118,6 @@ def _jpeg_ls(code: bytes, frame: JpegFrame, module: PixelModule) -> _Cells:
 
 
 def _jpeg_2000(code: bytes, module: PixelModule) -> _Cells:
-    if len(code) < 45:
-        raise ImageError(ErrorCode.TRUNCATED, "the JPEG 2000 stream ends within its header")
     # T.800 A.5.1: the precision of the first component, its first bit the sign.
     sign_and_bits = code[42]
     jpeg2000.check_zeros(code)

@@ -13,7 +13,7 @@ from ad_jobs.images import dicom, jpeg, png, tiff
 from ad_jobs.images.geometry import Geometry, resize
 from ad_jobs.images.libraries import quiet
 from ad_jobs.images.model_input import FULL_SCALE
-from ad_jobs.images.picture import Picture, check_frames
+from ad_jobs.images.picture import Picture, check_frames, check_input
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.images.sniff import sniff
 from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
@@ -70,6 +70,7 @@ def decode_each(
     frames: list[list[Frame]] = [[] for _ in policies]
     with quiet():
         picture = _open(data, limits)
+        check_input(picture.frames if only is None else 1, policies, limits)
         for window in dict.fromkeys(policy.window for policy in policies):
             sharing = [number for number, policy in enumerate(policies) if policy.window == window]
             for index, pixels in picture.read(policies[sharing[0]], only=only):

@@ -1,31 +1,40 @@
-"""A decoder in a process of its own, so that no object can hang or kill the one that reads an archive.
+"""A decoder in a process of its own, so that no object can hang, fill or kill the one that reads an archive.
 
 The child is started once and reused.
 It talks over a socket pair: eight bytes of length, then a pickle.
 It ends by itself when its parent is gone (end of file on the socket), and an alarm ends it even within a C library that
 never returns.
-Its stdout and stderr go nowhere: C libraries print to them.
+While it works at an object it may take so much memory and no more (RLIMIT_DATA).
+Its stdout goes nowhere, its stderr into a file that is read when it dies: C libraries print to them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
+import re
+import resource
 import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+import numpy as np
+import numpy.typing as npt
 
 from ad_jobs.errors import ErrorCode, ImageError, JobError
-from ad_jobs.images.decode import Decoded, decode_each
+from ad_jobs.images.decode import Decoded, decode_each, preview
 from ad_jobs.images.policy import Limits, PixelPolicy
 
 # The child imports numpy and the codecs: a second on an idle machine, much more on one that is starved.
@@ -36,11 +45,14 @@ ALARM_GRACE_S = 5.0
 ORPHAN_CHECK_S = 15.0
 
 TAKEN = "taken"
+# What C++, Rust and Python print when they end for want of memory.
+_NO_MEMORY = re.compile(rb"bad_alloc|memory allocation of \d+ bytes failed|[Oo]ut of memory|MemoryError|length_error")
+_LAST_WORDS_BYTES = 4096
 _LENGTH = struct.Struct("!Q")
 
 
 class GuardedDecoder:
-    """`decode` in a persistent child process with a hard time limit. A context manager.
+    """`decode` in a persistent child process with hard limits of time and memory. A context manager.
 
     The child starts with the first object and again after it was lost.
     Threads may share one: they take turns.
@@ -58,21 +70,26 @@ class GuardedDecoder:
     def decode_each(
         self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits, *, only: int | None = None
     ) -> list[Decoded]:
-        """As `images.decode.decode_each`, within `limits.timeout_s` of wall clock.
+        """As `images.decode.decode_each`, within `limits.timeout_s` of wall clock and `limits.max_memory_bytes`.
 
         Raises:
-            ImageError: as there; DECODE_TIMEOUT after the limit, DECODER_CRASHED when the child died of it.
+            ImageError: as there; DECODE_TIMEOUT after the limit, TOO_MUCH_MEMORY beyond the other, DECODER_CRASHED when
+                the child died of it.
             JobError: no child process could be started.
         """
-        # Not worth a trip, and a pipe should not carry what the limit forbids.
-        if len(data) > limits.max_bytes:
-            raise ImageError(ErrorCode.TOO_MANY_BYTES, f"{len(data)} bytes, over max_bytes {limits.max_bytes}")
-        with self._turn:
-            answer = self._ask((data, list(policies), limits, only), limits.timeout_s)
-        if isinstance(answer, ImageError):
-            raise answer
-        assert isinstance(answer, list)
-        return answer
+        decoded: list[Decoded] = self._work(
+            functools.partial(decode_each, data, list(policies), limits, only=only), data, limits
+        )
+        return decoded
+
+    def preview(
+        self, data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_side: int = 512
+    ) -> npt.NDArray[np.uint8]:
+        """As `images.decode.preview`, within the limits; raises as `decode_each`."""
+        shown: npt.NDArray[np.uint8] = self._work(
+            functools.partial(preview, data, frame, policy, limits, max_side), data, limits
+        )
+        return shown
 
     @property
     def pid(self) -> int | None:
@@ -90,8 +107,20 @@ class GuardedDecoder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, question: object, timeout_s: float) -> Any:
+    def _work(self, work: Callable[[], Any], data: bytes, limits: Limits) -> Any:
+        """What `work` on the object gives in the child; raises its ImageError."""
+        # Not worth a trip, and a pipe should not carry what the limit forbids.
+        if len(data) > limits.max_bytes:
+            raise ImageError(ErrorCode.TOO_MANY_BYTES, f"{len(data)} bytes, over max_bytes {limits.max_bytes}")
+        with self._turn:
+            answer = self._ask((work, limits), limits)
+        if isinstance(answer, ImageError):
+            raise answer
+        return answer
+
+    def _ask(self, question: object, limits: Limits) -> Any:
         """The child's answer, from a fresh child if the old one was lost before it took the question."""
+        timeout_s = limits.timeout_s
         for fresh in (False, True):
             if self._child is None or not self._child.alive():
                 self._drop()
@@ -102,8 +131,10 @@ class GuardedDecoder:
                 self._drop()
                 raise ImageError(ErrorCode.DECODE_TIMEOUT, f"longer than timeout_s {timeout_s:g}") from None
             except (EOFError, OSError):
-                taken, how = self._child.taken, self._child.death()
+                taken, how, starved = self._child.taken, self._child.death(), self._child.starved()
                 self._drop()
+                if starved:
+                    raise _too_much_memory("the decoder process ended", limits) from None
                 # Killed from outside while it was idle: no fault of the object that came next.
                 if taken or fresh:
                     raise ImageError(ErrorCode.DECODER_CRASHED, f"the decoder process ended with {how}") from None
@@ -119,11 +150,18 @@ class GuardedDecoder:
             self._child = None
 
 
+@functools.cache
+def of_this_process() -> GuardedDecoder:
+    """The process's own decoder, kept to its end: starting a child costs as much as many objects do."""
+    return GuardedDecoder()
+
+
 class _Child:
     """One running child and the parent's end of its socket."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             # Not multiprocessing: its spawn and forkserver import the parent's main module, in a Ray worker Ray's own.
             self.process = subprocess.Popen(
@@ -132,13 +170,13 @@ class _Child:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=self._stderr,
             )
         self.socket = ours
         # Whether the last question has reached it.
         self.taken = False
         # Runs when the decoder is collected and when the interpreter exits; a killed parent's socket says it itself.
-        self.end = weakref.finalize(self, _end, self.process, ours)
+        self.end = weakref.finalize(self, _end, self.process, ours, self._stderr)
         try:
             _receive(ours, time.monotonic() + START_TIMEOUT_S)
         except (EOFError, OSError):
@@ -167,11 +205,20 @@ class _Child:
             return "its socket closed"
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
+    def starved(self) -> bool:
+        """Whether the last that it printed was that it had no memory left."""
+        with contextlib.suppress(OSError):
+            printed = self._stderr.seek(0, os.SEEK_END)
+            self._stderr.seek(max(0, printed - _LAST_WORDS_BYTES))
+            return _NO_MEMORY.search(self._stderr.read()) is not None
+        return False
 
-def _end(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+
+def _end(process: subprocess.Popen[bytes], connection: socket.socket, stderr: IO[bytes]) -> None:
     connection.close()
     process.kill()
     process.wait()
+    stderr.close()
 
 
 def serve() -> None:
@@ -179,29 +226,57 @@ def serve() -> None:
     # Ctrl-C is the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
+    own_bytes = _data_bytes()
     connection = socket.socket(fileno=int(sys.argv[1]))
     with contextlib.suppress(EOFError, OSError):
         _send(connection, "ready", None)
         while os.getppid() == parent:
             if not select.select([connection], [], [], ORPHAN_CHECK_S)[0]:
                 continue
-            data, policies, limits, only = _receive(connection, None)
+            work, limits = _receive(connection, None)
             _send(connection, TAKEN, None)
             # The default action of SIGALRM ends the process, whatever holds the interpreter.
             signal.setitimer(signal.ITIMER_REAL, limits.timeout_s + ALARM_GRACE_S)
-            answer = _answer(data, policies, limits, only)
+            _limit_memory(own_bytes + limits.max_memory_bytes)
+            answer = _answer(work, limits)
+            _limit_memory(None)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            del data
+            del work
+            # No library's prints of the past count when it dies one day.
+            os.ftruncate(2, 0)
+            os.lseek(2, 0, os.SEEK_SET)
             _send(connection, answer, None)
 
 
-def _answer(data: bytes, policies: list[PixelPolicy], limits: Limits, only: int | None) -> list[Decoded] | ImageError:
+def _answer(work: Callable[[], Any], limits: Limits) -> Any:
     try:
-        return decode_each(data, policies, limits, only=only)
+        return work()
     except ImageError as error:
-        return error
+        return _too_much_memory(error.detail, limits) if error.code == ErrorCode.TOO_MUCH_MEMORY else error
     except MemoryError:
-        return ImageError(ErrorCode.TOO_MANY_PIXELS, "does not fit in memory")
+        return _too_much_memory("it does not fit", limits)
+
+
+def _too_much_memory(detail: str, limits: Limits) -> ImageError:
+    return ImageError(ErrorCode.TOO_MUCH_MEMORY, f"{detail}, over max_memory_bytes {limits.max_memory_bytes}")
+
+
+def _data_bytes() -> int:
+    """What RLIMIT_DATA counts of this process as it is now; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+    except FileNotFoundError:
+        return 0
+    return pages * resource.getpagesize()
+
+
+def _limit_memory(most_bytes: int | None) -> None:
+    """Let allocations beyond it fail; None: beyond nothing but what was set from outside."""
+    _, outside = resource.getrlimit(resource.RLIMIT_DATA)
+    within = outside if most_bytes is None else most_bytes
+    if outside != resource.RLIM_INFINITY:
+        within = min(within, outside)
+    resource.setrlimit(resource.RLIMIT_DATA, (within, outside))
 
 
 def _send(connection: socket.socket, message: object, deadline: float | None) -> None:

@@ -11,6 +11,8 @@ from ad_jobs.errors import ErrorCode, ImageError
 
 # T.800 A.4.1 and A.5.1: SOC, SIZ.
 START = b"\xff\x4f\xff\x51"
+# With one component.
+SIZ_END = 45
 _JP2 = b"\x00\x00\x00\x0cjP  "
 _COD = 0xFF52
 _START_OF_TILE_PART = 0xFF90
@@ -47,12 +49,17 @@ def box(code: bytes, wanted: bytes) -> bytes:
     return b""
 
 
-def size(code: bytes) -> tuple[int, int] | None:
-    """(rows, columns) of a code stream by its SIZ segment, T.800 A.5.1; None for other bytes."""
-    if not code.startswith(START) or len(code) < 24:
-        return None
+def size(code: bytes) -> tuple[int, int]:
+    """(rows, columns) of a code stream by its SIZ segment, T.800 A.5.1; raises ImageError where it is cut short."""
+    if len(code) < SIZ_END:
+        raise ImageError(ErrorCode.TRUNCATED, "the JPEG 2000 stream ends within its header")
     right, bottom, left, top = struct.unpack_from(">LLLL", code, 8)
     return bottom - top, right - left
+
+
+def components(code: bytes) -> int:
+    """How many components a code stream has by its SIZ segment, T.800 A.5.1."""
+    return int.from_bytes(code[40:42])
 
 
 def check_zeros(code: bytes) -> None:
@@ -66,8 +73,8 @@ def check_zeros(code: bytes) -> None:
 
 def _packets(code: bytes) -> int:
     """As many packets as one tile can have by the main header: layers x resolutions x components x precincts."""
-    rows, columns = size(code) or (0, 0)
-    offset, components = 2, int.from_bytes(code[40:42])
+    rows, columns = size(code)
+    offset = 2
     while offset + 4 <= len(code):
         marker, length = struct.unpack_from(">HH", code, offset)
         if marker == _COD and offset + 14 <= len(code):
@@ -78,7 +85,7 @@ def _packets(code: bytes) -> int:
             if exponents:
                 width, height = min(one & 15 for one in exponents), min(one >> 4 for one in exponents)
                 precincts = ((columns >> width) + 2) * ((rows >> height) + 2)
-            return layers * (levels + 1) * components * precincts
+            return layers * (levels + 1) * components(code) * precincts
         if marker == _START_OF_TILE_PART or marker < 0xFF00:
             break
         offset += 2 + length

@@ -46,11 +46,14 @@ def foreign(library: str) -> Iterator[None]:
     except ImageError:
         raise
     except MemoryError:
-        raise ImageError(ErrorCode.TOO_MANY_PIXELS, f"{library}: does not fit in memory") from None
+        raise ImageError(ErrorCode.TOO_MUCH_MEMORY, f"{library}: no memory left") from None
     except (EOFError, struct.error):
         # struct.error: fewer bytes than a field has.
         raise ImageError(ErrorCode.TRUNCATED, f"{library}: the object ends too early") from None
     except DECODER_ERRORS as error:
+        # C libraries tell it in words.
+        if "memory" in str(error).lower():
+            raise ImageError(ErrorCode.TOO_MUCH_MEMORY, f"{library}: no memory left") from None
         raise ImageError(ErrorCode.CORRUPT, f"{library}: {type(error).__name__}") from None
     except BaseException as error:
         # A panic in a decoder written in Rust (pylibjpeg-rle) is no Exception, and its class cannot be imported.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,6 +53,22 @@ def check_frames(frames: int, limits: Limits) -> None:
     """Raise ImageError if an object announces more frames than the limit."""
     if frames > limits.max_frames:
         raise ImageError(ErrorCode.TOO_MANY_FRAMES, f"{frames} frames, over max_frames {limits.max_frames}")
+
+
+def check_input(frames: int, policies: Sequence[PixelPolicy], limits: Limits) -> None:
+    """Raise ImageError if the frames of an object, small as they may be, are too much at the input's size."""
+    input_pixels = frames * sum(policy.height_px * policy.width_px for policy in policies)
+    if input_pixels > limits.max_input_pixels:
+        detail = f"{frames} frames, {input_pixels} pixels at the input's size, over max_input_pixels"
+        raise ImageError(ErrorCode.TOO_MANY_FRAMES, f"{detail} {limits.max_input_pixels}")
+
+
+def check_samples(rows: int, columns: int, components: int, limits: Limits) -> None:
+    """Raise ImageError if the samples of a code stream, at four bytes each as decoders have them, cannot fit."""
+    needed = 4 * rows * columns * components
+    if needed > limits.max_memory_bytes:
+        detail = f"{rows} x {columns} x {components} samples take {needed} bytes, over max_memory_bytes"
+        raise ImageError(ErrorCode.TOO_MUCH_MEMORY, f"{detail} {limits.max_memory_bytes}")
 
 
 def check_finite(values: npt.NDArray[Any], frame: int) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ad_jobs.errors import ErrorCode, ImageError
-from ad_jobs.images.codestream import JPEG_LS, codestream_size, has_end, jpeg_frame
-from ad_jobs.images.picture import check_size
+from ad_jobs.images.codestream import JPEG_LS, check_code, has_end, jpeg_frame
 from ad_jobs.images.policy import Limits
 
 
@@ -17,9 +16,8 @@ def check_codestreams(codes: Iterable[bytes], size: tuple[int, int], frames: int
     """
     found = 0
     for code in codes:
-        announced = codestream_size(code)
+        announced = check_code(code, limits)
         if announced is not None:
-            check_size(*announced, limits)
             if announced != size:
                 detail = f"frame {found} is {announced[0]} x {announced[1]}, not as announced"
                 raise ImageError(ErrorCode.CORRUPT, detail)

@@ -73,9 +73,11 @@ class PixelPolicy(BaseModel):
 
 
 class Limits(BaseModel):
-    """What one object may cost; checked from its header before anything of its size is allocated.
+    """What one object may cost; checked before anything of its size is allocated.
 
     `max_bytes` is of the object as stored, `max_pixels` of one frame (rows x columns).
+    `max_input_pixels` is of all of its frames at the input's size, under all policies together.
+    `max_memory_bytes` is what its decoding may take beside the decoder itself, its own bytes included.
     `timeout_s` is wall clock for one object.
     """
 
@@ -84,4 +86,6 @@ class Limits(BaseModel):
     max_bytes: _Count = 1 << 30
     max_pixels: _Count = 100_000_000
     max_frames: _Count = 10_000
+    max_input_pixels: _Count = 1 << 27
+    max_memory_bytes: _Count = 4 << 30
     timeout_s: _Seconds = 60.0

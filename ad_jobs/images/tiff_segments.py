@@ -12,7 +12,7 @@ import imagecodecs
 
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import jpeg2000, libjpeg
-from ad_jobs.images.codestream import EOI, codestream_size
+from ad_jobs.images.codestream import EOI, check_code
 from ad_jobs.images.libraries import foreign
 from ad_jobs.images.picture import check_size
 from ad_jobs.images.policy import Limits
@@ -42,10 +42,9 @@ def check_segments(page: Any, index: int, limits: Limits) -> set[str]:
     check_size(rows, columns, limits)
     if compression in _JPEG | _JPEG_2000 | _JPEG_XL:
         for code in _segments(page, compression in _JPEG):
-            announced = codestream_size(code)
+            announced = check_code(code, limits)
             if announced is None:
                 continue
-            check_size(*announced, limits)
             if announced[0] > rows or announced[1] > columns:
                 detail = f"page {index}: a code stream of {announced[0]} x {announced[1]} in {rows} x {columns}"
                 raise ImageError(ErrorCode.CORRUPT, detail)

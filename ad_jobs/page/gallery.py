@@ -15,7 +15,7 @@ import pandas as pd
 from PIL import Image
 
 from ad_jobs.errors import ImageError, JobError
-from ad_jobs.images.decode import preview
+from ad_jobs.images.guard import of_this_process
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.page.colours import overlay
 from ad_jobs.results.read import open_heatmap
@@ -136,7 +136,7 @@ def _original(
             notes.append("The original has changed since the scan, so it is not shown.")
             return None
         try:
-            return preview(data, frame, policy, limits, MAX_SIDE_PX)
+            return of_this_process().preview(data, frame, policy, limits, MAX_SIDE_PX)
         except ImageError as error:
             notes.append(f"The original cannot be shown ({error.code}).")
     return None

@@ -37,6 +37,7 @@ ERRORS: dict[str, str] = {
     ErrorCode.TOO_MANY_BYTES: "larger than the limit",
     ErrorCode.TOO_MANY_PIXELS: "announces more pixels than the limit",
     ErrorCode.TOO_MANY_FRAMES: "announces more frames than the limit",
+    ErrorCode.TOO_MUCH_MEMORY: "takes more memory to decode than the limit",
     ErrorCode.UNKNOWN_FORMAT: "neither DICOM, PNG, JPEG nor TIFF by content",
     ErrorCode.TRUNCATED: "ends before its pixels do",
     ErrorCode.CORRUPT: "the decoder rejects it",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ad_jobs.archive.condition import rows_where
 from ad_jobs.errors import JobError, UsageError
-from ad_jobs.images.decode import preview
+from ad_jobs.images.guard import of_this_process
 from ad_jobs.images.policy import MAX_SIDE_PX, Limits, PixelPolicy
 from ad_jobs.results.read import ORDER, Heatmap, as_pandas, known_columns, open_heatmap, read_scores
 from ad_jobs.results.run import ModelRef, RunRecord, read_record
@@ -118,7 +118,7 @@ class Run:
         Raises:
             UsageError: the table's URIs are hashed.
             StorageError: the object cannot be fetched.
-            ImageError: it cannot be decoded.
+            ImageError: it cannot be decoded within the run's limits.
         """
         uri = str(_one(row, "uri", "frame", "model_id")["uri"])
         if self.record.config.get("identifiers") == "hashed":
@@ -129,7 +129,7 @@ class Run:
         limits = Limits.model_validate(self.record.config.get("limits", {}))
         data = storage.fetch(uri, limits.max_bytes).data
         policy = PixelPolicy.model_validate(model.policy)
-        return preview(data, int(row["frame"]), policy, limits, max_side=MAX_SIDE_PX)
+        return of_this_process().preview(data, int(row["frame"]), policy, limits, max_side=MAX_SIDE_PX)
 
     def _model(self, model_id: str) -> ModelRef:
         for model in self.record.models:

@@ -22,8 +22,7 @@ from ray.exceptions import RayError
 
 from ad_jobs.archive.fetching import status_of
 from ad_jobs.errors import JobError, RetroscanError
-from ad_jobs.images.decode import Decoded
-from ad_jobs.images.guard import GuardedDecoder
+from ad_jobs.images.guard import of_this_process
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.scanning.identifiers import Identifiers
 from ad_jobs.scanning.intent import Intent
@@ -148,24 +147,10 @@ def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any
     )
 
 
-_decoder: GuardedDecoder | None = None
-
-
-class _WorkersDecoder:
-    """The worker process's own decoder child, kept between tasks: starting one costs many decodes."""
-
-    def decode_each(self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits) -> list[Decoded]:
-        global _decoder
-        if _decoder is None:
-            # Its child ends with this process.
-            _decoder = GuardedDecoder()
-        return _decoder.decode_each(data, policies, limits)
-
-
 def _fetch(
     manifest: pa.Table, policies: Sequence[PixelPolicy], limits: Limits, identifiers: Identifiers, within: str | None
 ) -> pa.Table:
-    return prepare_objects(manifest, policies, limits, _WorkersDecoder(), identifiers, within)
+    return prepare_objects(manifest, policies, limits, of_this_process(), identifiers, within)
 
 
 class _ScoringActor:

@@ -190,5 +190,8 @@ def test_limits_bound_a_fetch_task() -> None:
     small = Limits(max_bytes=1 << 20, max_pixels=1_000_000, max_frames=1)
     base = dry_run.fetch_task_bytes(small, [policy])
     assert base < 256 << 20
-    assert dry_run.fetch_task_bytes(small.model_copy(update={"max_pixels": 100_000_000}), [policy]) > base + (4 << 30)
+    large = small.model_copy(update={"max_pixels": 100_000_000})
+    assert dry_run.fetch_task_bytes(large, [policy]) > base + (3 << 30)
+    bounded = large.model_copy(update={"max_memory_bytes": 1 << 30})
+    assert dry_run.fetch_task_bytes(bounded, [policy]) < base + (1 << 30)
     assert dry_run.fetch_task_bytes(small, [policy, policy]) > base

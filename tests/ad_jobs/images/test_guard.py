@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from ad_jobs.errors import ErrorCode, ImageError
-from ad_jobs.images.decode import decode
+from ad_jobs.images.decode import decode, preview
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits, PixelPolicy
 
@@ -104,6 +105,56 @@ def test_a_child_that_dies_over_an_object_fails_that_object_only() -> None:
         assert "signal 9" in caught.value.detail
         assert len(guard.decode(DATA, POLICY, LIMITS).frames) == 1
         assert guard.pid != pid
+
+
+def test_an_object_that_takes_too_much_memory_is_told_with_the_figure_and_the_next_one_works() -> None:
+    little = LIMITS.model_copy(update={"max_memory_bytes": 64 << 20})
+    large = kit.dicom(np.zeros((4000, 4000), np.uint16))
+    with GuardedDecoder() as guard:
+        assert len(guard.decode(large, POLICY, LIMITS).frames) == 1
+        pid = guard.pid
+        with pytest.raises(ImageError) as caught:
+            guard.decode(large, POLICY, little)
+        assert caught.value.code == ErrorCode.TOO_MUCH_MEMORY
+        assert str(64 << 20) in caught.value.detail
+        assert len(guard.decode(DATA, POLICY, little).frames) == 1
+        assert guard.pid == pid
+
+
+@pytest.mark.parametrize(
+    "words", ["terminate called after throwing 'std::bad_alloc'", "memory allocation of 9 bytes failed"]
+)
+def test_a_child_that_dies_for_want_of_memory_says_so(words: str) -> None:
+    dying = functools.partial(exec, f"import os; os.write(2, {words.encode()!r}); os.abort()")
+    with GuardedDecoder() as guard:
+        with pytest.raises(ImageError) as caught:
+            guard._work(dying, b"", LIMITS)
+        assert caught.value.code == ErrorCode.TOO_MUCH_MEMORY
+        assert len(guard.decode(DATA, POLICY, LIMITS).frames) == 1
+        # What was printed over one object is no word about the next.
+        guard._work(functools.partial(exec, f"import os; os.write(2, {words.encode()!r})"), b"", LIMITS)
+        with pytest.raises(ImageError) as caught:
+            guard._work(functools.partial(exec, "import os; os.abort()"), b"", LIMITS)
+        assert caught.value.code == ErrorCode.DECODER_CRASHED
+
+
+def test_tiny_frames_that_grow_at_the_input_are_too_many() -> None:
+    many = kit.dicom(np.zeros((3000, 1, 1), np.uint8))
+    wide = POLICY.model_copy(update={"height_px": 256, "width_px": 256})
+    with GuardedDecoder() as guard:
+        with pytest.raises(ImageError) as caught:
+            guard.decode_each(many, [POLICY, wide], LIMITS)
+        assert caught.value.code == ErrorCode.TOO_MANY_FRAMES
+        assert len(guard.decode(many, POLICY, LIMITS).frames) == 3000
+        assert len(guard.decode(many, wide, LIMITS, only=7).frames) == 1
+
+
+def test_a_preview_is_made_by_the_child() -> None:
+    with GuardedDecoder() as guard:
+        assert np.array_equal(guard.preview(DATA, 0, POLICY, LIMITS), preview(DATA, 0, POLICY, LIMITS))
+        with pytest.raises(ImageError) as caught:
+            guard.preview(slow_object(), 9999, POLICY, LIMITS.model_copy(update={"timeout_s": 0.01}))
+        assert caught.value.code == ErrorCode.DECODE_TIMEOUT
 
 
 def test_a_child_that_died_between_objects_fails_none() -> None:
