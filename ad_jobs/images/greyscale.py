@@ -38,6 +38,10 @@ def greyscale(
         # Only who asks the object is told of its window.
         told = remarks if policy == "dicom" else set()
         own = voi_transformation(ds, frame, full_range, module, told)
+        # PS3.3 C.8.11.3.1.2: INVERSE goes with MONOCHROME1, IDENTITY with the other.
+        shape = str(ds.get("PresentationLUTShape") or "").strip().upper()
+        if shape == ("IDENTITY" if module.photometric == "MONOCHROME1" else "INVERSE"):
+            remarks.add(Remark.SHAPE)
         padding = _padding(stored, ds, module, remarks) if policy == "percentile" else None
 
     def shown(of: Grey) -> npt.NDArray[np.float32]:
@@ -47,8 +51,7 @@ def greyscale(
         check_finite(values, frame)
         found = window.apply(values, policy, own, padding)
         # PS3.3 C.7.6.3.1.2: MONOCHROME1 shows its minimum as white, after any VOI transformation.
-        # Presentation LUT Shape says the same of the same images (C.8.11.3.1.2: INVERSE goes with MONOCHROME1) and
-        # must not invert once more.
+        # Presentation LUT Shape says the same of the same images, and must not invert once more.
         return ((1.0 - found) if module.photometric == "MONOCHROME1" else found).astype(np.float32)
 
     return shown(stored.astype(np.float64)) if policy == "percentile" else map_values(stored, shown)

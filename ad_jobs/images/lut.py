@@ -56,12 +56,13 @@ def read_lut(
     count, said, bits = (int(number or 0) for number in descriptor[:3])
     count = (count & 0xFFFF) or 65536
     words = _words(item, f"{name}Data", little=little)
-    packed = 2 * len(words) - count in (0, 1)
+    # C.11.1.1.1: entries of 8 bits may lie two in a word, the first in its lower half. Writers are known to call them
+    # entries of 16 bits; those of 9 to 15 bits are no bytes, and half of them are missing.
+    packed = 2 * len(words) - count in (0, 1) and not 8 < bits < 16
     if expand is not None:
         single = words.view(np.uint8) if bits <= 8 else words
         entries = np.array(expand(single.tolist(), count), np.uint16)
     elif packed:
-        # C.11.1.1.1: entries of 8 bits may lie two in a word, the first in its lower half.
         entries, bits = words.view(np.uint8)[:count].astype(np.uint16), min(bits, 8)
     else:
         entries = words[:count]

@@ -27,5 +27,6 @@ class Remark(StrEnum):
     LUT_FIRST = "lut_descriptor_assumed"
     LUT_SHORT = "lut_data_short"
     WINDOW = "window_ignored"
+    SHAPE = "presentation_lut_shape_ignored"
     PADDING = "pixel_padding_assumed"
     NODATA = "nodata_ignored"

@@ -45,6 +45,15 @@ def luts() -> list[Kind]:
             of(RAMP, 12, ModalityLUTSequence=table(0, CURVE, 12, vr="OW", ModalityLUTType="US")),
             curved(RAMP),
         ),
+        Kind(
+            shown_short,
+            "half of it, of 12 bits",
+            clause,
+            of(RAMP, 12, VOILUTSequence=table(0, CURVE[:1024], 12, count=2048)),
+            curved(np.minimum(RAMP, 1023)),
+            remark="lut_data_short",
+            differs="DCMTK takes it for bytes; entries of 12 bits are none",
+        ),
         *(
             Kind(
                 shown_short,

@@ -188,5 +188,14 @@ def test_float_pixels_and_non_finite_ones() -> None:
     assert "1 of 240" in error.detail
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("shape", ["IDENTITY", "INVERSE"])
+def test_a_shape_that_contradicts_the_photometric_interpretation_is_remarked(photometric: str, shape: str) -> None:
+    data = kit.dicom(kit.ramp(), PhotometricInterpretation=photometric, PresentationLUTShape=shape)
+    assert np.array_equal(grey(data), grey(kit.dicom(kit.ramp(), PhotometricInterpretation=photometric)))
+    contradict = (photometric == "MONOCHROME1") != (shape == "INVERSE")
+    assert decode(data, policy(), LIMITS).remarks == (("presentation_lut_shape_ignored",) if contradict else ())
+
+
 def test_rescale_to_infinity_is_non_finite() -> None:
     assert refused(kit.dicom(kit.ramp(), RescaleSlope="1e308", RescaleIntercept="0")).code == "non_finite_pixels"
