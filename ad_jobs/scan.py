@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from ad_jobs.archive.manifest import RowReader
 from ad_jobs.errors import TooManyFailed
 from ad_jobs.results.run import RunRecord
+from ad_jobs.results.seal import signing_key
 from ad_jobs.scanning import chapters, run_state
 from ad_jobs.scanning.intent import Intent, resolve
 from ad_jobs.scanning.pipeline import Work, at_work, errors_of_ray, refuse_amp_without_gpu
@@ -39,6 +40,7 @@ def scan(spec: ScanSpec) -> RunRecord:
         TooManyFailed: more than `max_failed` of the objects failed; the run is unfinished, what is done is kept.
     """
     started = time.monotonic()
+    key = signing_key(spec.key)
     intent = resolve(spec)
     record = run_state.finished(intent)
     if record is not None:
@@ -54,7 +56,7 @@ def scan(spec: ScanSpec) -> RunRecord:
             if record is None:
                 run_state.begin(intent)
                 _score_what_is_left(intent, lease)
-                record = run_state.close(intent)
+                record = run_state.close(intent, key)
     counts = record.counts
     log.info(
         "%d scored + %d failed + %d skipped = %d in the manifest; %d rows, %d flagged, %.1f s",

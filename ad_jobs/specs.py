@@ -208,6 +208,8 @@ class ScanSpec(Spec):
     max_failed: Share = 1.0
     # What one object may cost; by default the models' own.
     limits: Limits | None = None
+    # File with the key that the run's record is signed with.
+    key: KeyFile | None = None
     # Frames scored at once; it does not change a score.
     batch_size: int | None = Field(default=None, ge=1)
     # Reduced precision, on GPUs alone: scores then agree within `scorer.AMP_TOLERANCE`.
@@ -241,6 +243,8 @@ class VerifySpec(Spec):
     run: Place
     sample: int = Field(default=100, ge=0)
     seed: Seed = 0
+    # File with the key that the run's record was signed with.
+    key: KeyFile | None = None
     # With which the run's identifiers were hashed.
     identifiers_key: KeyFile | None = None
     # That the run was made from, where it lies elsewhere now.

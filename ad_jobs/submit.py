@@ -44,6 +44,7 @@ PLACES = frozenset(
         "labels",
         "images",
         "identifiers_key",
+        "key",
         "manifest_out",
         "manifest",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 from ad_jobs.errors import UsageError
@@ -46,6 +47,23 @@ def source_place(value: str | PathLike[str]) -> str:
     if isinstance(value, str) and value.startswith(MANIFEST):
         return MANIFEST + place(value.removeprefix(MANIFEST))
     return place(value)
+
+
+def read_key(option: str, file: Path) -> bytes:
+    """The secret in a file, without white space around it; `option` is what named the file.
+
+    Raises:
+        UsageError: it cannot be read, or is empty.
+    """
+    try:
+        found = file.read_bytes().strip()
+    except OSError as error:
+        raise UsageError(
+            f"{option} must name a readable file.", f"{file} ({error.strerror})", "Check the path."
+        ) from error
+    if not found:
+        raise UsageError(f"{option} must name a file with a key.", f"{file}, empty", "Write a secret into it.")
+    return found
 
 
 def parse_size(value: Any) -> tuple[int, int]:

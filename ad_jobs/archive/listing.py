@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from ad_jobs.archive.manifest import (
     part_name,
     record_bytes,
     refusal,
+    row_bytes,
     stored_manifest,
 )
 from ad_jobs.archive.sources import SourceObject, is_list, open_source
@@ -142,7 +142,7 @@ def _stage(
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for batch in itertools.chain([first], itertools.islice(rows, part_rows // batch_rows - 1)):
                 for row in batch:
-                    digest.update(_ROW.encode(row).encode() + b"\n")
+                    digest.update(row_bytes(row))
                 columns = [
                     pa.array(values, field.type) for values, field in zip(zip(*batch, strict=True), schema, strict=True)
                 ]
@@ -151,16 +151,6 @@ def _stage(
         with path.open("rb") as file:
             parts.append(Part(name=path.name, rows=count, sha256=hashlib.file_digest(file, "sha256").hexdigest()))
     return parts, digest.hexdigest()
-
-
-def _json(value: Any) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    raise TypeError(f"A manifest holds no {type(value).__name__}")
-
-
-# A row as the digest sees it.
-_ROW = json.JSONEncoder(default=_json, separators=(",", ":"))
 
 
 def _rows(objects: Iterable[SourceObject], headers: bool, batch_rows: int) -> Iterator[list[tuple[Any, ...]]]:

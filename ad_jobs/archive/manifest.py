@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any, Self
 
 import numpy as np
@@ -84,6 +85,20 @@ class ManifestInfo(Record):
 def part_name(number: int) -> str:
     """The file name of a manifest's `number`-th part."""
     return f"part-{number:05d}.parquet"
+
+
+def row_bytes(row: tuple[Any, ...]) -> bytes:
+    """A row as the manifest's digest takes it in."""
+    return _ROW.encode(row).encode() + b"\n"
+
+
+def _json(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"A manifest holds no {type(value).__name__}")
+
+
+_ROW = json.JSONEncoder(default=_json, separators=(",", ":"))
 
 
 def find_manifest(source: str) -> ManifestInfo | None:

@@ -141,6 +141,7 @@ def scan(
             help="Folder for the manifest of a SOURCE that is none; OUT/manifest, or with hashed OUT.manifest."
         ),
     ] = None,
+    key: o.SigningKey = None,
     max_failed: Annotated[
         float, typer.Option(help="End the run, exit code 3, once a larger share of the objects has failed.")
     ] = 1.0,
@@ -204,6 +205,7 @@ def verify(
     run: o.Run,
     sample: Annotated[int, typer.Option(min=0, help="Objects to fetch, hash and score again.")] = 100,
     seed: o.Seed = 0,
+    key: o.SigningKey = None,
     identifiers_key: Annotated[
         Path | None, typer.Option(help="File with the key of hashed identifiers: check them, too.", metavar="FILE")
     ] = None,

@@ -76,12 +76,20 @@ def fitted_text(record: dict[str, Any], folder: str) -> str:
     )
 
 
+_SIGNATURES = {
+    "unsigned": "run.json is unsigned",
+    "signed": "run.json is signed by this key",
+    "wrong": "run.json is signed by another key, or was changed",
+    "unchecked": "run.json is signed, and no key was given to check it",
+}
+
+
 def verification_text(value: dict[str, Any]) -> str:
     """What was verified, and whether it holds."""
     return (
         f"{'verified' if value['ok'] else 'DIFFERENT'}: run {value['run_id']}, {value['parts']} parts, "
-        f"{value['heatmap_parts']} heatmap shards, {value['sampled']} objects scored again "
-        f"within {value['tolerance']:g}"
+        f"{value['heatmap_parts']} heatmap shards, {value['sampled']} objects fetched again, {value['scored']} of them "
+        f"scored again within {value['tolerance']:g}; {_SIGNATURES[value['signature']]}"
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
 from ad_jobs.evaluation.evaluation_file import Found
 from ad_jobs.images.policy import Limits, PixelPolicy
@@ -16,8 +15,7 @@ from ad_jobs.page import charts, gallery, texts
 from ad_jobs.page.colours import css_gradient
 from ad_jobs.results.run import ModelRef, RunRecord
 from ad_jobs.schema import SCORED
-from ad_jobs.scoring.calibration import CALIBRATION, Calibration
-from cluster import storage
+from ad_jobs.scoring.calibration import judged_by
 
 _NARROW_PX = 360
 _EXAMPLES = 3
@@ -72,24 +70,10 @@ def _model(
         "beyond": bars.beyond if bars else 0,
         "histogram": charts.score_histogram(bars, model.threshold) if bars else None,
         "histogram_narrow": charts.score_histogram(bars, model.threshold, width=_NARROW_PX) if bars else None,
-        "calibration": _calibration(model),
+        "calibration": judged_by(run_uri, model),
         "judged": _judged(judged) if judged else None,
         "cards": gallery.cards(run_uri, rows, PixelPolicy.model_validate(model.policy), limits, top),
     }
-
-
-def _calibration(model: ModelRef) -> Calibration | None:
-    """How the model's threshold was set, if its calibration is still the one the run was judged by."""
-    try:
-        body = storage.read_bytes(storage.join(model.uri, CALIBRATION))
-    except storage.StorageError:
-        return None
-    if hashlib.sha256(body).hexdigest() != model.calibration_sha256:
-        return None
-    try:
-        return Calibration.model_validate_json(body)
-    except ValidationError:
-        return None
 
 
 def _judged(judged: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ storage, never from what a job believed it wrote.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from datetime import datetime
@@ -25,6 +26,8 @@ from ad_jobs.results.parts import (
     describe_parts,
     part_uris,
 )
+from ad_jobs.results.seal import sealed
+from ad_jobs.specs import CHAPTER_OBJECTS
 from cluster import storage
 
 __all__ = [
@@ -47,6 +50,8 @@ __all__ = [
 ]
 
 RUN_FILE = "run.json"
+# Of the calibrations that the models had when the run was made.
+CALIBRATIONS_FOLDER = "calibrations"
 
 # Whose versions decide what a score is; everything else follows from pip's resolution of these.
 PACKAGES = (
@@ -96,12 +101,14 @@ class ModelRef(_Record):
     policy: dict[str, Any]
     heatmap_low: float
     heatmap_high: float
+    # Of the whole of detector.json, what does not decide a score included; not in runs of version 1.
+    detector_sha256: str | None = None
 
 
 class RunRecord(_Record):
-    """The content of run.json."""
+    """The content of run.json. Version 1 had no digest."""
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     run_id: str
     status: Literal["finished"] = "finished"
     started_at: datetime
@@ -112,14 +119,34 @@ class RunRecord(_Record):
     config: dict[str, Any]
     versions: dict[str, str]
     machine: dict[str, Any]
+    # So many objects were scored and committed at a time; it is in the names of the parts.
+    chapter_objects: int = Field(default=CHAPTER_OBJECTS, ge=1)
     counts: Counts
     parts: list[ScorePart]
     heatmap_parts: list[HeatmapPart]
+    # See `results.seal`.
+    digest: str | None = None
+    signature: str | None = None
 
 
-def write_record(run_uri: str, record: RunRecord) -> None:
-    """Close the run: write run.json, after every other file of it is in place."""
-    storage.write_bytes(storage.join(run_uri, RUN_FILE), (record.model_dump_json(indent=2) + "\n").encode())
+def write_record(run_uri: str, record: RunRecord, key: bytes | None = None) -> RunRecord:
+    """Close the run: write run.json, after every other file of it is in place; it is returned with its digest.
+
+    With `key` it is signed, too.
+    """
+    content = sealed(record.model_dump(mode="json"), key)
+    storage.write_bytes(storage.join(run_uri, RUN_FILE), (json.dumps(content, indent=2) + "\n").encode())
+    return RunRecord.model_validate(content)
+
+
+def write_calibration_copy(run_uri: str, model_id: str, body: bytes) -> None:
+    """Keep the calibration that a model's rows are judged by: the model may be given another."""
+    storage.write_bytes(calibration_copy(run_uri, model_id), body)
+
+
+def calibration_copy(run_uri: str, model_id: str) -> str:
+    """Where that copy lies."""
+    return storage.join(run_uri, CALIBRATIONS_FOLDER, f"{model_id}.json")
 
 
 @overload

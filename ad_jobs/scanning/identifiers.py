@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ad_jobs.errors import UsageError
 from ad_jobs.specs import IdentifierMode
+from ad_jobs.values import read_key
 
 # What a hash begins with.
 HASHED = "hmac:"
@@ -62,14 +63,4 @@ def read_identifiers(mode: IdentifierMode, key: Path | None) -> Identifiers:
             "no key",
             "Give --identifiers-key FILE; the same key gives the same pseudonyms in another run.",
         )
-    if key is None:
-        return Identifiers(mode)
-    try:
-        found = key.read_bytes().strip()
-    except OSError as error:
-        raise UsageError(
-            "--identifiers-key must name a readable file.", f"{key} ({error.strerror})", "Check the path."
-        ) from error
-    if not found:
-        raise UsageError("--identifiers-key must name a file with a key.", f"{key}, empty", "Write a secret into it.")
-    return Identifiers(mode, found)
+    return Identifiers(mode) if key is None else Identifiers(mode, read_key("--identifiers-key", key))

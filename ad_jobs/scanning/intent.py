@@ -30,7 +30,7 @@ from ad_jobs.scanning.identifiers import Identifiers, read_identifiers
 from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.schema import SCORES_VERSION
 from ad_jobs.scoring.model_store import CalibratedModel, read_model
-from ad_jobs.specs import CHAPTER_OBJECTS, ScanSpec
+from ad_jobs.specs import CHAPTER_OBJECTS, KeepPolicy, ScanSpec
 from cluster import storage
 
 MANIFEST_FOLDER = "manifest"
@@ -50,6 +50,8 @@ class Intent:
     # Ids of the objects that `where` selects, ascending; None without it.
     selected: NDArray[np.int64] | None
     models: tuple[ModelRef, ...]
+    # Of each model: calibration.json as it lies there.
+    calibrations: tuple[bytes, ...]
     # Of each model.
     uses: tuple[ModelUse, ...]
     # The different ones among the models.
@@ -104,24 +106,42 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
     policies = tuple(dict.fromkeys(model.policy for model in models))
     references = tuple(_reference(model) for model in models)
     uses = tuple(ModelUse(Judgement.of(model, spec.heatmaps), policies.index(model.policy)) for model in models)
-    run_id = _run_id(spec, manifest, references, limits, identifiers)
-    return Intent(spec, run_id, manifest, selected, references, uses, policies, limits, identifiers)
+    run_id = id_of_run(
+        manifest.digest,
+        spec.where,
+        references,
+        limits,
+        identifiers,
+        heatmaps=spec.heatmaps,
+        amp=spec.amp,
+        chapter_objects=spec.chapter_objects,
+    )
+    calibrations = tuple(model.calibration_file for model in models)
+    return Intent(spec, run_id, manifest, selected, references, calibrations, uses, policies, limits, identifiers)
 
 
-def _run_id(
-    spec: ScanSpec, manifest: ManifestInfo, models: tuple[ModelRef, ...], limits: Limits, identifiers: Identifiers
+def id_of_run(
+    manifest_digest: str,
+    where: str | None,
+    models: Sequence[ModelRef],
+    limits: Limits,
+    identifiers: Identifiers,
+    *,
+    heatmaps: KeepPolicy,
+    amp: bool,
+    chapter_objects: int,
 ) -> str:
     """12 hex digits over everything that decides the table."""
     deciding = {
         "version": SCORES_VERSION,
-        "manifest": manifest.digest,
-        "where": spec.where,
+        "manifest": manifest_digest,
+        "where": where,
         "models": [[model.model_id, model.calibration_sha256] for model in models],
-        "heatmaps": spec.heatmaps,
+        "heatmaps": heatmaps,
         "limits": limits.model_dump(mode="json"),
         "identifiers": [identifiers.mode, hashlib.sha256(b"retroscan key" + identifiers.key).hexdigest()],
-        **({"amp": True} if spec.amp else {}),
-        **({"chapter": spec.chapter_objects} if spec.chapter_objects != CHAPTER_OBJECTS else {}),
+        **({"amp": True} if amp else {}),
+        **({"chapter": chapter_objects} if chapter_objects != CHAPTER_OBJECTS else {}),
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -168,6 +188,7 @@ def _reference(model: CalibratedModel) -> ModelRef:
         policy=model.policy.model_dump(mode="json"),
         heatmap_low=calibration.heatmap_low,
         heatmap_high=calibration.heatmap_high,
+        detector_sha256=model.record_sha256,
     )
 
 

@@ -21,7 +21,17 @@ from pydantic import BaseModel, ValidationError
 from ad_jobs.archive.manifest import read_parts
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.results.parts import part_uris
-from ad_jobs.results.run import RUN_FILE, Counts, ManifestRef, RunRecord, machine, read_record, versions, write_record
+from ad_jobs.results.run import (
+    RUN_FILE,
+    Counts,
+    ManifestRef,
+    RunRecord,
+    machine,
+    read_record,
+    versions,
+    write_calibration_copy,
+    write_record,
+)
 from ad_jobs.scanning import chapters
 from ad_jobs.scanning.intent import CHECKPOINT, MANIFEST_FOLDER, Intent, folder_in_use
 from cluster import storage
@@ -185,19 +195,20 @@ def begin(intent: Intent) -> None:
     """
     try:
         _drop_temporaries(intent.spec.out)
-        if _marker(intent.spec.out) is not None:
-            return
-        if intent.manifest.headers:
-            _warn_of_undecodable(intent)
-        marker = _Marker(run_id=intent.run_id, started_at=datetime.now(UTC), config=_config(intent))
-        content = (marker.model_dump_json(indent=2) + "\n").encode()
-        storage.write_bytes(storage.join(intent.spec.out, PENDING_FILE), content)
+        if _marker(intent.spec.out) is None:
+            if intent.manifest.headers:
+                _warn_of_undecodable(intent)
+            marker = _Marker(run_id=intent.run_id, started_at=datetime.now(UTC), config=_config(intent))
+            content = (marker.model_dump_json(indent=2) + "\n").encode()
+            storage.write_bytes(storage.join(intent.spec.out, PENDING_FILE), content)
+        for model, body in zip(intent.models, intent.calibrations, strict=True):
+            write_calibration_copy(intent.spec.out, model.model_id, body)
     except storage.StorageError as error:
         raise _unwritable(error) from error
 
 
-def close(intent: Intent) -> RunRecord:
-    """Write run.json from the committed chapters, after which the run is finished.
+def close(intent: Intent, key: bytes | None = None) -> RunRecord:
+    """Write run.json from the committed chapters, after which the run is finished; with `key` it is signed.
 
     Raises:
         JobError: storage failed; the run stays unfinished.
@@ -228,13 +239,14 @@ def close(intent: Intent) -> RunRecord:
             ),
             models=list(intent.models),
             config=_config(intent),
+            chapter_objects=intent.spec.chapter_objects,
             versions=versions(),
             machine=machine(),
             counts=counts,
             parts=[part for chapter in done for part in chapter.parts],
             heatmap_parts=[part for chapter in done for part in chapter.heatmap_parts],
         )
-        write_record(intent.spec.out, record)
+        record = write_record(intent.spec.out, record, key)
         _tidy(intent)
     except (storage.StorageError, OSError) as error:
         # OSError is pyarrow's word for it.

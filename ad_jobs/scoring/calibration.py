@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from ad_jobs.errors import JobError
+from ad_jobs.results.run import ModelRef, calibration_copy
 from ad_jobs.scoring.thresholds import Threshold, threshold_for_fnr, threshold_for_fpr
+from cluster import storage
 
 # Torch stands behind it, and who reads a calibration does without.
 if TYPE_CHECKING:
@@ -33,6 +37,22 @@ class Calibration(Threshold):
     heatmap_high: float
     source: str
     set_at: str
+
+
+def judged_by(run_uri: str, model: ModelRef) -> Calibration | None:
+    """The calibration that a run's rows of this model were judged by; None where it is not to be found any more.
+
+    Runs of version 1 kept no copy: theirs is the model's, while it is the same.
+    """
+    for uri in (calibration_copy(run_uri, model.model_id), storage.join(model.uri, CALIBRATION)):
+        try:
+            body = storage.read_bytes(uri)
+            if hashlib.sha256(body).hexdigest() == model.calibration_sha256:
+                return Calibration.model_validate_json(body)
+        except (storage.StorageError, ValidationError):
+            # Who asks says what it means that there is none.
+            continue
+    return None
 
 
 def calibrate_on(

@@ -33,6 +33,8 @@ class FittedModel:
     record: dict[str, Any]
     policy: PixelPolicy
     limits: Limits
+    # Of the file with the record, as it lies there.
+    record_sha256: str
 
     @property
     def model_id(self) -> str:
@@ -48,7 +50,12 @@ class CalibratedModel(FittedModel):
     """A model that may flag: with its threshold and its heatmaps' scale."""
 
     calibration: Calibration
-    calibration_sha256: str
+    # calibration.json as it lies there.
+    calibration_file: bytes
+
+    @property
+    def calibration_sha256(self) -> str:
+        return hashlib.sha256(self.calibration_file).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -101,13 +108,14 @@ def _read_fitted(folder: Path, uri: str) -> FittedModel:
         record=found,
         policy=PixelPolicy.model_validate(found["policy"]),
         limits=Limits.model_validate(found.get("limits", {})),
+        record_sha256=hashlib.sha256((folder / record.DETECTOR).read_bytes()).hexdigest(),
     )
 
 
 def _read_calibrated(folder: Path, uri: str) -> CalibratedModel:
     fitted = _read_fitted(folder, uri)
-    calibration, digest = _read_calibration(folder, uri, fitted.model_id)
-    return CalibratedModel(**vars(fitted), calibration=calibration, calibration_sha256=digest)
+    calibration, body = _read_calibration(folder, uri, fitted.model_id)
+    return CalibratedModel(**vars(fitted), calibration=calibration, calibration_file=body)
 
 
 def _detector(folder: Path, model: FittedModel) -> Detector:
@@ -171,7 +179,7 @@ def local_files(uri: str, names: tuple[str, ...] = (record.DETECTOR, record.WEIG
         yield Path(scratch)
 
 
-def _read_calibration(folder: Path, uri: str, model_id: str) -> tuple[Calibration, str]:
+def _read_calibration(folder: Path, uri: str, model_id: str) -> tuple[Calibration, bytes]:
     path = folder / CALIBRATION
     remedy = f"Set one with `retroscan calibrate {uri} --normal SOURCE --max-fpr 0.01`."
     if not path.is_file():
@@ -189,4 +197,4 @@ def _read_calibration(folder: Path, uri: str, model_id: str) -> tuple[Calibratio
             f"one of model {calibration.model_id} beside model {model_id} in {uri}",
             remedy,
         )
-    return calibration, hashlib.sha256(body).hexdigest()
+    return calibration, body

@@ -110,7 +110,7 @@ class Scans(RuleBasedStateMachine):
             kit.assert_as_undisturbed(str(self.run), self.undisturbed)
             assert verify(str(self.run), sample=4).differences == []
             left = {path.relative_to(self.run).parts[0] for path in self.run.rglob("*")}
-            assert left == {"heatmaps", "manifest", "run.json", "scores"}
+            assert left == {"calibrations", "heatmaps", "manifest", "run.json", "scores"}
             assert not list(self.run.rglob("*.tmp"))
         finally:
             shutil.rmtree(self.home)

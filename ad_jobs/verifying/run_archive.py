@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ad_jobs.archive.fetching import Prepared, Source
-from ad_jobs.archive.manifest import ManifestInfo, RowReader, manifest_info, read_manifest
-from ad_jobs.errors import UsageError
+from ad_jobs.archive.manifest import ManifestInfo, RowReader, manifest_info, read_manifest, read_parts, row_bytes
+from ad_jobs.errors import RetroscanError, UsageError
 from ad_jobs.results.parts import part_uris
 from ad_jobs.results.run import RunRecord
 from ad_jobs.scanning.identifiers import Identifiers, is_hashed, read_identifiers
 from ad_jobs.scanning.intent import manifest_beside
+from ad_jobs.schema import MANIFEST
 from cluster import storage
 
-_UIDS = ("study_uid", "series_uid", "sop_uid")
+UIDS = ("study_uid", "series_uid", "sop_uid")
+# The place of the URI in a manifest's row.
+_URI = MANIFEST.names.index("uri")
+_BATCH_ROWS = 65_536
 
 
 class RunArchive:
@@ -43,9 +49,9 @@ class RunArchive:
         if key is not None and not self.hashed:
             raise UsageError("--identifiers-key is for a run with hashed identifiers.", key, "Leave it out.")
         # Without the key nobody can say what an object must be called.
-        self._identifiers: Identifiers | None = Identifiers(record.config.get("identifiers", "plain"))
+        self.identifiers: Identifiers | None = Identifiers(record.config.get("identifiers", "plain"))
         if self.hashed:
-            self._identifiers = read_identifiers("hashed", key) if key is not None else None
+            self.identifiers = read_identifiers("hashed", key) if key is not None else None
         recorded = record.manifest.uri
         self.manifest: ManifestInfo = _found(
             manifest or (manifest_beside(run_uri) if is_hashed(recorded) else recorded)
@@ -70,6 +76,44 @@ class RunArchive:
         found = read_manifest(self.manifest.uri, columns=["object_id"], where=where)["object_id"]
         return np.sort(found.to_numpy())
 
+    def names(self, ids: NDArray[np.int64]) -> list[str | None] | None:
+        """What the run must call these objects, None for each that the manifest does not have.
+
+        None where that is not to be known: names are hashed, and their key was not given.
+        """
+        if self.identifiers is None:
+            return None
+        known, places = np.unique(ids, return_inverse=True)
+        held = {source.object_id: self.identifiers.uri(source.uri) for source in self.sources(known)}
+        names = [held.get(int(i)) for i in known]
+        return [names[place] for place in places]
+
+    def check(self) -> list[str]:
+        """How the manifest differs from what it says of itself: its ids, their order, its digest."""
+        digest = hashlib.sha256()
+        differences = []
+        count, last = 0, ""
+        try:
+            for table in read_parts(self.manifest):
+                if table["object_id"].to_pylist() != list(range(count, count + table.num_rows)):
+                    differences.append(f"manifest {self.manifest.uri}: its ids are not 0, 1, 2 and so on")
+                for batch in table.to_batches(_BATCH_ROWS):
+                    rows = [tuple(row.values()) for row in batch.to_pylist()]
+                    digest.update(b"".join(map(row_bytes, rows)))
+                    uris = [last, *(row[_URI] for row in rows)]
+                    # A list has its own order.
+                    if self.manifest.root is not None and any(b <= a for a, b in itertools.pairwise(uris)):
+                        differences.append(
+                            f"manifest {self.manifest.uri}: its objects are not in the order of their URIs"
+                        )
+                    last = uris[-1]
+                count += table.num_rows
+        except (RetroscanError, storage.StorageError) as error:
+            return [*differences, f"manifest {self.manifest.uri}: {error}"]
+        if digest.hexdigest() != self.manifest.digest:
+            differences.append(f"manifest {self.manifest.uri}: its rows give another digest than the one it records")
+        return differences
+
     def sources(self, ids: Iterable[int]) -> list[Source]:
         """Where the objects lie that the manifest has of these."""
         known = np.array(sorted(i for i in ids if 0 <= i < self.manifest.objects), np.int64)
@@ -80,12 +124,12 @@ class RunArchive:
 
     def wrong_names(self, row: Mapping[str, Any] | pd.Series[Any], prepared: Prepared) -> list[str]:
         """What of the names in a row is not the object's; nothing where hashes are to be checked without their key."""
-        if self._identifiers is None:
+        if self.identifiers is None:
             return []
-        wanted = {"uri": self._identifiers.uri(prepared.source.uri)}
-        for name in _UIDS:
+        wanted = {"uri": self.identifiers.uri(prepared.source.uri)}
+        for name in UIDS:
             uid = prepared.header.get(name)
-            wanted[name] = self._identifiers.uid(None if uid is None else str(uid)) or ""
+            wanted[name] = self.identifiers.uid(None if uid is None else str(uid)) or ""
         of_whom = "the object's under this key" if self.hashed else "the object's"
         return [f"{name} is not {of_whom}" for name, value in wanted.items() if _text(row[name]) != value]
 

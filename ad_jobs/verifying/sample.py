@@ -1,0 +1,150 @@
+"""Do objects of a sample, fetched, hashed, decoded and scored once more, give the rows that the table has of them?"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ad_jobs.archive.fetching import ETAG_CHANGED, Prepared, detail_of_scored, fetch_all, prepare_each
+from ad_jobs.errors import RetroscanError
+from ad_jobs.images.guard import GuardedDecoder
+from ad_jobs.images.policy import Limits
+from ad_jobs.results.heatmaps import on_scale
+from ad_jobs.results.read import open_heatmap
+from ad_jobs.results.run import RunRecord
+from ad_jobs.schema import HEADER, SCORED
+from ad_jobs.scoring.calibration import Calibration
+from ad_jobs.scoring.devices import best_device
+from ad_jobs.scoring.scorer import AMP_TOLERANCE, FrameScore, Scorer
+from ad_jobs.verifying.record import Judge
+from ad_jobs.verifying.run_archive import UIDS, RunArchive
+from cluster import storage
+
+# Relative above 1, absolute below: float32 convolutions differ by that between batch sizes.
+SCORE_TOLERANCE = 1e-5
+# Of the global scale: sixty-five steps of its 16-bit picture.
+HEATMAP_TOLERANCE = 1e-3
+# One sampled object in five is one without a score, where there are that many.
+FAILED_SHARE = 5
+
+
+class Sampled(NamedTuple):
+    """How many objects were fetched again, how many of them were scored again, and what differs."""
+
+    fetched: int
+    scored: int
+    differences: list[str]
+
+
+def choose(rows: pd.DataFrame, sample: int, seed: int) -> pd.DataFrame:
+    """All rows of `sample` objects, drawn at random; some of them, where there are any, without a score."""
+    rng = np.random.default_rng(seed)
+    without = np.unique(rows.loc[rows["status"] != SCORED, "object_id"])
+    scored = np.setdiff1d(np.unique(rows["object_id"]), without)
+    few = min(len(without), -(-sample // FAILED_SHARE) if len(scored) else sample)
+    drawn = [rng.choice(without, few, replace=False), rng.choice(scored, min(len(scored), sample - few), replace=False)]
+    return rows[rows["object_id"].isin(np.concatenate(drawn))]
+
+
+def check_sample(
+    run_uri: str, record: RunRecord, archive: RunArchive, judges: list[Judge], rows: pd.DataFrame
+) -> Sampled:
+    """What differs between rows of the table and their objects, fetched and scored again under the run's models."""
+    limits = Limits.model_validate(record.config["limits"])
+    amp = bool(record.config.get("amp"))
+    # Without a GPU here, in float32: what --amp did to a score is within its tolerance either way.
+    scorers = [Scorer(judge.detector, amp=amp and best_device().amp) for judge in judges]
+    policies = [judge.model.policy for judge in judges]
+    by_object = {int(group["object_id"].iloc[0]): group for _, group in rows.groupby("object_id")}
+    sources = archive.sources(by_object)
+    known = {source.object_id for source in sources}
+    differences = [f"object {i}: not in the manifest" for i in by_object if i not in known]
+    scored = 0
+    with GuardedDecoder() as decoder:
+        for fetched in fetch_all(sources, limits.max_bytes):
+            source, group = fetched.source, by_object[fetched.source.object_id]
+            under_each = prepare_each(fetched, policies, limits, decoder)
+            scored += any(prepared.frames for prepared in under_each)
+            # As the run names it: what verify says may be handed on with the run.
+            called = f"object {source.object_id} ({group['uri'].iloc[0]})"
+            wrong = archive.wrong_names(group.iloc[0], under_each[0])
+            for judge, scorer, prepared in zip(judges, scorers, under_each, strict=True):
+                of_model = group[group["model_id"] == judge.model.model_id]
+                found = list(scorer.score(frame.pixels for frame in prepared.frames))
+                wrong += _object_differences(run_uri, judge, of_model, prepared, found, amp)
+            differences += [f"{called}: {text}" for text in wrong]
+    return Sampled(len(by_object), scored, differences)
+
+
+def _object_differences(
+    run_uri: str, judge: Judge, group: pd.DataFrame, prepared: Prepared, found: list[FrameScore], amp: bool
+) -> list[str]:
+    if group.empty:
+        return [f"no row of model {judge.model.model_id}"]
+    rows = group.to_dict("records")
+    if _plain(rows[0]["content_sha256"]) != prepared.content_sha256:
+        return [f"sha256 is {prepared.content_sha256}; the table has {_plain(rows[0]['content_sha256'])}"]
+    code = str(prepared.error.code) if prepared.error else None
+    if prepared.error is not None or not found:
+        now = [(0, code)]
+    else:
+        now = [
+            (frame.index, None if answer.finite else "non_finite_score")
+            for frame, answer in zip(prepared.frames, found, strict=True)
+        ]
+    then = [(int(row["frame"]), _plain(row["error_code"])) for row in rows]
+    if now != then:
+        return [f"frames and error codes are {now}; the table has {then}"]
+    differences = [
+        f"frame {row['frame']}: {name} is {value!r}; the table has {_plain(row[name])!r}"
+        for row in rows
+        for name, value in _of_the_object(prepared).items()
+        if _plain(row[name]) != value
+    ]
+    for row, frame, answer in zip(rows, prepared.frames, found, strict=False):
+        if row["status"] != SCORED:
+            continue
+        if not _same_score(answer.score, row["score"], row["threshold"], amp):
+            differences.append(f"frame {row['frame']} scores {answer.score:.7g}; the table has {row['score']:.7g}")
+        now_said = _remarks(detail_of_scored(frame.constant, prepared.remarks))
+        if (said := _remarks(_plain(row["error_detail"]))) != now_said:
+            differences.append(f"frame {row['frame']}: error_detail is {now_said}; the table has {said}")
+        if (reference := _plain(row["heatmap"])) is not None:
+            differences += _heatmap_differences(run_uri, str(reference), judge.calibration, answer, amp)
+    return differences
+
+
+def _remarks(detail: str | None) -> list[str]:
+    """The remarks in a scored row's error_detail, but for the one that is of its time."""
+    return [remark for remark in (detail or "").split(", ") if remark != ETAG_CHANGED]
+
+
+def _of_the_object(prepared: Prepared) -> dict[str, Any]:
+    """The columns that follow from the object's content alone; its names are `RunArchive.wrong_names`' matter."""
+    header = {name: prepared.header.get(name) for name in HEADER.names if name not in UIDS}
+    return {"bytes": prepared.bytes, **header}
+
+
+def _same_score(again: float, then: float, threshold: float, amp: bool) -> bool:
+    # Near the threshold is where a difference would matter.
+    if amp:
+        return abs(again - then) <= AMP_TOLERANCE * max(abs(then), abs(threshold))
+    return bool(np.isclose(again, then, rtol=SCORE_TOLERANCE, atol=SCORE_TOLERANCE))
+
+
+def _heatmap_differences(run_uri: str, reference: str, scale: Calibration, answer: FrameScore, amp: bool) -> list[str]:
+    try:
+        kept = open_heatmap(run_uri, reference).values
+    except (RetroscanError, storage.StorageError) as error:
+        return [f"heatmap {reference}: {error}"]
+    again = on_scale(answer.heatmap, scale.heatmap_low, scale.heatmap_high)
+    worst = float(np.abs(kept - again).max())
+    allowed = AMP_TOLERANCE if amp else HEATMAP_TOLERANCE
+    return [f"heatmap {reference} differs by {worst:.3g}"] if worst > allowed else []
+
+
+def _plain(value: Any) -> Any:
+    """None for pandas' several ways of saying so."""
+    return None if pd.isna(value) else value

@@ -1,0 +1,90 @@
+"""Does every row of the table belong to the run: its object, its name, its model, its threshold, its flag?"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ad_jobs.errors import RetroscanError
+from ad_jobs.results.count import count_table
+from ad_jobs.results.heatmaps import parse_reference
+from ad_jobs.results.parts import part_uris
+from ad_jobs.results.run import RunRecord
+from ad_jobs.schema import SCORED, is_flagged
+from ad_jobs.verifying.run_archive import RunArchive
+from cluster import storage
+
+_COLUMNS = ["object_id", "uri", "status", "score", "threshold", "flagged", "heatmap", "model_id"]
+_BATCH_ROWS = 65_536
+
+
+def check_counts(run_uri: str, record: RunRecord, archive: RunArchive) -> list[str]:
+    """Whether every selected object is there exactly once under every model, and as often as the record says."""
+    called = f"manifest {archive.manifest.uri}"
+    try:
+        ids = archive.ids()
+    except (RetroscanError, storage.StorageError) as error:
+        return [f"{called}: {error}"]
+    if len(ids) != record.manifest.objects:
+        return [f"{called}: {len(ids)} objects; the run had {record.manifest.objects}"]
+    counted = count_table(
+        run_uri,
+        objects=len(ids),
+        run_id=record.run_id,
+        model_ids=[model.model_id for model in record.models],
+        selected=ids,
+    )
+    differences = list(counted.complaints)
+    if counted.counts != record.counts:
+        differences.append(f"counts {counted.counts}; run.json has {record.counts}")
+    return differences
+
+
+def check_rows(run_uri: str, record: RunRecord, archive: RunArchive | None) -> list[str]:
+    """How rows contradict the manifest, their model, or themselves; `archive` is None where there is no manifest."""
+    thresholds = {model.model_id: np.float32(model.threshold) for model in record.models}
+    sizes = {part.name: part.bytes for part in record.heatmap_parts}
+    found: Counter[str] = Counter()
+    first: dict[str, int] = {}
+    for uri in part_uris(run_uri):
+        filesystem, path = storage.filesystem(uri)
+        with filesystem.open_input_file(path) as file:
+            for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=_COLUMNS):
+                rows = pa.Table.from_batches([batch]).to_pandas()
+                for what, wrong in _wrong(rows, thresholds, sizes, archive).items():
+                    if wrong.any():
+                        found[what] += int(wrong.sum())
+                        first.setdefault(what, int(rows["object_id"][wrong].iloc[0]))
+    return [f"{count} rows: {what} (object {first[what]} first)" for what, count in found.items()]
+
+
+def _wrong(
+    rows: pd.DataFrame, thresholds: dict[str, np.float32], sizes: dict[str, int], archive: RunArchive | None
+) -> dict[str, pd.Series]:
+    """Rows that are wrong, by what is wrong with them."""
+    scored = rows["status"] == SCORED
+    wanted = rows["model_id"].map(thresholds).astype("float32")
+    flagged = is_flagged(rows["score"], rows["threshold"])
+    checks = {
+        "flagged is not score > threshold": scored & (rows["flagged"] != flagged),
+        "a score or a flag without having been scored": ~scored & (rows["score"].notna() | rows["flagged"].notna()),
+        "scored, and without a finite score": scored & ~np.isfinite(rows["score"]),
+        "another threshold than the model's": rows["threshold"] != wanted,
+        "a heatmap where there is none": rows["heatmap"].notna()
+        & ~rows["heatmap"].fillna("").map(lambda text: _there(text, sizes)),
+    }
+    if archive is not None and (names := archive.names(rows["object_id"].to_numpy())) is not None:
+        checks["uri is not what the manifest has"] = rows["uri"] != pd.Series(names, index=rows.index)
+    return checks
+
+
+def _there(reference: str, sizes: dict[str, int]) -> bool:
+    try:
+        shard, offset, length = parse_reference(reference)
+    except RetroscanError:
+        return False
+    return 0 <= offset <= offset + length <= sizes.get(shard, -1)
