@@ -8,7 +8,9 @@ What a verb is given is read from the context into its specification (`options.g
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 import sys
 from typing import Annotated, Any
 
@@ -105,18 +107,38 @@ def main(arguments: list[str] | None = None) -> None:
     if sys.stderr.isatty():
         console = Console(stderr=True)
         handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_OneLine("%(message)s"))
     else:
         # Whole lines, for files and grep.
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        handler.setFormatter(_OneLine("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     log.setLevel(logging.INFO)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr does by itself: a path of the command line may be no Unicode text.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(arguments)
 
 
+# Of the C0 and C1 sets (ISO/IEC 6429) all but the line feed, and Unicode's own ends of lines.
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def _shown(text: str) -> str:
+    """A text for a terminal or a log: a name in it may hold what would steer them."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class _OneLine(logging.Formatter):
+    """A message is a line, whatever names it has in it; a traceback follows as it is."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        record.message = _shown(record.message).replace("\n", "\\n")
+        return super().formatMessage(record)
+
+
 def _complain(text: str) -> None:
-    print(f"retroscan: {text}", file=sys.stderr)
+    print(f"retroscan: {_shown(text)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from ad_jobs.cli.app import app
+from ad_jobs.cli.app import _OneLine, app
 from ad_jobs.cli.options import pairs
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import PixelPolicy
@@ -280,3 +282,28 @@ def test_plain_values() -> None:
             parse_window(bad)
     with pytest.raises(UsageError):
         pairs("--set", ["epochs"])
+
+
+def test_a_name_steers_neither_a_terminal_nor_a_log(tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"x")
+    (folder / "itself").symlink_to("itself")
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/odd \x1b[31m\xff\n2026-01-01 forged")
+    env = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+
+    def said(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ad_jobs", *words]
+        return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+    done = said("index", str(folder), "--out", odd)
+    assert done.returncode == 0, done.stderr
+    assert "listing: 1 link was not followed." in done.stderr
+    assert "1 objects in" in done.stdout
+    # Another source into the same folder: both are named.
+    again = said("index", odd + "-source", "--out", odd)
+    assert again.returncode == 2
+    assert "\x1b" not in again.stderr + done.stderr
+
+    record = logging.LogRecord("retroscan", logging.INFO, "", 0, "left out: %s", ("a\x1b[31m\nforged",), None)
+    assert _OneLine("%(message)s").format(record) == r"left out: a\x1b[31m\nforged"
