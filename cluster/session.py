@@ -225,16 +225,18 @@ def _alive_nodes() -> tuple[Node, ...]:
 
 
 @contextmanager
-def data_context(has: Session) -> Iterator[DataContext]:
+def data_context(has: Session, *, task_s: float = 0.0) -> Iterator[DataContext]:
     """Ray Data's settings for datasets built inside the block, which may use what the session has.
 
+    `task_s`: how long one task may take before it gives its first rows; for that and NO_PROGRESS_TIMEOUT_S nothing may
+    move before the run is taken to have stalled.
     Those outside are left as they were.
     """
     context = DataContext.get_current().copy()
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
     context.target_max_block_size = BLOCK_BYTES
-    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S + task_s
     context.execution_options.preserve_order = False
     # Ray Data takes from the cluster what its autoscaler asked for, and of what is left on each node only whole CPUs.
     # Its default autoscaler asks by task, so that the fractions that tasks leave on every node lie idle: 0.35 of 2 CPUs

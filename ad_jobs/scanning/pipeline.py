@@ -11,13 +11,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from ad_jobs.archive.fetching import status_of
@@ -47,6 +48,8 @@ log = logging.getLogger("retroscan.scan")
 # Of uncompressed heatmaps one writing task may come to hold, were all of them kept.
 PART_BYTES = 256 << 20
 MAX_PART_OBJECTS = 20_000
+# Between an object that cost the decoder's process its life and the next: on a busy machine.
+RESTART_S = 5.0
 # Of a large run: a killed driver loses at most what is not yet in a part.
 PARTS_AT_LEAST = 100
 
@@ -60,8 +63,10 @@ def at_work(intent: Intent, done: int, failed: int) -> Iterator[Work]:
     if done:
         log.info("Continuing: %d of %d objects are done.", done, intent.objects)
     spec = intent.spec
-    with session(spec.address, num_cpus=spec.num_cpus) as has, data_context(has):
+    with ExitStack() as stack:
+        has = stack.enter_context(session(spec.address, num_cpus=spec.num_cpus))
         division = divide_for_scan(has.nodes, spec.batch_size, intent.objects - done)
+        stack.enter_context(data_context(has, task_s=slowest_block_s(intent.limits, division)))
         log.info(
             "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %d.",
             intent.objects - done,
@@ -109,6 +114,11 @@ def block_rows(left: int, division: ScanDivision) -> int:
     A small run, too, keeps every CPU busy.
     """
     return min(division.block_rows, max(1, -(-left // 8)))
+
+
+def slowest_block_s(limits: Limits, division: ScanDivision) -> float:
+    """How long a fetch-and-decode task takes at most whose objects all run into their limit, each on a new child."""
+    return division.block_rows * (limits.timeout_s + RESTART_S)
 
 
 def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any) -> ray.data.Dataset:
@@ -223,6 +233,11 @@ def errors_of_ray() -> Iterator[None]:
         raise JobError(error.problem, error.remedy) from error
     except RayError as error:
         raise _of_workers(error) from error
+    except ExecutionTimeoutError as error:
+        raise JobError(
+            f"The scan stalled: {str(error).partition('. ')[0]}.",
+            "Look whether its workers live, and run the same command again: it continues.",
+        ) from error
 
 
 def _of_workers(error: RayError) -> RetroscanError:
