@@ -39,8 +39,8 @@ SIZE_PX = 32
 FRAMES = 5
 
 
-def make_model(folder: Path, seed: int = 0, size_px: int = SIZE_PX) -> str:
-    """A model with random weights: its scores mean nothing, but they are always the same ones."""
+def make_model(folder: Path, seed: int = 0, size_px: int = SIZE_PX, source: str = "test") -> str:
+    """A model with random weights, calibrated on `source`: its scores mean nothing, but are always the same ones."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # Of all kinds the quickest to be imported, which an actor does anew in every chapter.
@@ -51,7 +51,7 @@ def make_model(folder: Path, seed: int = 0, size_px: int = SIZE_PX) -> str:
     model_id = artifact.save(folder, "autoencoder", detector, policy, {"seed": seed})
     normal = (np.rint(65535 * picture(number, size_px))[None].astype(np.uint16) for number in range(12))
     # Half of the normals: a good share of an archive is flagged, and a good share is not.
-    calibration = calibrate_on(detector, normal, model_id=model_id, max_fpr=0.5, source="test")
+    calibration = calibrate_on(detector, normal, model_id=model_id, max_fpr=0.5, source=source)
     write_calibration(str(folder), calibration)
     return str(folder)
 

@@ -141,7 +141,7 @@ def texts(folder: Path) -> dict[str, str]:
 
 
 def test_nothing_below_a_hashed_run_or_in_its_logs_names_anybody(place: Place, tmp_path: Path) -> None:
-    model, key = make_model(tmp_path / "model"), tmp_path / "key"
+    model, key = make_model(tmp_path / "model", source=f"/{PLANTED} normal"), tmp_path / "key"
     key.write_bytes(KEY)
     # A unix socket's path has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="rs-", dir="/tmp") as ray:
