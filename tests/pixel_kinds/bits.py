@@ -35,7 +35,7 @@ def bits() -> list[Kind]:
         Kind(
             "An older High Bit: the value lies higher in its cell",
             "",
-            "PS3.5 8.1.1, editions before 2014",
+            "PS3.5 8.1.1, older editions",
             of(RAMP << 4 | 5, 12, precision=16, HighBit=15),
             SHOWN,
         ),

@@ -159,8 +159,8 @@ def palettes() -> list[Kind]:
             differs="DCMTK reads no segmented palettes",
         ),
         Kind(
-            title,
-            "missing",
+            "A palette that is missing is refused",
+            "",
             clause,
             changed(stored, having(PhotometricInterpretation="PALETTE COLOR")),
             "RedPaletteColorLookupTable",
