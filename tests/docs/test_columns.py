@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ad_jobs.archive.fetching import CONSTANT_FRAME, ETAG_CHANGED
 from ad_jobs.errors import ErrorCode
 from ad_jobs.images.policy import Limits
+from ad_jobs.images.remarks import Remark
 from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS, SCORES
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -30,6 +32,10 @@ def test_every_column_is_explained_once() -> None:
 
 def test_every_error_code_is_explained_once() -> None:
     assert sorted(first_cells("columns.md", "`error_code`")) == sorted(ErrorCode)
+
+
+def test_every_remark_is_explained_once() -> None:
+    assert sorted(first_cells("columns.md", "remark")) == sorted([*Remark, CONSTANT_FRAME, ETAG_CHANGED])
 
 
 def test_the_limits_are_those_of_the_code() -> None:
