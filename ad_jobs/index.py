@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ad_jobs.archive.listing import write_manifest
-from ad_jobs.archive.manifest import ManifestInfo
+from ad_jobs.archive.manifest_record import ManifestInfo
 from ad_jobs.specs import IndexSpec, takes
 
 

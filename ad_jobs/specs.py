@@ -27,7 +27,7 @@ from pydantic import (
 
 from ad_jobs.errors import UsageError, refused
 from ad_jobs.images.policy import Limits, Window
-from ad_jobs.values import parse_size, parse_window, place, several, size_text, source_place
+from ad_jobs.values import parse_size, parse_window, place, run_place, several, size_text, source_place
 
 # Which heatmaps a run keeps: flagged ones and 1 % of the rest, ...
 KeepPolicy = Literal["flagged", "all", "none"]
@@ -45,6 +45,7 @@ Result = TypeVar("Result", covariant=True)
 Place = Annotated[str, BeforeValidator(place)]
 # A place, or `manifest:` and one.
 Source = Annotated[str, BeforeValidator(source_place)]
+RunPlace = Annotated[str, BeforeValidator(run_place)]
 Places = Annotated[Sequence[Place], BeforeValidator(several), AfterValidator(tuple)]
 Size = Annotated[tuple[int, int], BeforeValidator(parse_size), PlainSerializer(size_text)]
 FixedWindow = Annotated[Window, BeforeValidator(parse_window)]
@@ -195,7 +196,7 @@ class ScanSpec(Spec):
 
     source: Source
     model: Places = Field(min_length=1)
-    out: Place
+    out: RunPlace
     # SQL condition over the manifest's columns.
     where: str | None = None
     heatmaps: KeepPolicy = "flagged"

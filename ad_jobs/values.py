@@ -35,6 +35,18 @@ def place(value: str | PathLike[str]) -> str:
     return uris.absolute(text)
 
 
+def run_place(value: str | PathLike[str]) -> str:
+    """The one spelling of a run's folder, which Parquet's libraries take in Unicode alone.
+
+    Raises:
+        UsageError: as `place`; or its name, or a folder's above it, is no Unicode text.
+    """
+    found = place(value)
+    if found.startswith("file://"):
+        raise UsageError("The folder of a run is named in Unicode.", found, "Name another.")
+    return found
+
+
 def source_place(value: str | PathLike[str]) -> str:
     """The one spelling of a SOURCE: a place, or `manifest:` and a place.
 

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ad_jobs.archive.headers import header_columns
-from ad_jobs.archive.manifest import (
+from ad_jobs.archive.manifest import row_bytes
+from ad_jobs.archive.manifest_record import (
     RECORD,
     ManifestInfo,
     Part,
@@ -24,7 +25,6 @@ from ad_jobs.archive.manifest import (
     part_name,
     record_bytes,
     refusal,
-    row_bytes,
     stored_manifest,
 )
 from ad_jobs.archive.sources import SourceObject, is_list, open_source

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ad_jobs.archive.manifest import RECORD, ManifestInfo, find_manifest, part_name, read_parts, refusal
+from ad_jobs.archive.manifest import read_parts
+from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, find_manifest, part_name, refusal
 from ad_jobs.errors import UsageError
 from ad_jobs.values import MANIFEST as NAMED
 from cluster import storage

@@ -14,15 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ad_jobs.archive.listing import write_manifest
-from ad_jobs.archive.manifest import (
-    RECORD,
-    ManifestInfo,
-    RowReader,
-    find_manifest,
-    read_manifest,
-    refusal,
-    stored_manifest,
-)
+from ad_jobs.archive.manifest import RowReader, read_manifest
+from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, find_manifest, refusal, stored_manifest
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.run import ModelRef

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ad_jobs.archive.fetching import Prepared, Source
-from ad_jobs.archive.manifest import ManifestInfo, RowReader, manifest_info, read_manifest, read_parts, row_bytes
+from ad_jobs.archive.manifest import RowReader, read_manifest, read_parts, row_bytes
+from ad_jobs.archive.manifest_record import ManifestInfo, manifest_info
 from ad_jobs.errors import RetroscanError, UsageError
 from ad_jobs.results.parts import part_uris
 from ad_jobs.results.run import RunRecord

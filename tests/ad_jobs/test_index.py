@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ad_jobs.archive.listing import write_manifest
-from ad_jobs.archive.manifest import manifest_info, read_manifest
+from ad_jobs.archive.manifest import read_manifest
+from ad_jobs.archive.manifest_record import manifest_info
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.index import index
 from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS

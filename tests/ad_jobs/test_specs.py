@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,7 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "heatmaps": "all",
             "identifiers": "hashed",
             "identifiers_key": Path("key"),
+            "key": Path("signing"),
             "manifest_out": "m",
             "max_failed": 0.25,
             "limits": {"max_frames": 3},
@@ -160,7 +162,14 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
     "report": (specs.ReportSpec, {"run": "r", "top": 5}),
     "verify": (
         specs.VerifySpec,
-        {"run": "r", "sample": 7, "seed": 1, "identifiers_key": Path("key"), "manifest": "manifest:m"},
+        {
+            "run": "r",
+            "sample": 7,
+            "seed": 1,
+            "key": Path("signing"),
+            "identifiers_key": Path("key"),
+            "manifest": "manifest:m",
+        },
     ),
     "score": (specs.ScoreSpec, {"model": "m", "images": ("x, y.png", "z.dcm")}),
     "doctor": (specs.DoctorSpec, {"address": "http://127.0.0.1:8265", "bucket": "b"}),
@@ -280,3 +289,10 @@ def test_paths_may_stand_where_names_do(tmp_path: Path) -> None:
     assert ScoreSpec(model="m", images="x.png").images == ("x.png",)
     with pytest.raises(UsageError, match="local path"):
         ScanSpec(source="a", model="m", out="s3://")
+
+
+def test_the_folder_of_a_run_is_named_in_unicode() -> None:
+    odd = os.fsdecode(b"/data/caf\xe9")
+    assert ScanSpec(source=odd, model="/m", out="/r").source == "file:///data/caf%E9"
+    with pytest.raises(UsageError, match=r"named in Unicode.*file:///data/caf%E9/run"):
+        ScanSpec(source="/a", model="/m", out=f"{odd}/run")

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ad_jobs.archive.manifest import find_manifest, manifest_info, read_manifest
+from ad_jobs.archive.manifest import read_manifest
+from ad_jobs.archive.manifest_record import find_manifest, manifest_info
 from ad_jobs.archive.sources import read_source
 from ad_jobs.errors import RetroscanError, UsageError
 from ad_jobs.index import index

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ad_jobs.archive.listing import write_manifest
-from ad_jobs.archive.manifest import ManifestInfo, RowReader, find_manifest
+from ad_jobs.archive.manifest import RowReader
+from ad_jobs.archive.manifest_record import ManifestInfo, find_manifest
 from ad_jobs.errors import RetroscanError
 
 OBJECTS = 23
