@@ -64,10 +64,13 @@ def verify(spec: VerifySpec) -> Verification:
     signature, differences = check_seal(run_uri, record, key)
     differences += check_config(record)
     broken = files.check_score_parts(run_uri, record)
-    differences += broken + files.check_heatmap_parts(run_uri, record)
+    marks, wrong = files.check_heatmap_parts(run_uri, record)
+    differences += broken + wrong
     judges: list[Judge] = []
     for recorded in record.models:
-        judge, wrong = check_model(run_uri, recorded)
+        judge, wrong = check_model(
+            run_uri, recorded, kept=record.version > 1 and record.config.get("identifiers") != "hashed"
+        )
         differences += wrong
         judges += [judge] if judge is not None else []
     archive, missing = _archive(spec, record)
@@ -77,7 +80,7 @@ def verify(spec: VerifySpec) -> Verification:
     sampled = Sampled(0, 0, [])
     # A damaged table cannot be counted, and what it says of an object is worth nothing.
     if not broken:
-        differences += table.check_rows(run_uri, record, archive)
+        differences += table.check_rows(run_uri, record, archive, marks)
         if archive is not None:
             differences += table.check_counts(run_uri, record, archive)
         if judges and archive is not None:

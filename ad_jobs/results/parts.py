@@ -20,6 +20,7 @@ from cluster import storage
 SCORES_FOLDER = "scores"
 HEATMAPS_FOLDER = "heatmaps"
 _CHUNK_BYTES = 8 << 20
+MARKS = 1 << 64
 
 
 class _Part(BaseModel):
@@ -71,17 +72,32 @@ def describe_parts(run_uri: str, prefix: str = "") -> list[ScorePart]:
 
 def describe_heatmap_part(run_uri: str, name: str) -> HeatmapPart | None:
     """A heatmap shard as it lies in storage, its members counted; None if it is not a whole tar."""
+    found = read_shard(run_uri, name)
+    return None if found is None else found[0]
+
+
+def read_shard(run_uri: str, name: str) -> tuple[HeatmapPart, int] | None:
+    """A heatmap shard as it lies in storage, and the sum of its `member_mark`s; None if it is not a whole tar."""
     with _open_stream(storage.join(run_uri, name)) as stream:
         hashing = _Hashing(stream)
         try:
             with tarfile.open(fileobj=cast(IO[bytes], hashing), mode="r|") as tar:
-                members = sum(1 for _ in tar)
+                members = marks = 0
+                for member in tar:
+                    members += 1
+                    marks += member_mark(member.name, member.offset_data, member.size)
         except tarfile.TarError:
             return None
         while hashing.read(_CHUNK_BYTES):
             # What follows the end-of-archive mark belongs to the digest too.
             pass
-    return HeatmapPart(name=name, bytes=hashing.bytes, sha256=hashing.sha256.hexdigest(), members=members)
+    part = HeatmapPart(name=name, bytes=hashing.bytes, sha256=hashing.sha256.hexdigest(), members=members)
+    return part, marks % MARKS
+
+
+def member_mark(member: str, offset: int, length: int) -> int:
+    """A number for a member and its place in its shard; sums of them, modulo MARKS, tell other members and places."""
+    return int.from_bytes(hashlib.blake2b(f"{member} {offset} {length}".encode(), digest_size=8).digest())
 
 
 def part_uris(run_uri: str, prefix: str = "") -> list[str]:

@@ -39,12 +39,13 @@ class Calibration(Threshold):
     set_at: str
 
 
-def judged_by(run_uri: str, model: ModelRef) -> Calibration | None:
+def judged_by(run_uri: str, model: ModelRef, *, copy_alone: bool = False) -> Calibration | None:
     """The calibration that a run's rows of this model were judged by; None where it is not to be found any more.
 
-    Runs of version 1 kept no copy: theirs is the model's, while it is the same.
+    Runs of version 1 kept no copy: theirs is the model's, while it is the same, unless `copy_alone`.
     """
-    for uri in (calibration_copy(run_uri, model.model_id), storage.join(model.uri, CALIBRATION)):
+    beside_the_model = [] if copy_alone else [storage.join(model.uri, CALIBRATION)]
+    for uri in (calibration_copy(run_uri, model.model_id), *beside_the_model):
         try:
             body = storage.read_bytes(uri)
             if hashlib.sha256(body).hexdigest() == model.calibration_sha256:

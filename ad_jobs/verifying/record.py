@@ -78,13 +78,13 @@ class Judge:
         self.calibration = calibration
 
 
-def check_model(run_uri: str, recorded: ModelRef) -> tuple[Judge | None, list[str]]:
+def check_model(run_uri: str, recorded: ModelRef, *, kept: bool) -> tuple[Judge | None, list[str]]:
     """The model, ready to score, and how it and its calibration differ from what the record says of them.
 
-    None where it is gone, damaged or another one.
+    None where it is gone, damaged or another one. `kept`: the run has a copy of the calibration.
     """
     called = f"model {recorded.uri}"
-    calibration = judged_by(run_uri, recorded)
+    calibration = judged_by(run_uri, recorded, copy_alone=kept)
     if calibration is None:
         return None, [f"{called}: the calibration of the run is gone, or was changed (sha256 in run.json)"]
     try:

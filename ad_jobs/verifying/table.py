@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 
 from ad_jobs.errors import RetroscanError
 from ad_jobs.results.count import count_table
-from ad_jobs.results.heatmaps import parse_reference
-from ad_jobs.results.parts import part_uris
+from ad_jobs.results.heatmaps import member_name, parse_reference
+from ad_jobs.results.parts import MARKS, member_mark, part_uris
 from ad_jobs.results.run import RunRecord
 from ad_jobs.schema import SCORED, is_flagged
 from ad_jobs.verifying.run_archive import RunArchive
 from cluster import storage
 
-_COLUMNS = ["object_id", "uri", "status", "score", "threshold", "flagged", "heatmap", "model_id"]
+_COLUMNS = ["object_id", "frame", "uri", "status", "score", "threshold", "flagged", "heatmap", "model_id"]
 _BATCH_ROWS = 65_536
 
 
@@ -44,10 +44,18 @@ def check_counts(run_uri: str, record: RunRecord, archive: RunArchive) -> list[s
     return differences
 
 
-def check_rows(run_uri: str, record: RunRecord, archive: RunArchive | None) -> list[str]:
-    """How rows contradict the manifest, their model, or themselves; `archive` is None where there is no manifest."""
+def check_rows(run_uri: str, record: RunRecord, archive: RunArchive | None, marks: dict[str, int]) -> list[str]:
+    """How rows contradict the manifest, their model, their heatmaps, or themselves.
+
+    Args:
+        run_uri: the run.
+        record: its run.json.
+        archive: what it was made of; None where there is no manifest.
+        marks: of each heatmap shard, the sum of its `member_mark`s.
+    """
     thresholds = {model.model_id: np.float32(model.threshold) for model in record.models}
-    sizes = {part.name: part.bytes for part in record.heatmap_parts}
+    several = len(record.models) > 1
+    referred = dict.fromkeys(marks, 0)
     found: Counter[str] = Counter()
     first: dict[str, int] = {}
     for uri in part_uris(run_uri):
@@ -55,16 +63,29 @@ def check_rows(run_uri: str, record: RunRecord, archive: RunArchive | None) -> l
         with filesystem.open_input_file(path) as file:
             for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=_COLUMNS):
                 rows = pa.Table.from_batches([batch]).to_pandas()
-                for what, wrong in _wrong(rows, thresholds, sizes, archive).items():
+                for what, wrong in _wrong(rows, thresholds, archive).items():
                     if wrong.any():
                         found[what] += int(wrong.sum())
                         first.setdefault(what, int(rows["object_id"][wrong].iloc[0]))
-    return [f"{count} rows: {what} (object {first[what]} first)" for what, count in found.items()]
+                _mark(rows, several, referred)
+    differences = [f"{count} rows: {what} (object {first[what]} first)" for what, count in found.items()]
+    other = sorted(name for name in referred if referred[name] % MARKS != marks.get(name))
+    return differences + [f"{name}: the rows refer to other heatmaps than it holds" for name in other]
 
 
-def _wrong(
-    rows: pd.DataFrame, thresholds: dict[str, np.float32], sizes: dict[str, int], archive: RunArchive | None
-) -> dict[str, pd.Series]:
+def _mark(rows: pd.DataFrame, several: bool, referred: dict[str, int]) -> None:
+    """Add the marks of the heatmaps that rows refer to, shard by shard."""
+    kept = rows[rows["heatmap"].notna()]
+    for object_id, frame, model_id, text in kept[["object_id", "frame", "model_id", "heatmap"]].itertuples(index=False):
+        try:
+            shard, offset, length = parse_reference(text)
+        except RetroscanError:
+            shard, offset, length = text, 0, 0
+        member = member_name(object_id, frame, model_id if several else None)
+        referred[shard] = referred.get(shard, 0) + member_mark(member, offset, length)
+
+
+def _wrong(rows: pd.DataFrame, thresholds: dict[str, np.float32], archive: RunArchive | None) -> dict[str, pd.Series]:
     """Rows that are wrong, by what is wrong with them."""
     scored = rows["status"] == SCORED
     wanted = rows["model_id"].map(thresholds).astype("float32")
@@ -74,17 +95,7 @@ def _wrong(
         "a score or a flag without having been scored": ~scored & (rows["score"].notna() | rows["flagged"].notna()),
         "scored, and without a finite score": scored & ~np.isfinite(rows["score"]),
         "another threshold than the model's": rows["threshold"] != wanted,
-        "a heatmap where there is none": rows["heatmap"].notna()
-        & ~rows["heatmap"].fillna("").map(lambda text: _there(text, sizes)),
     }
     if archive is not None and (names := archive.names(rows["object_id"].to_numpy())) is not None:
         checks["uri is not what the manifest has"] = rows["uri"] != pd.Series(names, index=rows.index)
     return checks
-
-
-def _there(reference: str, sizes: dict[str, int]) -> bool:
-    try:
-        shard, offset, length = parse_reference(reference)
-    except RetroscanError:
-        return False
-    return 0 <= offset <= offset + length <= sizes.get(shard, -1)
