@@ -66,6 +66,14 @@ def bare_jpeg(code: bytes) -> bytes:
     return code
 
 
+def called_eight_bits(code: bytes) -> bytes:
+    """A JPEG stream whose frame header says 8 bits, whatever it said."""
+    for marker, start, _ in segments(code):
+        if marker in _START_OF_FRAME:
+            return b"".join([code[: start + 4], b"\x08", code[start + 5 :]])
+    return code
+
+
 def has_scan(code: bytes) -> bool:
     """Whether coded data of a first scan follows in a JPEG stream."""
     return any(marker == _START_OF_SCAN and end < len(code) for marker, _, end in segments(code))

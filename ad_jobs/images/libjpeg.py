@@ -1,8 +1,8 @@
 """JPEG code streams to samples by libjpeg, whose warnings are judged: it fills what is missing and goes on.
 
 libjpeg-turbo tells its warnings through simplejpeg, which reads 8 bits and the common kinds of subsampling.
-Whatever else imagecodecs decodes, which drops them: simplejpeg reads it once more in a small size, lossless streams are
-counted again, and for the rest GDCM's libjpeg tells.
+Whatever else imagecodecs decodes, which drops them: simplejpeg reads lossy streams once more in a small size, lossless
+ones are counted again, and for what neither takes GDCM's libjpeg tells.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import simplejpeg  # type: ignore[import-untyped]
 
 from ad_jobs.errors import ErrorCode, ImageError
-from ad_jobs.images.codestream import EOI, JpegFrame, bare_jpeg, has_scan, jpeg_frame, with_end
+from ad_jobs.images.codestream import EOI, JpegFrame, bare_jpeg, called_eight_bits, has_scan, jpeg_frame, with_end
 from ad_jobs.images.libraries import foreign, stderr_of_c
 from ad_jobs.images.lossless_jpeg import LOSSLESS, surplus_bytes
 from ad_jobs.images.remarks import Remark
@@ -70,7 +70,7 @@ def decode(code: bytes, frame: JpegFrame, spaces: tuple[str, str] | None = None)
     surplus = surplus_bytes(ended, frame, values)
     if warning is None and surplus is not None:
         return values, _judge_lossless(*surplus, code, ended)
-    return values, judge(_told_by_gdcm(ended, frame) if warning is None else warning, code, ended)
+    return values, judge(_warning(ended) if warning is None else warning, code, ended)
 
 
 def _judge_lossless(surplus: int, stray: bytes, code: bytes, ended: bytes) -> set[str]:
@@ -141,11 +141,14 @@ def _warning(code: bytes) -> str:
     frame = jpeg_frame(code)
     if frame is None or frame.components not in _COLOURS:
         raise ImageError(ErrorCode.CORRUPT, "a JPEG without a frame header that is known")
-    if frame.bits == 8:
+    deep = frame.bits == 12 and frame.marker != LOSSLESS
+    if frame.bits == 8 or deep:
         try:
+            # The codes of a lossy frame are read alike at either depth; what they mean is not asked.
+            read = called_eight_bits(code) if deep else code
             # At an eighth of the size all is read, and little computed; lossless streams know no other size.
             smaller = {} if frame.marker == LOSSLESS else {"min_height": 1, "min_width": 1, "min_factor": 8}
-            simplejpeg.decode_jpeg(code, _COLOURS[frame.components], **smaller)
+            simplejpeg.decode_jpeg(read, _COLOURS[frame.components], **smaller)
         except ValueError as error:
             if _WARNING.match(str(error)):
                 return str(error)
