@@ -24,13 +24,13 @@ from ad_jobs.images.stored_values import from_cells, from_code_stream
 Array = npt.NDArray[Any]
 
 RLE = "1.2.840.10008.1.2.5"
-# PS3.6 table A-1, by how a code stream of theirs begins.
+# PS3.6 table A-1, by how a code stream of theirs begins: JPEG, JPEG-LS among it, and JPEG 2000.
 _JPEG = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 53, 55, 57, 70, 80, 81)}
+_JPEG_LS = {f"1.2.840.10008.1.2.4.{number}" for number in (80, 81)}
 _JPEG_2000 = {f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 201, 202, 203)}
-SYNTAXES = frozenset({RLE, *_JPEG, *_JPEG_2000})
 
-# ITU-T T.81 table B.1 and T.87: lossless, of JPEG-LS.
-_SOF_LOSSLESS, _SOF_JPEG_LS = 0xC3, 0xF7
+# T.87: the start of frame of JPEG-LS; ITU-T T.81 table B.1: those of lossy processes.
+_SOF_JPEG_LS = 0xF7
 _SOF_LOSSY = (0xC0, 0xC1, 0xC2)
 
 
@@ -42,6 +42,17 @@ class _Cells(NamedTuple):
     photometric: str
     # It may hold values that were never there, and no bits above theirs.
     lossy: bool = False
+
+
+def decodable(syntax: str) -> bool:
+    """Whether frames in this transfer syntax are decoded here: imagecodecs may have been built without a codec."""
+    codecs: list[tuple[set[str], Any]] = [
+        ({RLE}, imagecodecs.PACKBITS),
+        (_JPEG_LS, imagecodecs.JPEGLS),
+        (_JPEG - _JPEG_LS, imagecodecs.JPEG8),
+        (_JPEG_2000, imagecodecs.JPEG2K),
+    ]
+    return any(codec.available for syntaxes, codec in codecs if syntax in syntaxes)
 
 
 def decode_frame(code: bytes, index: int, syntax: str, module: PixelModule, remarks: set[str]) -> tuple[Array, str]:

@@ -49,7 +49,7 @@ _UNREADABLE = (
 
 def decodable(transfer_syntax: str) -> bool:
     """Whether pixel data in this transfer syntax (a UID) can be decoded."""
-    return transfer_syntax in _NATIVE or transfer_syntax in compressed.SYNTAXES
+    return transfer_syntax in _NATIVE or compressed.decodable(transfer_syntax)
 
 
 def open_dicom(data: bytes, limits: Limits) -> DicomPicture:
