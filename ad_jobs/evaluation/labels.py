@@ -11,6 +11,7 @@ import pandas as pd
 
 from ad_jobs.archive.sources import resolve
 from ad_jobs.errors import UsageError
+from ad_jobs.scanning.identifiers import is_hashed
 from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from cluster import storage
 
@@ -66,7 +67,8 @@ def read_labels(uri: str) -> Labels:
         raw[name] = raw[name].fillna("").str.strip() if name in raw.columns else ""
     table = pd.DataFrame(
         {
-            "uri": [resolve(uri, image) for image in raw["image"]],
+            # A hash names no place.
+            "uri": [image if is_hashed(image) else resolve(uri, image) for image in raw["image"]],
             "anomalous": _checked(raw["anomalous"], uri, "anomalous must be 0 or 1", "[01]") == "1",
             "mask": pd.Series([resolve(uri, m) if m else None for m in raw["mask"]], dtype=object),
             "frame": pd.to_numeric(
@@ -75,7 +77,7 @@ def read_labels(uri: str) -> Labels:
             "group": pd.Series([group or None for group in raw["group"]], dtype=object),
         }
     )
-    _checked(raw["image"], uri, "image must not be empty", ".+")
+    _checked(raw["image"], uri, "image must not be empty", "(?s).+")
     twice = table.duplicated(["uri", "frame"])
     if twice.any():
         raise UsageError(

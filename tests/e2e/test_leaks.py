@@ -128,6 +128,15 @@ def retroscan(ray: Path, *words: str | Path) -> str:
     return done.stdout + done.stderr
 
 
+def labels_of(place: Place, folder: Path) -> Path:
+    """Labels by the run's names, in a file that names somebody."""
+    rows = read_scores(str(place.out))
+    names = rows.loc[rows["status"] == "scored", "uri"].unique()
+    labels = folder / f"{PLANTED} labels.csv"
+    labels.write_text("image,anomalous\n" + "".join(f"{name},{i % 2}\n" for i, name in enumerate(names)))
+    return labels
+
+
 def texts(folder: Path) -> dict[str, str]:
     """Everything below a folder as text: tables unpacked, other files as they are; names of files, too."""
     found = {}
@@ -161,6 +170,7 @@ def test_nothing_below_a_hashed_run_or_in_its_logs_names_anybody(place: Place, t
             retroscan(Path(ray), *scan, "--json"),
             # Once more: the run is found again, without its request being in it.
             retroscan(Path(ray), *scan),
+            retroscan(Path(ray), "evaluate", place.out, "--labels", labels_of(place, tmp_path)),
             retroscan(Path(ray), "report", place.out),
             retroscan(Path(ray), "verify", place.out, "--identifiers-key", key),
         ]

@@ -40,3 +40,16 @@ def test_labels_of_other_images_show_a_path_of_either_side(tmp_path: Path):
     fake.labels.write_text("image,anomalous\nelsewhere/a.png,1\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"none of 1 is among.*elsewhere/a.png; run: .*good 000.png"):
         join(read_labels(str(fake.labels)), read_scores(fake.uri))
+
+
+def test_a_hash_is_a_name_and_a_name_may_have_two_lines(tmp_path: Path):
+    path = tmp_path / "labels.csv"
+    path.write_text('image,anomalous\nhmac:0123,1\n"two\nlines #,%.png",0\n', encoding="utf-8")
+    assert read_labels(str(path)).table["uri"].tolist() == ["hmac:0123", f"{tmp_path}/two\nlines #,%.png"]
+
+
+def test_labels_join_a_run_with_hashed_names(tmp_path: Path):
+    fake = fake_run.make(tmp_path, normal=1, anomalous=1, uris="hmac:")
+    rows = read_scores(fake.uri)
+    fake.labels.write_text(f"image,anomalous\n{rows['uri'].iloc[0]},1\n", encoding="utf-8")
+    assert join(read_labels(str(fake.labels)), rows).table["status"].tolist() == ["scored"]
