@@ -17,11 +17,11 @@ CODE_STREAM_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", JP2)
 
 
 def is_encapsulated(pixel_data: bytes) -> bool:
-    """Whether bytes of pixel data are a sequence of items up to their end, as no native pixels are."""
-    try:
-        return pixel_data[:4] == ITEM and len(_fragments(pixel_data)[1]) > 0
-    except ImageError:
+    """Whether bytes of pixel data begin as an offset table and a fragment, as no native pixels do."""
+    if pixel_data[:4] != ITEM or len(pixel_data) < 16:
         return False
+    behind = 8 + int(struct.unpack_from("<L", pixel_data, 4)[0])
+    return pixel_data[behind : behind + 4] in (ITEM, _DELIMITER)
 
 
 def frame_codes(ds: Any, frames: int, remarks: set[str]) -> list[bytes]:

@@ -70,7 +70,7 @@ def read_lut(
         return None
     if entries.size < count:
         remarks.add(Remark.LUT_SHORT)
-    first = _first(said & 0xFFFF, count, values_range) if values_range is not None else said
+    first = _first(said, count, values_range) if values_range is not None else said
     if first != said and not is_implicit(item):
         remarks.add(Remark.LUT_FIRST)
     # C.11.1.1.1: the third value is the bits of an entry. Writers are known to give 8 for wider entries.
@@ -90,16 +90,17 @@ def _words(item: Any, keyword: str, *, little: bool) -> npt.NDArray[np.uint16]:
     return np.frombuffer(element.value[: len(element.value) // 2 * 2], f"{order}u2").astype(np.uint16)
 
 
-def _first(word: int, count: int, values_range: tuple[float, float]) -> int:
+def _first(said: int, count: int, values_range: tuple[float, float]) -> int:
     """The first value that a table maps, signed where the values are: C.11.1.1.1, C.11.2.1.1, C.7.6.3.1.5.
 
-    Writers follow Pixel Representation instead of the rescaled values, or the value representation at hand: of the two
-    readings of a word, one may be a table that no value meets.
+    Writers follow Pixel Representation instead of the rescaled values, or the value representation at hand: where the
+    clause's reading of the word is a table that no value meets, what was said may be one that they do.
     """
     low, high = values_range
-    signed = word - 0x10000 if word & 0x8000 else word
-    readings = (signed, word) if low < 0 else (word, signed)
-    return next((first for first in readings if first <= high and first + count > low), readings[0])
+    word = said & 0xFFFF
+    by_clause = word - 0x10000 if low < 0 and word & 0x8000 else word
+    other = word if by_clause < 0 else said
+    return next((first for first in (by_clause, other) if first <= high and first + count > low), by_clause)
 
 
 def lookup(values: npt.NDArray[Any], lut: Lut) -> Grey:
