@@ -1,4 +1,4 @@
-"""Which library decodes PNG and JPEG: Pillow or torchvision, at equal pixels, with what it costs to import.
+"""Which library decodes PNG and JPEG at equal pixels, what it costs to import, and what it tells of damage.
 
     python benchmarks/decode.py
 
@@ -22,6 +22,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import PIL
+import simplejpeg
 import torch
 import torchvision
 from PIL import Image
@@ -42,16 +43,17 @@ def main() -> None:
         "# Decoding PNG and JPEG",
         "",
         f"{machine()}; Python {platform.python_version()}, Pillow {PIL.__version__}, torchvision "
-        f"{torchvision.__version__}, imagecodecs {imagecodecs.__version__}; one thread, fastest of "
+        f"{torchvision.__version__}, imagecodecs {imagecodecs.__version__}, simplejpeg; one thread, fastest of "
         f"{REPEATS}; load average {os.getloadavg()[0]:.1f} while it ran.",
         "",
-        "| picture | Pillow ms | torchvision ms | imagecodecs ms | pixels |",
-        "|---|---:|---:|---:|---|",
+        "| picture | Pillow ms | torchvision ms | imagecodecs ms | simplejpeg ms | pixels |",
+        "|---|---:|---:|---:|---:|---|",
     ]
     for size in SIZES_PX:
         for name, data, readers in cases(size):
             arrays = [reader(data) for reader in readers]
             times = [f"{fastest_ms(reader, data):.2f}" for reader in readers]
+            times += [""] * (len(NAMES) - len(times))
             lines.append(f"| {name} {size} x {size} | {' | '.join(times)} | {verdict(arrays)} |")
     lines += [
         "",
@@ -71,29 +73,33 @@ def main() -> None:
 IMPORTS = (
     "import PIL.PngImagePlugin, PIL.JpegImagePlugin, numpy",
     "import imagecodecs; imagecodecs.png_decode",
+    "import simplejpeg",
     "import torchvision.io",
 )
+NAMES = ("Pillow", "torchvision", "imagecodecs", "simplejpeg")
 
 CONCLUSION = """\
 What `ad_jobs/images` makes of it: where two libraries give equal pixels, the faster one that a decoding process can
 import at once. PNG up to 8 bits: Pillow, on a par, and it also unpacks palettes and low bit depths. 16-bit PNG:
-imagecodecs, as Pillow cuts 16-bit colour to 8 bits. JPEG: imagecodecs, faster than Pillow and on a par with
-torchvision, whose import costs each decoding process what some thousand pictures take to decode."""
+imagecodecs, as Pillow cuts 16-bit colour to 8 bits. JPEG: simplejpeg, faster than Pillow and on a par with
+imagecodecs and torchvision, and the only one to tell libjpeg's warnings, without which half a picture passes for
+a whole one; torchvision's import costs each decoding process what some thousand pictures take to decode."""
 
 
 def cases(size: int) -> list[tuple[str, bytes, list[Callable[[bytes], Array]]]]:
-    """(name, bytes, readers by Pillow, torchvision and imagecodecs) of every kind at one size."""
+    """(name, bytes, readers in the order of NAMES) of every kind at one size."""
     colour = field(size, 3)
     grey = np.ascontiguousarray(colour[..., 0])
     png = [pillow_png, torch_png, imagecodecs.png_decode]
     jpeg = [pillow_jpeg, torch_jpeg, imagecodecs.jpeg8_decode]
+    grey_jpeg, colour_jpeg = [*jpeg, simple_grey], [*jpeg, simplejpeg.decode_jpeg]
     return [
         ("PNG grey 8", imagecodecs.png_encode((grey >> 8).astype(np.uint8)), png),
         ("PNG RGB 8", imagecodecs.png_encode((colour >> 8).astype(np.uint8)), png),
         ("PNG grey 16", imagecodecs.png_encode(grey), png),
         ("PNG RGB 16", imagecodecs.png_encode(colour), png),
-        ("JPEG grey", pillow_bytes((grey >> 8).astype(np.uint8)), jpeg),
-        ("JPEG RGB 4:2:0", pillow_bytes((colour >> 8).astype(np.uint8)), jpeg),
+        ("JPEG grey", pillow_bytes((grey >> 8).astype(np.uint8)), grey_jpeg),
+        ("JPEG RGB 4:2:0", pillow_bytes((colour >> 8).astype(np.uint8)), colour_jpeg),
     ]
 
 
@@ -128,16 +134,20 @@ def torch_jpeg(data: bytes) -> Array:
     return channels_last(decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED))
 
 
+def simple_grey(data: bytes) -> Array:
+    grey: Array = simplejpeg.decode_jpeg(data, "GRAY")[..., 0]
+    return grey
+
+
 def channels_last(image: torch.Tensor) -> Array:
     array: Array = image.permute(1, 2, 0).numpy()
     return array[..., 0] if array.shape[2] == 1 else array
 
 
 def verdict(arrays: list[Array]) -> str:
-    """Whether all three gave the same pixels."""
-    names = ("Pillow", "torchvision", "imagecodecs")
+    """Whether all gave the same pixels."""
     deepest = max(array.dtype.itemsize for array in arrays)
-    shallow = [name for name, array in zip(names, arrays, strict=True) if array.dtype.itemsize < deepest]
+    shallow = [name for name, array in zip(NAMES, arrays, strict=False) if array.dtype.itemsize < deepest]
     if shallow:
         return f"{', '.join(shallow)}: only 8 bits"
     worst = max(int(np.abs(arrays[0].astype(int) - array.astype(int)).max()) for array in arrays[1:])

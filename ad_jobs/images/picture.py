@@ -67,8 +67,8 @@ def check_samples(rows: int, columns: int, components: int, limits: Limits) -> N
     """Raise ImageError if the samples of a code stream, at four bytes each as decoders have them, cannot fit."""
     needed = 4 * rows * columns * components
     if needed > limits.max_memory_bytes:
-        detail = f"{rows} x {columns} x {components} samples take {needed} bytes, over max_memory_bytes"
-        raise ImageError(ErrorCode.TOO_MUCH_MEMORY, f"{detail} {limits.max_memory_bytes}")
+        # The figure stands behind it as behind whatever else does not fit: `guard`.
+        raise ImageError(ErrorCode.TOO_MUCH_MEMORY, f"{rows} x {columns} x {components} samples take {needed} bytes")
 
 
 def check_finite(values: npt.NDArray[Any], frame: int) -> None:
