@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -72,6 +73,11 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
+def is_own(name: str) -> bool:
+    """Whether a file of this name may be what `index` left in a folder, even if it was killed there."""
+    return name == RECORD or bool(re.fullmatch(r"part-\d{5,}\.parquet", name)) or storage.is_temporary(name)
+
+
 def find_manifest(source: str) -> ManifestInfo | None:
     """The manifest that a SOURCE is: one that is named `manifest:URI`, or a folder that holds nothing else; or None.
 
@@ -84,7 +90,7 @@ def find_manifest(source: str) -> ManifestInfo | None:
     found = stored_manifest(source)
     if found is None:
         return None
-    if storage.holds_other(source, {RECORD, *(part.name for part in found.parts)}):
+    if storage.holds_other(source, is_own):
         log.warning(
             "%s holds a %s among other objects, and is taken for an archive. If it is a manifest, name it %s%s.",
             source,

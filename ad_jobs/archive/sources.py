@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ad_jobs.archive.manifest import read_parts
-from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, find_manifest, part_name, refusal
+from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, find_manifest, is_own, part_name, refusal
 from ad_jobs.errors import UsageError
 from ad_jobs.values import MANIFEST as NAMED
 from cluster import storage
@@ -142,14 +141,7 @@ def _is_unfinished_manifest(source: str) -> bool:
     """Whether a folder holds nothing but the parts of a manifest; an archive may hold a file of such a name."""
     if not storage.exists(storage.join(source, part_name(0))):
         return False
-    return not storage.holds_other(source, _ManifestNames())
-
-
-class _ManifestNames:
-    """The names of what a manifest's folder holds."""
-
-    def __contains__(self, name: object) -> bool:
-        return name == RECORD or bool(re.fullmatch(r"part-\d{5,}\.parquet", str(name)))
+    return not storage.holds_other(source, is_own)
 
 
 _TOLD = {

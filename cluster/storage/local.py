@@ -77,8 +77,8 @@ def beginning_with(uri: str) -> list[str]:
 
 
 def found(root: str) -> Iterator[ObjectInfo]:
-    """The same, as the walk comes to them."""
-    return list_objects(root, None)
+    """The same, as the walk comes to them; what may not be read is left out."""
+    return list_objects(root, Counter())
 
 
 def stat(uri: str) -> ObjectInfo:

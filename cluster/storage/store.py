@@ -6,7 +6,7 @@ What is refused is refused with a StorageError of `cluster.errors`, never a bare
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pyarrow import fs
@@ -61,14 +61,14 @@ def beginning_with(uri: str) -> list[str]:
 
 def is_folder(uri: str) -> bool:
     """True if at least one object lies below `uri`."""
-    return holds_other(uri, ())
+    return holds_other(uri, lambda _: False)
 
 
-def holds_other(uri: str, than: Container[str]) -> bool:
-    """True if an object lies below `uri` whose name, relative to it, is not one of `than`."""
+def holds_other(uri: str, known: Callable[[str], bool]) -> bool:
+    """True if an object lies below `uri` whose name, relative to it, is not `known`."""
     start = len(uris.local_path(uri).removesuffix("/")) + 1
     try:
-        return any(uris.local_path(found.uri)[start:] not in than for found in _store(uri).found(uri))
+        return any(not known(uris.local_path(found.uri)[start:]) for found in _store(uri).found(uri))
     except NotFound:
         return False
 

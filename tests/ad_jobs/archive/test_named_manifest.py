@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from ad_jobs.archive.sources import read_source
 from ad_jobs.errors import RetroscanError, UsageError
 from ad_jobs.index import index
 from cluster import storage
+from cluster.storage.uris import TEMPORARY
 
 
 @pytest.fixture
@@ -178,3 +181,30 @@ def test_the_same_in_s3(s3: Any, archive: Path, tmp_path: Path) -> None:
         s3.put(f"named/out/{name}", (local / name).read_bytes())
     with pytest.raises(RetroscanError, match="lie below the folder"):
         read_source(out.uri)
+
+
+def test_what_a_killed_index_left_beside_a_manifest_is_no_other_object(archive: Path, tmp_path: Path) -> None:
+    index(str(archive), str(tmp_path / "manifest"))
+    (tmp_path / "manifest" / f".0123{TEMPORARY}").write_bytes(b"half")
+    # Of a larger archive: the record does not list it.
+    (tmp_path / "manifest" / "part-00001.parquet").write_bytes(b"")
+    assert names(str(tmp_path / "manifest")) == ["a.png", "b.png"]
+
+
+def test_an_unreadable_folder_beside_a_manifests_files_is_no_reason_to_stop(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index(str(tmp_path / "elsewhere"), str(tmp_path / "manifest"))
+    for name in ("manifest.json", "part-00000.parquet"):
+        shutil.copy(tmp_path / "manifest" / name, archive / name)
+    (archive / "0-shut").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("0-shut"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    # To root no folder is shut.
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert names(str(archive)) == ["a.png", "b.png", "manifest.json", "part-00000.parquet"]
