@@ -5,6 +5,7 @@ Decoders allocate what a code stream says, whatever the directory says, and some
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,10 @@ from ad_jobs.images.policy import Limits
 _JPEG = frozenset({6, 7, 33007, 34892})
 _JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
 _JPEG_XL = frozenset({50002, 52546})
+_JPEG_XR = frozenset({22610, 34934})
 _ZSTD = frozenset({34926, 50000})
+_SHORT = 3
+_JXR_COLUMNS, _JXR_ROWS, _JXR_OFFSET, _JXR_BYTES = 0xBC80, 0xBC81, 0xBCC0, 0xBCC1
 # Writers may fill up to whole blocks of JPEG.
 _BLOCK_PX = 16
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -52,6 +56,9 @@ def check_segments(page: Any, index: int, limits: Limits) -> set[str]:
                 remarks |= libjpeg.examine(code)
             elif compression in _JPEG_2000:
                 jpeg2000.check_zeros(jpeg2000.contiguous(code))
+    elif compression in _JPEG_XR:
+        for code in _segments(page, False):
+            _check_jpegxr(code, index, (rows, columns))
     elif compression in _ZSTD:
         for code in _segments(page, False):
             check_stored_blocks(code)
@@ -80,6 +87,25 @@ def _segments(page: Any, with_tables: bool) -> Iterator[bytes]:
         elif tables is not None:
             code = tables.removesuffix(EOI) + code[2:]
         yield code
+
+
+def _check_jpegxr(code: bytes, index: int, largest: tuple[int, int]) -> None:
+    """Raise ImageError if a JPEG XR file is cut short, or larger than its strip or tile: its decoder asks for neither.
+
+    ITU-T T.832, annex A: a directory as in TIFF.
+    """
+    with foreign("JPEG XR"):
+        (directory,) = struct.unpack_from("<L", code, 4)
+        (entries,) = struct.unpack_from("<H", code, directory)
+        fields = [struct.unpack_from("<HHLL", code, directory + 2 + 12 * entry) for entry in range(entries)]
+    told = {tag: value & 0xFFFF if kind == _SHORT else value for tag, kind, _, value in fields}
+    end = told.get(_JXR_OFFSET, 0) + told.get(_JXR_BYTES, 0)
+    if end > len(code):
+        raise ImageError(ErrorCode.TRUNCATED, f"page {index}: JPEG XR up to byte {end} of {len(code)}")
+    rows, columns = told.get(_JXR_ROWS, 0), told.get(_JXR_COLUMNS, 0)
+    if rows > largest[0] or columns > largest[1]:
+        detail = f"page {index}: a code stream of {rows} x {columns} in {largest[0]} x {largest[1]}"
+        raise ImageError(ErrorCode.CORRUPT, detail)
 
 
 def check_stored_blocks(code: bytes) -> None:

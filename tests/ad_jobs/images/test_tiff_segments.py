@@ -56,6 +56,16 @@ def test_a_zeroed_half_of_a_packed_segment_is_corrupt(compression: str, pixels: 
     assert refused(half_zeroed(data)).code == ErrorCode.CORRUPT
 
 
+def test_a_jpegxr_segment_that_is_cut_short_is_truncated() -> None:
+    data = tiff(GRAINY, compression="jpegxr", rowsperstrip=64)
+    assert decode(data, policy(), LIMITS).remarks == ()
+    start, end = segment(data)
+    counts = tifffile.TiffFile(BytesIO(data)).pages[0].tags[279]
+    cut = bytearray(data)
+    struct.pack_into("<H" if counts.dtype == 3 else "<L", cut, counts.valueoffset, (end - start) // 2)
+    assert refused(bytes(cut)).code == ErrorCode.TRUNCATED
+
+
 @pytest.mark.parametrize("level", [1, 10, 19])
 def test_no_encoder_of_zstandard_stores_what_is_refused(level: int) -> None:
     rng = np.random.default_rng(3)
