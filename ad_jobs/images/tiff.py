@@ -128,7 +128,7 @@ def open_tiff(data: bytes, limits: Limits) -> Picture:
     Raises:
         ImageError: cut short, damaged, of a kind no detector can take, or beyond a limit.
     """
-    frames = tiff_frames(data, limits)
+    frames = tiff_frames(data, limits, len(data))
     if not frames:
         raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, "a TIFF without a full-resolution page")
     return TiffPicture(frames, data, limits)
@@ -140,7 +140,7 @@ def read_header(data: bytes, size: int) -> dict[str, Any]:
     Raises:
         ImageError: no directory can be read, or it lies beyond `data`: writers may put it at the very end.
     """
-    frames = tiff_frames(data, None)
+    frames = tiff_frames(data, None, size)
     if not frames:
         raise ImageError(ErrorCode.TRUNCATED if len(data) < size else ErrorCode.CORRUPT, "a TIFF without pages")
     with foreign("tifffile"):

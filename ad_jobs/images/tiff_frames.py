@@ -36,8 +36,8 @@ class TiffFrame(NamedTuple):
         return values.reshape(page.shape).astype(page.dtype)
 
 
-def tiff_frames(data: bytes, limits: Limits | None) -> list[TiffFrame]:
-    """The frames of a TIFF, in the order of their pages.
+def tiff_frames(data: bytes, limits: Limits | None, size: int) -> list[TiffFrame]:
+    """The frames of a TIFF of `size` bytes, of which `data` has the first ones or all, in the order of their pages.
 
     Raises:
         ImageError: no directory can be read, the file ends within a stack, or there are too many frames.
@@ -63,7 +63,7 @@ def tiff_frames(data: bytes, limits: Limits | None) -> list[TiffFrame]:
                 continue
             pages.append(page)
         if len(pages) == 1 == len(container.pages):
-            return _stack(container, pages[0], len(data), limits)
+            return _stack(container, pages[0], size, limits)
         if pages and pages[0].is_svs:
             # Aperio: thumbnail and label are in strips, and levels are smaller; none of them says what it is.
             first = pages[0]

@@ -86,6 +86,8 @@ def test_frames_behind_one_page_are_frames(options: dict[str, Any]) -> None:
     for shown_, stored in zip(found, STACK, strict=True):
         assert np.array_equal(shown_ * 65535, stored)
     assert read_header(data)["frames"] == 5
+    if options.get("truncate"):
+        assert read_header(data[:1000], len(data))["frames"] == 5
     assert refused(data, Limits(max_frames=4)).code == ErrorCode.TOO_MANY_FRAMES
 
 
