@@ -55,11 +55,6 @@ def foreign(library: str) -> Iterator[None]:
         if "memory" in str(error).lower():
             raise ImageError(ErrorCode.TOO_MUCH_MEMORY, f"{library}: no memory left") from None
         raise ImageError(ErrorCode.CORRUPT, f"{library}: {type(error).__name__}") from None
-    except BaseException as error:
-        # A panic in a decoder written in Rust (pylibjpeg-rle) is no Exception, and its class cannot be imported.
-        if type(error).__name__ != "PanicException":
-            raise
-        raise ImageError(ErrorCode.CORRUPT, f"{library}: {type(error).__name__}") from None
 
 
 @contextmanager
