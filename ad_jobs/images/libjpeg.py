@@ -139,10 +139,10 @@ def judge(warning: str, code: bytes, ended: bytes) -> set[str]:
 def _warning(code: bytes) -> str:
     """libjpeg's first warning on a stream of any kind; no text where it has none."""
     frame = jpeg_frame(code)
-    if frame is None or frame.components not in _COLOURS:
-        raise ImageError(ErrorCode.CORRUPT, "a JPEG without a frame header that is known")
+    if frame is None:
+        raise ImageError(ErrorCode.CORRUPT, "a JPEG without a frame header")
     deep = frame.bits == 12 and frame.marker != LOSSLESS
-    if frame.bits == 8 or deep:
+    if (frame.bits == 8 or deep) and frame.components in _COLOURS:
         try:
             # The codes of a lossy frame are read alike at either depth; what they mean is not asked.
             read = called_eight_bits(code) if deep else code
@@ -154,7 +154,11 @@ def _warning(code: bytes) -> str:
                 return str(error)
         else:
             return ""
-    return _told_by_gdcm(code, frame)
+    # What it refuses has ended GDCM's process.
+    with foreign("libjpeg"):
+        imagecodecs.jpeg8_decode(code)
+    # Nobody tells of two components, grey with alpha.
+    return _told_by_gdcm(code, frame) if frame.components in _COLOURS else ""
 
 
 def _told_by_gdcm(code: bytes, frame: JpegFrame) -> str:
