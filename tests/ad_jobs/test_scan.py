@@ -82,7 +82,7 @@ def test_the_record_balances_and_lists_the_parts(runs: tuple[str, str]) -> None:
     assert sum(part.rows for part in record.parts) == counts.rows
     assert record.config["batch_size"] == BATCH
     names = {path.name for path in Path(runs[0]).iterdir()}
-    assert names == {"run.json", "scores", "heatmaps"}, "what only an unfinished run needs is gone"
+    assert names == {"run.json", "scores", "heatmaps", "calibrations"}, "what only an unfinished run needs is gone"
 
 
 @pytest.mark.ray
@@ -314,5 +314,6 @@ def test_a_model_without_a_calibration_is_refused(home: Path, tmp_path: Path) ->
 
 
 def test_an_unfinished_run_of_another_command_is_refused(home: Path, tmp_path: Path) -> None:
-    (tmp_path / "run.pending.json").write_text(json.dumps({"run_id": "0123456789ab"}))
+    marker = {"run_id": "0123456789ab", "started_at": "2026-01-01T00:00:00Z", "config": {}}
+    (tmp_path / "run.pending.json").write_text(json.dumps(marker))
     assert "the unfinished run 0123456789ab" in str(refused(home, out=str(tmp_path)))
