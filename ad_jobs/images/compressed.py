@@ -28,6 +28,8 @@ RLE = "1.2.840.10008.1.2.5"
 _JPEG = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 53, 55, 57, 70, 80, 81)}
 _JPEG_LS = {f"1.2.840.10008.1.2.4.{number}" for number in (80, 81)}
 _JPEG_2000 = {f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 201, 202, 203)}
+# Of the others layers may have been cut off, after either transformation: nothing in the stream tells.
+_JPEG_2000_LOSSLESS = {f"1.2.840.10008.1.2.4.{number}" for number in (90, 201, 202)}
 
 # T.87: the start of frame of JPEG-LS; ITU-T T.81 table B.1: those of lossy processes.
 _SOF_JPEG_LS = 0xF7
@@ -70,7 +72,7 @@ def decode_frame(code: bytes, index: int, syntax: str, module: PixelModule, rema
         belongs = syntax in _JPEG
     elif jpeg_2000 := jpeg2000.contiguous(code):
         # PS3.5 A.4.4: the boxes of a JP2 file, if any, do not count.
-        cells = _jpeg_2000(jpeg_2000, module)
+        cells = _jpeg_2000(jpeg_2000, module, lossy=syntax not in _JPEG_2000_LOSSLESS)
         belongs = syntax in _JPEG_2000
     elif syntax == RLE:
         return from_cells(_rle(code, module), module), _decoded(module.photometric)
@@ -128,7 +130,7 @@ def _jpeg_ls(code: bytes, frame: JpegFrame, module: PixelModule) -> _Cells:
     return _Cells(values, frame.bits, module.photometric, near > 0)
 
 
-def _jpeg_2000(code: bytes, module: PixelModule) -> _Cells:
+def _jpeg_2000(code: bytes, module: PixelModule, *, lossy: bool) -> _Cells:
     # T.800 A.5.1: the precision of the first component, its first bit the sign.
     sign_and_bits = code[42]
     jpeg2000.check_zeros(code)
@@ -138,8 +140,7 @@ def _jpeg_2000(code: bytes, module: PixelModule) -> _Cells:
     if sign_and_bits >> 7 and not module.signed:
         # Two's complement of so many bits, whatever the header calls them.
         values = values.view(f"u{values.dtype.itemsize}") & ((1 << bits) - 1)
-    # Layers may have been cut off after either transformation: nothing in the stream tells.
-    return _Cells(values, bits, _decoded(module.photometric), lossy=True)
+    return _Cells(values, bits, _decoded(module.photometric), lossy)
 
 
 def _rle(code: bytes, module: PixelModule) -> Array:

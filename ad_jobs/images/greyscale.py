@@ -72,8 +72,17 @@ def _padding_value(ds: Any, keyword: str, module: PixelModule, remarks: set[str]
     said = (numbers(ds, keyword) or [None])[0]
     if said is None or module.floating or said != int(said):
         return said
-    word = int(said) & 0xFFFF
-    value = word - 0x10000 if module.signed and word & 0x8000 else word
+    low, high = module.stored_range
+    # As a word, and if that is no stored value, as the bits of one.
+    value = _in_bits(int(said), 16, signed=module.signed)
+    if not low <= value <= high:
+        value = _in_bits(int(said), module.stored, signed=module.signed)
     if value != said and not is_implicit(ds):
         remarks.add(Remark.PADDING)
     return value
+
+
+def _in_bits(value: int, bits: int, *, signed: bool) -> int:
+    """The lowest bits of a value, in two's complement if `signed`."""
+    lowest = value & ((1 << bits) - 1)
+    return lowest - (1 << bits) if signed and lowest >> (bits - 1) else lowest

@@ -21,6 +21,8 @@ class NativePixels:
     def __init__(self, ds: Any, module: PixelModule) -> None:
         element = ds[module.tag]
         self._bytes = element.value or b""
+        # PS3.5 A.4: only fragments have no length of their own.
+        self._undefined = bool(getattr(element, "is_undefined_length", False))
         self._module = module
         self._order = "<" if module.little else ">"
         self._halved = module.photometric in YBR_422
@@ -75,7 +77,7 @@ class NativePixels:
 
     def _check(self) -> None:
         """Raise ImageError if bytes are missing, or are not native."""
-        if is_encapsulated(self._bytes):
+        if self._undefined or is_encapsulated(self._bytes):
             raise ImageError(ErrorCode.CORRUPT, "PixelData is encapsulated, TransferSyntaxUID says native")
         needed = (self._cells * self._module.frames * self._module.allocated + 7) // 8
         if len(self._bytes) < needed:

@@ -143,6 +143,18 @@ def test_percentile_window_ignores_padding_and_outliers() -> None:
     assert (shown.frames[0].pixels[0, :30] == 0).all()
 
 
+@pytest.mark.parametrize(("bits", "written"), [(8, 0x00F6), (8, 0xFFF6), (6, 0x0036), (6, 0xFFF6)])
+def test_padding_of_few_bits_is_told_however_its_sign_is_written(bits: int, written: int) -> None:
+    values = (kit.ramp(20) + 5).astype("i1")
+    values[:4] = -10
+    ds = kit.dataset(values, bits=bits, PixelPaddingValue=written)
+    ds["PixelPaddingValue"].VR = "US"
+    kept = values[4:].astype(float)
+    low, high = np.percentile(kept, (0.5, 99.5))
+    shown = grey(kit.encode(ds), "percentile")
+    assert np.allclose(shown, np.clip((values - low) / (high - low), 0, 1), atol=HALF_STEP + 1e-6)
+
+
 def test_frames_come_one_by_one_with_their_own_rescale_and_window() -> None:
     values = np.stack([kit.ramp() + 10 * frame for frame in range(3)])
     groups = [
