@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ad_jobs.archive.sources import SourceObject, read_source
-from ad_jobs.errors import UsageError
+from ad_jobs.errors import RetroscanError, UsageError
 from ad_jobs.fitting.image_set import ImageSet, Reader, decode_all
 from ad_jobs.fitting.intent import FitIntent, resolve
 from ad_jobs.fitting.split import split_anomalous, split_by_group
@@ -26,6 +26,7 @@ from ad_jobs.scoring.calibration import calibrate_on
 from ad_jobs.scoring.model_store import open_model, publish, read_record, write_calibration
 from ad_jobs.specs import FitSpec, takes
 from cluster import object_store, storage
+from cluster.failures import failures
 from cluster.session import Session, session
 from models.detector import Detector
 
@@ -68,10 +69,11 @@ def fit(spec: FitSpec) -> dict[str, Any]:
     done = read_record(spec.out)
     if done is not None:
         return _already(done, digest, spec.out)
+    _demand_writable(spec.out)
     # Built here, before any work, so that missing weights or an impossible size are usage errors; the workers begin
     # with its weights, so that a local weights file need not lie on their nodes too.
     detector = intent.detector()
-    with session(spec.address) as connected:
+    with session(spec.address) as connected, failures("fit", RetroscanError, storage.StorageError):
         division, room = divided(spec, connected.nodes)
         data = _decoded(intent, normal, anomalous, connected, room)
         if intent.takes_grey and data.grey:
@@ -111,6 +113,18 @@ def fit(spec: FitSpec) -> dict[str, Any]:
         model = publish(spec.out, spec.detector, detector, intent.policy, record)
         _calibrate(spec, detector, str(model["model_id"]), data)
     return model
+
+
+def _demand_writable(out: str) -> None:
+    """Raise UsageError where no model could be written: found out before hours of work, and not after."""
+    probe = storage.join(out, "fit", "probe")
+    try:
+        storage.write_bytes(probe, b"")
+        storage.delete(probe)
+    except storage.StorageError as error:
+        raise UsageError(
+            "--out must be a folder that this user may write.", str(error), "Name another, or check its permissions."
+        ) from error
 
 
 def _decoded(

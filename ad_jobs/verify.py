@@ -68,9 +68,7 @@ def verify(spec: VerifySpec) -> Verification:
     differences += broken + wrong
     judges: list[Judge] = []
     for recorded in record.models:
-        judge, wrong = check_model(
-            run_uri, recorded, kept=record.version > 1 and record.config.get("identifiers") != "hashed"
-        )
+        judge, wrong = check_model(run_uri, recorded, kept=record.version > 1)
         differences += wrong
         judges += [judge] if judge is not None else []
     archive, missing = _archive(spec, record)

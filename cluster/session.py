@@ -7,13 +7,14 @@ import os
 import re
 import secrets
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray.data import DataContext, ExecutionResources
 
 from cluster import autoscaling
@@ -29,6 +30,12 @@ NO_PROGRESS_TIMEOUT_S = 900.0
 BLOCK_BYTES = 64 * MIB
 IDLE_WORKER = "RAY_idle_worker_killing_time_threshold_ms"
 IDLE_WORKER_MS = 600_000
+OOM_RETRIES = "RAY_task_oom_retries"
+OOM_RETRIES_OF_A_TASK = 5
+# Ray's own word for how much its C++ side may say; who sets it wants to hear it.
+BACKEND_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
+# A line of that side: [2026-11-27 16:52:23,424 I 2476 2476] logging.cc:303: ...
+_BACKEND_LINE = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,]+ [A-Z] \d+ \d+\] ")
 # Of an embedded Ray: on a machine that is busy its own 30 s are short.
 START_ATTEMPTS = 3
 _ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +98,12 @@ def session(address: str | None = None, *, num_cpus: int | None = None, grow: bo
         try:
             options = _of_a_running_cluster() if scratch is None else _of_an_embedded_ray(scratch, num_cpus)
             _hush()
-            _connect(address, {"log_to_driver": False, "logging_level": logging.WARNING, **options})
+            with ExitStack() as quiet:
+                if BACKEND_LOG_LEVEL not in before:
+                    # Before its thread starts, which takes it from there.
+                    worker.print_to_stdstream = _told_by_raylet
+                    quiet.enter_context(_without_lines_of_the_backend())
+                _connect(address, {"log_to_driver": False, "logging_level": logging.WARNING, **options})
             if scratch is None and grow:
                 autoscaling.grow(autoscaling.asked())
             yield Session(address, _alive_nodes())
@@ -106,7 +118,9 @@ def _of_an_embedded_ray(scratch: Path, num_cpus: int | None) -> dict[str, Any]:
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
         os.environ["RAY_AUTH_TOKEN"] = _TOKEN
     # Ray's C++ side writes to stderr what concerns only Ray; what concerns the job comes as exceptions.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault(BACKEND_LOG_LEVEL, "fatal")
+    # Ray's default is to begin a task again for ever whose worker it has ended for want of memory.
+    os.environ.setdefault(OOM_RETRIES, str(OOM_RETRIES_OF_A_TASK))
     # Ray's default, 15, gives its workers what everyone else on the machine leaves: they are the job.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray ends workers that were idle for a second, and starts others a moment later: fifteen in a minute of scanning,
@@ -190,9 +204,38 @@ def _hush() -> None:
     for name in (
         "ray._private.authentication.authentication_token_setup",
         "ray.data._internal.progress",
+        # What it says of an exception that it raises.
+        "ray.data.exceptions",
         "ray.data._internal.execution.streaming_executor_state",
     ):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _without_lines_of_the_backend() -> Iterator[None]:
+    """A block in which Ray's C++ side does not write to stderr that it was told to be quiet.
+
+    What others write to stderr inside the block comes at its end.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            kept.seek(0)
+            for line in kept:
+                if not _BACKEND_LINE.match(line):
+                    os.write(2, line)
+
+
+def _told_by_raylet(data: dict[str, Any], **_: Any) -> None:
+    """In place of Ray's own printing of what a raylet does about tasks and actors: they come as exceptions, too."""
+    log.debug("Ray: %s", "\n".join(map(str, data.get("lines", ()))))
 
 
 def _environment() -> dict[str, str]:
@@ -202,6 +245,8 @@ def _environment() -> dict[str, str]:
     return {
         "PYTHONPATH": f"{_ROOT}{os.pathsep}{path}" if path else str(_ROOT),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Of its own actors, which it starts again.
+        "RAY_IGNORE_UNHANDLED_ERRORS": "1",
         # CUDA_VISIBLE_DEVICES stays where a task asks for no GPU.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # GNU OpenMP's threads spin while they wait for each other.

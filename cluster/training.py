@@ -17,6 +17,7 @@ from ray.train.torch import TorchTrainer, get_device
 from cluster import messages, storage
 from cluster.division import FitDivision
 from cluster.errors import ClusterError
+from cluster.failures import MORE_MEMORY, OUT_OF_MEMORY, chain
 
 # Of workers, each of which costs what was done since the last checkpoint.
 MAX_FAILURES = 3
@@ -31,6 +32,7 @@ def trained(
     folder: str,
     workers: FitDivision,
     log: logging.Logger,
+    own: tuple[type[Exception], ...] = (),
 ) -> Iterator[Path]:
     """Run `loop(options)` on every worker to its end; a local folder with the last checkpoint, for the block.
 
@@ -41,6 +43,7 @@ def trained(
         folder: where checkpoints go, local or s3.
         workers: how many there are, and what each of them gets.
         log: where the lines go.
+        own: exceptions of the loop that are raised as they are.
 
     Raises:
         ClusterError: the loop failed, or ended without a checkpoint.
@@ -69,8 +72,15 @@ def trained(
         with messages.listening(board, log):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
+        for one in _of_workers(error):
+            if isinstance(one, own):
+                raise one from error
+        if any("low on memory" in str(one) for one in _of_workers(error)):
+            raise ClusterError(OUT_OF_MEMORY.format(what="fit"), MORE_MEMORY) from error
+        *_, last = _of_workers(error)
         raise ClusterError(
-            f"The training failed: {_root_cause(error)}", "The same command continues from the last checkpoint."
+            f"The training failed: {type(last).__name__}: {last}",
+            "The same command continues from the last checkpoint.",
         ) from error
     if result.checkpoint is None:
         raise ClusterError("The training ended without a checkpoint.", f"Remove {folder} and fit again.")
@@ -78,10 +88,10 @@ def trained(
         yield Path(local)
 
 
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}"
+def _of_workers(error: ray.train.TrainingFailedError) -> list[BaseException]:
+    """The error, and what it came from: of the workers, where it tells them apart."""
+    failed = getattr(error, "worker_failures", {}).values()
+    return [*chain(error), *(one for failure in failed for one in chain(failure))]
 
 
 # --- Inside the loop

@@ -235,4 +235,6 @@ def score(
     spec = o.given(specs.ScoreSpec, context)
     from ad_jobs.score import score as verb
 
-    print(json.dumps(verb(spec), indent=2))
+    rows = verb(spec)
+    print(json.dumps(rows, indent=2))
+    show.raise_if_failed(rows)

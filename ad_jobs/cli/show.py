@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, Group
 from rich.table import Table
 
+from ad_jobs.errors import JobError
 from models.presets import PRESETS
 
 # Torch stands behind it.
@@ -91,6 +92,16 @@ def verification_text(value: dict[str, Any]) -> str:
         f"{value['heatmap_parts']} heatmap shards, {value['sampled']} objects fetched again, {value['scored']} of them "
         f"scored again within {value['tolerance']:g}; {_SIGNATURES[value['signature']]}"
     )
+
+
+def raise_if_failed(rows: list[dict[str, Any]]) -> None:
+    """Raise JobError where an image has no score: the exit code of `score` says so, too."""
+    from ad_jobs.schema import FAILED
+
+    failed = [row for row in rows if row["status"] == FAILED]
+    if failed:
+        codes = ", ".join(sorted({row["error_code"] for row in failed}))
+        raise JobError(f"{len(failed)} of {len(rows)} images could not be scored: {codes}.", "See error_detail.")
 
 
 def calibration_text(value: dict[str, Any]) -> str:

@@ -108,6 +108,7 @@ def train(
     reached = state["phase"] if state else 0
     # It had ended; what came after it was interrupted.
     if state and reached == len(learner.phases):
+        say("Continued from the end of the training.")
         save(state)
         return
     every = max(1, math.ceil(sum(phase.epochs for phase in learner.phases) / CHECKPOINTS))
@@ -117,6 +118,7 @@ def train(
         if state is not None:
             learner.load_state_dict(state["learner"])
             first, state = state["epoch"], None
+            say(f"Continued from epoch {first} of {phase.epochs} ({phase.name}).")
         for epoch in range(first, phase.epochs):
             losses = _epoch(learner, batches, number, epoch, phase)
             curve.append({"phase": phase.name, "epoch": epoch + 1, **losses})

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ad_jobs.errors import JobError
+from ad_jobs.errors import JobError, RetroscanError
 from ad_jobs.fitting.image_set import Reader, room_for_images
 from ad_jobs.fitting.loop import Batches, State, train
 from ad_jobs.specs import FitSpec
@@ -20,6 +20,7 @@ from cluster.division import FitDivision, Node, divide_for_fit
 from cluster.errors import ClusterError
 from models import registry
 from models.detector import InputSpec
+from models.errors import DetectorError
 from models.runtime import group_runtime
 
 log = logging.getLogger("retroscan.fit")
@@ -52,10 +53,14 @@ def fitted(options: dict[str, Any], digest: str, out: str, division: FitDivision
             folder=storage.join(out, "fit"),
             workers=division,
             log=log,
+            own=(RetroscanError, DetectorError, storage.StorageError),
         ) as folder:
             return _read_state(folder)
     except ClusterError as error:
         raise JobError(error.problem, error.remedy) from error
+    except DetectorError as error:
+        # A loss that is not finite: what stops a fit on purpose.
+        raise JobError(str(error)) from error
 
 
 def _read_state(folder: Path) -> State:

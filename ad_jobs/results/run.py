@@ -104,6 +104,8 @@ class ModelRef(_Record):
     heatmap_high: float
     # Of the whole of detector.json, what does not decide a score included; not in runs of version 1.
     detector_sha256: str | None = None
+    # Of the copy that the run keeps of the calibration, which with hashed identifiers is not the model's own.
+    kept_calibration_sha256: str | None = None
 
 
 class RunRecord(_Record):

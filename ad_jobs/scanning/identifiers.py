@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,13 @@ class Identifiers(NamedTuple):
         """A request as the run records it: who repeats it names again what is left out."""
         hidden = _OF_THE_ARCHIVE if self.mode == "hashed" else ()
         return {name: value for name, value in config.items() if name not in hidden}
+
+    def calibration(self, file: bytes) -> bytes:
+        """A calibration.json as the run keeps it: it says where its images lie."""
+        if self.mode != "hashed":
+            return file
+        content = json.loads(file)
+        return (json.dumps({**content, "source": self._hash(content["source"])}, indent=2) + "\n").encode()
 
     def _hash(self, text: str) -> str:
         return HASHED + hmac.new(self.key, text.encode(), hashlib.sha256).hexdigest()[:32]

@@ -43,7 +43,7 @@ class Intent:
     # Ids of the objects that `where` selects, ascending; None without it.
     selected: NDArray[np.int64] | None
     models: tuple[ModelRef, ...]
-    # Of each model: calibration.json as it lies there.
+    # Of each model: the calibration.json that the run keeps.
     calibrations: tuple[bytes, ...]
     # Of each model.
     uses: tuple[ModelUse, ...]
@@ -97,7 +97,8 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
     except storage.StorageError as error:
         raise refusal(error) from error
     policies = tuple(dict.fromkeys(model.policy for model in models))
-    references = tuple(_reference(model) for model in models)
+    calibrations = tuple(identifiers.calibration(model.calibration_file) for model in models)
+    references = tuple(_reference(model, kept) for model, kept in zip(models, calibrations, strict=True))
     uses = tuple(ModelUse(Judgement.of(model, spec.heatmaps), policies.index(model.policy)) for model in models)
     run_id = id_of_run(
         manifest.digest,
@@ -109,7 +110,6 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
         amp=spec.amp,
         chapter_objects=spec.chapter_objects,
     )
-    calibrations = tuple(model.calibration_file for model in models)
     return Intent(spec, run_id, manifest, selected, references, calibrations, uses, policies, limits, identifiers)
 
 
@@ -169,7 +169,7 @@ def _common_limits(models: list[CalibratedModel]) -> Limits:
     return limits
 
 
-def _reference(model: CalibratedModel) -> ModelRef:
+def _reference(model: CalibratedModel, kept: bytes) -> ModelRef:
     calibration = model.calibration
     return ModelRef(
         model_id=model.model_id,
@@ -182,6 +182,7 @@ def _reference(model: CalibratedModel) -> ModelRef:
         heatmap_low=calibration.heatmap_low,
         heatmap_high=calibration.heatmap_high,
         detector_sha256=model.record_sha256,
+        kept_calibration_sha256=hashlib.sha256(kept).hexdigest(),
     )
 
 

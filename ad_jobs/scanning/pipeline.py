@@ -19,7 +19,6 @@ import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import RayError
 
 from ad_jobs.archive.fetching import status_of
 from ad_jobs.errors import JobError, RetroscanError
@@ -36,6 +35,7 @@ from ad_jobs.scoring.model_store import open_model
 from cluster import dataset, messages, storage
 from cluster.division import ScanDivision, divide_for_scan
 from cluster.errors import ClusterError
+from cluster.failures import failures
 from cluster.metrics import ScanMetrics
 from cluster.session import Session, data_context, session
 
@@ -228,41 +228,23 @@ def _ready(uri: str, use: ModelUse, batch_size: int, amp: bool) -> tuple[Scorer,
 def errors_of_ray() -> Iterator[None]:
     """What Ray raises inside the block, as an error of the scan."""
     try:
-        yield
+        with failures("scan", RetroscanError, storage.StorageError):
+            yield
     except ClusterError as error:
         raise JobError(error.problem, error.remedy) from error
-    except RayError as error:
-        raise _of_workers(error) from error
+    except storage.Full as error:
+        raise JobError(
+            f"No room is left for the run: {error}.", "Make room, and run the same command again."
+        ) from error
+    except storage.StorageError as error:
+        raise JobError(
+            f"The store failed: {error}.", "Mend it, and run the same command again: it continues."
+        ) from error
     except ExecutionTimeoutError as error:
         raise JobError(
             f"The scan stalled: {str(error).partition('. ')[0]}.",
             "Look whether its workers live, and run the same command again: it continues.",
         ) from error
-
-
-def _of_workers(error: RayError) -> RetroscanError:
-    """What a worker raised on purpose, or that the workers failed."""
-    for one in _chain(error):
-        if isinstance(one, RetroscanError):
-            return one
-        if isinstance(one, storage.Full):
-            return JobError(f"No room is left for the run: {one}.", "Make room, and run the same command again.")
-        if isinstance(one, storage.StorageError):
-            return JobError(f"The store failed: {one}.", "Mend it, and run the same command again: it continues.")
-    *_, last = _chain(error)
-    lines = str(last).strip().splitlines()
-    return JobError(
-        f"The scan's workers failed: {type(last).__name__}: {lines[-1] if lines else 'no message'}.",
-        "Run the same command again: it continues from here.",
-    )
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and those it came from, innermost last: Ray wraps a worker's error several times over."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = getattr(found, "cause", None) or found.__cause__
 
 
 def refuse_amp_without_gpu(has: Session) -> None:

@@ -44,11 +44,12 @@ def judged_by(run_uri: str, model: ModelRef, *, copy_alone: bool = False) -> Cal
 
     Runs of version 1 kept no copy: theirs is the model's, while it is the same, unless `copy_alone`.
     """
-    beside_the_model = [] if copy_alone else [storage.join(model.uri, CALIBRATION)]
-    for uri in (calibration_copy(run_uri, model.model_id), *beside_the_model):
+    kept = (calibration_copy(run_uri, model.model_id), model.kept_calibration_sha256 or model.calibration_sha256)
+    beside_the_model = (storage.join(model.uri, CALIBRATION), model.calibration_sha256)
+    for uri, digest in [kept] if copy_alone else [kept, beside_the_model]:
         try:
             body = storage.read_bytes(uri)
-            if hashlib.sha256(body).hexdigest() == model.calibration_sha256:
+            if hashlib.sha256(body).hexdigest() == digest:
                 return Calibration.model_validate_json(body)
         except (storage.StorageError, ValidationError):
             # Who asks says what it means that there is none.

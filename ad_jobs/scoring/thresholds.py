@@ -29,7 +29,8 @@ class Threshold(BaseModel):
     than all of them, as `method` says.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A threshold of NaN would flag nothing, and say nothing of it.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     threshold: float
     rule: Literal["max_fpr", "max_fnr"]

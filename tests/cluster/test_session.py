@@ -99,3 +99,39 @@ def test_no_token_is_left_where_others_may_read_it(tmp_path: Path) -> None:
         check=True,
     )
     assert not list(tmp_path.rglob("auth_token"))
+
+
+LISTENED = """
+import sys
+import ray
+from cluster.session import session
+with session(num_cpus=1):
+    @ray.remote(max_retries=1)
+    def dies():
+        import os
+        os._exit(1)
+    try:
+        ray.get(dies.remote())
+    except ray.exceptions.WorkerCrashedError:
+        print("it crashed")
+print("and said so", file=sys.stderr)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("asked", [False, True])
+def test_rays_own_lines_reach_those_who_asked_for_them(asked: bool) -> None:
+    without = {name: value for name, value in os.environ.items() if name != "RAY_BACKEND_LOG_LEVEL"}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENED],
+        env={**without, **({"RAY_BACKEND_LOG_LEVEL": "info"} if asked else {})},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if asked:
+        assert "Set ray log level from environment variable" in done.stderr
+    else:
+        assert done.stdout == "it crashed\n"
+        assert done.stderr == "and said so\n"

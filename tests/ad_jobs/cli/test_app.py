@@ -241,9 +241,12 @@ def test_calibrate_takes_a_model_that_has_no_calibration_yet(tmp_path: Path, mod
 def test_score_prints_json_for_good_and_bad_images(tmp_path: Path, model: Path, pictures: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
-    result = run("score", model, pictures / "0.png", bad)
-    assert result.exit_code == 0
-    good, failed = json.loads(result.stdout)
+    assert run("score", model, pictures / "0.png").exit_code == 0
+    result = run("score", model, pictures / "0.png", bad, tmp_path / "missing.png")
+    assert result.exit_code == 1
+    assert "2 of 3 images could not be scored: not_found, unknown_format." in result.stderr
+    good, failed, missing = json.loads(result.stdout)
+    assert missing["error_code"] == "not_found"
     assert good["status"] == "scored"
     assert np.isfinite(good["score"])
     assert (failed["status"], failed["error_code"], failed["score"]) == ("failed", "unknown_format", None)
