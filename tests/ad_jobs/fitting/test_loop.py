@@ -122,7 +122,8 @@ def test_a_fit_goes_on_from_each_state_to_the_same_end():
     ]
     assert said[0].startswith("rebuild, epoch 1 of 18: loss ")
     for state in states[::3]:
-        again, _ = run(copy.deepcopy(state))
+        again, said = run(copy.deepcopy(state))
+        assert said[0] == f"Continued from epoch {state['epoch']} of 18 (rebuild)."
         assert again[-1]["curve"] == end["curve"]
         for name, tensor in end["detector"].items():
             assert torch.equal(tensor, again[-1]["detector"][name]), name
@@ -132,7 +133,7 @@ def test_a_fit_that_had_ended_trains_no_more():
     states, _ = run()
     again, said = run(copy.deepcopy(states[-1]))
     assert len(again) == 1
-    assert said == []
+    assert said == ["Continued from the end of the training."]
     assert again[0]["curve"] == states[-1]["curve"]
 
 

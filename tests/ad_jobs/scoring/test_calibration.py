@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
+import scankit as kit
 
+from ad_jobs.errors import UsageError
 from ad_jobs.results.heatmaps import on_scale
 from ad_jobs.scoring.calibration import HEADROOM, Calibration, HeatmapRange
+from ad_jobs.scoring.model_store import read_model
 
 
 def test_a_heatmap_on_the_global_scale_is_clipped_at_its_ends():
@@ -59,3 +65,13 @@ def test_a_calibration_survives_json_and_refuses_unknown_keys():
     assert Calibration.model_validate_json(saved.model_dump_json()) == saved
     with pytest.raises(ValueError, match="Extra inputs"):
         Calibration.model_validate({**saved.model_dump(), "note": "edited"})
+
+
+@pytest.mark.parametrize("field", ["threshold", "heatmap_high", "rate"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999"])
+def test_a_number_that_is_not_finite_is_refused(tmp_path: Path, field: str, value: str) -> None:
+    folder = Path(kit.make_model(tmp_path / "model"))
+    path = folder / "calibration.json"
+    path.write_text(re.sub(rf'("{field}": )[^,\n]+', rf"\g<1>{value}", path.read_text()))
+    with pytest.raises(UsageError, match=r"calibration\.json must hold .*finite number"):
+        read_model(str(folder))
