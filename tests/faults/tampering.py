@@ -1,4 +1,4 @@
-"""A run in the hands of somebody who may write to its folder, knows how it is made, and sets its digests right again."""
+"""A run in the hands of somebody who may write to it, knows how it is made, and sets its digests right again."""
 
 from __future__ import annotations
 
