@@ -26,6 +26,9 @@ from ad_jobs.images.raster import RasterPicture, eight_bits, exif_orientation, p
 
 # PNG 11.2.2.
 _COLOUR_TYPES = {0: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 4: "MONOCHROME2", 6: "RGB"}
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+# PNG 8.2, the passes of an interlaced picture: first column and row, and the steps to the next ones.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 class PngHeader(NamedTuple):
@@ -35,6 +38,11 @@ class PngHeader(NamedTuple):
     columns: int
     bits: int
     photometric: str
+    samples: int
+
+    def told(self) -> dict[str, Any]:
+        """Of it, the columns of schema.HEADER."""
+        return {name: value for name, value in self._asdict().items() if name != "samples"}
 
 
 def open_png(data: bytes, limits: Limits) -> Picture:
@@ -45,20 +53,23 @@ def open_png(data: bytes, limits: Limits) -> Picture:
     """
     header = _header(data)
     check_size(header.rows, header.columns, limits)
-    _check_chunks(data)
+    coded = _image_data(data)
 
     def samples() -> tuple[npt.NDArray[Any], int]:
         with pillow():
             image = PngImageFile(BytesIO(data))
-            orientation = exif_orientation(image)
             if header.bits < 16:
+                _check_rows(data, header, coded)
                 _unify_transparency(image, header.bits)
-                return eight_bits(image), orientation
+                # First: asked for EXIF, Pillow decodes as well, and what broken EXIF raises is passed over.
+                found = eight_bits(image)
+                return found, exif_orientation(image)
         with foreign("libpng"):
-            return with_channels(np.asarray(imagecodecs.png_decode(data))), orientation
+            deep = with_channels(np.asarray(imagecodecs.png_decode(data)))
+        return deep, exif_orientation(image)
 
     # Pillow stretches 1, 2 and 4 bits to 8 (a window in stored values is in these).
-    return RasterPicture(empty_header(**header._asdict(), transfer_syntax="png"), max(8, header.bits), samples)
+    return RasterPicture(empty_header(**header.told(), transfer_syntax="png"), max(8, header.bits), samples)
 
 
 def _unify_transparency(image: PngImageFile, bits: int) -> None:
@@ -80,7 +91,7 @@ def read_header(data: bytes, size: int) -> dict[str, Any]:  # noqa: ARG001
     Raises:
         ImageError: the header is damaged, or does not end within `data`.
     """
-    return {**_header(data)._asdict(), "frames": 1, "transfer_syntax": "png"}
+    return {**_header(data).told(), "frames": 1, "transfer_syntax": "png"}
 
 
 def _header(data: bytes) -> PngHeader:
@@ -89,15 +100,18 @@ def _header(data: bytes) -> PngHeader:
     length, name, columns, rows, depth, colour = struct.unpack_from(">L4sLLBB", data, 8)
     if (length, name) != (13, b"IHDR") or colour not in _COLOUR_TYPES or depth not in (1, 2, 4, 8, 16):
         raise ImageError(ErrorCode.CORRUPT, "the PNG has no valid header chunk")
-    return PngHeader(rows, columns, depth, _COLOUR_TYPES[colour])
+    return PngHeader(rows, columns, depth, _COLOUR_TYPES[colour], _SAMPLES[colour])
 
 
-def _check_chunks(data: bytes) -> None:
-    """Raise ImageError unless the chunks follow one another to IEND and the critical ones are undamaged.
+def _image_data(data: bytes) -> list[slice]:
+    """Where the pixels lie in the PNG, in the order of their chunks.
 
     Decoders forgive a lost end, and Pillow a wrong checksum of pixel data (PNG 5.3, 13.3).
+
+    Raises:
+        ImageError: the chunks do not follow one another to IEND, or a critical one is damaged.
     """
-    offset = 8
+    offset, found = 8, []
     while offset + 12 <= len(data):
         length, name = struct.unpack_from(">L4s", data, offset)
         end = offset + 12 + length
@@ -107,6 +121,31 @@ def _check_chunks(data: bytes) -> None:
         if critical and zlib.crc32(memoryview(data)[offset + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
             raise ImageError(ErrorCode.CORRUPT, "a chunk of the PNG does not match its checksum")
         if name == b"IEND":
-            return
+            return found
+        if name == b"IDAT":
+            found.append(slice(offset + 8, end - 4))
         offset = end
     raise ImageError(ErrorCode.TRUNCATED, f"the PNG ends after {len(data)} bytes, before its end chunk")
+
+
+def _check_rows(data: bytes, header: PngHeader, coded: list[slice]) -> None:
+    """Raise ImageError unless the pixels unpack to every row announced: what is missing Pillow leaves black."""
+    needed = _unpacked_bytes(header, interlaced=data[28] == 1)
+    unpacker, count = zlib.decompressobj(), 0
+    with foreign("zlib"):
+        for part in coded:
+            if count < needed:
+                count += len(unpacker.decompress(data[part], needed - count))
+    if count < needed:
+        raise ImageError(ErrorCode.TRUNCATED, f"the pixels of the PNG unpack to {count} of {needed} bytes")
+
+
+def _unpacked_bytes(header: PngHeader, *, interlaced: bool) -> int:
+    """How many bytes the filtered rows take, PNG 7.2 and 8.2: of the picture, or of its seven reduced ones."""
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    total = 0
+    for left, top, across, down in passes:
+        columns, rows = -(-(header.columns - left) // across), -(-(header.rows - top) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + (columns * header.samples * header.bits + 7) // 8)
+    return total
