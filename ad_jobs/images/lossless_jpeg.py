@@ -34,7 +34,8 @@ def surplus_bytes(code: bytes, frame: JpegFrame, values: npt.NDArray[Any]) -> tu
         elif marker == _SCAN:
             # T.81 B.2.3: one component, its table, the predictor, and the point transform.
             table, predictor, transform = code[start + 6] >> 4, code[end - 3], code[end - 1] & 15
-            scan = code[end : code.find(b"\xff\xd9", end)]
+            # T.81 B.1.1.2: any number of bytes FF may stand before a marker.
+            scan = code[end : code.find(b"\xff\xd9", end)].rstrip(b"\xff")
             if code[start + 4] != 1 or table not in tables or not 1 <= predictor <= 7:
                 return None
             bits = _bits(values >> transform if transform else values, predictor, frame.bits - transform, tables[table])

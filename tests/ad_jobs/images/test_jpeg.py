@@ -117,3 +117,16 @@ def test_the_bits_of_a_lossless_jpeg_are_counted_again(bits: int, predictor: int
     for damaged in (code[:half] + EOI, code[:half] + bytes(half) + EOI):
         with pytest.raises(ImageError):
             libjpeg.decode(damaged, frame)
+
+
+@pytest.mark.parametrize("fill", [0, 1, 2, 100])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_fill_bytes_before_the_end_of_a_lossless_jpeg_are_no_damage(bits: int, fill: int) -> None:
+    ramp = np.tile(np.linspace(0, (1 << bits) - 1, 32), (16, 1)).astype(np.uint8 if bits == 8 else np.uint16)
+    code = bytes(imagecodecs.ljpeg_encode(ramp, bitspersample=bits))
+    filled = code[:-2] + b"\xff" * fill + EOI
+    frame = jpeg_frame(filled)
+    assert frame is not None
+    values, told = libjpeg.decode(filled, frame)
+    assert np.array_equal(values, ramp)
+    assert told == set()
