@@ -111,7 +111,8 @@ def _image_data(data: bytes) -> list[slice]:
     Raises:
         ImageError: the chunks do not follow one another to IEND, or a critical one is damaged.
     """
-    offset, found = 8, []
+    offset = 8
+    found: list[slice] = []
     while offset + 12 <= len(data):
         length, name = struct.unpack_from(">L4s", data, offset)
         end = offset + 12 + length
