@@ -40,18 +40,25 @@ def from_code_stream(
     if bits > module.allocated:
         detail = f"BitsAllocated is {module.allocated}, the code stream of frame {index} has {bits} bits"
         raise ImageError(ErrorCode.CORRUPT, detail)
-    if values.dtype.kind == "u":
-        if bits > module.high >= module.stored:
-            values = values >> (module.high + 1 - module.stored)
-        elif module.signed:
-            # The code stream of a signed picture holds its bits: fewer than Bits Stored have no sign among them.
-            values = _lowest_bits(_as_wide_as(values, module.stored), max(bits, module.stored), signed=True)
+    # The value lies up to High Bit: in a code stream that reaches so far.
+    above = bits
+    shift = module.high + 1 - module.stored
+    if shift and bits > module.high:
+        values = values >> shift
+        above -= shift
+    if module.signed and values.dtype.kind == "u":
+        # The code stream of a signed picture holds its bits: fewer than Bits Stored have no sign among them.
+        values = _lowest_bits(_as_wide_as(values, module.stored), max(above, module.stored), signed=True)
     low, high = module.stored_range
     # Most code streams have exactly Bits Stored: nothing can lie beyond.
-    if bits <= module.stored or (values.max() <= high and values.min() >= low):
+    if above <= module.stored or (values.max() <= high and values.min() >= low):
         return values
-    slack = OVERSHOOT * (high - low) if lossy else 0
-    if values.max() <= high + slack and values.min() >= low - slack:
+    slack = int(OVERSHOOT * (high - low)) if lossy else 0
+    if module.signed and values.min() >= 0:
+        # No sign reaches above Bits Stored: it is the highest of these, and nothing of the value is above.
+        if values.max() <= high - low + slack:
+            return _lowest_bits(values.view(f"u{values.dtype.itemsize}"), module.stored, signed=True)
+    elif values.max() <= high + slack and values.min() >= low - slack:
         return np.clip(values, low, high)
     if bits < module.allocated:
         detail = f"BitsStored is {module.stored}, the code stream of frame {index} has {bits} bits"

@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from dicomkit import COLUMNS, ROWS
-from pydicom.uid import HTJ2KLossless, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
+from pydicom.uid import (
+    HTJ2KLossless,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 from ad_jobs.errors import ErrorCode
 from ad_jobs.images.decode import decode
@@ -127,3 +135,36 @@ def test_colour_in_every_syntax(name: str) -> None:
         shown, remarks = colour(kit.in_form(kit.dataset(pixels), name))
         assert np.allclose(shown, RGB, atol=1e-3)
         assert remarks == ()
+
+
+# Twelve bits, below and above 0.
+SIGNED = (GREY12.astype("<i2") - 1800).astype("<i2")
+MASKED = (SIGNED.view("<u2") & 0xFFF).astype("<u2")
+
+
+@pytest.mark.parametrize("near", [0, 1])
+@pytest.mark.parametrize(
+    ("cells", "high"), [(MASKED, 11), (SIGNED.view("<u2"), 11), (MASKED << 4, 15)], ids=["masked", "extended", "above"]
+)
+def test_the_sign_of_a_code_stream_is_restored_before_anything_is_clipped(
+    cells: npt.NDArray[Any], high: int, near: int
+) -> None:
+    code = bytes(imagecodecs.jpegls_encode(cells.astype("<u2"), near))
+    data = file([code], JPEGLSNearLossless, SIGNED, bits=12, HighBit=high)
+    decoded = decode(data, kit.policy(), kit.LIMITS)
+    shown = decoded.frames[0].pixels[0] / 65535
+    assert np.abs(shown - (SIGNED + 2048) / 4095).max() < (near + 0.1) / 4095
+    assert decoded.remarks == ()
+
+
+def test_a_lossy_overshoot_of_signed_values_is_clipped() -> None:
+    beyond = np.where(SIGNED < 0, SIGNED, 2300).astype("<i2")
+    code = bytes(imagecodecs.jpegls_encode(beyond.view("<u2"), 1))
+    shown = kit.grey(file([code], JPEGLSNearLossless, SIGNED, bits=12))
+    assert np.array_equal(shown == 1.0, beyond == 2300)
+
+
+def test_signed_values_below_a_high_bit_that_is_not_the_cells_last() -> None:
+    code = bytes(imagecodecs.ljpeg_encode((MASKED << 2).astype("<u2"), bitspersample=14))
+    shown = kit.grey(file([code], JPEGLosslessSV1, SIGNED, bits=12, HighBit=13))
+    assert np.allclose(shown, (SIGNED + 2048) / 4095, atol=kit.HALF_STEP)
