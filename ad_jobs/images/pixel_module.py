@@ -91,7 +91,12 @@ def read_pixel_module(ds: Any, remarks: set[str], *, little: bool) -> PixelModul
     if tag != INTEGER:
         bits = 32 if tag == FLOAT else 64
         return PixelModule(*shape, allocated=bits, stored=bits, high=bits - 1, signed=True, little=little)
-    return PixelModule(*shape, *_bits(ds, remarks), little)
+    allocated, stored, high, signed = _bits(ds, remarks)
+    # PS3.3 C.7.6.3.1.2: of a colour, the lowest sample value is none of it; below none there is nothing.
+    if signed and samples > 1:
+        remarks.add(Remark.PIXEL_REPRESENTATION)
+        signed = False
+    return PixelModule(*shape, allocated, stored, high, signed, little)
 
 
 def read_photometric(ds: Any) -> str:

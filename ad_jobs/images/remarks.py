@@ -16,6 +16,7 @@ class Remark(StrEnum):
     SAMPLES_PER_PIXEL = "samples_per_pixel_assumed"
     PLANAR_CONFIGURATION = "planar_configuration_assumed"
     HIGH_BIT = "high_bit_assumed"
+    PIXEL_REPRESENTATION = "pixel_representation_ignored"
     PHOTOMETRIC_INTERPRETATION = "photometric_interpretation_assumed"
     TRANSFER_SYNTAX = "transfer_syntax_assumed"
     OFFSET_TABLE = "offset_table_ignored"

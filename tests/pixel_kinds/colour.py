@@ -65,7 +65,28 @@ def colours() -> list[Kind]:
             RGB / 255,
             forms=("rle",),
         ),
+        Kind(
+            "Signed colour: its samples are unsigned",
+            "RGB",
+            "PS3.3 C.7.6.3.1.2",
+            changed(RGB, having(PixelRepresentation=1)),
+            RGB / 255,
+            remark="pixel_representation_ignored",
+        ),
     ]
+    ybr = _ybr(smooth, 8)
+    kinds.append(
+        Kind(
+            "Signed colour: its samples are unsigned",
+            "YBR_FULL",
+            "PS3.3 C.7.6.3.1.2",
+            of(ybr, 8, PhotometricInterpretation="YBR_FULL", PixelRepresentation=1),
+            _of_ybr(ybr, 8),
+            forms=(*NATIVE, "rle", "jpeg-ls"),
+            remark="pixel_representation_ignored",
+            rounded=rounded,
+        )
+    )
     for bits in (8, 12, 16):
         stored = _ybr(smooth, bits)
         kinds.append(

@@ -168,3 +168,12 @@ def test_signed_values_below_a_high_bit_that_is_not_the_cells_last() -> None:
     code = bytes(imagecodecs.ljpeg_encode((MASKED << 2).astype("<u2"), bitspersample=14))
     shown = kit.grey(file([code], JPEGLosslessSV1, SIGNED, bits=12, HighBit=13))
     assert np.allclose(shown, (SIGNED + 2048) / 4095, atol=kit.HALF_STEP)
+
+
+@pytest.mark.parametrize("space", ["RGB", "YCBCR"])
+def test_jpeg_in_colour_is_unsigned_whatever_the_header(space: str) -> None:
+    photometric = {"RGB": "RGB", "YCBCR": "YBR_FULL_422"}[space]
+    data = file([baseline(space)], JPEGBaseline8Bit, RGB, PhotometricInterpretation=photometric, PixelRepresentation=1)
+    shown, remarks = colour(data)
+    assert np.abs(shown - RGB).max() < 6
+    assert remarks == ("pixel_representation_ignored",)
