@@ -20,25 +20,25 @@ _PARTIAL = _FULL * [255 / 219, 255 / 224, 255 / 224]
 _COLOURS = ("Red", "Green", "Blue")
 
 
-def to_rgb(stored: Array, ds: Any, module: PixelModule, photometric: str, remarks: set[str]) -> npt.NDArray[np.float32]:
+def to_rgb(stored: Array, ds: Any, module: PixelModule, remarks: set[str]) -> npt.NDArray[np.float32]:
     """Stored values [rows, columns] of a palette, or [rows, columns, 3], as RGB in [0, 1]: colour has no window.
 
     Raises:
         ImageError: a palette that is missing or has no entries.
     """
     # PS3.3 C.11.2 is for grey alone: colour goes by its full scale.
-    if photometric == PALETTE:
+    if module.photometric == PALETTE:
         return _by_palette(stored, ds, module, remarks)
     if module.floating:
         return stored.astype(np.float32)
     full_scale = np.float32(module.stored_range[1])
-    if photometric in YBR:
-        return _ybr(stored, module, photometric) / full_scale
+    if module.photometric in YBR:
+        return _ybr(stored, module) / full_scale
     return stored.astype(np.float32) / full_scale
 
 
-def _ybr(stored: Array, module: PixelModule, photometric: str) -> npt.NDArray[np.float32]:
-    partial = photometric == "YBR_PARTIAL_422"
+def _ybr(stored: Array, module: PixelModule) -> npt.NDArray[np.float32]:
+    partial = module.photometric == "YBR_PARTIAL_422"
     # The clause gives 8 bits; more scale with them.
     unit = 2.0 ** (module.stored - 8)
     offsets = np.array([16 if partial else 0, 128, 128]) * unit

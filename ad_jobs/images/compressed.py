@@ -17,7 +17,7 @@ from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import jpeg2000, libjpeg
 from ad_jobs.images.codestream import JpegFrame, jpeg_frame
 from ad_jobs.images.libraries import foreign
-from ad_jobs.images.pixel_module import MONOCHROME, YBR, YBR_JPEG_2000, PixelModule
+from ad_jobs.images.pixel_module import MONOCHROME, PALETTE, YBR, YBR_JPEG_2000, PixelModule
 from ad_jobs.images.remarks import Remark
 from ad_jobs.images.stored_values import from_cells, from_code_stream
 
@@ -57,8 +57,10 @@ def decodable(syntax: str) -> bool:
     return any(codec.available for syntaxes, codec in codecs if syntax in syntaxes)
 
 
-def decode_frame(code: bytes, index: int, syntax: str, module: PixelModule, remarks: set[str]) -> tuple[Array, str]:
-    """Stored values [rows, columns] or [rows, columns, 3] of a frame, and their photometric interpretation.
+def decode_frame(
+    code: bytes, index: int, syntax: str, module: PixelModule, remarks: set[str]
+) -> tuple[Array, PixelModule]:
+    """Stored values [rows, columns] or [rows, columns, 3] of a frame, and what its pixels turn out to be.
 
     A code stream says itself what it is: neither Planar Configuration (PS3.3 C.7.6.3.1.3 is of native frames) nor the
     transfer syntax is asked where it does.
@@ -75,7 +77,7 @@ def decode_frame(code: bytes, index: int, syntax: str, module: PixelModule, rema
         cells = _jpeg_2000(jpeg_2000, module, lossy=syntax not in _JPEG_2000_LOSSLESS)
         belongs = syntax in _JPEG_2000
     elif syntax == RLE:
-        return from_cells(_rle(code, module), module), _decoded(module.photometric)
+        return from_cells(_rle(code, module), module), module._replace(photometric=_decoded(module.photometric))
     else:
         raise ImageError(ErrorCode.CORRUPT, f"frame {index} is no code stream that TransferSyntaxUID may mean")
     if not belongs:
@@ -88,7 +90,13 @@ def decode_frame(code: bytes, index: int, syntax: str, module: PixelModule, rema
     if samples > 1 and module.planar:
         remarks.add(Remark.PLANAR_CONFIGURATION)
     stored = from_code_stream(cells.values, cells.bits, index, module, remarks, cells.lossy)
-    return stored, cells.photometric
+    module = module._replace(photometric=cells.photometric)
+    # PS3.5 8.2.1: the code stream's bits are the picture's. One without a sign under a signed header lacks its bit.
+    complete = not module.signed or cells.values.dtype.kind == "i"
+    if cells.bits < module.stored and complete and module.photometric != PALETTE:
+        remarks.add(Remark.BITS_STORED)
+        module = module._replace(stored=cells.bits, high=cells.bits - 1)
+    return stored, module
 
 
 def _jpeg(code: bytes, frame: JpegFrame, module: PixelModule, remarks: set[str]) -> _Cells:

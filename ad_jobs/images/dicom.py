@@ -21,7 +21,7 @@ from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import compressed, dicom_header
 from ad_jobs.images.attributes import uid_in_message
 from ad_jobs.images.colour import to_rgb
-from ad_jobs.images.dicom_file import UNDEFINED_LENGTH, check_deflated, ends_cleanly
+from ad_jobs.images.dicom_file import UNDEFINED_LENGTH, check_deflated, check_deflated_head, ends_cleanly
 from ad_jobs.images.fragments import frame_codes
 from ad_jobs.images.greyscale import greyscale
 from ad_jobs.images.libraries import foreign
@@ -79,6 +79,7 @@ def read_header(data: bytes, size: int) -> dict[str, Any]:
     Raises:
         ImageError: the header cannot be read, or does not end within `data` although the object goes on.
     """
+    check_deflated_head(data)
     with _pydicom("header"):
         stream = BytesIO(data)
         ds = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
@@ -115,19 +116,19 @@ class DicomPicture:
             with _pydicom("pixels"):
                 yield index, self._show(*self._stored(index), index, policy)
 
-    def _stored(self, index: int) -> tuple[npt.NDArray[Any], str]:
-        """Stored values of a frame, and their photometric interpretation."""
+    def _stored(self, index: int) -> tuple[npt.NDArray[Any], PixelModule]:
+        """Stored values of a frame, and what they are."""
         if self._syntax in _NATIVE:
-            return self._native.frame(index), self._module.photometric
+            return self._native.frame(index), self._module
         return compressed.decode_frame(self._codes[index], index, self._syntax, self._module, self.remarks)
 
-    def _show(self, stored: npt.NDArray[Any], photometric: str, index: int, policy: PixelPolicy) -> Pixels:
-        if stored.shape[:2] != self._module.size:
+    def _show(self, stored: npt.NDArray[Any], module: PixelModule, index: int, policy: PixelPolicy) -> Pixels:
+        if stored.shape[:2] != module.size:
             detail = f"frame {index} is {stored.shape[0]} x {stored.shape[1]}, not as announced"
             raise ImageError(ErrorCode.CORRUPT, detail)
-        if photometric in MONOCHROME:
-            return greyscale(stored, self._ds, index, self._module, policy.window, self.remarks)
-        rgb = to_rgb(stored, self._ds, self._module, photometric, self.remarks)
+        if module.photometric in MONOCHROME:
+            return greyscale(stored, self._ds, index, module, policy.window, self.remarks)
+        rgb = to_rgb(stored, self._ds, module, self.remarks)
         check_finite(rgb, index)
         return np.clip(rgb, 0.0, 1.0, out=rgb)
 

@@ -15,6 +15,7 @@ class Remark(StrEnum):
     DAMAGED_END = "damaged_end"
     SAMPLES_PER_PIXEL = "samples_per_pixel_assumed"
     PLANAR_CONFIGURATION = "planar_configuration_assumed"
+    BITS_STORED = "bits_stored_assumed"
     HIGH_BIT = "high_bit_assumed"
     PIXEL_REPRESENTATION = "pixel_representation_ignored"
     PHOTOMETRIC_INTERPRETATION = "photometric_interpretation_assumed"

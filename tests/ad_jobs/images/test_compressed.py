@@ -16,6 +16,7 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLosslessSV1,
+    JPEGLSLossless,
     JPEGLSNearLossless,
     RLELossless,
 )
@@ -177,3 +178,43 @@ def test_jpeg_in_colour_is_unsigned_whatever_the_header(space: str) -> None:
     shown, remarks = colour(data)
     assert np.abs(shown - RGB).max() < 6
     assert remarks == ("pixel_representation_ignored",)
+
+
+def plain_space(pixels: npt.NDArray[Any]) -> dict[str, str]:
+    """What keeps an encoder of JPEG from changing the colour space."""
+    return {"colorspace": "RGB", "outcolorspace": "RGB"} if pixels.ndim == 3 else {}
+
+
+EIGHT = {
+    "jpeg": (JPEGBaseline8Bit, lambda pixels: imagecodecs.jpeg8_encode(pixels, level=100, **plain_space(pixels))),
+    "jpeg-lossless": (
+        JPEGLosslessSV1,
+        lambda pixels: imagecodecs.jpeg8_encode(pixels, lossless=True, **plain_space(pixels)),
+    ),
+    "jpeg-ls": (JPEGLSLossless, lambda pixels: imagecodecs.jpegls_encode(pixels, 0)),
+    "jpeg2000": (
+        JPEG2000Lossless,
+        lambda pixels: imagecodecs.jpeg2k_encode(pixels, 0, codecformat="j2k", reversible=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EIGHT)
+@pytest.mark.parametrize("bits", [12, 16])
+def test_a_code_stream_of_fewer_bits_than_the_header_says_has_its_own_full_scale(name: str, bits: int) -> None:
+    syntax, encoder = EIGHT[name]
+    for pixels in (RGB[..., 1], RGB):
+        wide = pixels.astype(np.uint16)
+        code = bytes(encoder(np.ascontiguousarray(pixels)))
+        decoded = decode(file([code], syntax, wide, bits=bits), kit.policy(channels=3), kit.LIMITS)
+        shown = decoded.frames[0].pixels.transpose(1, 2, 0) / 257
+        assert np.abs(shown - pixels.reshape(ROWS, COLUMNS, -1)).max() < (6 if name == "jpeg" else 0.1)
+        assert decoded.remarks == ("bits_stored_assumed",)
+    # A rescale without a window goes with them, a window is in what is there.
+    code = bytes(encoder(np.ascontiguousarray(RGB[..., 1])))
+    like = RGB[..., 1].astype(np.uint16)
+    plain = kit.grey(file([code], syntax, like, bits=bits))
+    rescaled = file([code], syntax, like, bits=bits, RescaleSlope=2, RescaleIntercept=-100)
+    assert np.allclose(kit.grey(rescaled), plain, atol=2 * kit.HALF_STEP)
+    windowed = file([code], syntax, like, bits=bits, WindowCenter=128, WindowWidth=256)
+    assert np.allclose(kit.grey(windowed), plain, atol=2 * kit.HALF_STEP)
