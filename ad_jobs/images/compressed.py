@@ -116,11 +116,11 @@ def _jpeg(code: bytes, frame: JpegFrame, module: PixelModule, remarks: set[str])
 
 
 def _jpeg_colours(code: bytes, frame: JpegFrame, photometric: str, remarks: set[str]) -> str:
-    """The colour space of a JPEG of three components: components called R, G and B are, and JFIF knows no RGB."""
+    """The colour space of a JPEG of three components: components called R, G and B are, and JFIF is YCbCr."""
     names = code[frame.end - 9 : frame.end : 3].upper()
     if names == b"RGB":
         said = "RGB"
-    elif code[2:4] == b"\xff\xe0" and code[6:10] == b"JFIF" and photometric not in YBR | YBR_JPEG_2000:
+    elif code[2:4] == b"\xff\xe0" and code[6:10] == b"JFIF" and photometric not in YBR:
         said = "YBR_FULL"
     else:
         return photometric

@@ -62,10 +62,13 @@ def test_jpeg_in_ycbcr_becomes_rgb_whatever_its_planar_configuration(photometric
     assert remarks == (("planar_configuration_assumed",) if planar else ())
 
 
-def test_jfif_under_a_header_of_rgb_is_ycbcr_and_components_called_rgb_are_rgb() -> None:
-    shown, remarks = colour(file([baseline("YCBCR")], JPEGBaseline8Bit, RGB))
-    assert np.abs(shown - RGB).max() < 6
-    assert remarks == ("photometric_interpretation_assumed",)
+def test_jfif_under_a_header_of_another_space_is_ycbcr_and_components_called_rgb_are_rgb() -> None:
+    # YBR_ICT and YBR_RCT are JPEG 2000's own.
+    for photometric in ("RGB", "YBR_ICT", "YBR_RCT"):
+        code = baseline("YCBCR")
+        shown, remarks = colour(file([code], JPEGBaseline8Bit, RGB, PhotometricInterpretation=photometric))
+        assert np.abs(shown - RGB).max() < 6
+        assert remarks == ("photometric_interpretation_assumed",)
     shown, remarks = colour(file([baseline("RGB")], JPEGBaseline8Bit, RGB, PhotometricInterpretation="YBR_FULL_422"))
     assert np.abs(shown - RGB).max() < 6
     assert remarks == ("photometric_interpretation_assumed",)
