@@ -13,7 +13,7 @@ import imagecodecs
 
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import jpeg2000, libjpeg
-from ad_jobs.images.codestream import EOI, check_code
+from ad_jobs.images.codestream import EOI, check_code, jpeg_frame
 from ad_jobs.images.libraries import foreign
 from ad_jobs.images.picture import check_size
 from ad_jobs.images.policy import Limits
@@ -23,8 +23,13 @@ _JPEG = frozenset({6, 7, 33007, 34892})
 _JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
 _JPEG_XL = frozenset({50002, 52546})
 _JPEG_XR = frozenset({22610, 34934})
+_PNG, _WEBP = 34933, 50001
 _ZSTD = frozenset({34926, 50000})
 _SHORT = 3
+# PlanarConfiguration: each sample in segments of its own.
+_SEPARATE = 2
+# Samples of colour: WebP leaves out alpha that is opaque.
+_WITH_ALPHA = 4
 _JXR_COLUMNS, _JXR_ROWS, _JXR_OFFSET, _JXR_BYTES = 0xBC80, 0xBC81, 0xBCC0, 0xBCC1
 # Writers may fill up to whole blocks of JPEG.
 _BLOCK_PX = 16
@@ -37,7 +42,8 @@ def check_segments(page: Any, index: int, limits: Limits) -> set[str]:
     """Remarks on the segments of a page, each of which is looked at before any is decoded.
 
     Raises:
-        ImageError: a code stream announces more than its strip or tile holds, is cut short, or damaged.
+        ImageError: a code stream announces more than its strip or tile holds, or other samples than the directory; is
+            cut short, or damaged.
     """
     remarks: set[str] = set()
     compression = int(page.compression)
@@ -56,9 +62,12 @@ def check_segments(page: Any, index: int, limits: Limits) -> set[str]:
                 remarks |= libjpeg.examine(code)
             elif compression in _JPEG_2000:
                 jpeg2000.check_zeros(jpeg2000.contiguous(code))
-    elif compression in _JPEG_XR:
+            _check_samples(page, index, *_samples(code, page))
+    elif compression in _JPEG_XR or compression in (_PNG, _WEBP):
         for code in _segments(page, False):
-            _check_jpegxr(code, index, (rows, columns))
+            if compression in _JPEG_XR:
+                _check_jpegxr(code, index, (rows, columns))
+            _check_samples(page, index, *_samples(code, page))
     elif compression in _ZSTD:
         for code in _segments(page, False):
             check_stored_blocks(code)
@@ -87,6 +96,40 @@ def _segments(page: Any, with_tables: bool) -> Iterator[bytes]:
         elif tables is not None:
             code = tables.removesuffix(EOI) + code[2:]
         yield code
+
+
+def _samples(code: bytes, page: Any) -> tuple[int, int]:
+    """How many samples a pixel of a code stream has, and their bits; decoded where that is the shortest way to them."""
+    frame = jpeg_frame(code)
+    if frame is not None:
+        return frame.components, frame.bits
+    if contiguous := jpeg2000.contiguous(code):
+        # T.800 A.5.1: the precision of the first component, its first bit the sign.
+        return jpeg2000.components(contiguous), (contiguous[42] & 0x7F) + 1
+    with foreign("imagecodecs"):
+        compression = int(page.compression)
+        if compression == _PNG:
+            values = imagecodecs.png_decode(code)
+        elif compression == _WEBP:
+            values = imagecodecs.webp_decode(code, hasalpha=int(page.samplesperpixel) == _WITH_ALPHA or None)
+        elif compression in _JPEG_XR:
+            values = imagecodecs.jpegxr_decode(code)
+        else:
+            values = imagecodecs.jpegxl_decode(code)
+    return values.shape[2] if values.ndim == 3 else 1, values.dtype.itemsize * 8
+
+
+def _check_samples(page: Any, index: int, samples: int, bits: int) -> None:
+    """Raise ImageError unless a code stream has the samples of its page: tifffile lays out whatever was decoded."""
+    separate = int(page.planarconfig) == _SEPARATE
+    expected = 1 if separate else int(page.samplesperpixel)
+    if samples != expected:
+        detail = f"page {index}: SamplesPerPixel is {expected}, a code stream has {samples}"
+        raise ImageError(ErrorCode.CORRUPT, detail)
+    said = int(page.bitspersample)
+    # Fewer bits than BitsPerSample may lie in words, or bytes, of the same size.
+    if max(8, bits) > max(8, said) or (bits <= 8) != (said <= 8):
+        raise ImageError(ErrorCode.CORRUPT, f"page {index}: BitsPerSample is {said}, a code stream has {bits}")
 
 
 def _check_jpegxr(code: bytes, index: int, largest: tuple[int, int]) -> None:

@@ -9,7 +9,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from rasterkit import LIMITS, policy, refused, tiff
+from rasterkit import HALF_STEP, LIMITS, policy, refused, shown, tiff
 
 from ad_jobs.errors import ErrorCode
 from ad_jobs.images.decode import decode, read_header
@@ -114,3 +114,62 @@ def test_directories_that_lead_in_a_circle_are_corrupt(subfile: int) -> None:
     struct.pack_into("<L", data, first + 2 + 12 * entries, first)
     assert refused(bytes(data)).code == ErrorCode.CORRUPT
     assert read_header(bytes(data))["header_error"] == "corrupt"
+
+
+FORMS = {
+    "grey": GRAINY,
+    "grey 16": GRAINY.astype(np.uint16) * 257,
+    "colour": np.stack([GRAINY, GRAINY[::-1], GRAINY // 2], axis=-1),
+    "colour 16": np.stack([GRAINY, GRAINY[::-1], GRAINY // 2], axis=-1).astype(np.uint16) * 257,
+}
+ENCODERS = {
+    "jpeg": lambda pixels: imagecodecs.jpeg8_encode(pixels, level=95),
+    "jpeg2000": lambda pixels: imagecodecs.jpeg2k_encode(pixels, 0, codecformat="j2k", reversible=True),
+    "jpegxl": lambda pixels: imagecodecs.jpegxl_encode(pixels, lossless=True),
+    "jpegxr": lambda pixels: imagecodecs.jpegxr_encode(pixels, 1.0),
+    "png": imagecodecs.png_encode,
+}
+
+
+def with_segment(like: np.ndarray, compression: str, code: bytes) -> bytes:
+    """A TIFF whose directory is that of pixels like those, and whose only strip is `code`."""
+    colour = "rgb" if like.ndim == 3 else "minisblack"
+    options = {"compression": "zlib" if compression == "jpeg" else compression, "rowsperstrip": 64}
+    data = bytearray(tiff(like, photometric=colour, **options))
+    tags = tifffile.TiffFile(BytesIO(bytes(data))).pages[0].tags
+    for tag, value in ((273, len(data)), (279, len(code))):
+        struct.pack_into("<HLL", data, tags[tag].offset + 2, 4, 1, value)
+    if compression == "jpeg":
+        struct.pack_into("<H", data, tags[259].valueoffset, 7)
+    return bytes(data) + code
+
+
+@pytest.mark.parametrize("like", FORMS)
+@pytest.mark.parametrize("compression", ENCODERS)
+def test_a_code_stream_of_other_samples_than_the_directory_says_is_corrupt(compression: str, like: str) -> None:
+    for name, pixels in FORMS.items():
+        if compression == "jpeg" and pixels.dtype != np.uint8:
+            continue
+        data = with_segment(FORMS[like], compression, bytes(ENCODERS[compression](pixels)))
+        if name == like:
+            assert decode(data, policy(), LIMITS).remarks == ()
+        else:
+            assert refused(data).code == ErrorCode.CORRUPT
+
+
+@pytest.mark.parametrize("alpha", [None, 255, 100])
+def test_webp_with_and_without_alpha(alpha: int | None) -> None:
+    pixels = FORMS["colour"]
+    if alpha is not None:
+        pixels = np.dstack([pixels, np.full_like(GRAINY, alpha)])
+    extra = {} if alpha is None else {"extrasamples": ["unassalpha"]}
+    data = tiff(pixels, photometric="rgb", compression="webp", compressionargs={"lossless": True}, **extra)
+    expected = FORMS["colour"] / 255 * (1 if alpha is None else alpha / 255)
+    assert np.allclose(shown(data, rows=64, columns=96), expected, atol=2 * HALF_STEP)
+
+
+def test_fewer_bits_than_the_directory_says_may_lie_in_words() -> None:
+    twelve = GRAINY.astype(np.uint16) * 16
+    code = imagecodecs.jpeg2k_encode(twelve, 0, codecformat="j2k", reversible=True, bitspersample=12)
+    data = with_segment(twelve, "jpeg2000", bytes(code))
+    assert np.allclose(shown(data, rows=64, columns=96), twelve / 65535, atol=HALF_STEP)
