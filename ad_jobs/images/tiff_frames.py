@@ -18,6 +18,8 @@ from ad_jobs.images.policy import Limits
 # Bits of NewSubfileType.
 _REDUCED, _MASK = 1, 4
 _UNCOMPRESSED = 1
+# TIFF 6.0, section 14: the predictor is a part of LZW; libtiff has it for deflate, LZMA and Zstandard as well.
+_PREDICTED = frozenset({5, 8, 32946, 34925, 34926, 50000})
 
 
 class TiffFrame(NamedTuple):
@@ -61,6 +63,9 @@ def tiff_frames(data: bytes, limits: Limits | None, size: int) -> list[TiffFrame
             # tifffile's light stand-in for like pages: never asked for.
             if not isinstance(page, tifffile.TiffPage) or int(page.subfiletype) & (_REDUCED | _MASK):
                 continue
+            # It would undo a predictor after any compression.
+            if int(page.compression) not in _PREDICTED:
+                page.predictor = 1
             pages.append(page)
         if len(pages) == 1 == len(container.pages):
             return _stack(container, pages[0], size, limits)

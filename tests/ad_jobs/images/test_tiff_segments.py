@@ -173,3 +173,15 @@ def test_fewer_bits_than_the_directory_says_may_lie_in_words() -> None:
     code = imagecodecs.jpeg2k_encode(twelve, 0, codecformat="j2k", reversible=True, bitspersample=12)
     data = with_segment(twelve, "jpeg2000", bytes(code))
     assert np.allclose(shown(data, rows=64, columns=96), twelve / 65535, atol=HALF_STEP)
+
+
+@pytest.mark.parametrize("compression", [None, "packbits", "lzw", "zlib", "zstd", "lzma"])
+def test_a_predictor_is_of_the_compressions_that_have_one(compression: str | None) -> None:
+    if compression in (None, "packbits"):
+        # No writer calls it a predictor: a private tag, renamed.
+        data = tiff(GRAINY, compression=compression, extratags=[(65000, 3, 1, 2, True)])
+        data = data.replace(struct.pack("<HHL", 65000, 3, 1), struct.pack("<HHL", 317, 3, 1))
+    else:
+        data = tiff(GRAINY, compression=compression, predictor=True)
+    assert tifffile.TiffFile(BytesIO(data)).pages[0].predictor == 2
+    assert np.allclose(shown(data, rows=64, columns=96), GRAINY / 255, atol=HALF_STEP)
