@@ -36,6 +36,10 @@ class Verification(NamedTuple):
     tolerance: float
     # Who wrote run.json, as far as the key tells.
     signature: Signature
+    # False where the files of the table are not those of the run: then neither rows nor a sample are looked at.
+    rows_checked: bool
+    # False where names are hashed, and their key was not given.
+    names_checked: bool
     differences: list[str]
 
     @property
@@ -48,7 +52,13 @@ class Verification(NamedTuple):
         if self.differences:
             more = len(self.differences) - MAX_LISTED
             listed = "\n  ".join(self.differences[:MAX_LISTED] + ([f"and {more} more"] if more > 0 else []))
-            raise JobError(f"The run differs from its record in {len(self.differences)} places:\n  {listed}")
+            if not self.rows_checked:
+                listed += "\nRows and a sample were not looked at: the files of the table are not those of the run."
+            raise JobError(f"The run differs from its record in {_places(len(self.differences))}:\n  {listed}")
+
+
+def _places(count: int) -> str:
+    return "1 place" if count == 1 else f"{count} places"
 
 
 @takes(VerifySpec)
@@ -93,15 +103,19 @@ def verify(spec: VerifySpec) -> Verification:
         sampled.scored,
         AMP_TOLERANCE if record.config.get("amp") else SCORE_TOLERANCE,
         signature,
+        not broken,
+        archive is not None and archive.identifiers is not None,
         differences,
     )
 
 
 def _archive(spec: VerifySpec, record: RunRecord) -> tuple[RunArchive | None, list[str]]:
     """What the run was made of; None, and why, where that is not found."""
-    if spec.manifest is not None or spec.identifiers_key is not None:
-        return RunArchive(spec.run, record, spec.manifest, spec.identifiers_key), []
     try:
-        return RunArchive(spec.run, record), []
+        return RunArchive(spec.run, record, spec.manifest, spec.identifiers_key), []
     except (RetroscanError, storage.StorageError) as error:
+        # What was named is the caller's; what the run left, and is gone, is a difference like any other.
+        misused = spec.identifiers_key is not None and record.config.get("identifiers") != "hashed"
+        if spec.manifest is not None or misused:
+            raise
         return None, [f"manifest: {error}"]

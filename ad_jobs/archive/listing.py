@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +33,8 @@ from ad_jobs.archive.sources import SourceObject, is_list, open_source
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
 from cluster import storage
+
+log = logging.getLogger("retroscan.index")
 
 PART_ROWS = 1_000_000
 # Rows in memory, and in a row group; divides PART_ROWS.
@@ -103,7 +107,7 @@ def _existing(source: str, out: str, headers: bool) -> ManifestInfo | None:
         )
     existing = stored_manifest(out)
     if existing is None:
-        if storage.exists(storage.join(out, RECORD)):
+        if _of_another_kind(storage.join(out, RECORD)):
             raise UsageError(f"--out holds a {RECORD} of another kind.", out, "Name a new folder.")
         return None
     if existing.source != source or existing.headers != headers:
@@ -114,6 +118,18 @@ def _existing(source: str, out: str, headers: bool) -> ManifestInfo | None:
             "Index into a new folder.",
         )
     return existing
+
+
+def _of_another_kind(uri: str) -> bool:
+    """Whether a record that is no manifest's is somebody's: one that is no whole JSON was cut off in writing."""
+    try:
+        json.loads(storage.read_bytes(uri))
+    except storage.NotFound:
+        return False
+    except (ValueError, RecursionError):
+        log.warning("%s is not whole: written again.", uri)
+        return False
+    return True
 
 
 def _publish(staging: Path, record: Record, out: str) -> None:

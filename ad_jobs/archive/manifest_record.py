@@ -67,6 +67,12 @@ class ManifestInfo(Record):
 
     uri: str
 
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 over what it lists and how, by the digests of its parts: `digest` knows no names of columns."""
+        content = self.model_dump(mode="json", include={"source", "root", "objects", "digest", "headers", "parts"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
 
 def part_name(number: int) -> str:
     """The file name of a manifest's `number`-th part."""

@@ -91,6 +91,7 @@ def verification_text(value: dict[str, Any]) -> str:
         f"{'verified' if value['ok'] else 'DIFFERENT'}: run {value['run_id']}, {value['parts']} parts, "
         f"{value['heatmap_parts']} heatmap shards, {value['sampled']} objects fetched again, {value['scored']} of them "
         f"scored again within {value['tolerance']:g}; {_SIGNATURES[value['signature']]}"
+        + ("" if value["names_checked"] else "; the names of objects were not checked (--identifiers-key, --manifest)")
     )
 
 

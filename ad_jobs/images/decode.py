@@ -116,7 +116,8 @@ def read_header(data: bytes, size: int | None = None) -> dict[str, Any]:
             known.update(formats[kind].read_header(data, len(data) if size is None else size))
     except ImageError as error:
         # Whatever goes wrong with a part may go well with the whole.
-        partial = size is not None and len(data) < size and error.code != ErrorCode.UNKNOWN_FORMAT
+        certain = error.code in (ErrorCode.UNKNOWN_FORMAT, ErrorCode.TOO_MANY_BYTES)
+        partial = size is not None and len(data) < size and not certain
         known["header_error"] = str(ErrorCode.TRUNCATED if partial else error.code)
     return known
 

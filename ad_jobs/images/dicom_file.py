@@ -13,6 +13,8 @@ from ad_jobs.images.sniff import LONG_VRS, has_preamble
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+# Of a header, inflated; many are read at once.
+HEAD_BYTES = 16 << 20
 _PIECE_BYTES = 1 << 20
 
 
@@ -37,6 +39,17 @@ def check_deflated(data: bytes, limits: Limits) -> bool:
             if not piece and not packed and not inflate.eof:
                 raise ImageError(ErrorCode.TRUNCATED, "the deflated data set ends too early")
     return True
+
+
+def check_deflated_head(data: bytes) -> None:
+    """Raise ImageError where the first bytes of a deflated object inflate to more than any header takes."""
+    meta_end, syntax = file_meta(data)
+    if syntax != _DEFLATED:
+        return
+    with foreign("deflate"):
+        found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[meta_end:], HEAD_BYTES + 1)
+    if len(found) > HEAD_BYTES:
+        raise ImageError(ErrorCode.TOO_MANY_BYTES, f"its header inflates beyond {HEAD_BYTES} bytes")
 
 
 def file_meta(data: bytes) -> tuple[int, str]:

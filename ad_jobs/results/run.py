@@ -88,6 +88,8 @@ class ManifestRef(_Record):
     # Selected by `where`, all without it.
     objects: int = Field(ge=0)
     where: str | None = None
+    # Over what it lists and how; not in runs of version 1.
+    fingerprint: str | None = None
 
 
 class ModelRef(_Record):

@@ -71,4 +71,10 @@ def read_identifiers(mode: IdentifierMode, key: Path | None) -> Identifiers:
             "no key",
             "Give --identifiers-key FILE; the same key gives the same pseudonyms in another run.",
         )
+    if key is not None and mode != "hashed":
+        raise UsageError(
+            "--identifiers-key is the key of hashed identifiers.",
+            f"--identifiers {mode}",
+            "Add --identifiers hashed, or leave the key out.",
+        )
     return Identifiers(mode) if key is None else Identifiers(mode, read_key("--identifiers-key", key))

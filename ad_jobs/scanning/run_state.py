@@ -236,6 +236,7 @@ def close(intent: Intent, key: bytes | None = None) -> RunRecord:
                 digest=intent.manifest.digest,
                 objects=intent.objects,
                 where=None if intent.spec.where is None else shown(intent.spec.where),
+                fingerprint=intent.manifest.fingerprint,
             ),
             models=list(intent.models),
             config=_config(intent),

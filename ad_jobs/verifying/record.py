@@ -21,16 +21,27 @@ from models.errors import DetectorError
 
 def check_seal(run_uri: str, record: RunRecord, key: bytes | None) -> tuple[Signature, list[str]]:
     """Who wrote run.json, and whether it was changed since; with `key` it must be signed."""
-    content = json.loads(storage.read_bytes(storage.join(run_uri, RUN_FILE)))
+    try:
+        content = json.loads(storage.read_bytes(storage.join(run_uri, RUN_FILE)), object_pairs_hook=_named_once)
+    except ValueError as error:
+        return Signature.WRONG, [f"run.json: {error}"]
     differences = []
     # Version 1 had none.
-    if record.version > 1 and not digest_holds(content):
+    if (record.version > 1 or record.digest is not None) and not digest_holds(content):
         differences.append("run.json: its digest is not that of what it says: it was changed")
     signature = signature_of(content, key)
     if key is not None and signature is not Signature.SIGNED:
         with_what = "is not by this key" if signature is Signature.WRONG else "is missing, and a key was given"
         differences.append(f"run.json: its signature {with_what}")
     return signature, differences
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; raises ValueError for a name that stands in it twice: RFC 8259 4 leaves open which counts."""
+    names = [name for name, _ in pairs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{', '.join(sorted(twice))} twice")
+    return dict(pairs)
 
 
 def check_config(record: RunRecord) -> list[str]:

@@ -93,6 +93,8 @@ class RunArchive:
         """How the manifest differs from what it says of itself: its ids, their order, its digest."""
         digest = hashlib.sha256()
         differences = []
+        if self._record.manifest.fingerprint not in (None, self.manifest.fingerprint):
+            differences.append(f"manifest {self.manifest.uri}: its manifest.json is not the one of the run")
         count, last = 0, ""
         try:
             for table in read_parts(self.manifest):

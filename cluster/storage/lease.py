@@ -39,6 +39,8 @@ WATCHED_RENEWALS = 3.0
 WRITTEN_RENEWALS = 0.1
 # Whoever asks whether it still has the lease is told what was so at most this long ago.
 LOOKED_EVERY_S = 1.0
+# Of one who wants it while others come between.
+ATTEMPTS = 100
 # Longer than a request takes: where two may create the same file, the later one's is read by both.
 SETTLED_AFTER_S = 10.0
 
@@ -139,9 +141,14 @@ def lease(
         StorageError: it cannot be read or written.
     """
     content = {"token": uuid.uuid4().hex, "renewals": 0, **_self()}
-    while (generation := _take(uri, content, renewed_every_s, settled_after_s)) is None:
+    for _ in range(ATTEMPTS):
+        generation = _take(uri, content, renewed_every_s, settled_after_s)
+        if generation is not None:
+            break
         # Two that stepped back for each other must not meet for ever.
         time.sleep(random.uniform(0.0, 0.05))
+    else:
+        raise Held(uri, "something that is no lease, or others who come between again and again")
     held = Lease(uri, generation, content, renewed_every_s)
     try:
         yield held
@@ -217,9 +224,9 @@ def _started(pid: int) -> str | None:
 
 
 def _abandoned(uri: str, found: dict[str, Any], renewed_every_s: float) -> bool:
-    machine = _machine()
-    if machine is not None and found.get("machine") == machine:
-        return _started(int(found["pid"])) != found.get("started")
+    machine, pid = _machine(), found.get("pid")
+    if machine is not None and found.get("machine") == machine and isinstance(pid, int):
+        return _started(pid) != found.get("started")
     watched_s = renewed_every_s * (WATCHED_RENEWALS if found else WRITTEN_RENEWALS)
     log.info("%s is held by %s: watching for %g s whether it is renewed.", uri, _holder(found), watched_s)
     time.sleep(watched_s)

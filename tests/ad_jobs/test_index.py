@@ -52,6 +52,19 @@ def test_a_name_that_is_no_text_gets_a_row(archive: Path, tmp_path: Path) -> Non
     assert read_manifest(info.uri)["uri"].to_pylist()[-1] == f"file://{archive}/%E9"
 
 
+@pytest.mark.parametrize("left", [b"", b'{"source": "/arch'])
+def test_a_record_that_was_cut_off_is_written_again(archive: Path, tmp_path: Path, left: bytes) -> None:
+    index(str(archive), str(tmp_path / "out"))
+    whole = (tmp_path / "out" / "manifest.json").read_bytes()
+    (tmp_path / "out" / "manifest.json").write_bytes(left)
+    index(str(archive), str(tmp_path / "out"))
+    digests = [json.loads(text)["digest"] for text in (whole, (tmp_path / "out" / "manifest.json").read_bytes())]
+    assert digests[0] == digests[1]
+    (tmp_path / "out" / "manifest.json").write_bytes(b'{"of": "somebody"}')
+    with pytest.raises(UsageError, match="of another kind"):
+        index(str(archive), str(tmp_path / "out"))
+
+
 def test_the_same_archive_gives_the_same_parts(archive: Path, tmp_path: Path) -> None:
     first, second = (
         write_manifest(str(archive), str(tmp_path / name), part_rows=4, batch_rows=2) for name in ("one", "two")

@@ -118,6 +118,13 @@ def test_a_part_too_many_and_one_too_few(home: Path) -> None:
     assert len(found) == 2
     assert any(second.name in text for text in found)
     assert any("again.parquet" in text for text in found)
+    assert not verify(str(home / "run"), sample=0).rows_checked
+
+
+def test_a_manifest_that_is_gone_is_a_difference(home: Path) -> None:
+    shutil.rmtree(home / "run/manifest")
+    [only] = differences(home)
+    assert only.startswith("manifest: A run is checked by its manifest.")
 
 
 def test_one_byte_of_a_heatmap_shard(home: Path) -> None:

@@ -261,6 +261,22 @@ def change_a_manifests_record(run: Run) -> None:
     (folder / "manifest.json").write_text(json.dumps(record | {"digest": "0" * 64}))
 
 
+def swap_two_columns_names(run: Run) -> None:
+    folder, table, record = manifest_of(run)
+    names = ["etag" if name == "uri" else "uri" if name == "etag" else name for name in table.column_names]
+    path = folder / "part-00000.parquet"
+    pq.write_table(table.rename_columns(names).select(table.column_names), path)
+    record.pop("seal")
+    record["parts"] = [{**record["parts"][0], "sha256": described(path)["sha256"]}]
+    (folder / "manifest.json").write_bytes(record_bytes(Record.model_validate(record)))
+
+
+def free_the_manifest_of_its_root(run: Run) -> None:
+    folder, _, record = manifest_of(run)
+    record.pop("seal")
+    (folder / "manifest.json").write_bytes(record_bytes(Record.model_validate(record | {"root": None})))
+
+
 def remove_the_manifest(run: Run) -> None:
     shutil.rmtree(run.folder / "manifest")
 
@@ -334,6 +350,8 @@ CHANGES = [
     reorder_objects,
     change_a_manifests_part,
     change_a_manifests_record,
+    swap_two_columns_names,
+    free_the_manifest_of_its_root,
     remove_the_manifest,
     flip_a_weight,
     remove_the_model,

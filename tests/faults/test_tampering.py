@@ -43,7 +43,7 @@ OUT_OF_REACH = (
     "config.key",
     "config.identifiers_key",
     "config.manifest_out",
-    # Of version 1, which had no digest.
+    # Of an earlier version, in which less was recorded.
     "version",
 )
 # In the table: times, and why an object could not be scored, in words.
@@ -215,6 +215,12 @@ def test_who_lacks_the_key_cannot_sign_and_a_run_without_one_says_so(home: Path)
     assert verify(str(run.folder), sample=0).signature is Signature.UNSIGNED
     found = verify(str(run.folder), sample=0, key=home / "key")
     assert any("signature is missing" in text for text in found.differences)
+
+
+def test_a_name_that_stands_twice(home: Path) -> None:
+    path = home / "run" / "run.json"
+    path.write_text('{"run_id": "ffffffffffff", ' + path.read_text()[1:])
+    assert noticed(home, key=True)
 
 
 def test_a_recalibrated_model_fails_no_old_run(home: Path) -> None:

@@ -9,8 +9,10 @@ import dicomkit as kit
 import numpy as np
 import pytest
 from dicomkit import COLUMNS, LIMITS, ROWS, policy, refused
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from ad_jobs.images.decode import Decoded, decode, read_header
+from ad_jobs.images.dicom_file import HEAD_BYTES
 from ad_jobs.schema import HEADER, MANIFEST, MANIFEST_HEADERS
 
 
@@ -85,3 +87,14 @@ def test_read_header_of_bad_bytes_names_the_code() -> None:
     assert read_header(b"")["header_error"] == "empty"
     assert read_header(b"no image at all" * 50)["header_error"] == "unknown_format"
     assert read_header(kit.dicom(None, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.33"))["header_error"] is None
+
+
+def test_a_header_that_inflates_to_more_than_any_takes_is_not_read() -> None:
+    ds = kit.dataset(kit.ramp())
+    ds.add_new(0x00091010, "OB", bytes(HEAD_BYTES))
+    ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data = kit.encode(ds)
+    assert len(data) < 100_000
+    assert read_header(data)["header_error"] == "too_many_bytes"
+    # Nor is more of it asked for.
+    assert read_header(data[:40_000], len(data))["header_error"] == "too_many_bytes"

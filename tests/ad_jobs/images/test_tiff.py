@@ -174,3 +174,11 @@ def test_a_nodata_value_that_no_sample_can_have_is_ignored() -> None:
         decoded = decode(gdal(GREY8, text), policy(), LIMITS)
         assert decoded.remarks == ("nodata_ignored",)
         assert np.allclose(decoded.frames[0].pixels[0] / 65535, GREY8 / 255, atol=HALF_STEP)
+
+
+def test_a_colour_map_of_8_bits_is_as_bright_as_one_of_16() -> None:
+    colours = np.random.default_rng(8).integers(0, 256, (3, 256)).astype(np.uint16)
+    expected = np.moveaxis(colours[:, GREY8], 0, -1) / 255
+    for scale in (1, 257):
+        data = tiff(GREY8, photometric="palette", colormap=colours * scale)
+        assert np.allclose(shown(data), expected, atol=HALF_STEP)

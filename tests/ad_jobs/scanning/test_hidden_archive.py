@@ -48,6 +48,14 @@ def test_it_lies_beside_the_run_or_where_it_is_sent(home: Path, tmp_path: Path) 
     assert resolved(home, tmp_path / "plain-2", manifest_out=str(tmp_path / "sent")).manifest == sent.manifest
 
 
+@pytest.mark.parametrize("mode", ["plain", "none"])
+def test_a_key_without_hashes_is_refused(home: Path, tmp_path: Path, mode: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"--identifiers-key is the key of hashed identifiers\..*Add --identifiers hashed"
+    ):
+        resolved(home, tmp_path / "run", identifiers=mode, identifiers_key=home / "key")
+
+
 def test_what_is_no_place_for_it_is_refused(home: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a whole bucket"):
         manifest_beside("s3://bucket")

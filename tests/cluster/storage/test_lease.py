@@ -112,6 +112,21 @@ def test_a_lease_that_was_cut_off_while_it_was_written_is_taken(uri: str) -> Non
         pass
 
 
+def test_what_is_no_lease_is_not_taken_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").mkdir()
+    with pytest.raises(Held, match="something that is no lease"), lease(str(tmp_path / "run.lock")):
+        pass
+
+
+@pytest.mark.parametrize("pid", [None, "7", 7.5])
+def test_a_lease_without_a_process_is_watched(uri: str, pid: object) -> None:
+    with lease(uri):
+        own = json.loads(storage.read_bytes(uri))
+    storage.write_bytes(uri, json.dumps({**own, "pid": pid}).encode())
+    with lease(uri, renewed_every_s=0.1):
+        pass
+
+
 def check_for(held: Lease, seconds: float) -> None:
     """Check the lease again and again, until it is lost or so much time has passed."""
     deadline = time.monotonic() + seconds
