@@ -52,7 +52,8 @@ def _by_palette(stored: Array, ds: Any, module: PixelModule, remarks: set[str]) 
     tables = [_table(ds, f"{colour}PaletteColorLookupTable", module, remarks) for colour in _COLOURS]
     # One scale for the three: a table that never gets bright is not to be stretched.
     full_scale = np.float32(max(lut.full_scale for lut in tables))
-    if full_scale not in (0xFF, 0xFFFF) and full_scale > 0xFF:
+    # Entries that are wider than their descriptor says are words.
+    if full_scale > max(lut.said_scale for lut in tables):
         full_scale = np.float32(0xFFFF)
     return np.stack([(lut.entries / full_scale)[positions(stored, lut)] for lut in tables], axis=-1)
 

@@ -15,11 +15,15 @@ Grey = npt.NDArray[np.float64]
 
 
 class Lut(NamedTuple):
-    """A table of PS3.3 C.11.1.1 or C.11.2.1.1: the first value it maps, its entries, and its full scale."""
+    """A table of PS3.3 C.11.1.1 or C.11.2.1.1: the first value it maps, its entries, and its full scale.
+
+    `said_scale` is that of the bits in its descriptor, `full_scale` holds every entry as well.
+    """
 
     first: int
     entries: npt.NDArray[Any]
     full_scale: int
+    said_scale: int = 0xFFFF
 
 
 def first_lut(
@@ -74,7 +78,8 @@ def read_lut(
     if first != said and not is_implicit(item):
         remarks.add(Remark.LUT_FIRST)
     # C.11.1.1.1: the third value is the bits of an entry. Writers are known to give 8 for wider entries.
-    return Lut(first, entries, max(2 ** min(bits, 16) - 1, int(entries.max()), 1))
+    said_scale = max(2 ** min(bits, 16) - 1, 1)
+    return Lut(first, entries, max(said_scale, int(entries.max())), said_scale)
 
 
 def _words(item: Any, keyword: str, *, little: bool) -> npt.NDArray[np.uint16]:

@@ -69,7 +69,9 @@ class TiffPicture:
                     samples = np.moveaxis(samples, 0, -1)
                 padding = self._padding(samples, page)
                 if photometric == _PALETTE:
-                    samples, bits, photometric = np.moveaxis(page.colormap[:, samples], 0, -1), 16, _RGB
+                    # TIFF 6.0, section 5: entries of 16 bits. Writers are known to give 8; so does libtiff read them.
+                    bits = 16 if page.colormap.max() > 0xFF else 8
+                    samples, photometric = np.moveaxis(page.colormap[:, samples], 0, -1), _RGB
             if samples.ndim == 2:
                 samples = samples[..., None]
             if samples.dtype.kind == "f":

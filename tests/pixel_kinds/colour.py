@@ -136,14 +136,16 @@ def palettes() -> list[Kind]:
     want = np.stack([part[kit.ramp(64)] / 65535 for part in entries.values()], axis=-1)
     title = "Palette colour"
 
-    def palette(first: int = 0, bits: int = 16, keep: int = 64, segmented: bool = False) -> Callable[[Dataset], object]:
+    def palette(
+        first: int = 0, bits: int = 16, keep: int = 64, shift: int = 0, segmented: bool = False
+    ) -> Callable[[Dataset], object]:
         def change(ds: Dataset) -> None:
             ds.PhotometricInterpretation = "PALETTE COLOR"
             for colour, part in entries.items():
                 name = f"{colour}PaletteColorLookupTable"
                 setattr(ds, f"{name}Descriptor", [64, first & 0xFFFF, bits])
                 ds[f"{name}Descriptor"].VR = "US"
-                words = part[:keep].astype("<u2").tobytes()
+                words = (part[:keep] >> shift).astype("<u2").tobytes()
                 if bits == 8:
                     words = (part >> 8).astype("u1").tobytes()
                 if segmented:
@@ -155,6 +157,7 @@ def palettes() -> list[Kind]:
         return change
 
     stored = kit.ramp(64, "u1")
+    twelve = np.stack([(part >> 4)[stored] / 4095 for part in entries.values()], axis=-1)
     eight = np.stack([(part >> 8)[stored] / 255 for part in entries.values()], axis=-1)
     short = np.stack([part[np.minimum(stored, 39)] / 65535 for part in entries.values()], axis=-1)
     signed = (kit.ramp(64) - 20.0).astype("i1")
@@ -162,6 +165,7 @@ def palettes() -> list[Kind]:
     return [
         Kind(title, "of 16 bits", clause, changed(stored, palette()), want),
         Kind(title, "of 8 bits, two in a word", clause, changed(stored, palette(bits=8)), eight),
+        Kind(title, "of 12 bits", clause, changed(stored, palette(bits=12, shift=4)), twelve),
         Kind(
             title,
             "first value signed",
