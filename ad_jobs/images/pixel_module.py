@@ -92,7 +92,7 @@ def read_pixel_module(ds: Any, remarks: set[str], *, little: bool) -> PixelModul
         bits = 32 if tag == FLOAT else 64
         return PixelModule(*shape, allocated=bits, stored=bits, high=bits - 1, signed=True, little=little)
     allocated, stored, high, signed = _bits(ds, remarks)
-    # PS3.3 C.7.6.3.1.2: of a colour, the lowest sample value is none of it; below none there is nothing.
+    # PS3.3 C.7.6.3.1.2: the lowest sample of RGB is none of that colour, and no colour is less than none.
     if signed and samples > 1:
         remarks.add(Remark.PIXEL_REPRESENTATION)
         signed = False

@@ -72,6 +72,7 @@ def colours() -> list[Kind]:
             changed(RGB, having(PixelRepresentation=1)),
             RGB / 255,
             remark="pixel_representation_ignored",
+            differs="DCMTK takes samples for two's complement, and adds half the range",
         ),
     ]
     ybr = _ybr(smooth, 8)
@@ -84,6 +85,7 @@ def colours() -> list[Kind]:
             _of_ybr(ybr, 8),
             forms=(*NATIVE, "rle", "jpeg-ls"),
             remark="pixel_representation_ignored",
+            differs="DCMTK takes samples for two's complement, and adds half the range",
             rounded=rounded,
         )
     )
