@@ -59,14 +59,19 @@ def open_png(data: bytes, limits: Limits) -> Picture:
         with pillow():
             image = PngImageFile(BytesIO(data))
             if header.bits < 16:
-                _check_rows(data, header, coded)
-                _unify_transparency(image, header.bits)
                 # First: asked for EXIF, Pillow decodes as well, and what broken EXIF raises is passed over.
-                found = eight_bits(image)
-                return found, exif_orientation(image)
+                image.load()
+                # Rows come from above: they are all there if the last one is more than what is left black.
+                interlaced = data[28] == 1
+                last = image.crop((0, header.rows - 1, header.columns, header.rows))
+                if interlaced or not np.asarray(last).any():
+                    _check_rows(data, _unpacked_bytes(header, interlaced=interlaced), coded)
+                _unify_transparency(image, header.bits)
+                return eight_bits(image), exif_orientation(image)
         with foreign("libpng"):
             deep = with_channels(np.asarray(imagecodecs.png_decode(data)))
-        return deep, exif_orientation(image)
+        with pillow():
+            return deep, exif_orientation(image)
 
     # Pillow stretches 1, 2 and 4 bits to 8 (a window in stored values is in these).
     return RasterPicture(empty_header(**header.told(), transfer_syntax="png"), max(8, header.bits), samples)
@@ -129,9 +134,8 @@ def _image_data(data: bytes) -> list[slice]:
     raise ImageError(ErrorCode.TRUNCATED, f"the PNG ends after {len(data)} bytes, before its end chunk")
 
 
-def _check_rows(data: bytes, header: PngHeader, coded: list[slice]) -> None:
-    """Raise ImageError unless the pixels unpack to every row announced: what is missing Pillow leaves black."""
-    needed = _unpacked_bytes(header, interlaced=data[28] == 1)
+def _check_rows(data: bytes, needed: int, coded: list[slice]) -> None:
+    """Raise ImageError unless the pixels unpack to as many bytes: what is missing Pillow leaves black."""
     unpacker, count = zlib.decompressobj(), 0
     with foreign("zlib"):
         for part in coded:
