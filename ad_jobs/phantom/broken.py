@@ -41,7 +41,7 @@ def broken(kind: str, study: Study, number: int, picture: Acquired) -> Broken:
     if kind == "undecodable":
         return Broken(".dcm", undecodable_bytes(study, number, picture), ErrorCode.CORRUPT)
     if kind == "malformed":
-        return Broken(".dcm", malformed_bytes(study, number, picture), ErrorCode.CORRUPT)
+        return Broken(".dcm", malformed_bytes(study, number, picture), ErrorCode.UNSUPPORTED_IMAGE)
     raise ValueError(f"A broken object must be one of {', '.join(KINDS)}. Got: {kind!r}.")
 
 

@@ -92,16 +92,12 @@ def non_image_bytes(study: Study, number: int, modality: str) -> bytes:
 
 
 def malformed_bytes(study: Study, number: int, frame: Acquired) -> bytes:
-    """An image whose rescale slope is the patient's name: a decoder's complaint must not quote it."""
-    ds = _image(study, number, MRImageStorage, frame)
-    # A DS that is no number cannot be set, so the name takes the place of a number of its length.
-    name = study.person.attributes["PatientName"].partition("^")[0]
-    number_text = "1." + "0" * (len(name) - 2)
-    ds.RescaleSlope = number_text
-    ds.RescaleIntercept = "0"
-    ds.PixelData = frame.stored.astype("<u2").tobytes()
-    ds["PixelData"].VR = "OW"
-    return _file(ds, str(ExplicitVRLittleEndian)).replace(number_text.encode(), name.encode(), 1)
+    """An image whose photometric interpretation is the patient's name: a decoder's complaint must not quote it."""
+    whole = image_bytes(study, number, [frame], str(ExplicitVRLittleEndian))
+    name = study.person.attributes["PatientName"].partition("^")[0].encode()
+    grey = b"MONOCHROME2 "
+    assert grey in whole
+    return whole.replace(grey, name[: len(grey)].ljust(len(grey)), 1)
 
 
 def _image(study: Study, number: int, sop_class: str, frame: Acquired) -> Dataset:

@@ -109,7 +109,7 @@ def test_the_driver_is_killed(
     assert proxy.listings(PREFIX, since) == 0
     folders = {name.partition("/")[0] for name in storage.list_names(out)}
     # What only an unfinished run needs is gone.
-    assert folders == {"heatmaps", "manifest", "run.json", "scores"}
+    assert folders == {"calibrations", "heatmaps", "manifest", "run.json", "scores"}
 
 
 def worker(process: subprocess.Popen[bytes], name: str) -> psutil.Process | None:
