@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ad_jobs.images.picture import empty_header
+from ad_jobs.images.pixel_module import named_photometric
 
 # Nothing else of a header is read for a table: no name, id, birth date, accession number or free text.
 HEADER_ATTRIBUTES = (
@@ -51,7 +52,7 @@ def header_columns(values: Mapping[str, Any], syntax: str) -> dict[str, object]:
         rows=_number(values, "Rows", 65535),
         columns=_number(values, "Columns", 65535),
         bits=_number(values, "BitsStored", 64),
-        photometric=_text(values, "PhotometricInterpretation"),
+        photometric=_known(values, "PhotometricInterpretation", named_photometric),
         transfer_syntax=syntax or None,
     )
 
@@ -66,7 +67,7 @@ def manifest_columns(values: Mapping[str, Any], syntax: str) -> dict[str, object
         # PS3.3 C.7.6.6: absent means a single frame; what has no rows has no frames.
         "frames": (_number(values, "NumberOfFrames", 2**31 - 1) or 1) if "Rows" in values else None,
         "sop_class": _text(values, "SOPClassUID"),
-        "burned_in": _text(values, "BurnedInAnnotation"),
+        "burned_in": _known(values, "BurnedInAnnotation", {"YES": "YES", "NO": "NO"}.get),
     }
 
 
@@ -74,6 +75,12 @@ def _text(values: Mapping[str, Any], keyword: str) -> str | None:
     """A value as text, None if absent or empty."""
     value = values.get(keyword)
     return None if value is None else str(value).strip().strip("\x00")[:_MAX_CHARACTERS] or None
+
+
+def _known(values: Mapping[str, Any], keyword: str, name: Callable[[str], str | None]) -> str | None:
+    """A value of a fixed list as it is spelt, None if it is none of it: whatever else stands there may be a name."""
+    found = _text(values, keyword)
+    return found if found is not None and name(found) is not None else None
 
 
 def _number(values: Mapping[str, Any], keyword: str, most: int) -> int | None:

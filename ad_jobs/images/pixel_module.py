@@ -106,13 +106,21 @@ def read_photometric(ds: Any) -> str:
         ImageError: missing, unknown, or of a kind that no detector takes.
     """
     value = str(ds.get("PhotometricInterpretation") or "")
-    letters = "".join(letter for letter in value.upper() if letter.isascii() and letter.isalnum())
-    if not letters:
+    if not _letters(value):
         raise ImageError(ErrorCode.CORRUPT, "PhotometricInterpretation is missing")
-    name = _BY_LETTERS.get(letters, "unknown")
+    name = named_photometric(value) or "unknown"
     if name not in _READ:
         raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"PhotometricInterpretation is {name}")
     return name
+
+
+def named_photometric(value: str) -> str | None:
+    """The name in PS3.3 C.7.6.3.1.2 of a photometric interpretation, however it is spelt; None if it has none."""
+    return _BY_LETTERS.get(_letters(value))
+
+
+def _letters(value: str) -> str:
+    return "".join(letter for letter in value.upper() if letter.isascii() and letter.isalnum())
 
 
 def _samples(ds: Any, photometric: str, remarks: set[str]) -> int:

@@ -98,3 +98,11 @@ def test_a_header_that_inflates_to_more_than_any_takes_is_not_read() -> None:
     assert read_header(data)["header_error"] == "too_many_bytes"
     # Nor is more of it asked for.
     assert read_header(data[:40_000], len(data))["header_error"] == "too_many_bytes"
+
+
+def test_a_value_that_is_none_of_its_list_reaches_no_table() -> None:
+    data = kit.dicom(kit.ramp(), PhotometricInterpretation="DOE^JANE", BurnedInAnnotation="DOE JANE")
+    found = read_header(data)
+    assert (found["photometric"], found["burned_in"]) == (None, None)
+    found = read_header(kit.dicom(kit.ramp(), PhotometricInterpretation="monochrome2", BurnedInAnnotation="YES"))
+    assert (found["photometric"], found["burned_in"]) == ("monochrome2", "YES")

@@ -194,6 +194,7 @@ def test_bad_objects_get_the_code_that_is_expected(phantom: PhantomArchive) -> N
         "unknown_format",
         "too_many_pixels",
         "corrupt",
+        "unsupported_image",
         "not_an_image",
     }
 
