@@ -25,6 +25,8 @@ from cluster.jobs import code, connection, environment
 
 log = logging.getLogger("retroscan.submit")
 
+# For a node's agent that takes a job.
+AGENT_S = 60.0
 # To find a job again that is being followed: a head that is replaced is away for a minute.
 FOLLOW_ATTEMPTS = 20
 FOLLOW_EVERY_S = 3.0
@@ -135,20 +137,26 @@ class Jobs:
             code.copy(packages, Path(folder))
             if values:
                 environment.pack(Path(folder), values)
+            until = time.monotonic() + AGENT_S
             with connection.answers(self.address):
-                try:
-                    self._client.submit_job(
-                        entrypoint=command,
-                        submission_id=job_id,
-                        runtime_env={"working_dir": folder},
-                        metadata=dict(metadata),
-                    )
-                except RuntimeError as error:
-                    # The same request, from elsewhere at the same time.
-                    if "already exists" in str(error):
-                        return job_id, False
-                    raise
-        return job_id, True
+                while True:
+                    try:
+                        self._client.submit_job(
+                            entrypoint=command,
+                            submission_id=job_id,
+                            runtime_env={"working_dir": folder},
+                            metadata=dict(metadata),
+                        )
+                    except RuntimeError as error:
+                        # The same request, from elsewhere at the same time.
+                        if "already exists" in str(error):
+                            return job_id, False
+                        # A node's agent is not there yet, or starts again: "please try again later".
+                        if "No available agent" not in str(error) or time.monotonic() > until:
+                            raise
+                        time.sleep(FOLLOW_EVERY_S)
+                    else:
+                        return job_id, True
 
     def follow(self, job_id: str, write: Callable[[str], object]) -> Job:
         """The job once it is over; its log, from the beginning, goes to `write` piece by piece.
