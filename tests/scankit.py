@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from struct import pack
 from typing import Any
@@ -214,6 +216,18 @@ def flip_byte(path: Path, position: int) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 0xFF
     path.write_bytes(bytes(data))
+
+
+@contextmanager
+def kept_whole(folder: Path) -> Iterator[Path]:
+    """The folder for a block that may change anything in it; after the block it is as it was."""
+    kept = folder.with_name("kept")
+    shutil.copytree(folder, kept)
+    yield folder
+    shutil.rmtree(folder)
+    # With its times: the manifest knows them.
+    shutil.copytree(kept, folder)
+    shutil.rmtree(kept)
 
 
 def in_a_process(call: str, **options: Any) -> subprocess.Popen[bytes]:

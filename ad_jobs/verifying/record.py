@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from ad_jobs.errors import RetroscanError
 from ad_jobs.images.policy import Limits
@@ -79,14 +79,12 @@ def check_run_id(record: RunRecord, archive: RunArchive) -> list[str]:
     return [f"run.json: run_id is {record.run_id}, and manifest, condition, models, limits and options give {found}"]
 
 
-class Judge:
+class Judge(NamedTuple):
     """A model of the run as it is now, and the calibration its rows were judged by."""
 
-    def __init__(self, recorded: ModelRef, model: FittedModel, detector: Detector, calibration: Calibration) -> None:
-        self.recorded = recorded
-        self.model = model
-        self.detector = detector
-        self.calibration = calibration
+    model: FittedModel
+    detector: Detector
+    calibration: Calibration
 
 
 def check_model(run_uri: str, recorded: ModelRef, *, kept: bool) -> tuple[Judge | None, list[str]]:
@@ -116,4 +114,4 @@ def check_model(run_uri: str, recorded: ModelRef, *, kept: bool) -> tuple[Judge 
         then_and_now.append(("sha256 of detector.json", recorded.detector_sha256, model.record_sha256))
     differences = [f"{called}: {name} is {now}; run.json has {then}" for name, then, now in then_and_now if now != then]
     same = model.model_id == recorded.model_id
-    return (Judge(recorded, model, detector, calibration) if same else None), differences
+    return (Judge(model, detector, calibration) if same else None), differences

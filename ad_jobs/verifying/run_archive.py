@@ -63,6 +63,8 @@ class RunArchive:
                 f"{self.manifest.uri} with digest {self.manifest.digest}; the run has {record.manifest.digest}",
                 "Name that one with --manifest.",
             )
+        # One for all: it keeps the part that it has read last.
+        self._rows = RowReader(self.manifest)
 
     def ids(self) -> NDArray[np.int64]:
         """The ids of the objects that were to be scanned, ascending.
@@ -122,7 +124,7 @@ class RunArchive:
         known = np.array(sorted(i for i in ids if 0 <= i < self.manifest.objects), np.int64)
         if not len(known):
             return []
-        rows = RowReader(self.manifest).rows(known, ["object_id", "uri"]).to_pylist()
+        rows = self._rows.rows(known, ["object_id", "uri"]).to_pylist()
         return [Source(row["object_id"], row["uri"], within=self.manifest.root) for row in rows]
 
     def wrong_names(self, row: Mapping[str, Any] | pd.Series[Any], prepared: Prepared) -> list[str]:

@@ -33,13 +33,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(finished: Path) -> Iterator[Path]:
     """The same, and after the test it is whole again."""
-    kept = finished.with_name("kept")
-    shutil.copytree(finished, kept)
-    yield finished
-    shutil.rmtree(finished)
-    # With its times: the manifest knows them.
-    shutil.copytree(kept, finished)
-    shutil.rmtree(kept)
+    with kit.kept_whole(finished) as whole:
+        yield whole
 
 
 def differences(home: Path) -> list[str]:
