@@ -52,6 +52,11 @@ PRESETS: dict[str, dict[str, Preset]] = {
             },
         ),
     },
+    "linear": {
+        "fast": Preset((64, 64)),
+        # No paper's: a finer grid.
+        "paper": Preset((128, 128), {"grid": 64, "cells": (8, 16)}),
+    },
     "ssm": {
         "fast": Preset((64, 64)),
         # The published code's for Retinal-OCT (its train.py and test.py); lambda_mask is in its checkpoint's name.

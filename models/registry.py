@@ -60,6 +60,21 @@ DETECTORS: dict[str, Entry] = {
             "within a minute or two; best where objects lie alike",
         ),
         Entry(
+            kind="linear",
+            module="models.linear",
+            detector="Linear",
+            config="LinearConfig",
+            title="Linear masked inpainting",
+            source="no paper's: self-supervised masking in closed form, by one Gaussian of normal pixels",
+            channels=3,
+            needs_anomalous=False,
+            weights="none needed",
+            takes_grey=True,
+            choose="the first thing to try, and what every other is held against: fitted in seconds, scored in less "
+            "time than an image takes to decode; best where images lie alike, with --set patch=16 --set grid=64 where "
+            "they do not",
+        ),
+        Entry(
             kind="ssm",
             module="models.ssm",
             detector="SSM",
