@@ -155,7 +155,9 @@ class Linear(Detector):
         """The images resampled by area to the grid, and cut into patches, [B, L, C, P] in float64."""
         grid_BChw = F.interpolate(images_BCHW.double(), self.grid, mode="area")
         columns = F.unfold(grid_BChw, self.patch, stride=self.stride)
-        return columns.reshape(len(columns), self.spec.channels, math.prod(self.patch), -1).permute(0, 3, 1, 2)
+        return columns.reshape(len(columns), self.spec.channels, math.prod(self.patch), columns.shape[2]).permute(
+            0, 3, 1, 2
+        )
 
     def whole(self, patches_BLCP: Tensor) -> Tensor:
         """The grids [B, C, h, w] of patches; where these overlap, their mean."""

@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 from textures import textures, with_defects
 
-from models.parts.similarity import gms_map, gms_scales, median, reconstruction_loss, ssim
+from models.parts.similarity import gms_map, gms_scales, gradient_distance, median, reconstruction_loss, ssim
 
 SIZE = (32, 48)
 
@@ -87,3 +87,18 @@ def test_gradients_are_finite_on_flat_images():
     reconstruction_loss(torch.full_like(x, 0.4), x)["loss"].backward()
     assert x.grad is not None
     assert bool(torch.isfinite(x.grad).all())
+
+
+def test_gradient_vectors_that_run_otherwise_are_unlike_though_they_are_as_long():
+    x = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)
+    turned = x.transpose(2, 3)
+    inner = np.s_[:, 4:-4, 4:-4]
+    assert gradient_distance(x, x, 3).abs().max() < 1e-6
+    assert gms_scales(x, turned)[0][inner].max() < 1e-4
+    # Perpendicular: 1 - c / (|a|^2 + |b|^2 + c); opposite: nearly twice that.
+    slope = 2 / 31
+    expected = 1 - 0.0026 / (2 * slope**2 + 0.0026)
+    np.testing.assert_allclose(gradient_distance(x, turned, 1)[inner], expected, rtol=1e-4)
+    opposite = 1 - (0.0026 - 2 * slope**2) / (2 * slope**2 + 0.0026)
+    np.testing.assert_allclose(gradient_distance(x, 1 - x, 1)[inner], opposite, rtol=1e-4)
+    assert gradient_distance(x * 0.5, x * 0.5 + 0.3, 3).abs().max() < 1e-5
