@@ -67,7 +67,9 @@ CASES: dict[str, Case] = {
         work=Work({"dims": 16, "batch_size": 4}, (64, 96), "statistics", stop_after=1),
     ),
     "padim-paper": Case("padim", "paper", contract={**INSTALLED, "dims": 100, "batch_size": 8}),
-    "linear": Case("linear", contract={"batch_size": 8}, work=Work({"batch_size": 4}, (32, 48), "ridge", stop_after=1)),
+    "linear": Case(
+        "linear", contract={"batch_size": 8}, work=Work({"batch_size": 4}, (32, 48), "statistics", stop_after=1)
+    ),
     "linear-paper": Case("linear", "paper", contract={"batch_size": 8, "grid": 40, "cells": (5, 10)}),
     "linear-patches": Case(
         "linear",

@@ -69,7 +69,7 @@ def test_images_of_few_numbers_are_guessed_and_what_is_new_in_one_is_not():
     inside = torch.zeros(32, 32, dtype=torch.bool)
     inside[12:20, 12:20] = True
     heat = found.heatmap[8:]
-    assert (heat[:, inside].mean(1) > 3 * heat[:, ~inside].mean(1)).all()
+    assert (heat[:, inside].mean(1) > 1.5 * heat[:, ~inside].mean(1)).all()
 
 
 def test_the_ridge_is_the_one_whose_guesses_of_held_out_images_err_least():
