@@ -2,12 +2,12 @@
 
 Gradients judge some kinds of images better and values others. Which, is told by synthetic defects in held-out normals.
 
-Shape suffixes: B batch, H height, W width, N held-out images, K kinds of defects, S ways to score.
+Shape suffixes: B batch, H height, W width, M maps, N held-out images, K kinds of defects, S ways to score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -29,32 +29,39 @@ WITH_DEFECTS = 128
 
 
 class ErrorScore(nn.Module):
-    """The chosen way, and how every way scores normal images."""
+    """The chosen way, and how every way scores normal images.
+
+    Args:
+        ways: as WAYS: by name which of an image's maps, and of how large a share of it the mean is the score.
+    """
 
     way: Tensor
     level: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, ways: Mapping[str, tuple[int, float]] = WAYS) -> None:
         super().__init__()
+        self.ways = dict(ways)
         self.register_buffer("way", torch.zeros((), dtype=torch.int64))
         # Mean and spread of every way's scores of held-out normals.
-        self.register_buffer("level", torch.tensor([[0.0, 1.0]] * len(WAYS), dtype=torch.float64))
+        self.register_buffer("level", torch.tensor([[0.0, 1.0]] * len(ways), dtype=torch.float64))
 
-    def every_way(self, maps_2BHW: Tensor) -> Tensor:
-        """Every way's raw score of each image, [B, S], from its errors by gradients and by values."""
-        pixels_2BP = maps_2BHW.flatten(2)
-        size = pixels_2BP.shape[2]
-        scores = [pixels_2BP[of].topk(max(1, round(share * size)), 1).values.mean(1) for of, share in WAYS.values()]
+    def every_way(self, maps_MBHW: Tensor) -> Tensor:
+        """Every way's raw score of each image, [B, S], from its maps: its errors by gradients, by values, ..."""
+        pixels_MBP = maps_MBHW.flatten(2)
+        size = pixels_MBP.shape[2]
+        scores = [
+            pixels_MBP[of].topk(max(1, round(share * size)), 1).values.mean(1) for of, share in self.ways.values()
+        ]
         return torch.stack(scores, 1)
 
-    def forward(self, maps_2BHW: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, maps_MBHW: Tensor) -> tuple[Tensor, Tensor]:
         """The chosen way's score of each image [B], in spreads above the mean of normals, and its map [B, H, W]."""
         way = int(self.way)
         mean, spread = self.level[way]
-        of, _ = list(WAYS.values())[way]
-        return (self.every_way(maps_2BHW)[:, way] - mean) / spread, maps_2BHW[of]
+        of, _ = list(self.ways.values())[way]
+        return (self.every_way(maps_MBHW)[:, way] - mean) / spread, maps_MBHW[of]
 
-    def choose(self, normal_NS: Tensor, abnormal_NKS: Tensor, way: Way) -> None:
+    def choose(self, normal_NS: Tensor, abnormal_NKS: Tensor, way: str) -> None:
         """Take every way's level, and the way that is asked for; `auto` is the one that finds most defects.
 
         How well one finds them is the mean of its AUROC over all kinds of defects.
@@ -64,7 +71,7 @@ class ErrorScore(nn.Module):
         spread = normal_NS.std(0) if len(normal_NS) > 1 else torch.zeros_like(normal_NS[0])
         self.level[:, 1] = torch.where(spread > 0, spread, torch.ones_like(spread))
         if way != "auto":
-            self.way.fill_(list(WAYS).index(way))
+            self.way.fill_(list(self.ways).index(way))
             return
         normal_SN = normal_NS.T.sort().values.contiguous()
         abnormal_S = abnormal_NKS.flatten(0, 1).T.contiguous()
@@ -77,10 +84,10 @@ class ErrorScoreFit:
     """What the ways find in held-out normals, as they are and with synthetic defects, gathered from all workers."""
 
     def __init__(self, score: ErrorScore, maps: Callable[[Tensor], Tensor], runtime: Runtime) -> None:
-        """`maps` gives the errors [2, B, H, W] of images [B, C, H, W]."""
+        """`maps` gives the errors [M, B, H, W] of images [B, C, H, W]."""
         self.score, self.maps, self.runtime = score, maps, runtime
         # Of each held-out image: every way's score as it is, and with each defect; NaN where it got none.
-        self.found = torch.zeros(0, 1 + len(KINDS), len(WAYS), dtype=torch.float64)
+        self.found = torch.zeros(0, 1 + len(KINDS), len(score.ways), dtype=torch.float64)
 
     def step(self, images: Tensor, positions: Tensor, total: int) -> None:
         """Count in this rank's share of a batch of `total` held-out normals."""
@@ -93,7 +100,7 @@ class ErrorScoreFit:
             row[: len(seen)] = self.score.every_way(self.maps(seen))
         self.found = torch.cat([self.found, self.runtime.gather(rows, total)])
 
-    def finish(self, way: Way) -> None:
+    def finish(self, way: str) -> None:
         """Choose by all that was counted."""
         defective = ~self.found[:, 1:].isnan().flatten(1).any(1)
         self.score.choose(self.found[:, 0], self.found[defective, 1:], way)
