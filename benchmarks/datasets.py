@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from ad_jobs.images.decode import decode
+from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.phantom import generate
 
 COLUMNS = ("image", "anomalous", "group", "mask")
+# Of a phantom's picture; its scanners differ by a few percent.
+PHANTOM_PX = 176
 
 
 class Lists(NamedTuple):
@@ -77,26 +82,35 @@ def _split(data: dict[str, Any], folder: Path, seed: int) -> Lists:
 def _turned(rows: list[dict[str, str]], root: Path, folder: Path, *, degrees: float, shift: float) -> Path:
     """The images of `rows`, each turned by up to `degrees` and shifted by up to the share `shift` of its sides.
 
-    What comes in from outside continues the image by reflection, so that no black corner tells an image from another.
+    A mask goes with its image.
     """
     draw = np.random.default_rng(0)
     for row in sorted(rows, key=lambda row: row["image"]):
         angle, x, y = draw.uniform(-1, 1, 3) * (degrees, shift, shift)
-        path = folder / row["image"]
-        if path.exists():
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(root / row["image"]) as opened:
-            image = np.asarray(opened)
-        high, wide = image.shape[:2]
-        edges = [(high // 2, high // 2), (wide // 2, wide // 2)] + [(0, 0)] * (image.ndim - 2)
-        larger = Image.fromarray(np.pad(image, edges, mode="symmetric"))
-        larger = larger.rotate(angle, Image.Resampling.BICUBIC, translate=(round(x * wide), round(y * high)))
-        # Without loss and whole or not at all; the name keeps its ending, the decoder goes by the content.
-        unfinished = path.with_suffix(".unfinished")
-        larger.crop((wide // 2, high // 2, wide // 2 + wide, high // 2 + high)).save(unfinished, format="PNG")
-        unfinished.rename(path)
+        for name in filter(None, (row["image"], row.get("mask"))):
+            path = folder / name
+            if path.exists():
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(root / name) as opened:
+                moved = _moved(np.asarray(opened), angle, x, y)
+            # Without loss and whole or not at all; the name keeps its ending, the decoder goes by the content.
+            unfinished = path.with_suffix(".unfinished")
+            Image.fromarray(moved).save(unfinished, format="PNG")
+            unfinished.rename(path)
     return folder
+
+
+def _moved(image: NDArray[np.uint8], angle_deg: float, x: float, y: float) -> NDArray[np.uint8]:
+    """The image turned and shifted, by shares of its sides.
+
+    What comes in from outside continues the image by reflection, so that no black corner tells an image from another.
+    """
+    high, wide = image.shape[:2]
+    edges = [(high // 2, high // 2), (wide // 2, wide // 2)] + [(0, 0)] * (image.ndim - 2)
+    larger = Image.fromarray(np.pad(image, edges, mode="symmetric"))
+    larger = larger.rotate(angle_deg, Image.Resampling.BICUBIC, translate=(round(x * wide), round(y * high)))
+    return np.asarray(larger.crop((wide // 2, high // 2, wide // 2 + wide, high // 2 + high)))
 
 
 def _boards(data: dict[str, Any], folder: Path, seed: int) -> Lists:
@@ -146,8 +160,42 @@ def _phantom(data: dict[str, Any], folder: Path, seed: int) -> Lists:  # noqa: A
         generate(unfinished / "lesions", seed=1, anomalous=data["anomalous"], **counts)
         unfinished.rename(made)
     demo = made / "demo"
+    if turned := data.get("turned"):
+        return _turned_phantoms(demo, folder, turned)
     return Lists(
         str(demo / "train"), str(made / "lesions" / "archive"), str(demo / "archive"), demo / "labels.csv", masks=True
+    )
+
+
+def _turned_phantoms(demo: Path, folder: Path, turned: dict[str, float]) -> Lists:
+    """Every frame of the demo as a PNG picture, turned and shifted as `_turned` does."""
+    stills = folder / "stills"
+    normal = [
+        {"image": f"train/{path.name}", "anomalous": "0", "group": path.name.partition("-")[0]}
+        for path in sorted((demo / "train").glob("*.dcm"))
+    ]
+    test = list(read_rows(demo / "labels.csv"))
+    for row in normal + test:
+        source, frame = demo / row["image"], int(row.pop("frame", 0))
+        row["image"] = f"{row['image'].removesuffix('.dcm')}-{frame}.png"
+        path = stills / row["image"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        policy = PixelPolicy(channels=1, height_px=PHANTOM_PX, width_px=PHANTOM_PX)
+        (found,) = decode(source.read_bytes(), policy, Limits(), only=frame).frames
+        Image.fromarray((found.pixels[0] >> 8).astype(np.uint8)).save(path)
+        if row.get("mask"):
+            (stills / row["mask"]).parent.mkdir(exist_ok=True)
+            with Image.open(demo / row["mask"]) as opened:
+                opened.resize((PHANTOM_PX, PHANTOM_PX)).save(stills / row["mask"])
+    root = _turned(normal + test, stills, folder / "turned", **turned)
+    for row in test:
+        row["mask"] = str(root / row["mask"]) if row["mask"] else ""
+    return Lists(
+        str(_write(folder / "normal.csv", root, normal)),
+        None,
+        str(_write(folder / "test.csv", root, test)),
+        folder / "test.csv",
+        masks=True,
     )
 
 

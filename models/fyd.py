@@ -32,21 +32,27 @@ from torch import Tensor, nn
 from models.backbones import Backbone, Stages
 from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating, finite_or_stop
 from models.errors import ConfigError
-from models.parts.agreement import AgreementHeads, agreement_loss, alignment_loss
+from models.parts.agreement import AgreementHeads, agreement_loss, alignment_loss, consistency_loss, drift_loss
 from models.parts.maps import gaussian_blur
 from models.parts.stage_gaussians import LEVEL, SCALE, STATISTICS, GaussianFit, StageGaussians, average_patches
-from models.parts.stn import SpatialTransformer, unwarp, warp
+from models.parts.stn import SpatialTransformer, random_movements, unwarp, warp
 from models.runtime import Runtime
 
 # What the image's transformer reads.
-POOLED_PX = 56
+POOLED_PX = 32
 # A smaller map has too few positions to say how it is turned.
 SMALLEST_STN_PX = 8
-# How far an image may be turned, and shifted, as a share of its sides.
-IMAGE_ANGLE_DEG, IMAGE_SHIFT = 30.0, 0.25
+# The image's transformer looks so many times, each time at what the last one made of the image.
+PASSES = 2
+# How far one look may turn an image, and shift it, as a share of its sides.
+IMAGE_ANGLE_DEG, IMAGE_SHIFT = 45.0, 0.25
+# How far copies of an image are turned and shifted, for its transformer to learn to undo.
+MOVED_DEG, MOVED_SHIFT = 20.0, 0.1
+# What different images' pixels weigh beside the movements of copies.
+PAIRS = 0.1
 # How far a stage's map may be turned, and scaled.
 STAGE_ANGLE_DEG, STAGE_SCALE = 15.0, 0.1
-# Adam's rate of the image's transformer.
+# Adam's rate of the image's transformer, with cosine decay.
 ALIGN_LR = 1e-3
 # Features are averaged over so many positions a side.
 PATCH = 3
@@ -74,7 +80,7 @@ class FYDConfig(TrainedConfig):
     layers: tuple[int, ...] = (3, 4, 5)
     # Coarse: one transform an image, learnt in its own passes.
     align_image: bool = True
-    align_epochs: int = Field(default=30, ge=1)
+    align_epochs: int = Field(default=40, ge=1)
     # Coarse: one transform a stage, trained by the contrast.
     align_stages: bool = True
     # Fine: the backbone's features of different images agree at every position.
@@ -170,6 +176,8 @@ class FYDLearner:
         self.phase = ""
         # Finished epochs of the current phase.
         self.epoch = 0
+        # Of the alignment; movements are drawn anew in each.
+        self.steps = 0
         if detector.image_transformer is not None:
             self.aligner = runtime.wrap(detector.image_transformer)
             self.align_optimizer = torch.optim.Adam(detector.image_transformer.parameters(), lr=ALIGN_LR)
@@ -203,11 +211,28 @@ class FYDLearner:
         return {}
 
     def _align(self, images: Tensor, total: int) -> dict[str, Tensor]:
-        pooled = F.adaptive_avg_pool2d(images, (min(POOLED_PX, images.shape[2]), min(POOLED_PX, images.shape[3])))
-        # Every pair counts, also of images on two ranks.
-        loss = alignment_loss(self.runtime.gather(warp(pooled, self.aligner(pooled)), total))
-        losses = {"loss": loss.detach()}
+        """Two moved copies of each image: both have to be seen in one frame, and images of all ranks alike in it."""
+        count, size = len(images), (min(POOLED_PX, images.shape[2]), min(POOLED_PX, images.shape[3]))
+        # The same on every rank.
+        draw = torch.Generator().manual_seed(self.runtime.seed * 1_000_003 + self.steps)
+        aspect = images.shape[2] / images.shape[3]
+        moved = torch.cat(
+            [
+                random_movements(total, draw, max_angle_deg=MOVED_DEG, max_shift=MOVED_SHIFT, aspect=aspect)[
+                    self.runtime.mine(total)
+                ]
+                for _ in range(2)
+            ]
+        ).to(images)
+        copies = warp(F.adaptive_avg_pool2d(images, size).repeat(2, 1, 1, 1), moved)
+        transform = self.aligner(copies)
+        first, second = (self.runtime.gather(rows, total) for rows in (moved @ transform).split([count, count]))
+        aligned = self.runtime.gather(warp(copies[:count], transform[:count]), total)
+        moved_apart, apart = consistency_loss(first, second), alignment_loss(aligned)
+        loss = moved_apart + drift_loss(first) + PAIRS * apart
+        losses = {"loss": loss.detach(), "copies": moved_apart.detach(), "pairs": apart.detach()}
         self._update(self.align_optimizer, loss, losses)
+        self.steps += 1
         return losses
 
     def _contrast(self, images: Tensor, total: int) -> dict[str, Tensor]:
@@ -231,16 +256,16 @@ class FYDLearner:
     def end_epoch(self) -> None:
         self.epoch += 1
         self.gaussians.end_epoch(self.phase)
-        if self.phase == "contrast":
-            # Cosine to zero.
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * self.epoch / self.config.epochs))
+        if self.phase == "align":
+            _decay(self.align_optimizer, ALIGN_LR, self.epoch / self.config.align_epochs)
+        elif self.phase == "contrast":
+            _decay(self.optimizer, self.config.lr, self.epoch / self.config.epochs)
 
     def finish(self, phase: str) -> None:
         self.gaussians.finish(phase)
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"detector": self.detector.state_dict(), "epoch": self.epoch}
+        state: dict[str, Any] = {"detector": self.detector.state_dict(), "epoch": self.epoch, "steps": self.steps}
         state |= self.gaussians.state_dict()
         if self.config.align_image:
             state["align_optimizer"] = self.align_optimizer.state_dict()
@@ -251,13 +276,19 @@ class FYDLearner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.detector.load_state_dict(state["detector"])
-        self.epoch = state["epoch"]
+        self.epoch, self.steps = state["epoch"], state["steps"]
         self.gaussians.load_state_dict(state)
         if self.config.align_image:
             self.align_optimizer.load_state_dict(state["align_optimizer"])
         if self.contrasted:
             self.agreement.heads.load_state_dict(state["heads"])
             self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _decay(optimizer: torch.optim.Optimizer, lr: float, share: float) -> None:
+    """Cosine to zero, after `share` of the epochs."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
 class FYD(Detector):
@@ -273,7 +304,7 @@ class FYD(Detector):
         if config.align_image:
             pooled = (min(POOLED_PX, size[0]), min(POOLED_PX, size[1]))
             self.image_transformer = SpatialTransformer(
-                3, pooled, hidden=4 * config.width, max_angle_deg=IMAGE_ANGLE_DEG, max_shift=IMAGE_SHIFT
+                3, pooled, hidden=4 * config.width, max_angle_deg=IMAGE_ANGLE_DEG, max_shift=IMAGE_SHIFT, passes=PASSES
             )
         self.trunk = AlignedStages(source, config, size)
         self.gaussians = nn.ModuleList(StageGaussians(shape, config.dims) for shape in self.trunk.backbone.shapes)

@@ -1,10 +1,11 @@
-"""FYD's two losses, and the heads that its contrast trains beside the network.
+"""FYD's losses, and the heads that its contrast trains beside the network.
 
 Shape suffixes: B batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,6 +36,21 @@ def alignment_loss(aligned_BCHW: Tensor) -> Tensor:
     distance = (difference.square().sum(2) + 1e-8).sqrt().flatten(2).mean(2)
     count = len(aligned_BCHW)
     return (distance.sum() - distance.diagonal().sum()) / max(1, count * (count - 1))
+
+
+def consistency_loss(first_B33: Tensor, second_B33: Tensor) -> Tensor:
+    """Mean squared distance between the frames in which two moved copies of each image are seen.
+
+    A frame is the movement followed by the transform that was predicted of the moved copy: where that one undoes the
+    movement, both copies are seen alike.
+    """
+    return (first_B33 - second_B33).square().sum((1, 2)).mean()
+
+
+def drift_loss(frames_B33: Tensor) -> Tensor:
+    """Squared distance of the mean frame from the identity: agreement alone leaves the common frame free."""
+    identity = torch.eye(3, dtype=frames_B33.dtype, device=frames_B33.device)
+    return (frames_B33.mean(0) - identity).square().sum()
 
 
 def agreement_loss(predicted_BCHW: Tensor, projected_BCHW: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from models.parts.batch_norm import BatchNorm2d
 class SpatialTransformer(nn.Module):
     """A small network that reads a map and predicts how to transform it; the identity when new.
 
-    Two convolutions with batch norm, ReLU and pooling, and two linear layers.
+    Three convolutions with batch norm, ReLU and pooling, and two linear layers.
     What it predicts is bounded by tanh, and so what is bounded by 0 is not predicted: a free transform can lower an
     alignment loss by shrinking the object instead of aligning it.
 
@@ -28,10 +28,13 @@ class SpatialTransformer(nn.Module):
         channels: of the maps.
         size_px: height and width at which it reads them.
         hidden: units of the linear layer between.
-        max_angle_deg: the largest rotation either way.
-        max_shift: the largest shift, as a share of either side.
-        max_scale: the largest change of either axis' scale.
+        max_angle_deg: the largest rotation either way, of one pass.
+        max_shift: the largest shift, as a share of either side, of one pass.
+        max_scale: the largest change of either axis' scale, of one pass.
+        passes: each looks at what those before it made of the map, and corrects it.
     """
+
+    WIDTH = 32
 
     def __init__(
         self,
@@ -42,17 +45,21 @@ class SpatialTransformer(nn.Module):
         max_angle_deg: float,
         max_shift: float = 0.0,
         max_scale: float = 0.0,
+        passes: int = 1,
     ) -> None:
         super().__init__()
         self.size_px = size_px
+        self.passes = passes
         # Coordinates run from -1 to 1, so a side is 2.
         self.limits = (math.radians(max_angle_deg), 2 * max_shift, max_scale)
-        height, width = (math.ceil(math.ceil(side / 2) / 2) for side in size_px)
+        # Halved three times, rounded up.
+        height, width = (math.ceil(side / 8) for side in size_px)
         self.localise = nn.Sequential(
-            *_block(channels, 64),
-            *_block(64, 16),
+            *_block(channels, self.WIDTH),
+            *_block(self.WIDTH, self.WIDTH),
+            *_block(self.WIDTH, self.WIDTH),
             nn.Flatten(),
-            nn.Linear(16 * height * width, hidden),
+            nn.Linear(self.WIDTH * height * width, hidden),
             nn.ReLU(),
             nn.Linear(hidden, 1 + 2 * (max_shift > 0) + 2 * (max_scale > 0)),
         )
@@ -63,24 +70,49 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
         """The transform of each map, [B, 3, 3]; the map is first pooled to the size this network reads."""
+        height, width = maps_BCHW.shape[-2:]
         if maps_BCHW.shape[-2:] != self.size_px:
             maps_BCHW = F.adaptive_avg_pool2d(maps_BCHW, self.size_px)
+        transform_B33 = self._predict(maps_BCHW, height / width)
+        for _ in range(self.passes - 1):
+            transform_B33 = transform_B33 @ self._predict(warp(maps_BCHW, transform_B33), height / width)
+        return transform_B33
+
+    def _predict(self, maps_BCHW: Tensor, aspect: float) -> Tensor:
         predicted = list(torch.tanh(self.localise(maps_BCHW)).unbind(1))
         max_angle, max_shift, max_scale = self.limits
         angle = max_angle * predicted.pop(0)
-        cos, sin = torch.cos(angle), torch.sin(angle)
         one, zero = torch.ones_like(angle), torch.zeros_like(angle)
         shift_x, shift_y = (max_shift * predicted.pop(0) for _ in "xy") if max_shift else (zero, zero)
         scale_x, scale_y = (1 + max_scale * predicted.pop(0) for _ in "xy") if max_scale else (one, one)
-        # R(angle) diag(scale) in pixels; coordinates run from -1 to 1 over either side, hence the aspect.
-        height, width = self.size_px
-        aspect = height / width
-        rows = (
-            torch.stack([cos * scale_x, -sin * scale_y * aspect, shift_x], 1),
-            torch.stack([sin * scale_x / aspect, cos * scale_y, shift_y], 1),
-            torch.stack([zero, zero, one], 1),
-        )
-        return torch.stack(rows, 1)
+        return transforms(angle, shift_x, shift_y, scale_x, scale_y, aspect)
+
+
+def transforms(
+    angle_B: Tensor, shift_x_B: Tensor, shift_y_B: Tensor, scale_x_B: Tensor, scale_y_B: Tensor, aspect: float
+) -> Tensor:
+    """Transforms [B, 3, 3] that turn by radians, scale, and shift by coordinates; `aspect` is height by width.
+
+    R(angle) diag(scale) in pixels; coordinates run from -1 to 1 over either side, hence the aspect.
+    """
+    cos, sin = torch.cos(angle_B), torch.sin(angle_B)
+    one, zero = torch.ones_like(angle_B), torch.zeros_like(angle_B)
+    rows = (
+        torch.stack([cos * scale_x_B, -sin * scale_y_B * aspect, shift_x_B], 1),
+        torch.stack([sin * scale_x_B / aspect, cos * scale_y_B, shift_y_B], 1),
+        torch.stack([zero, zero, one], 1),
+    )
+    return torch.stack(rows, 1)
+
+
+def random_movements(
+    count: int, generator: torch.Generator, *, max_angle_deg: float, max_shift: float, aspect: float
+) -> Tensor:
+    """Transforms [count, 3, 3] that turn and shift, by shares of the sides, each within its bounds either way."""
+    angle, shift_x, shift_y = (2 * torch.rand(3, count, generator=generator) - 1).unbind(0)
+    one = torch.ones_like(angle)
+    shifts = (2 * max_shift * shift for shift in (shift_x, shift_y))
+    return transforms(math.radians(max_angle_deg) * angle, *shifts, one, one, aspect)
 
 
 def _block(before: int, after: int) -> tuple[nn.Module, ...]:

@@ -13,8 +13,8 @@ from models import registry
 from models.errors import ConfigError, WeightsError
 from models.fyd import FYD
 from models.padim import PaDiM
-from models.parts.agreement import agreement_loss, alignment_loss
-from models.parts.stn import warp
+from models.parts.agreement import agreement_loss, alignment_loss, consistency_loss, drift_loss
+from models.parts.stn import random_movements, warp
 from models.runtime import Runtime
 
 SIZE = (64, 96)
@@ -187,6 +187,48 @@ def test_alignment_undoes_a_shift_of_a_fifth_of_the_side():
     middle = torch.cat([2 * shifts, torch.ones(64, 1)], 1).unsqueeze(2)
     left = (torch.linalg.inv(transform) @ middle)[:, :2, 0] / 2
     assert float((left - left.mean(0)).norm(dim=1).median()) < 0.25 * float(shifts.norm(dim=1).median())
+
+
+def outlines(count: int, seed: int = 0) -> torch.Tensor:
+    """Rings in the shape of an egg, with a line along the middle, of other sizes and brightness each [N, 3, 32, 32]."""
+    rng = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="ij")
+    found = []
+    for wide, high, ring, inside, line in torch.rand(count, 5, generator=rng):
+        radius = torch.hypot(x * (1 + 0.3 * y) / (0.45 + 0.1 * wide), y / (0.62 + 0.1 * high))
+        image = (0.2 + 0.6 * inside) * torch.sigmoid(20 * (0.9 - radius))
+        image += (0.3 + 0.7 * ring) * torch.exp(-(((radius - 1) / 0.12) ** 2))
+        image += (line - 0.5) * torch.exp(-((x / 0.06) ** 2)) * (radius < 0.8)
+        found.append(image.clamp(0, 1).expand(3, -1, -1))
+    return torch.stack(found)
+
+
+def test_alignment_undoes_known_movements():
+    """Copies of an image, turned by up to 20 degrees and shifted by up to a tenth, are seen in one frame."""
+    images = outlines(64)
+    detector = fyd((32, 32), layers=(2,), align_epochs=20, batch_size=16, width=16)
+    run_phase(detector.learner(Runtime()), "align", batches(images, 16))
+    detector.eval()
+    rng = torch.Generator().manual_seed(1)
+    unseen = outlines(64, seed=2)
+    moved = [random_movements(64, rng, max_angle_deg=20, max_shift=0.1, aspect=1.0) for _ in range(2)]
+    with torch.no_grad():
+        first, second = (movement @ detector.align(warp(unseen, movement))[1] for movement in moved)
+    left = torch.linalg.inv(first) @ second
+    angle_deg = torch.rad2deg(torch.atan2(left[:, 1, 0], left[:, 0, 0])).abs()
+    assert float(angle_deg.median()) <= 2
+    assert float(left[:, :2, 2].norm(dim=1).median()) / 2 <= 0.02
+
+
+def test_copies_that_are_seen_alike_cost_nothing():
+    movement = random_movements(6, torch.Generator().manual_seed(0), max_angle_deg=20, max_shift=0.1, aspect=1.5)
+    assert float(consistency_loss(movement @ torch.linalg.inv(movement), torch.eye(3).repeat(6, 1, 1))) < 1e-10
+    turned = random_movements(1, torch.Generator().manual_seed(0), max_angle_deg=20, max_shift=0, aspect=1.0)
+    angle = torch.atan2(turned[0, 1, 0], turned[0, 0, 0])
+    # |R(a) - 1|^2 = 4 - 4 cos a
+    assert float(consistency_loss(turned, torch.eye(3)[None])) == pytest.approx(float(4 - 4 * angle.cos()), abs=1e-6)
+    opposite = torch.cat([turned, torch.linalg.inv(turned)])
+    assert float(drift_loss(opposite)) == pytest.approx(float(2 * (1 - angle.cos()) ** 2), abs=1e-6)
 
 
 def test_contrast_tunes_the_backbone_and_leaves_its_statistics():
