@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from models.parts.defects import KINDS, with_defects
 from models.runtime import Runtime
 
-# Of which map, and of how large a share of its hottest pixels the mean is the score.
+# Of which map, and of how large a share of its hottest pixels the mean is the score; the likeliest to serve first.
 WAYS: dict[str, tuple[int, float]] = {
-    "gradient": (0, 1.0),
     "gradient_top": (0, 0.05),
-    "difference": (1, 1.0),
+    "gradient": (0, 1.0),
     "difference_top": (1, 0.05),
+    "difference": (1, 1.0),
 }
+# By how much less AUROC is chance: few images are held out, and their defects are drawn.
+CHANCE = 0.01
 Way = Literal["auto", "gradient", "gradient_top", "difference", "difference_top"]
 # Held-out images that get synthetic defects; more of them would not change a choice among four.
 WITH_DEFECTS = 128
@@ -62,9 +64,9 @@ class ErrorScore(nn.Module):
         return (self.every_way(maps_MBHW)[:, way] - mean) / spread, maps_MBHW[of]
 
     def choose(self, normal_NS: Tensor, abnormal_NKS: Tensor, way: str) -> None:
-        """Take every way's level, and the way that is asked for; `auto` is the one that finds most defects.
+        """Take every way's level, and the way that is asked for; `auto` is the first that finds as much as any.
 
-        How well one finds them is the mean of its AUROC over all kinds of defects.
+        How much one finds is the mean of its AUROC over all kinds of defects; a difference within CHANCE is none.
         """
         self.level[:, 0] = normal_NS.mean(0)
         # One image, or all alike: scores keep their own scale.
@@ -77,7 +79,9 @@ class ErrorScore(nn.Module):
         abnormal_S = abnormal_NKS.flatten(0, 1).T.contiguous()
         # Ties count half. All kinds have as many images, so the mean over them is that over all images.
         below = torch.searchsorted(normal_SN, abnormal_S) + torch.searchsorted(normal_SN, abnormal_S, right=True)
-        self.way.copy_(below.double().mean(1).argmax())
+        auroc_S = below.double().mean(1) / (2 * len(normal_NS))
+        # Of equal ones argmax takes the first.
+        self.way.copy_((auroc_S >= auroc_S.max() - CHANCE).double().argmax())
 
 
 class ErrorScoreFit:

@@ -21,7 +21,7 @@ def maps(gradient: float, difference: float, spot: float = 0.0) -> torch.Tensor:
 
 
 def test_ways_are_the_mean_and_the_mean_of_the_worst_twentieth():
-    gradient, gradient_top, difference, difference_top = ErrorScore().every_way(maps(0.2, 0.3, spot=1.0))[0].tolist()
+    gradient_top, gradient, difference_top, difference = ErrorScore().every_way(maps(0.2, 0.3, spot=1.0))[0].tolist()
     assert (gradient, difference, difference_top) == pytest.approx((0.21, 0.3, 0.3))
     # 4 of 20 pixels.
     assert gradient_top == pytest.approx(0.2 + 4 / 20)
@@ -48,9 +48,24 @@ def test_the_way_that_finds_most_is_chosen(best: int):
     assert int(score.way) == int(np.argmax(means))
 
 
+def test_of_ways_that_find_as_much_the_first_is_taken():
+    rng = np.random.default_rng(0)
+    normal = torch.from_numpy(rng.normal(5, 2, (200, 1))).expand(-1, len(WAYS)).clone()
+    abnormal = normal[:, None].expand(-1, len(KINDS), -1) + 1.0
+    abnormal = abnormal.clone()
+    score = ErrorScore()
+    # A little more of the third is chance, and much more is not.
+    abnormal[..., 2] += 0.02
+    score.choose(normal, abnormal, "auto")
+    assert int(score.way) == 0
+    abnormal[..., 2] += 0.5
+    score.choose(normal, abnormal, "auto")
+    assert int(score.way) == 2
+
+
 def test_a_score_is_in_spreads_of_normals_and_an_image_alone_has_none():
     score = ErrorScore()
-    normal = torch.tensor([[1.0, 2.0, 3.0, 4.0], [3.0, 2.0, 5.0, 8.0]], dtype=torch.float64)
+    normal = torch.tensor([[1.0, 2.0, 4.0, 3.0], [3.0, 2.0, 8.0, 5.0]], dtype=torch.float64)
     score.choose(normal, torch.zeros(0, len(KINDS), len(WAYS)), "difference")
     image, heat = score(maps(0.0, 10.0))
     assert image.item() == pytest.approx((10 - 4) / np.sqrt(2))
