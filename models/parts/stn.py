@@ -111,8 +111,9 @@ def random_movements(
     """Transforms [count, 3, 3] that turn and shift, by shares of the sides, each within its bounds either way."""
     angle, shift_x, shift_y = (2 * torch.rand(3, count, generator=generator) - 1).unbind(0)
     one = torch.ones_like(angle)
-    shifts = (2 * max_shift * shift for shift in (shift_x, shift_y))
-    return transforms(math.radians(max_angle_deg) * angle, *shifts, one, one, aspect)
+    # A side is 2 long.
+    bound = 2 * max_shift
+    return transforms(math.radians(max_angle_deg) * angle, bound * shift_x, bound * shift_y, one, one, aspect)
 
 
 def _block(before: int, after: int) -> tuple[nn.Module, ...]:
