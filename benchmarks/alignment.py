@@ -84,12 +84,15 @@ def fitted(images: Tensor, epochs: int, seed: int) -> FYD:
 def left_of(detector: FYD, images: Tensor, seed: int, *, aligned: bool = True) -> Left:
     """What is left between the copies of `images`; not `aligned`: how they were moved."""
     draw = torch.Generator().manual_seed(seed)
+    # Also where the fit found that images lie no closer by it.
+    transformer = detector.image_transformer
+    assert transformer is not None
     found = []
     for _ in range(PAIRS):
         frames = []
         for _ in range(2):
             moved = random_movements(len(images), draw, max_angle_deg=MAX_ANGLE_DEG, max_shift=MAX_SHIFT, aspect=1.0)
-            frames.append(moved @ detector.align(warp(images, moved))[1] if aligned else moved)
+            frames.append(moved @ transformer(warp(images, moved)) if aligned else moved)
         found.append(torch.linalg.inv(frames[0]) @ frames[1])
     between = torch.cat(found)
     # A side is 2 long.

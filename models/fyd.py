@@ -8,13 +8,19 @@ are far from it (Mahalanobis distance). Without alignment and contrast this is m
 No code of the paper is public; its abstract and a note of its losses are the source, and the parts that RegAD (Huang et
 al., ECCV 2022) shares with it. So nothing here is a reproduction, and these are ours:
 
-* Transforms are bounded (`parts/stn.py`): a free one lowers the alignment's loss by shrinking the object.
-* The image's transformer is trained first, alone, and then frozen; stages have theirs trained by the contrast.
+* The image's transformer learns from movements that are known: two copies of an image, moved at random, have to be seen
+  in one frame. The paper's loss, the distance in colour between different images, chooses the frame that they share.
+  Alone it undoes nothing where images differ by more than how they lie.
+* It looks twice, the second time at what the first look made of the image (`parts/stn.py`).
+* It is trained first, alone, and then frozen. If images lie no closer by it than they did, they stay as they are.
+* Where the aligned frame shows what lies outside the image, by reflection, distances count for nothing.
+* Stages have their transformers trained by the contrast; both are off unless asked for. Transforms are bounded: a free
+  one lowers the alignment's loss by shrinking the object.
 * Each stage's Gaussians live in that stage's own aligned frame, and only the score maps are carried back. What a
   carried-back map does not cover takes the nearest border's value.
 * One bank of Gaussians a stage, on features averaged over 3x3 positions, with distances scaled by position and levelled
   by held-out normals, as in models/padim.py.
-* Half turns are not resolved: objects that lie at any angle are aligned to their axis, and not to their sense.
+* Half turns are not resolved: movements of up to 20 degrees are taught.
 
 Shape suffixes: B batch, C channels, H height, W width.
 """
@@ -35,7 +41,7 @@ from models.errors import ConfigError
 from models.parts.agreement import AgreementHeads, agreement_loss, alignment_loss, consistency_loss, drift_loss
 from models.parts.maps import gaussian_blur
 from models.parts.stage_gaussians import LEVEL, SCALE, STATISTICS, GaussianFit, StageGaussians, average_patches
-from models.parts.stn import SpatialTransformer, random_movements, unwarp, warp
+from models.parts.stn import SpatialTransformer, random_movements, shown, unwarp, warp
 from models.runtime import Runtime
 
 # What the image's transformer reads.
@@ -56,6 +62,8 @@ STAGE_ANGLE_DEG, STAGE_SCALE = 15.0, 0.1
 ALIGN_LR = 1e-3
 # Features are averaged over so many positions a side.
 PATCH = 3
+# A distance counts where the image covers so much of what lies around its position.
+INSIDE = 0.98
 # Sigma in pixels at 128 px, scaled with the image's height.
 BLUR = 4.0
 # Options that do nothing unless one of these is on.
@@ -82,9 +90,9 @@ class FYDConfig(TrainedConfig):
     align_image: bool = True
     align_epochs: int = Field(default=40, ge=1)
     # Coarse: one transform a stage, trained by the contrast.
-    align_stages: bool = True
+    align_stages: bool = False
     # Fine: the backbone's features of different images agree at every position.
-    contrast: bool = True
+    contrast: bool = False
     # Of projector and predictor, 256 in RegAD; transformers have four times as many hidden units.
     width: int = Field(default=64, ge=1)
     # Random dimensions of each bank; 0 takes all.
@@ -178,6 +186,8 @@ class FYDLearner:
         self.epoch = 0
         # Of the alignment; movements are drawn anew in each.
         self.steps = 0
+        # Of the alignment's last epoch: the sums of how far images are apart as they are, and aligned.
+        self.apart = torch.zeros(2, dtype=torch.float64)
         if detector.image_transformer is not None:
             self.aligner = runtime.wrap(detector.image_transformer)
             self.align_optimizer = torch.optim.Adam(detector.image_transformer.parameters(), lr=ALIGN_LR)
@@ -224,7 +234,8 @@ class FYDLearner:
                 for _ in range(2)
             ]
         ).to(images)
-        copies = warp(F.adaptive_avg_pool2d(images, size).repeat(2, 1, 1, 1), moved)
+        pooled = F.adaptive_avg_pool2d(images, size)
+        copies = warp(pooled.repeat(2, 1, 1, 1), moved)
         transform = self.aligner(copies)
         first, second = (self.runtime.gather(rows, total) for rows in (moved @ transform).split([count, count]))
         aligned = self.runtime.gather(warp(copies[:count], transform[:count]), total)
@@ -233,6 +244,9 @@ class FYDLearner:
         losses = {"loss": loss.detach(), "copies": moved_apart.detach(), "pairs": apart.detach()}
         self._update(self.align_optimizer, loss, losses)
         self.steps += 1
+        if self.epoch == self.config.align_epochs - 1:
+            as_they_are = alignment_loss(self.runtime.gather(pooled, total))
+            self.apart += torch.stack([as_they_are, losses["pairs"]]).double().cpu()
         return losses
 
     def _contrast(self, images: Tensor, total: int) -> dict[str, Tensor]:
@@ -262,10 +276,14 @@ class FYDLearner:
             _decay(self.optimizer, self.config.lr, self.epoch / self.config.epochs)
 
     def finish(self, phase: str) -> None:
+        if phase == "align":
+            as_they_are, aligned = self.apart
+            self.detector.aligns.fill_(bool(aligned < as_they_are))
         self.gaussians.finish(phase)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"detector": self.detector.state_dict(), "epoch": self.epoch, "steps": self.steps}
+        state["apart"] = self.apart
         state |= self.gaussians.state_dict()
         if self.config.align_image:
             state["align_optimizer"] = self.align_optimizer.state_dict()
@@ -276,7 +294,7 @@ class FYDLearner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.detector.load_state_dict(state["detector"])
-        self.epoch, self.steps = state["epoch"], state["steps"]
+        self.epoch, self.steps, self.apart = state["epoch"], state["steps"], state["apart"]
         self.gaussians.load_state_dict(state)
         if self.config.align_image:
             self.align_optimizer.load_state_dict(state["align_optimizer"])
@@ -294,6 +312,8 @@ def _decay(optimizer: torch.optim.Optimizer, lr: float, share: float) -> None:
 class FYD(Detector):
     """The image's transformer, the aligned stages, and each stage's Gaussians."""
 
+    aligns: Tensor
+
     def __init__(self, config: FYDConfig, spec: InputSpec, *, pretrained: bool = True) -> None:
         super().__init__()
         self.config: FYDConfig = config
@@ -306,6 +326,8 @@ class FYD(Detector):
             self.image_transformer = SpatialTransformer(
                 3, pooled, hidden=4 * config.width, max_angle_deg=IMAGE_ANGLE_DEG, max_shift=IMAGE_SHIFT, passes=PASSES
             )
+        # Images that lie no closer when they are aligned stay as they are.
+        self.register_buffer("aligns", torch.tensor(True))
         self.trunk = AlignedStages(source, config, size)
         self.gaussians = nn.ModuleList(StageGaussians(shape, config.dims) for shape in self.trunk.backbone.shapes)
 
@@ -314,7 +336,7 @@ class FYD(Detector):
 
     def align(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """The aligned images, and the transform of each [B, 3, 3]."""
-        if self.image_transformer is None:
+        if self.image_transformer is None or not self.aligns:
             identity = torch.eye(3, dtype=images_BCHW.dtype, device=images_BCHW.device)
             return images_BCHW, identity.repeat(len(images_BCHW), 1, 1)
         transform = self.image_transformer(images_BCHW)
@@ -333,10 +355,19 @@ class FYD(Detector):
             heats = []
             for stage, map_BCHW, frame in zip(self.gaussians, *self.maps(images), strict=True):
                 distance = stage(map_BCHW).unsqueeze(1)
+                if aligned:
+                    distance = distance * self._inside(frame, map_BCHW)
                 heat = F.interpolate(distance, size, mode="bilinear", align_corners=False).squeeze(1)
                 heats.append(unwarp(heat, frame) if aligned else heat)
             heatmap = gaussian_blur(torch.stack(heats).mean(0), BLUR * self.spec.height_px / 128)
         return Scores(heatmap.flatten(1).amax(1), heatmap)
+
+    def _inside(self, frame_B33: Tensor, map_BCHW: Tensor) -> Tensor:
+        """Which positions' distances count [B, 1, h, w]: one that sees what continues the image says nothing."""
+        inside = shown(frame_B33, (self.spec.height_px, self.spec.width_px))
+        height, width = map_BCHW.shape[-2:]
+        share = average_patches(F.adaptive_avg_pool2d(inside, (height, width)), PATCH)
+        return (share > INSIDE).to(share)
 
     def learner(self, runtime: Runtime) -> FYDLearner:
         return FYDLearner(self, runtime)

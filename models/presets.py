@@ -129,6 +129,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
             {
                 "backbone": "wide_resnet50_2",
                 "layers": (2, 3, 4),
+                "align_stages": True,
+                "contrast": True,
                 "epochs": 50,
                 "batch_size": 32,
                 "align_epochs": 100,

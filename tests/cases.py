@@ -55,7 +55,7 @@ class Case:
 # Weights that need no download.
 INSTALLED = {"backbone": "efficientnet_lite0"}
 RESNET = {"backbone": "resnet18", "weights": "random", "layers": (2, 3)}
-FYD_SMALL = {**RESNET, "width": 8, "lr": 1e-3}
+FYD_SMALL = {**RESNET, "width": 8, "align_stages": True, "contrast": True, "lr": 1e-3}
 TURNS = ("none", "pmb", "skip", "pmb")
 SEVEN = {"epochs": 7, "batch_size": 4}
 CYCLE = {"ngf": 4, "blocks": 1, "ndf": 4}
@@ -186,8 +186,7 @@ CASES: dict[str, Case] = {
     ),
     "fyd": Case(
         "fyd",
-        # At 32 px the stages at strides 16 and 32 are too small to be aligned.
-        contract={"epochs": 2, "batch_size": 8, "align_epochs": 3, "layers": (2, 3, 4)},
+        contract={"batch_size": 8, "align_epochs": 3, "layers": (2, 3, 4)},
         curve=Curve({**FYD_SMALL, "align_epochs": 5, "epochs": 5}, ("align", "contrast"), (64, 96)),
         work=Work({**FYD_SMALL, "dims": 16, "batch_size": 4, "align_epochs": 4, "epochs": 4}, (64, 64), "contrast"),
     ),

@@ -138,6 +138,14 @@ def warp(maps_BCHW: Tensor, transform_B33: Tensor, *, padding: str = "reflection
     return warped.masked_fill(broken_B.view(-1, 1, 1, 1), float("nan"))
 
 
+def shown(transform_B33: Tensor, size_px: tuple[int, int]) -> Tensor:
+    """Where the transformed frame shows the image and not what continues it: 1, 0 outside, between along its border.
+
+    Shape [B, 1, H, W] with H and W of `size_px`.
+    """
+    return warp(transform_B33.new_ones(len(transform_B33), 1, *size_px), transform_B33, padding="zeros")
+
+
 def unwarp(maps_BHW: Tensor, transform_B33: Tensor) -> Tensor:
     """Maps of the transformed frame back in the frame they were taken from.
 

@@ -31,23 +31,22 @@ def fyd(size_px: tuple[int, int] = SIZE, **options: object) -> FYD:
 # --- The method
 
 
-def test_it_aligns_and_contrasts_by_default():
+def test_it_aligns_images_by_default():
     config = registry.configure("fyd", {})
-    assert (config.align_image, config.align_stages, config.contrast) == (True, True, True)
-    phases = fyd().learner(Runtime()).phases
-    assert [phase.name for phase in phases] == ["align", "contrast", "statistics", "scale", "level"]
+    assert (config.align_image, config.align_stages, config.contrast) == (True, False, False)
 
 
 @pytest.mark.parametrize(
-    ("off", "phases"),
+    ("switches", "phases"),
     [
-        ({"align_image": False}, ["contrast"]),
-        ({"align_stages": False, "contrast": False}, ["align"]),
-        ({"contrast": False}, ["align", "contrast"]),
+        ({}, ["align"]),
+        ({"align_image": False, "align_stages": True}, ["contrast"]),
+        ({"align_image": False, "contrast": True}, ["contrast"]),
+        ({"align_stages": True, "contrast": True}, ["align", "contrast"]),
     ],
 )
-def test_phases_follow_what_is_switched_on(off: dict[str, bool], phases: list[str]):
-    found = [phase.name for phase in fyd(**off).learner(Runtime()).phases]
+def test_phases_follow_what_is_switched_on(switches: dict[str, bool], phases: list[str]):
+    found = [phase.name for phase in fyd(**switches).learner(Runtime()).phases]
     assert found == [*phases, "statistics", "scale", "level"]
 
 
@@ -55,18 +54,15 @@ def test_phases_follow_what_is_switched_on(off: dict[str, bool], phases: list[st
     ("options", "message"),
     [
         (
-            {"align_image": False, "align_stages": False, "contrast": False},
+            {"align_image": False},
             r"fyd aligns images or their features\. Got: align_image=false, .*Choose --detector padim",
         ),
         (
-            {"align_image": False, "align_epochs": 9},
+            {"align_image": False, "contrast": True, "align_epochs": 9},
             r"align_epochs counts where align_image is on\. Got: align_epochs=9",
         ),
-        (
-            {"align_stages": False, "contrast": False, "epochs": 9},
-            r"epochs counts where align_stages or contrast is on\. Got: epochs=9\. Leave it out",
-        ),
-        ({"align_stages": False, "contrast": False, "lr": 0.1}, r"lr counts where .* Got: lr=0\.1"),
+        ({"epochs": 9}, r"epochs counts where align_stages or contrast is on\. Got: epochs=9\. Leave it out"),
+        ({"lr": 0.1}, r"lr counts where .* Got: lr=0\.1"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(options: dict[str, object], message: str):
@@ -88,13 +84,7 @@ def test_identity_transformers_change_nothing():
 
 def test_a_defect_stands_out_where_it_is():
     detector = fyd(
-        (64, 64),
-        backbone="efficientnet_lite0",
-        weights="auto",
-        layers=(2, 3, 4),
-        epochs=2,
-        align_epochs=4,
-        batch_size=8,
+        (64, 64), backbone="efficientnet_lite0", weights="auto", layers=(2, 3, 4), align_epochs=4, batch_size=8
     )
     run_fit(detector, batches(textures(24, 64, 64), 8), batches(textures(8, 64, 64, seed=4), 4))
     normal = textures(8, 64, 64, seed=1)
@@ -205,11 +195,11 @@ def outlines(count: int, seed: int = 0) -> torch.Tensor:
 
 def test_alignment_undoes_known_movements():
     """Copies of an image, turned by up to 20 degrees and shifted by up to a tenth, are seen in one frame."""
-    images = outlines(64)
+    rng = torch.Generator().manual_seed(1)
+    images = warp(outlines(64), random_movements(64, rng, max_angle_deg=20, max_shift=0.1, aspect=1.0))
     detector = fyd((32, 32), layers=(2,), align_epochs=20, batch_size=16, width=16)
     run_phase(detector.learner(Runtime()), "align", batches(images, 16))
     detector.eval()
-    rng = torch.Generator().manual_seed(1)
     unseen = outlines(64, seed=2)
     moved = [random_movements(64, rng, max_angle_deg=20, max_shift=0.1, aspect=1.0) for _ in range(2)]
     with torch.no_grad():
@@ -232,7 +222,7 @@ def test_copies_that_are_seen_alike_cost_nothing():
 
 
 def test_contrast_tunes_the_backbone_and_leaves_its_statistics():
-    detector = fyd(align_image=False, epochs=2, lr=0.01)
+    detector = fyd(align_image=False, align_stages=True, contrast=True, epochs=2, lr=0.01)
     before = {name: tensor.clone() for name, tensor in detector.trunk.state_dict().items()}
     losses = run_phase(detector.learner(Runtime()), "contrast", batches(textures(8, *SIZE), 4))
     assert losses[-1]["loss"] < losses[0]["loss"]
@@ -245,7 +235,7 @@ def test_contrast_tunes_the_backbone_and_leaves_its_statistics():
 
 
 def test_without_contrast_the_stages_are_aligned_by_a_frozen_backbone():
-    detector = fyd(align_image=False, contrast=False, epochs=2, lr=0.01)
+    detector = fyd(align_image=False, align_stages=True, epochs=2, lr=0.01)
     before = {name: tensor.clone() for name, tensor in detector.trunk.state_dict().items()}
     run_phase(detector.learner(Runtime()), "contrast", batches(textures(8, *SIZE), 4))
     after = detector.trunk.state_dict()
@@ -254,13 +244,40 @@ def test_without_contrast_the_stages_are_aligned_by_a_frozen_backbone():
 
 
 def test_the_image_transformer_is_frozen_after_its_own_phase():
-    detector = fyd((64, 64), epochs=1, align_epochs=1)
+    detector = fyd((64, 64), contrast=True, epochs=1, align_epochs=1)
     learner = detector.learner(Runtime())
     data = batches(textures(8, 64, 64), 4)
     run_phase(learner, "align", data)
     before = {name: tensor.clone() for name, tensor in detector.image_transformer.state_dict().items()}
     run_phase(learner, "contrast", data)
     assert all(torch.equal(before[n], t) for n, t in detector.image_transformer.state_dict().items())
+
+
+def test_images_that_lie_no_closer_when_aligned_stay_as_they_are():
+    images = outlines(16)
+    detector = fyd((32, 32), layers=(2,), align_epochs=1, batch_size=16, width=16)
+    learner = detector.learner(Runtime())
+    run_phase(learner, "align", batches(images, 16))
+    as_they_are, aligned = learner.apart
+    assert as_they_are < aligned, "they lie alike, and an untrained transformer undoes nothing"
+    assert not detector.aligns
+    found, transform = detector.eval().align(images)
+    assert torch.equal(found, images)
+    torch.testing.assert_close(transform, torch.eye(3).expand(16, 3, 3))
+    learner.apart = learner.apart.flip(0)
+    learner.finish("align")
+    assert detector.aligns
+
+
+def test_what_continues_the_image_counts_for_nothing():
+    """Shifted by half a side, half of the aligned frame shows reflections: its distances are those of normal images."""
+    detector = fyd((64, 64))
+    with torch.no_grad():
+        detector.image_transformer.localise[-1].bias.copy_(torch.tensor([0.0, 5.0, 0.0]))
+    _, frames = detector.maps(textures(1, 64, 64))
+    inside = detector._inside(frames[0], torch.zeros(1, 1, 8, 8))[0, 0]
+    assert inside[:, :3].all()
+    assert not inside[:, 4:].any()
 
 
 # --- Weights and sizes
@@ -286,7 +303,7 @@ def test_the_record_says_where_the_backbone_came_from():
 
 def test_stage_transformers_need_a_map_of_some_size():
     with pytest.raises(ConfigError, match=r"align_stages needs a stage of at least 8 positions a side"):
-        fyd((32, 32), layers=(3, 4))
+        fyd((32, 32), layers=(3, 4), align_stages=True)
 
 
 def test_warped_images_reach_the_backbone():
