@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parents[1] / "docs" / "detectors.md"
+ROOT = Path(__file__).parents[1]
+PAGE, README = ROOT / "docs" / "detectors.md", ROOT / "README.md"
 # A `table` of the YAML.
 WITH_ANOMALOUS = "Detectors that learn from anomalous images"
 # What lies between them in the page is written here.
@@ -56,12 +57,34 @@ def write_pages() -> None:
         lines += ["", "## The same weights under other scoring options", ""]
         lines += _table(("detector", "data", "variant", "image AUROC", "score ms"), compared)
     (RESULTS / "quality.md").write_text("\n".join(lines) + "\n")
-    before, _, rest = PAGE.read_text().partition(FIGURES[0])
-    _, _, after = rest.partition(FIGURES[1])
     shown = [
         table for name in ("main", WITH_ANOMALOUS) if name in tables for table in ("", *_short_table(tables[name]))
     ]
-    PAGE.write_text("\n".join([before + FIGURES[0], *shown[1:], FIGURES[1]]) + after)
+    _put(PAGE, shown[1:])
+    _put(README, _overview(tables["main"]))
+
+
+def _put(page: Path, lines: list[str]) -> None:
+    """Write the figures of a page anew."""
+    before, _, rest = page.read_text().partition(FIGURES[0])
+    _, _, after = rest.partition(FIGURES[1])
+    page.write_text("\n".join([before + FIGURES[0], *lines, FIGURES[1]]) + after)
+
+
+def _overview(groups: Groups) -> list[str]:
+    """A line a detector: what a stranger asks first."""
+    shown = {
+        "brains": ("br35h", "image_auroc"),
+        "solar cells": ("elpv", "image_auroc"),
+        "phantoms": ("phantom", "image_auroc"),
+        "phantoms, pixels": ("phantom", "pixel_auroc"),
+    }
+    rows = []
+    for name in sorted({name for name, _ in groups}):
+        found = {data: cells for (cell, data), cells in groups.items() if cell == name}
+        fit_s = _mean([one for cells in found.values() for one in cells], "fit_s", ".0f")
+        rows.append((name, *(_spread(found.get(data, []), metric) for data, metric in shown.values()), fit_s))
+    return _table(("detector", *shown, "fit s"), rows)
 
 
 def _read(folder: str) -> list[Cell]:
