@@ -186,7 +186,8 @@ CASES: dict[str, Case] = {
     ),
     "fyd": Case(
         "fyd",
-        contract={"batch_size": 8, "align_epochs": 3, "layers": (2, 3, 4)},
+        # Contrast is what a rate can make diverge.
+        contract={"contrast": True, "epochs": 2, "batch_size": 8, "align_epochs": 3, "layers": (2, 3, 4)},
         curve=Curve({**FYD_SMALL, "align_epochs": 5, "epochs": 5}, ("align", "contrast"), (64, 96)),
         work=Work({**FYD_SMALL, "dims": 16, "batch_size": 4, "align_epochs": 4, "epochs": 4}, (64, 64), "contrast"),
     ),
