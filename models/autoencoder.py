@@ -1,53 +1,75 @@
 """The plain auto-encoder: a network with a bottleneck gives images back, and what comes back unlike them is suspect.
 
-It is no paper's method. It is the floor that SSM and PMAD stand on: their U-Net without masks, memories and skips,
-fitted by the same loss and read by the same gradient similarity, so that a figure of theirs can be held against it.
+It is no paper's method. It is the floor that SSM stands on: its U-Net without masks and skips, fitted by the same loss
+and read in the same ways, so that a figure of SSM's can be held against it.
 
 Each image is scored by itself: the size of a batch decides how its sums are rounded.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.detector import Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating
+from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating
+from models.parts.error_score import ErrorScore, ErrorScoreFit, Way
 from models.parts.maps import gaussian_blur
-from models.parts.reconstruction import SMOOTHING, Decay, ReconstructionLearner, image_scores, rebuild
-from models.parts.similarity import gms_map, reconstruction_loss
+from models.parts.reconstruction import SMOOTHING, Decay, ReconstructionLearner, rebuild
+from models.parts.similarity import gradient_distance, reconstruction_loss
 from models.parts.unet import UNet, check_size
 from models.runtime import Runtime
 
 DECAY = Decay((0.8,), 0.1)
 WEIGHT_DECAY = 1e-5
+# Gradients are compared at this many sizes, each half of the one before.
+SCALES = 3
 
 
 class AutoencoderConfig(TrainedConfig):
-    """The auto-encoder's options; the defaults suit 64 to 128 px on CPU."""
+    """The auto-encoder's options; the defaults suit 32 to 128 px on CPU."""
 
     epochs: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=8, ge=1)
-    lr: float = Field(default=1e-3, gt=0)
+    batch_size: int = Field(default=16, ge=1)
+    lr: float = Field(default=2e-3, gt=0)
     # Channels at full resolution.
-    width: int = Field(default=16, ge=1)
-    # What of the heatmap is the image's score.
-    score: Literal["max", "mean"] = "mean"
+    width: int = Field(default=8, ge=1)
+    score: Way = "auto"
 
 
 class AutoencoderLearner(ReconstructionLearner["Autoencoder"]):
-    """One phase, `rebuild`."""
+    """Phases: `rebuild`; over held-out normals `choose`."""
 
     def __init__(self, detector: Autoencoder, runtime: Runtime) -> None:
-        config, phases = detector.config, (Phase("rebuild", detector.config.epochs),)
+        config = detector.config
+        phases = (Phase("rebuild", config.epochs), Phase("choose", 1, "held_out"))
         super().__init__(
             detector, detector.network, runtime, phases, lr=config.lr, decay=DECAY, weight_decay=WEIGHT_DECAY
         )
+        self._scores = ErrorScoreFit(detector.error_score, detector.errors, runtime)
 
     def losses(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         return reconstruction_loss(images_BCHW, rebuild(self.network, images_BCHW), self.runtime.mean)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        if self.trains:
+            return super().step(batch)
+        with torch.no_grad():
+            self._scores.step(batch.images.to(self.runtime.device), batch.positions, batch.total)
+        return {}
+
+    def finish(self, phase: str) -> None:
+        if phase == "choose":
+            self._scores.finish(self.detector.config.score)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | self._scores.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._scores.load_state_dict(state)
 
 
 class Autoencoder(Detector):
@@ -60,17 +82,25 @@ class Autoencoder(Detector):
         check_size(spec)
         self.config: AutoencoderConfig = config
         self.spec = spec
-        self.network = UNet(width=config.width, out_channels=3, bridges=[None] * 4)
+        channels = spec.channels
+        self.network = UNet(width=config.width, in_channels=channels, out_channels=channels, bridges=[None] * 4)
+        self.error_score = ErrorScore()
+
+    def errors(self, images_BCHW: Tensor) -> Tensor:
+        """How far gradients and values lie from those that came back, [2, B, H, W] in float64."""
+        found = []
+        for image_1CHW in images_BCHW.unsqueeze(1):
+            # A score is a small difference divided by its small spread among normals: float32 would show.
+            x, y = image_1CHW.double(), rebuild(self.network, image_1CHW).double()
+            found.append(torch.cat([gradient_distance(x, y, SCALES), (x - y).abs().mean(1)]))
+        return torch.stack(found, 1)
 
     def score(self, images: Tensor) -> Scores:
         self.spec.check(images)
         with evaluating(self), torch.no_grad():
-            heatmap = torch.cat([self._heatmap(image) for image in images.unsqueeze(1)])
-        return Scores(image_scores(heatmap, self.config.score), heatmap)
-
-    def _heatmap(self, images_BCHW: Tensor) -> Tensor:
-        found = gms_map(images_BCHW, rebuild(self.network, images_BCHW))
-        return gaussian_blur(found, SMOOTHING * self.spec.height_px / 128)
+            image, heatmap = self.error_score(self.errors(images))
+            heatmap = gaussian_blur(heatmap, SMOOTHING * self.spec.height_px / 128)
+        return Scores(image.float(), heatmap.float())
 
     def learner(self, runtime: Runtime) -> AutoencoderLearner:
         return AutoencoderLearner(self, runtime)

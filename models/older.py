@@ -54,26 +54,8 @@ class Reading:
         return found
 
 
-# How SSM and the auto-encoder that was an option of it read a reconstruction.
-SSM_MAP = {"gms_scales": 4, "color_weight": 0.0, "smoothing": 7.0, "legacy_1d": False}
-
+# Of SSM, and of the auto-encoder that was an option of it, no models are read: both score in other ways now.
 READINGS: dict[str, tuple[Reading, ...]] = {
-    "ssm": (
-        Reading(
-            "ssm",
-            {"model": "masked", "masks": "checkerboard", "cell_weights": "squared", "refine_ratio": 0.8, **SSM_MAP},
-            ("weight_decay", "mask_variety", "mask_seed", "refine_quantile"),
-        ),
-        Reading(
-            "autoencoder",
-            {"model": "autoencoder", **SSM_MAP},
-            (
-                *("weight_decay", "cells", "cell_weights", "lambda_mask", "mask_blocks", "mask_variety", "mask_seed"),
-                *("masks", "refine", "refine_steps", "refine_quantile", "refine_ratio"),
-            ),
-            (("^(normal_below|score_mean|score_spread|uncovered_share)$", ""),),
-        ),
-    ),
     "pmad": (
         Reading(
             "pmad",

@@ -58,7 +58,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "paper": Preset((128, 128), {"grid": 64, "cells": (8, 16)}),
     },
     "ssm": {
-        "fast": Preset((64, 64)),
+        "fast": Preset((32, 32)),
         # The published code's for Retinal-OCT (its train.py and test.py); lambda_mask is in its checkpoint's name.
         "paper": Preset(
             (128, 128),
@@ -67,12 +67,16 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "batch_size": 32,
                 "lr": 1e-4,
                 "width": 64,
-                "cells": (2, 4, 8),
+                "base": "none",
+                # 2, 4 and 8 px.
+                "cells_across": (64, 32, 16),
+                "masks": "disjoint",
+                "mirrored": False,
                 "mask_blocks": True,
                 "lambda_mask": 0.01,
                 "refine": "disjoint",
                 "refine_steps": 1,
-                "score": "max+mse",
+                "score": "published",
             },
         ),
     },
@@ -96,9 +100,9 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
     },
     "autoencoder": {
-        "fast": Preset((64, 64)),
+        "fast": Preset((32, 32)),
         # No paper's: SSM's scale, to hold its figures against.
-        "paper": Preset((128, 128), {"epochs": 50, "batch_size": 32, "lr": 1e-4, "width": 64, "score": "max"}),
+        "paper": Preset((128, 128), {"epochs": 50, "batch_size": 32, "lr": 1e-4, "width": 64}),
     },
     "cyclegan": {
         "fast": Preset((64, 64)),

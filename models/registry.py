@@ -84,8 +84,9 @@ DETECTORS: dict[str, Entry] = {
             channels=3,
             needs_anomalous=False,
             weights="none needed",
-            choose="images for which no pretrained network is wanted, if normal ones are alike; the slowest to fit and "
-            "to scan, as every image is painted in many times",
+            takes_grey=True,
+            choose="to see what masks and a network are worth over linear, which it begins from and has not passed in "
+            "our tests; minutes to fit, and slow to scan, as every image is painted in many times",
         ),
         Entry(
             kind="pmad",
@@ -106,11 +107,12 @@ DETECTORS: dict[str, Entry] = {
             detector="Autoencoder",
             config="AutoencoderConfig",
             title="Plain auto-encoder",
-            source="no paper's: the network of ssm and pmad without masks and memories",
+            source="no paper's: the network of ssm without masks",
             channels=3,
             needs_anomalous=False,
             weights="none needed",
-            choose="a floor to hold ssm and pmad against: in our tests it found more than ssm and as much as pmad",
+            takes_grey=True,
+            choose="a floor to hold ssm against: its network, without masks",
         ),
         Entry(
             kind="mkd",

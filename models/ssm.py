@@ -2,32 +2,39 @@
 
 A U-Net learns to paint in what random masks hide of normal images, and to predict the masks.
 At scoring, masks of several cell sizes hide every pixel once; what comes back unlike the image is suspect.
-Then the masks are refined: what looked normal is uncovered, so that a defect is painted in from a surrounding that is
-known to be sound.
+Then the masks may be refined: what looked normal is uncovered, so that a defect is painted in from a surrounding that
+is known to be sound.
 
-Departures from the paper and its published code:
+Departures from the paper and its published code (`--preset paper` takes back those marked *):
 
-* The threshold below which a place counts as normal is a quantile of held-out normals.
-  The code's constant 0.96 means something else at every image size and every set of cells.
+* `base=linear`*: what is hidden is first guessed in closed form, as the conditional mean under one Gaussian of normal
+  images, and the network learns what that guess leaves, from guesses by the half of the images it does not belong to.
+  From grey (`base=none`) two cores do not get there in minutes: neighbouring pixels are so alike that gradient descent
+  needs many epochs for what a matrix tells at once.
+* Cells are shares of the image: an eighth, a quarter and a half of its shorter side*, larger than the rims from which a
+  lesion can be painted in again.
+* Masks of training are those of scoring*; the code trains on three disjoint ones that are drawn anew each step.
+* Normal images are learned mirrored, too*.
+* `score=auto`*: errors by gradient vectors and by values, of every cell size or of all, over the image or its worst
+  part; which of these is told by synthetic defects in held-out normals.
+  `score=published` is the code's sum of the maximum of gradient similarity and of the mean squared error; its parts are
+  z-scored by held-out normals, never by the test set.
 * Masks at scoring are a checkerboard and its complement, as in the paper's figure; the code draws disjoint ones.
 * `refine=disjoint` is the code's rule (uncover blocks in every mask), `refine=joint` the figure's (one mask that hides
   all that is suspect); the visible area only grows, and pixels that no mask hides are told by counting.
-  The default is a single pass: on real images refinement was measured to cost 4 to 6 points of AUROC, and twice the
-  time.
-* `mask_blocks` tell the decoder what is visible; the paper has them, the default does not: image AUROC was two to three
-  points higher without them, with every seed.
-  What is hidden is then told by the input alone, where it is mid-grey.
-* Training shows more of the image in half of its steps, as refined masks do; the code never trains that.
-* Borders are reflected in every filter, smoothing is two-dimensional (the code's smooths rows alone), and the score's
-  two parts are z-scored by held-out normals, never by the test set.
-* `score=mean` takes the map's mean, `max` its maximum, `max+mse` the code's sum of maximum and mean squared error.
+  By default there is a single pass*: refinement found fewer brains with tumours.
+  The threshold below which a place counts as normal is a quantile of held-out normals; the code's constant 0.96 means
+  something else at every image size and every set of cells.
+  Training shows more of the image in half of its steps where refinement will; the code never trains that.
+* `mask_blocks` tell the decoder what is visible; the paper has them, the default does not*: image AUROC was two to
+  three points higher without them, with every seed.
+* Borders are reflected in every filter, and smoothing is two-dimensional (the code's smooths rows alone).
 * The learning rate falls once, to a tenth after four fifths of the epochs; the code's falls three times.
   The last epoch is kept; the code keeps the one with the best test AUROC.
 
-Each image is scored by itself, all of its masks in one batch: refinement compares with a threshold, and there not even
-the last digit may hang on batch mates.
+Each image is painted in by itself, all of its masks in one batch: the size of a batch decides how its sums are rounded.
 
-Shape suffixes: B batch, C channels, H height, W width, K cell sizes, N masks of one cell size.
+Shape suffixes: B batch, C channels, H height, W width, K cell sizes, N masks of one cell size, M maps.
 """
 
 from __future__ import annotations
@@ -39,13 +46,15 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.detector import Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating
+from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating, finite_or_stop
 from models.errors import ConfigError
+from models.parts.conditional import ConditionalFit, ConditionalMean
+from models.parts.error_score import WAYS, ErrorScore, ErrorScoreFit
 from models.parts.histogram import LogHistogram
 from models.parts.maps import gaussian_blur
 from models.parts.masks import BLOCKS, checkerboard_masks, training_masks
-from models.parts.reconstruction import SMOOTHING, Decay, ReconstructionLearner, image_scores
-from models.parts.similarity import gms_map, reconstruction_loss
+from models.parts.reconstruction import SMOOTHING, Decay, ReconstructionLearner
+from models.parts.similarity import gms_map, gradient_distance, reconstruction_loss
 from models.parts.unet import UNet, check_size
 from models.runtime import Runtime
 
@@ -55,24 +64,32 @@ WEIGHT_DECAY = 1e-5
 NORMAL_SHARE, NORMAL_QUANTILE = 0.8, 0.95
 # Hidden share up to which one mask can hide all that is suspect.
 JOINT_AT_MOST = 0.6
+# Gradients are compared at this many sizes, each half of the one before.
+SCALES = 3
+# The precision matrix has their square of elements.
+MOST_PIXELS = 64 * 64
 
 
 class SSMConfig(TrainedConfig):
-    """SSM's options; the defaults suit 64 to 128 px on CPU."""
+    """SSM's options; the defaults suit 32 px on CPU."""
 
-    epochs: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=8, ge=1)
-    lr: float = Field(default=1e-3, gt=0)
+    epochs: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    lr: float = Field(default=2e-3, gt=0)
     # Channels at full resolution.
-    width: int = Field(default=16, ge=1)
-    # Pixels a side of what masks hide as a whole.
-    cells: tuple[int, ...] = (2, 4, 8)
+    width: int = Field(default=8, ge=1)
+    base: Literal["linear", "none"] = "linear"
+    # How many of the cells that are hidden as a whole lie along the image's shorter side.
+    cells_across: tuple[int, ...] = Field(default=(8, 4, 2), min_length=1)
+    # Of training: those of scoring, or as published three that are drawn.
+    masks: Literal["checkerboard", "disjoint"] = "checkerboard"
+    mirrored: bool = True
     mask_blocks: bool = False
     # What the guess of the masks weighs: 0.01 in the published checkpoint's name, 1 in the published script.
     lambda_mask: float = Field(default=0.01, ge=0)
     refine: Literal["none", "disjoint", "joint"] = "none"
     refine_steps: int = Field(default=1, ge=1, le=5)
-    score: Literal["max", "mean", "max+mse"] = "mean"
+    score: Literal["auto", "published"] = "auto"
 
     @model_validator(mode="after")
     def _steps_are_of_a_refinement(self) -> Self:
@@ -83,95 +100,116 @@ class SSMConfig(TrainedConfig):
         return self
 
 
-def compose(image_1CHW: Tensor, painted_KN3HW: Tensor, hidden_KN1HW: Tensor) -> Tensor:
-    """Every pixel from the masks that hid it, [K, 3, H, W]; where none did, the image itself."""
+def compose(image_1CHW: Tensor, painted_KNCHW: Tensor, hidden_KN1HW: Tensor) -> Tensor:
+    """Every pixel from the masks that hid it, [K, C, H, W]; where none did, the image itself."""
     times = hidden_KN1HW.sum(1)
-    mean = (painted_KN3HW * hidden_KN1HW).sum(1) / times.clamp_min(1)
-    return torch.where(times > 0, mean, image_1CHW)
+    mean = (painted_KNCHW * hidden_KN1HW).sum(1) / times.clamp_min(1)
+    return torch.where(times > 0, mean, image_1CHW.to(mean))
 
 
 class SSMLearner(ReconstructionLearner["SSM"]):
-    """Phases: `paint`; then over held-out normals `threshold` (of refinement) and `scale` (of the score)."""
+    """Phases: `paint`; over held-out normals `threshold` (of refinement) and `scale` (of the score).
+
+    With a linear base, before these `statistics`, and over held-out normals `ridge`.
+    """
 
     def __init__(self, detector: SSM, runtime: Runtime) -> None:
-        self.config = detector.config
-        phases = (
-            Phase("paint", self.config.epochs),
-            *((Phase("threshold", 1, "held_out"),) if self.config.refine != "none" else ()),
-            Phase("scale", 1, "held_out"),
-        )
+        config = self.config = detector.config
+        before = (Phase("statistics", 1), Phase("ridge", 1, "held_out")) if detector.base is not None else ()
+        refining = (Phase("threshold", 1, "held_out"),) if config.refine != "none" else ()
+        phases = (*before, Phase("paint", config.epochs), *refining, Phase("scale", 1, "held_out"))
         super().__init__(
-            detector, detector.network, runtime, phases, lr=self.config.lr, decay=DECAY, weight_decay=WEIGHT_DECAY
+            detector, detector.network, runtime, phases, config.lr, DECAY, WEIGHT_DECAY, training=len(before)
         )
         # Of painting; masks are drawn by their number.
         self.steps = 0
+        self._batch = Batch(torch.zeros(0), torch.zeros(0))
+        self._base_fit = (
+            None if detector.base is None else ConditionalFit(detector.base, runtime, mirrored=config.mirrored)
+        )
         self._histogram = LogHistogram(1e-5, 2.0)
-        # Counts, sums, squares; uncovered share and images.
-        self._sums = torch.zeros(4, 2, dtype=torch.float64)
+        self._scores = ErrorScoreFit(detector.error_score, detector.errors, runtime)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        self._batch = batch
+        return super().step(batch)
 
     def losses(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         self.steps += 1
         # By seed and step alone: the same masks on every rank and after a restart.
         generator = torch.Generator().manual_seed(self.runtime.seed * 1_000_003 + self.steps)
-        masks = training_masks(self.config.cells, self.detector.size_px, generator).to(images_BCHW)
-        n, count = len(masks), len(images_BCHW)
+        masks = training_masks(
+            self.detector.cells,
+            self.detector.size_px,
+            generator,
+            disjoint=self.config.masks == "disjoint",
+            uncover=self.config.refine != "none",
+        ).to(images_BCHW)
+        mirror = self.config.mirrored and float(torch.rand((), generator=generator)) < 0.5
+        x_BCHW = images_BCHW.flip(3) if mirror else images_BCHW
+        n, count = len(masks), len(x_BCHW)
         visible = masks.repeat_interleave(count, 0)
-        out = self.network((2 * images_BCHW - 1).repeat(n, 1, 1, 1) * visible, visible)
-        painted = (out[:, :3].unflatten(0, (n, count)) + 1) / 2
+        painted, guessed = self.detector.paint(
+            torch.cat([self._guess(x_BCHW, mask) for mask in masks]), visible, self.network
+        )
         hidden = 1 - masks.unsqueeze(1)
-        whole = (painted * hidden).sum(0) + images_BCHW * (1 - hidden.sum(0))
-        guessed = self.runtime.mean(F.mse_loss(out[:, 3:], visible, reduction="none"))
-        terms = reconstruction_loss(images_BCHW, whole, self.runtime.mean)
-        # The published loss adds the guesses of the three masks up; a mean of them times three is that sum.
-        return terms | {"loss": terms["loss"] + 3 * self.config.lambda_mask * guessed, "mask": guessed}
+        whole = (painted.unflatten(0, (n, count)) * hidden).sum(0) + x_BCHW * (1 - hidden.sum(0))  # type: ignore[no-untyped-call]
+        mask_loss = self.runtime.mean(F.mse_loss(guessed, visible, reduction="none"))
+        terms = reconstruction_loss(x_BCHW, whole, self.runtime.mean)
+        # The published loss adds the guesses of all masks up; their mean times their number is that sum.
+        return terms | {"loss": terms["loss"] + n * self.config.lambda_mask * mask_loss, "mask": mask_loss}
+
+    def _guess(self, images_BCHW: Tensor, mask_1HW: Tensor) -> Tensor:
+        if self._base_fit is None:
+            return self.detector.guess(images_BCHW, mask_1HW)
+        return self._base_fit.guess(images_BCHW, self._batch.positions, mask_1HW)
 
     def measure(self, images_BCHW: Tensor) -> None:
-        for image in images_BCHW.unsqueeze(1):
-            if self.phase == "threshold":
-                unseen = torch.zeros(self.detector.size_px, dtype=image.dtype, device=image.device)
-                self._histogram.add(self.detector.examine(image, unseen)[0])
-            else:
-                found, error, uncovered = self.detector.refined(image)
-                parts = torch.stack([found.max(), error]).double().cpu()
-                share = torch.stack([uncovered.double().cpu(), torch.ones((), dtype=torch.float64)])
-                self._sums += torch.stack([torch.ones_like(parts), parts, parts.square(), share])
+        if self.phase == "scale":
+            self._scores.step(images_BCHW, self._batch.positions, self._batch.total)
+        elif self.phase == "threshold":
+            self._histogram.add(self.detector.suspicion(self.detector.first_errors(images_BCHW)))
+        elif self._base_fit is not None and self.phase == "statistics":
+            finite_or_stop(self.phase, {"images": self.runtime.mean(images_BCHW.flatten(1).sum(1))})
+            self._base_fit.count(images_BCHW, self._batch.positions)
+        elif self._base_fit is not None:
+            # A checkerboard's complement errs as much as itself.
+            self._base_fit.try_out(images_BCHW, self.detector.masks[:, 0])
 
     def end_epoch(self) -> None:
         super().end_epoch()
         if self.phase == "threshold":
             self._histogram.all_reduce(self.runtime.all_reduce_sum)
-        elif self.phase == "scale":
-            self._sums = self.runtime.all_reduce_sum(self._sums)
+        elif self._base_fit is not None and self.phase == "statistics":
+            self._base_fit.end_count()
+        elif self._base_fit is not None and self.phase == "ridge":
+            self._base_fit.end_try_out()
 
     def finish(self, phase: str) -> None:
-        if phase == "threshold":
+        if phase == "scale":
+            self._scores.finish(next(iter(self.detector.ways)) if self.config.score == "published" else "auto")
+        elif phase == "threshold":
             self.detector.normal_below.fill_(self._histogram.quantile(NORMAL_QUANTILE))
-        elif phase == "scale":
-            count, total, squares, share = self._sums
-            mean = total / count
-            variance = (squares - count * mean.square()).clamp_min(0) / (count - 1).clamp_min(1)
-            self.detector.score_mean.copy_(mean)
-            # One held-out image, or all alike: the parts keep their own scale.
-            self.detector.score_spread.copy_(torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance)))
-            self.detector.uncovered_share.fill_(float(share[0] / share[1]))
+        elif self._base_fit is not None and phase == "ridge":
+            self._base_fit.finish()
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"steps": self.steps, "histogram": self._histogram.counts, "sums": self._sums}
+        state = super().state_dict() | {"steps": self.steps, "histogram": self._histogram.counts}
+        base = {} if self._base_fit is None else self._base_fit.state_dict()
+        return state | self._scores.state_dict() | base
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.steps = state["steps"]
-        self._histogram.counts = state["histogram"]
-        self._sums = state["sums"]
+        self.steps, self._histogram.counts = state["steps"], state["histogram"]
+        self._scores.load_state_dict(state)
+        if self._base_fit is not None:
+            self._base_fit.load_state_dict(state)
 
 
 class SSM(Detector):
-    """The U-Net, the threshold of refinement, and the scale of the score's parts."""
+    """The U-Net and what it begins from, the threshold of refinement, and the scale of the score."""
 
     normal_below: Tensor
-    score_mean: Tensor
-    score_spread: Tensor
-    uncovered_share: Tensor
     masks: Tensor
     cell_weights: Tensor
 
@@ -183,80 +221,147 @@ class SSM(Detector):
         self.config: SSMConfig = config
         self.spec = spec
         self.size_px = (spec.height_px, spec.width_px)
-        if not config.cells or min(config.cells) < 1 or 2 * max(config.cells) > min(self.size_px):
+        side, pixels = min(self.size_px), spec.height_px * spec.width_px
+        if min(config.cells_across) < 2 or max(config.cells_across) > side:
             raise ConfigError(
-                "cells are the masks' pixels a side, at most half the image's.",
-                f"{list(config.cells)} at {spec.height_px}x{spec.width_px}",
-                "Choose smaller ones with --set cells=[2,4].",
+                "cells_across counts cells along the shorter side: from 2 to as many as it has pixels.",
+                f"{list(config.cells_across)} at {spec.height_px}x{spec.width_px}",
+                "Choose others with --set cells_across=[8,4].",
             )
+        if config.base == "linear" and pixels > MOST_PIXELS:
+            raise ConfigError(
+                f"A linear base takes images of up to {MOST_PIXELS} pixels: its matrix has their square of elements.",
+                f"{spec.height_px}x{spec.width_px}",
+                "Choose --size 64, or --set base=none.",
+            )
+        # Pixels a side.
+        self.cells = tuple(round(side / across) for across in config.cells_across)
+        self.base = ConditionalMean(spec.channels, pixels) if config.base == "linear" else None
         skips: list[nn.Module | None] = [nn.Identity() for _ in range(4)]
-        self.network = UNet(width=config.width, out_channels=4, bridges=skips, mask_blocks=config.mask_blocks)
-        masks = torch.stack([checkerboard_masks(cell, self.size_px) for cell in config.cells])
-        self.register_buffer("masks", masks, persistent=False)
-        areas = torch.tensor([float(cell) ** 2 for cell in config.cells])
-        self.register_buffer("cell_weights", areas / areas.sum(), persistent=False)
+        self.network = UNet(
+            width=config.width,
+            in_channels=spec.channels,
+            out_channels=spec.channels + 1,
+            bridges=skips,
+            mask_blocks=config.mask_blocks,
+        )
+        if self.base is not None:
+            # It begins from the base's guess as it is.
+            for parameter in self.network.head.parameters():
+                nn.init.zeros_(parameter)
+        self.register_buffer("masks", torch.stack([checkerboard_masks(c, self.size_px) for c in self.cells]), False)
+        areas = torch.tensor([float(cell) ** 2 for cell in self.cells])
+        self.register_buffer("cell_weights", areas / areas.sum(), False)
         self.register_buffer("normal_below", torch.zeros(()))
-        # Of the map's maximum and of the mean squared error.
-        self.register_buffer("score_mean", torch.zeros(2))
-        self.register_buffer("score_spread", torch.ones(2))
-        # Of held-out normals, by the last refinement.
-        self.register_buffer("uncovered_share", torch.zeros(()))
+        self.error_score = ErrorScore(self.ways)
 
-    def paint(self, images_BCHW: Tensor, visible_B1HW: Tensor) -> Tensor:
-        """Reconstructions [B, 3, H, W] in [0, 1]."""
-        out: Tensor = self.network((2 * images_BCHW - 1) * visible_B1HW, visible_B1HW)
-        return (out[:, :3] + 1) / 2
+    @property
+    def ways(self) -> dict[str, tuple[int, float]]:
+        """How to score the maps of `judge`."""
+        if self.config.score == "published":
+            # The hottest pixel, and the mean of squared errors.
+            return {"max": (0, 0.0), "mse": (1, 1.0)}
+        sets = ("all", *map(str, self.cells))
+        return {
+            f"{name}, cells {cells}": (2 * number + of, share)
+            for number, cells in enumerate(sets)
+            for name, (of, share) in WAYS.items()
+        }
 
-    def judge(self, image_1CHW: Tensor, whole_KCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """How unlike an image its reconstructions are: a map [H, W] in [0, 1], smoothed, and the mean squared error."""
-        maps = gms_map(image_1CHW.expand_as(whole_KCHW), whole_KCHW)
-        combined = (self.cell_weights.view(-1, 1, 1) * maps).sum(0)
-        smoothed = gaussian_blur(combined, SMOOTHING * self.spec.height_px / 128)
-        return smoothed, (whole_KCHW - image_1CHW).square().mean()
+    @property
+    def blur(self) -> float:
+        """Sigma in pixels of heatmaps, and of what a threshold is put to."""
+        return SMOOTHING * self.spec.height_px / 128
 
-    def examine(self, image_1CHW: Tensor, uncovered_HW: Tensor) -> tuple[Tensor, Tensor]:
-        """What `judge` finds in one pass with some places visible in every mask."""
-        masks_KN1HW = torch.maximum(self.masks, uncovered_HW)
+    def guess(self, images_BCHW: Tensor, mask_1HW: Tensor) -> Tensor:
+        """The images with what the network begins from where the mask hides them: the base's guess, or grey."""
+        if self.base is not None:
+            return self.base(images_BCHW, mask_1HW).to(images_BCHW)
+        return images_BCHW * mask_1HW + 0.5 * (1 - mask_1HW)
+
+    def guesses(self, images_BCHW: Tensor, masks_KN1HW: Tensor) -> Tensor:
+        """`guess` by many masks, [B, K, N, C, H, W]."""
+        found = torch.stack([self.guess(images_BCHW, mask) for mask in masks_KN1HW.flatten(0, 1)], 1)
+        return found.view(len(found), *masks_KN1HW.shape[:2], *found.shape[2:])
+
+    def paint(
+        self, guesses_BCHW: Tensor, visible_B1HW: Tensor, network: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """From images with guesses where they are hidden: reconstructions [B, C, H, W], and the masks [B, 1, H, W]."""
+        out_BCHW: Tensor = (network or self.network)(2 * guesses_BCHW - 1, visible_B1HW)
+        begun_BCHW = guesses_BCHW if self.base is not None else torch.full_like(guesses_BCHW, 0.5)
+        return begun_BCHW + out_BCHW[:, :-1] / 2, out_BCHW[:, -1:]
+
+    def judge(self, image_1CHW: Tensor, whole_KCHW: Tensor) -> Tensor:
+        """How unlike an image its reconstructions are, [M, H, W].
+
+        By gradients and by values: of all cell sizes, and of each; as published: by gradients, smoothed, and squared.
+        """
+        like_KCHW = image_1CHW.expand_as(whole_KCHW)
+        if self.config.score == "published":
+            combined_HW = (self.cell_weights.view(-1, 1, 1) * gms_map(like_KCHW, whole_KCHW)).sum(0)
+            return torch.stack([gaussian_blur(combined_HW, self.blur), (whole_KCHW - like_KCHW).square().mean((0, 1))])
+        gradient_KHW = gradient_distance(like_KCHW, whole_KCHW, SCALES)
+        found_K2HW = torch.stack([gradient_KHW, (like_KCHW - whole_KCHW).abs().mean(1)], 1)
+        return torch.cat([found_K2HW.mean(0), found_K2HW.flatten(0, 1)])
+
+    def examine(self, image_1CHW: Tensor, guesses_KNCHW: Tensor, masks_KN1HW: Tensor) -> Tensor:
+        """What `judge` finds where these masks hide the image; fewer than the cell sizes count for all of them."""
         flat = masks_KN1HW.flatten(0, 1)
-        painted = self.paint(image_1CHW.expand(len(flat), -1, -1, -1), flat)
-        painted_KN3HW = painted.reshape(*masks_KN1HW.shape[:2], *painted.shape[1:])
-        return self.judge(image_1CHW, compose(image_1CHW, painted_KN3HW, 1 - masks_KN1HW))
+        painted, _ = self.paint(guesses_KNCHW.flatten(0, 1), flat)
+        # A score is a small difference divided by its small spread among normals: float32 would show.
+        painted_KNCHW = painted.double().clamp(0.0, 1.0).view(guesses_KNCHW.shape)
+        whole = compose(image_1CHW.double(), painted_KNCHW, 1 - masks_KN1HW)
+        return self.judge(image_1CHW.double(), whole.expand(len(self.masks), -1, -1, -1))
 
-    def examine_jointly(self, image_1CHW: Tensor, uncovered_HW: Tensor) -> tuple[Tensor, Tensor]:
-        """What `judge` finds where one mask hides all that is not uncovered."""
-        visible = uncovered_HW.expand(1, 1, *self.size_px)
-        painted = self.paint(image_1CHW, visible)
-        # As many as there are cell sizes, so that it is weighed as they are.
-        whole = compose(image_1CHW, *(x.expand(len(self.masks), 1, -1, -1, -1) for x in (painted, 1 - visible)))
-        return self.judge(image_1CHW, whole)
+    def first_errors(self, images_BCHW: Tensor) -> Tensor:
+        """The maps [M, B, H, W] of a single pass."""
+        # All images at once: a mask takes one factorisation.
+        guesses = self.guesses(images_BCHW, self.masks)
+        found = [self.examine(*each, self.masks) for each in zip(images_BCHW.unsqueeze(1), guesses, strict=True)]
+        return torch.stack(found, 1)
 
-    def refined(self, image_1CHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All passes over one image: the last map, the last mean squared error, and the uncovered share."""
+    def errors(self, images_BCHW: Tensor) -> Tensor:
+        """The maps [M, B, H, W] of the last pass."""
+        found = self.first_errors(images_BCHW)
+        if self.config.refine == "none":
+            return found
+        each = zip(images_BCHW.unsqueeze(1), found.unbind(1), strict=True)
+        return torch.stack([self.refined(*one)[0] for one in each], 1)
+
+    def refined(self, image_1CHW: Tensor, found_MHW: Tensor) -> tuple[Tensor, Tensor]:
+        """All passes over one image after the first: the last maps, and what is uncovered, [H, W]."""
         uncovered = torch.zeros(self.size_px, dtype=image_1CHW.dtype, device=image_1CHW.device)
-        found, error = self.examine(image_1CHW, uncovered)
-        for _ in range(self.config.refine_steps if self.config.refine != "none" else 0):
-            uncovered = torch.maximum(uncovered, self.normal_blocks(found))
+        for _ in range(self.config.refine_steps):
+            uncovered = torch.maximum(uncovered, self.normal_blocks(self.suspicion(found_MHW.unsqueeze(1))[0]))
             joint = self.config.refine == "joint" and float(1 - uncovered.mean()) <= JOINT_AT_MOST
-            found, error = (self.examine_jointly if joint else self.examine)(image_1CHW, uncovered)
-        return found, error, uncovered.mean()
+            masks = uncovered.expand(1, 1, 1, -1, -1) if joint else torch.maximum(self.masks, uncovered)
+            found_MHW = self.examine(image_1CHW, self.guesses(image_1CHW, masks)[0], masks)
+        return found_MHW, uncovered
+
+    def suspicion(self, maps_MBHW: Tensor) -> Tensor:
+        """What the threshold is put to, [B, H, W]: errors by gradients, smoothed."""
+        return maps_MBHW[0] if self.config.score == "published" else gaussian_blur(maps_MBHW[0], self.blur)
 
     def normal_blocks(self, found_HW: Tensor) -> Tensor:
         """1 where a block looks normal, as enough of it lies below the threshold, [H, W]."""
         block = (self.spec.height_px // BLOCKS, self.spec.width_px // BLOCKS)
-        normal = (found_HW < self.normal_below).to(found_HW)
+        normal = (found_HW < self.normal_below).to(self.masks)
         share = F.avg_pool2d(normal.expand(1, 1, -1, -1), block)
-        blocks = (share > NORMAL_SHARE).to(found_HW)
+        blocks = (share > NORMAL_SHARE).to(self.masks)
         return F.interpolate(blocks, self.size_px, mode="nearest")[0, 0]
 
     def score(self, images: Tensor) -> Scores:
         self.spec.check(images)
         with evaluating(self), torch.no_grad():
-            maps, errors, _ = zip(*(self.refined(image) for image in images.unsqueeze(1)), strict=True)
-            heatmap = torch.stack(maps)
-            if self.config.score != "max+mse":
-                return Scores(image_scores(heatmap, self.config.score), heatmap)
-            parts = torch.stack([image_scores(heatmap, "max"), torch.stack(errors)], 1)
-            return Scores(((parts - self.score_mean) / self.score_spread).sum(1), heatmap)
+            maps = self.errors(images)
+            image, heatmap = self.error_score(maps)
+            if self.config.score == "published":
+                mean, spread = self.error_score.level.unbind(1)
+                image = ((self.error_score.every_way(maps) - mean) / spread).sum(1)
+            else:
+                heatmap = gaussian_blur(heatmap, self.blur)
+        return Scores(image.float(), heatmap.float())
 
     def learner(self, runtime: Runtime) -> SSMLearner:
         return SSMLearner(self, runtime)

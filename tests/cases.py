@@ -78,17 +78,27 @@ CASES: dict[str, Case] = {
     ),
     "ssm": Case(
         "ssm",
-        contract={"epochs": 6, "batch_size": 4, "width": 4},
-        curve=Curve({"width": 4, "epochs": 10}, ("paint",)),
-        work=Work(
-            {**SEVEN, "width": 4, "refine": "disjoint", "score": "max+mse", "mask_blocks": True}, (32, 48), "paint"
-        ),
+        contract={"epochs": 2, "batch_size": 8, "width": 4},
+        curve=Curve({"width": 4, "epochs": 10, "base": "none"}, ("paint",)),
+        work=Work({**SEVEN, "width": 4}, (32, 48), "paint"),
     ),
     "ssm-paper": Case(
         "ssm",
         "paper",
-        contract={"epochs": 6, "batch_size": 4, "lr": 1e-3, "width": 4},
-        curve=Curve({"width": 4, "epochs": 10, "mask_blocks": True}, ("paint",)),
+        contract={"epochs": 6, "batch_size": 4, "lr": 1e-3, "width": 4, "cells_across": (16, 8, 4)},
+        curve=Curve({"width": 4, "epochs": 10, "base": "none", "masks": "disjoint", "mask_blocks": True}, ("paint",)),
+        work=Work(
+            {
+                **SEVEN,
+                "width": 4,
+                "base": "none",
+                "masks": "disjoint",
+                "mask_blocks": True,
+                "refine": "disjoint",
+                "score": "published",
+            },
+            (32, 48),
+        ),
     ),
     "ssm-joint": Case(
         "ssm",
@@ -97,10 +107,10 @@ CASES: dict[str, Case] = {
             "batch_size": 4,
             "lr": 3e-3,
             "width": 4,
+            "base": "none",
             "mask_blocks": True,
             "refine": "joint",
             "refine_steps": 2,
-            "score": "max",
         },
     ),
     "pmad": Case(

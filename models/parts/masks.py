@@ -31,11 +31,16 @@ def _masks_of(owner: Tensor, n: int, cell: int, size_px: tuple[int, int]) -> Ten
     return torch.stack([(pixels != mask).float() for mask in range(n)]).unsqueeze(1)
 
 
-def training_masks(cells: tuple[int, ...], size_px: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Three masks [3, 1, H, W] of one drawn cell size; in half of the draws with blocks uncovered in all three."""
+def training_masks(
+    cells: tuple[int, ...], size_px: tuple[int, int], generator: torch.Generator, *, disjoint: bool, uncover: bool
+) -> Tensor:
+    """Masks [N, 1, H, W] of one drawn cell size: a checkerboard and its complement, or three disjoint ones.
+
+    With `uncover`, in half of the draws some blocks are visible in all of them.
+    """
     cell = cells[int(torch.randint(len(cells), (), generator=generator))]
-    masks = disjoint_masks(cell, 3, size_px, generator)
-    if float(torch.rand((), generator=generator)) < 0.5:
+    masks = disjoint_masks(cell, 3, size_px, generator) if disjoint else checkerboard_masks(cell, size_px)
+    if uncover and float(torch.rand((), generator=generator)) < 0.5:
         share = 0.3 + 0.65 * float(torch.rand((), generator=generator))
         shown = (torch.rand(1, 1, BLOCKS, BLOCKS, generator=generator) < share).float()
         masks = torch.maximum(masks, F.interpolate(shown, size_px, mode="nearest"))

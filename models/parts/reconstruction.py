@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,6 @@ def rebuild(network: nn.Module, images_BCHW: Tensor) -> Tensor:
     return rebuilt
 
 
-def image_scores(heatmap_BHW: Tensor, score: Literal["max", "mean"]) -> Tensor:
-    """The maximum or the mean of each map, [B]."""
-    flat = heatmap_BHW.flatten(1)
-    return flat.amax(1) if score == "max" else flat.mean(1)
-
-
 class Decay(NamedTuple):
     """At each of these shares of the epochs the learning rate is multiplied by `factor`."""
 
@@ -47,7 +41,7 @@ class Decay(NamedTuple):
 
 
 class ReconstructionLearner(ABC, Generic[AnyDetector]):
-    """A learner whose first phase trains one network by Adam; the others measure held-out normals."""
+    """A learner one of whose phases trains a network by Adam; the others measure, by default held-out normals."""
 
     def __init__(
         self,
@@ -55,15 +49,18 @@ class ReconstructionLearner(ABC, Generic[AnyDetector]):
         network: nn.Module,
         runtime: Runtime,
         phases: tuple[Phase, ...],
-        *,
         lr: float,
         decay: Decay,
         weight_decay: float = 0.0,
+        *,
+        training: int = 0,
     ) -> None:
+        """`training` is the number of the phase that trains; before and after it the network is as it is scored."""
         self.detector = detector.to(runtime.device)
         self.network = runtime.wrap(network)
         self.runtime = runtime
         self.phases = phases
+        self.training = phases[training]
         self.lr, self.decay = lr, decay
         self.optimizer = torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay)
         self.phase = ""
@@ -75,12 +72,12 @@ class ReconstructionLearner(ABC, Generic[AnyDetector]):
         """The loss of the global batch under `loss`, and its terms by their names."""
 
     def measure(self, images_BCHW: Tensor) -> None:
-        """Take from held-out normals what the current phase is about; nothing where there is no such phase."""
+        """Take from images what the current phase is about; nothing where there is no such phase."""
 
     @property
     def trains(self) -> bool:
         """Whether the current phase is the one that trains."""
-        return self.phase == self.phases[0].name
+        return self.phase == self.training.name
 
     def start(self, phase: str) -> None:
         self.phase, self.epoch = phase, 0
@@ -106,7 +103,7 @@ class ReconstructionLearner(ABC, Generic[AnyDetector]):
         self.epoch += 1
         if self.trains:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.decay.rate(self.lr, self.epoch, self.phases[0].epochs)
+                group["lr"] = self.decay.rate(self.lr, self.epoch, self.training.epochs)
 
     def finish(self, phase: str) -> None:
         """End a phase; one that measured fills the detector's constants."""

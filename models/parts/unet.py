@@ -38,6 +38,7 @@ class UNet(nn.Module):
 
     Args:
         width: channels at full resolution; 64 in the papers.
+        in_channels: of the images.
         out_channels: of the output.
         bridges: from full resolution to an eighth: None for no connection, `nn.Identity()` for a plain skip, or a
             module that answers for the encoder's map (PMAD's memory).
@@ -45,13 +46,19 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, *, width: int, out_channels: int, bridges: Sequence[nn.Module | None], mask_blocks: bool = False
+        self,
+        *,
+        width: int,
+        out_channels: int,
+        bridges: Sequence[nn.Module | None],
+        mask_blocks: bool = False,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         widths = (width, 2 * width, 4 * width, 8 * width, 8 * width)
         self.down = nn.ModuleList(
             _down(before, after, stride)
-            for before, after, stride in zip((3, *widths), widths, (1, 2, 2, 2, 2), strict=False)
+            for before, after, stride in zip((in_channels, *widths), widths, (1, 2, 2, 2, 2), strict=False)
         )
         # From the bottom up.
         self.up = nn.ModuleList(

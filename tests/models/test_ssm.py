@@ -1,4 +1,4 @@
-"""SSM: refinement that only uncovers, a threshold from held-out normals, and what a network must not see."""
+"""SSM: guesses that a network begins from, refinement that only uncovers, and what a network must not see."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectorkit import batches, build, run_fit, run_phase
 from textures import textures, with_defects
+from torch import Tensor
 
 from models.errors import ConfigError
 from models.parts.masks import checkerboard_masks
@@ -13,7 +14,8 @@ from models.runtime import Runtime
 from models.ssm import NORMAL_QUANTILE, SSM, compose
 
 SIZE = (32, 48)
-SMALL = {"width": 4, "epochs": 2, "batch_size": 4, "refine": "disjoint"}
+# From grey, as published.
+SMALL = {"width": 4, "epochs": 2, "batch_size": 4, "base": "none"}
 
 
 def ssm(size_px: tuple[int, int] = SIZE, **options: object) -> SSM:
@@ -23,15 +25,55 @@ def ssm(size_px: tuple[int, int] = SIZE, **options: object) -> SSM:
     return detector
 
 
-def test_hidden_pixels_do_not_reach_the_network():
-    detector = ssm()
-    visible = checkerboard_masks(8, SIZE)[:1]
-    image = textures(1, *SIZE)
-    hidden_changed = torch.where(visible > 0, image, 1 - image)
+def passes(detector: SSM, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Maps of the first pass and of the last, and what is uncovered."""
     with torch.no_grad():
-        painted = detector.paint(image, visible)
-        assert torch.equal(painted, detector.paint(hidden_changed, visible))
-        assert not torch.equal(painted, detector.paint(1 - hidden_changed, visible))
+        first = detector.first_errors(image)[:, 0]
+        return (first, *detector.refined(image, first))
+
+
+@pytest.mark.parametrize("base", ["none", "linear"])
+def test_hidden_pixels_do_not_reach_the_network(base: str):
+    detector = ssm(base=base)
+    torch.nn.init.ones_(detector.network.head.weight)
+    mask = checkerboard_masks(8, SIZE)[0]
+    image = textures(1, *SIZE)
+    hidden_changed = torch.where(mask > 0, image, 1 - image)
+
+    def painted(seen: Tensor) -> Tensor:
+        with torch.no_grad():
+            return (detector.paint(detector.guess(seen, mask), mask.unsqueeze(0))[0] * (1 - mask)).float()
+
+    assert torch.equal(painted(image), painted(hidden_changed))
+    assert base == "linear" or not torch.equal(painted(image), painted(1 - hidden_changed))
+
+
+# --- What the network begins from, and learns
+
+
+def test_it_begins_from_the_linear_guess_as_it_is():
+    detector = ssm(base="linear")
+    guesses = textures(2, *SIZE)
+    with torch.no_grad():
+        assert torch.equal(detector.paint(guesses, torch.ones(2, 1, *SIZE))[0], guesses)
+
+
+def hidden_error(detector: SSM, images: Tensor) -> float:
+    """Mean squared error where cells of a quarter of the image's side were hidden."""
+    with torch.no_grad():
+        found = []
+        for mask in checkerboard_masks(8, SIZE):
+            painted, _ = detector.paint(detector.guess(images, mask), mask.expand(len(images), 1, -1, -1))
+            found.append(((painted - images).square() * (1 - mask)).mean())
+        return 2 * float(torch.stack(found).mean())
+
+
+@pytest.mark.parametrize(("base", "epochs", "share"), [("none", 12, 0.9), ("linear", 1, 0.5)])
+def test_it_learns_to_paint_in_what_is_hidden_better_than_the_mean_does(base: str, epochs: int, share: float):
+    train, other = textures(24, *SIZE), textures(8, *SIZE, seed=7)
+    detector = ssm(base=base, epochs=epochs, lr=5e-3, mirrored=False)
+    run_fit(detector, batches(train, 4), batches(textures(2, *SIZE, seed=4), 2))
+    assert hidden_error(detector, other) < share * float((other - train.mean(0)).square().mean())
 
 
 # --- Refinement
@@ -39,65 +81,67 @@ def test_hidden_pixels_do_not_reach_the_network():
 
 def test_nothing_uncovered_is_the_first_pass_to_the_bit():
     detector = ssm(refine="disjoint")
-    image = textures(1, *SIZE)
     # Nothing looks normal.
     detector.normal_below.fill_(0.0)
-    with torch.no_grad():
-        found, error, share = detector.refined(image)
-        first, first_error = detector.examine(image, torch.zeros(SIZE))
-    assert torch.equal(found, first)
-    assert torch.equal(error, first_error)
-    assert float(share) == 0
+    first, last, uncovered = passes(detector, textures(1, *SIZE))
+    assert torch.equal(first, last)
+    assert float(uncovered.max()) == 0
 
 
 @pytest.mark.parametrize("refine", ["disjoint", "joint"])
-def test_everything_uncovered_is_a_map_of_zeros(refine: str):
-    detector = ssm(refine=refine)
+@pytest.mark.parametrize("base", ["none", "linear"])
+def test_everything_uncovered_is_a_map_of_zeros(refine: str, base: str):
+    detector = ssm(refine=refine, base=base)
     detector.normal_below.fill_(10.0)
-    with torch.no_grad():
-        found, error, share = detector.refined(textures(1, *SIZE))
-    assert float(share) == 1
-    assert float(found.abs().max()) < 1e-6
-    assert float(error) == 0
+    _, last, uncovered = passes(detector, textures(1, *SIZE))
+    assert float(uncovered.min()) == 1
+    assert float(last.abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("refine", ["disjoint", "joint"])
 def test_the_visible_area_never_shrinks_and_refinement_stops_at_the_configured_pass(refine: str):
     """What one pass found normal stays visible, also where the next does not find it so."""
-    image = textures(1, 64, 64)
-    detector = ssm((64, 64))
+    image, size = textures(1, 64, 64), (64, 64)
+    detector = ssm(size)
     with torch.no_grad():
-        first, _ = detector.examine(image, torch.zeros(64, 64))
-    below = first.quantile(0.6)
+        maps = [detector.first_errors(image)[:, 0]]
+    below = detector.suspicion(maps[0].unsqueeze(1)).quantile(0.4)
     detector.normal_below.fill_(below)
-    shares, maps = [0.0], []
+    shares = [0.0]
     for steps in (1, 2, 3):
-        again = ssm((64, 64), refine=refine, refine_steps=steps)
+        again = ssm(size, refine=refine, refine_steps=steps)
         again.normal_below.fill_(below)
-        with torch.no_grad():
-            found, _, share = again.refined(image)
-        shares.append(float(share))
-        maps.append(found)
+        _, last, uncovered = passes(again, image)
+        maps.append(last)
+        shares.append(float(uncovered.mean()))
     assert 0 < shares[1] <= shares[2] <= shares[3] < 1
-    uncovered = torch.zeros(64, 64)
-    for before, share in zip([first, *maps], shares[1:], strict=False):
-        uncovered = torch.maximum(uncovered, detector.normal_blocks(before))
-        assert share == pytest.approx(float(uncovered.mean()))
+    expected = torch.zeros(size)
+    for before, share in zip(maps, shares[1:], strict=False):
+        expected = torch.maximum(expected, detector.normal_blocks(detector.suspicion(before.unsqueeze(1))[0]))
+        assert share == pytest.approx(float(expected.mean()))
 
 
-def test_one_mask_hides_all_that_is_suspect_unless_that_is_too_much():
+def test_refinement_uncovers_what_is_normal_and_hides_the_defect():
+    detector = ssm(base="linear", refine="joint", epochs=1)
+    run_fit(detector, batches(textures(24, *SIZE), 8), batches(textures(3, *SIZE, seed=4), 3))
+    normal = textures(3, *SIZE, seed=1)
+    bad, masks = with_defects(normal)
+    of_normal, of_bad = (torch.stack([passes(detector, x.unsqueeze(0))[2] for x in images]) for images in (normal, bad))
+    assert float(of_normal.mean()) > 0.5
+    assert float(of_bad[masks].mean()) < 0.1
+
+
+def test_one_mask_hides_all_that_is_suspect():
     image = textures(1, *SIZE)
-    some = torch.zeros(SIZE)
-    some[:, :36] = 1
+    uncovered = torch.zeros(SIZE)
+    uncovered[:, :36] = 1
+    detector = ssm(refine="joint")
+    mask = uncovered.expand(1, 1, 1, *SIZE)
     with torch.no_grad():
-        detector = ssm(refine="joint")
-        whole, _ = detector.examine_jointly(image, some)
-        visible = some.expand(1, 1, *SIZE)
-        painted = torch.where(visible > 0, image, detector.paint(image, visible))
-        torch.testing.assert_close(whole, detector.judge(image, painted.expand(3, -1, -1, -1))[0])
-        # Of nothing uncovered, both ways are the first pass.
-        detector.normal_below.fill_(0.0)
-        assert torch.equal(detector.refined(image)[0], detector.examine(image, torch.zeros(SIZE))[0])
+        found = detector.examine(image, detector.guesses(image, mask)[0], mask)
+        painted, _ = detector.paint(detector.guess(image, mask[0, 0]), mask[0])
+        whole = torch.where(uncovered > 0, image, painted).double()
+        torch.testing.assert_close(found, detector.judge(image.double(), whole.expand(3, -1, -1, -1)))
 
 
 def test_a_block_is_uncovered_when_enough_of_it_looks_normal():
@@ -129,85 +173,86 @@ def test_pixels_that_no_mask_hides_are_told_by_counting_and_not_by_their_value()
 # --- What held-out normals say
 
 
-def test_the_threshold_is_the_quantile_of_held_out_maps_whatever_the_size():
+@pytest.mark.parametrize("score", ["auto", "published"])
+def test_the_threshold_is_the_quantile_of_held_out_maps_whatever_the_size(score: str):
     """The code's constant would mean another share of pixels at another size."""
     for side in (32, 64):
-        detector = ssm((side, side))
+        detector = ssm((side, side), refine="disjoint", score=score)
         learner = detector.learner(Runtime())
         assert [phase.images for phase in learner.phases] == ["train", "held_out", "held_out"]
         held_out = textures(5, side, side, seed=3)
         run_phase(learner, "threshold", batches(held_out, 2))
         with torch.no_grad():
-            maps = torch.stack([detector.examine(x.unsqueeze(0), torch.zeros(side, side))[0] for x in held_out])
+            maps = detector.suspicion(detector.first_errors(held_out))
         assert float(detector.normal_below) == pytest.approx(float(maps.quantile(NORMAL_QUANTILE)), rel=0.005)
-        assert float((maps < detector.normal_below).float().mean()) == pytest.approx(NORMAL_QUANTILE, abs=0.01)
+        assert float((maps < detector.normal_below).float().mean()) == pytest.approx(NORMAL_QUANTILE, abs=0.03)
 
 
-def test_two_workers_find_the_threshold_and_the_scale_of_one():
-    held_out = textures(6, *SIZE, seed=3)
-    whole, both = ssm(), ssm()
-    learner = whole.learner(Runtime())
-    for phase, key in (("threshold", "histogram"), ("scale", "sums")):
-        run_phase(learner, phase, batches(held_out, 3))
-        parts = [both.learner(Runtime()) for _ in range(2)]
-        for part, share in zip(parts, (held_out[:2], held_out[2:]), strict=True):
-            part.start(phase)
-            part.step(batches(share, 6)[0])
-        total = sum(part.state_dict()[key] for part in parts)
-        last = both.learner(Runtime(all_reduce_sum=lambda _, total=total: total, world=2))
-        last.start(phase)
-        last.end_epoch()
-        last.finish(phase)
-    for name in ("normal_below", "score_mean", "score_spread", "uncovered_share"):
-        torch.testing.assert_close(getattr(both, name), getattr(whole, name), rtol=1e-5, atol=1e-7)
-
-
-def test_scores_of_held_out_normals_have_mean_zero_and_their_parts_spread_one():
-    detector = ssm(refine="none", score="max+mse")
+def test_published_scores_are_the_sum_of_two_z_scores():
+    detector = ssm(score="published")
     held_out = textures(8, *SIZE, seed=3)
     run_phase(detector.learner(Runtime()), "scale", batches(held_out, 3))
-    scores = detector.score(held_out).image
-    assert float(scores.mean()) == pytest.approx(0, abs=1e-3)
-    assert 0.3 < float(scores.std()) < 2.1
+    found = detector.score(held_out)
+    assert float(found.image.mean()) == pytest.approx(0, abs=1e-3)
+    assert 0.3 < float(found.image.std()) < 2.1
+    with torch.no_grad():
+        largest, squared = detector.errors(held_out)
+    parts = torch.stack([largest.flatten(1).amax(1), squared.flatten(1).mean(1)], 1)
+    expected = ((parts - parts.mean(0)) / parts.std(0)).sum(1)
+    torch.testing.assert_close(found.image, expected.float(), rtol=1e-4, atol=1e-4)
 
 
-# --- Scores
+def test_a_way_is_chosen_among_all_cell_sizes_and_each():
+    detector = ssm()
+    assert len(detector.ways) == 4 * (1 + 3)
+    assert detector.ways["difference_top, cells 16"] == (7, 0.05)
+    with torch.no_grad():
+        maps = detector.errors(textures(2, *SIZE))
+    assert maps.shape == (8, 2, *SIZE)
+    torch.testing.assert_close(maps[:2], torch.stack([maps[2::2].mean(0), maps[3::2].mean(0)]))
 
 
-def test_smoothing_spreads_both_ways():
+# --- Scores and options
+
+
+def test_published_maps_are_smoothed_both_ways_and_weigh_cells_by_their_areas():
+    detector = ssm((64, 64), score="published")
+    assert detector.cell_weights.tolist() == pytest.approx([64 / 1344, 256 / 1344, 1024 / 1344])
     image = torch.zeros(1, 3, 64, 64)
     painted = image.repeat(3, 1, 1, 1)
     painted[:, :, 29:36, 29:36] = 1
-    found, error = ssm((64, 64)).judge(image, painted)
-    assert float(error) == pytest.approx(49 / 64**2)
+    found, squared = detector.judge(image, painted)
+    assert float(squared.mean()) == pytest.approx(49 / 64**2)
     torch.testing.assert_close(found, found.T)
     assert float(found[32, 32]) > 2 * float(found[18, 32]) > 0
 
 
-def test_cell_sizes_weigh_by_their_areas():
-    assert ssm().cell_weights.tolist() == pytest.approx([4 / 84, 16 / 84, 64 / 84])
+@pytest.mark.parametrize("across", [(8, 1), (64,)])
+def test_cells_that_cannot_alternate_are_refused(across: tuple[int, ...]):
+    with pytest.raises(ConfigError, match=r"from 2 to as many as it has pixels\. Got: \[\d+.*\] at 32x48\."):
+        ssm(cells_across=across)
 
 
-def test_cells_larger_than_half_the_image_are_refused():
-    with pytest.raises(ConfigError, match=r"at most half the image's\. Got: \[2, 32\] at 32x48\."):
-        ssm(cells=(2, 32))
+def test_images_too_large_for_a_linear_base_are_refused():
+    with pytest.raises(ConfigError, match=r"up to 4096 pixels.*Got: 64x80\. Choose --size 64, or --set base=none"):
+        ssm((64, 80), base="linear")
 
 
 def test_steps_of_no_refinement_are_refused():
     with pytest.raises(ConfigError, match=r"where refine is on\. Got: refine_steps=2\. Leave it at 1\."):
-        ssm(refine="none", refine_steps=2)
-    assert ssm(refine="none", refine_steps=1).config.refine_steps == 1
+        ssm(refine_steps=2)
+    assert ssm(refine_steps=1).config.refine_steps == 1
 
 
 # --- Training
 
 
-@pytest.mark.parametrize("options", [{}, {"mask_blocks": True}])
+@pytest.mark.parametrize("options", [{}, {"mask_blocks": True, "refine": "disjoint"}])
 def test_the_loss_falls_and_a_defect_stands_out(options: dict[str, object]):
-    detector = ssm((64, 64), epochs=14, lr=3e-3, **options)
-    losses = run_fit(detector, batches(textures(16, 64, 64), 4), batches(textures(6, 64, 64, seed=4), 3))
+    detector = ssm((64, 64), epochs=10, lr=3e-3, **options)
+    losses = run_fit(detector, batches(textures(16, 64, 64), 4), batches(textures(3, 64, 64, seed=4), 3))
     fallen = [step["loss"] for step in losses if "loss" in step]
-    assert fallen[-1] < 0.5 * fallen[0]
+    assert fallen[-1] < 0.7 * fallen[0]
     normal = textures(8, 64, 64, seed=1)
     assert detector.score(with_defects(normal)[0]).image.mean() > detector.score(normal).image.mean()
 
