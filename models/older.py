@@ -56,22 +56,6 @@ class Reading:
 
 # Of SSM, and of the auto-encoder that was an option of it, no models are read: both score in other ways now.
 READINGS: dict[str, tuple[Reading, ...]] = {
-    "pmad": (
-        Reading(
-            "pmad",
-            {
-                "query": "channel_map",
-                "shared_memory": False,
-                "temperature": 0.05,
-                "gms_scales": 4,
-                "error": "gms",
-                "kappa_map": 0.0,
-                "kappa_image": 0.0,
-                "blur": 2.0,
-            },
-            ("lambda_entropy", "max_memory"),
-        ),
-    ),
     "cyclegan": (
         Reading("cyclegan", {"blur": 2.0, "score": "sse"}, ("augment", "zoom", "shift", "contrast", "decay_start")),
     ),

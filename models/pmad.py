@@ -1,216 +1,268 @@
 """PMAD-style, re-derived: partition memory bank and histogram error estimation (Xing and Li, IEEE TCSVT 33, 2023,
 arXiv 2209.12441).
 
-An auto-encoder whose decoder sees the encoder's details only through memories: a map is cut into tiles, every tile has
-a memory of its own, and what passes is a mixture of the memory's items, learned from normal images.
+An auto-encoder all of whose latent vector passes through memories: the vector is cut into parts, every part has a
+memory of its own, and what the decoder gets is a mixture of the memory's items, learned from normal images.
 An anomaly is not among them and comes back wrong.
-From the error map the histogram of each image takes off the error of its background.
+From its error map the histogram of each image may take off the error of its background.
 
 Departures from the paper: neither its code nor its text is public, so all but the abstract's ideas is re-derived and
 nothing here is a reproduction.
-Known are: spatial partitions with a memory each, memories and skip connections by turns, a query that keeps context,
-and the histogram of the difference image.
+Known are: partitions with a memory each, memories and skip connections by turns, a query that keeps context, and the
+histogram of the difference image.
 Ours are:
 
-* The network, losses and gradient similarity are SSM's without its masks, so that the two differ in one thing.
-* One memory, at an eighth of the resolution, and no skip (`modes=[none,none,none,pmb]`): measured better on real images
-  than memories and skips by turns (`[none,pmb,skip,pmb]`, as the abstract has it), which let anomalies through.
-* The query is a channel's map within a tile.
-* Cosine similarity with a temperature, weights shrunk at 1/N, and the nearest item alone where all would be shrunk
-  away: without a temperature, or at MemAE's constant, such weights are close to uniform or all zero.
-* The histogram's mode is subtracted, then the map is blurred.
-* `modes=[none,none,none,none]` leaves no memory, `hee=false` the error as it is.
+* There is no skip connection nor any other path around a memory, and fewer items than a query has dimensions: only
+  then does an image that is like none come back worse.
+* The latent vector is partitioned, not the image: a query is of a part of the vector and so of the whole image.
+  Memories of tiles, whose answers are decoded into their tiles alone, found less.
+* Encoder and decoder are linear maps of the pixels of a small grid, fitted by the squared error: as much as three
+  levels of convolutions with the same memories found, or more, in a fraction of the time.
+* Cosine similarity with a temperature addresses the items.
+  Weights are not shrunk to zero: it found less.
+* Queries are drawn to the answers that they get (the compactness of MNAD), so that how far both are apart tells normal
+  images from others.
+* Which error and which share of its map is the score is chosen by synthetic defects in held-out normals, and so is
+  whether the histogram's mode is subtracted.
 
-Shape suffixes: B batch, C channels, H height, W width, T tiles, Q queries of a tile, N items, D dimensions of a query.
+Shape suffixes: B batch, C channels, H height, W width of the input; h, w those of the grid; P pixels of all channels of
+the grid; T parts of the latent vector, D dimensions of one, N items of a memory; M error maps.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+import math
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.detector import Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating
+from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating, finite_or_stop
 from models.errors import ConfigError
 from models.parts import histogram_error
+from models.parts.error_score import WAYS, ErrorScore, ErrorScoreFit, Way
 from models.parts.histogram import LogHistogram
 from models.parts.maps import gaussian_blur
-from models.parts.reconstruction import Decay, ReconstructionLearner, image_scores, rebuild
-from models.parts.similarity import gms_map, reconstruction_loss
-from models.parts.unet import UNet, check_size
+from models.parts.similarity import gradient_distance
 from models.runtime import Runtime
 
-Mode = Literal["none", "skip", "pmb"]
-DECAY = Decay((0.8, 0.9), 0.2)
-TEMPERATURE = 0.05
-# What the entropy of a memory's weights weighs in the loss (MemAE's).
-LAMBDA_ENTROPY = 2e-4
-# Parameters of one level's memories.
-LARGEST_MEMORY = 50_000_000
-# Where the histograms over held-out normals end; gradient similarity is below.
-LARGEST_ERROR = 2.0
-# Sigma in pixels at a height of 128.
-BLUR = 2.0
+TEMPERATURE = 0.1
+# What the distance of queries and answers weighs in the loss, beside the squared error as a share of the images' own.
+COMPACTNESS = 0.01
+# Gradients are compared at this many sizes, each half of the one before, and four pixels are left of the last.
+SCALES = 3
+LEAST_SIDE = 4 << (SCALES - 1)
+# Sigma of the heatmap's blur, as a share of the grid's side.
+BLUR = 1 / 32
+# Where the histograms over held-out normals begin and end; errors are below 2.
+ERROR_RANGE = (1e-6, 2.0)
+# The ways to score an error map, and then those to score what its histogram leaves of it.
+ALL_WAYS = WAYS | {f"{name}_hee": (of + 2, share) for name, (of, share) in WAYS.items()}
+HEEWay = Literal["gradient_hee", "gradient_top_hee", "difference_hee", "difference_top_hee"]
 
 
 class PMADConfig(TrainedConfig):
-    """PMAD's options; the defaults suit 64 to 128 px on CPU."""
+    """PMAD's options."""
 
-    epochs: int = Field(default=12, ge=1)
-    batch_size: int = Field(default=8, ge=1)
-    lr: float = Field(default=1e-3, gt=0)
-    # Channels at full resolution.
-    width: int = Field(default=16, ge=1)
-    # What the decoder sees at full resolution, 1/2, 1/4 and 1/8: nothing, the encoder's map, or what a memory answers.
-    modes: tuple[Mode, Mode, Mode, Mode] = ("none", "none", "none", "pmb")
-    # Tiles a side at each level.
-    partitions: tuple[int, int, int, int] = (4, 4, 2, 2)
-    # Of each memory.
-    items: int = Field(default=50, ge=1)
-    # Epochs without shrinking, which stops gradients.
-    warmup: int = Field(default=3, ge=0)
-    hee: bool = True
-    score: Literal["max", "mean"] = "mean"
+    epochs: int = Field(default=80, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    lr: float = Field(default=2e-3, gt=0)
+    # Side of the grid in pixels; where the input is not square, of a square of as many pixels.
+    grid: int = Field(default=32, ge=LEAST_SIDE, le=128)
+    # Dimensions of the latent vector, and parts of it.
+    latent: int = Field(default=256, ge=2)
+    partitions: int = Field(default=8, ge=1)
+    # Of each part's memory.
+    items: int = Field(default=24, ge=1)
+    # Without memories it is a plain auto-encoder.
+    memory: bool = True
+    score: Way | HEEWay = "auto"
 
     @model_validator(mode="after")
-    def _options_are_of_a_memory(self) -> Self:
-        for option in ("partitions", "items", "warmup"):
-            value, default = getattr(self, option), type(self).model_fields[option].default
-            if "pmb" not in self.modes and value != default:
-                raise ConfigError(
-                    f"{option} counts where modes name a memory.", f"{option}={value}", f"Leave it at {default}."
-                )
+    def _memories_can_refuse(self) -> Self:
+        if self.latent % self.partitions:
+            raise ConfigError(
+                "The latent vector is cut into equal parts.",
+                f"partitions={self.partitions} of latent={self.latent}",
+                "Choose --set partitions=8 --set latent=256.",
+            )
+        if self.memory and self.items >= self.latent // self.partitions:
+            raise ConfigError(
+                "A memory that has as many items as its queries have dimensions has an answer to all of them.",
+                f"items={self.items}, and {self.latent // self.partitions} dimensions (latent / partitions)",
+                "Choose fewer items, or --set latent=... larger.",
+            )
         return self
 
 
-def tile(maps_BCHW: Tensor, side: int) -> Tensor:
-    """[B, T, C, h * w] with T = side**2 tiles, row by row."""
-    b, c, height, width = maps_BCHW.shape
-    h, w = height // side, width // side
-    return maps_BCHW.reshape(b, c, side, h, side, w).permute(0, 2, 4, 1, 3, 5).reshape(b, side**2, c, h * w)
-
-
-def untile(tiles_BTCD: Tensor, side: int, size: tuple[int, int]) -> Tensor:
-    """The maps [B, C, H, W] that `tile` cut."""
-    b, _, c, _ = tiles_BTCD.shape
-    h, w = size[0] // side, size[1] // side
-    return tiles_BTCD.reshape(b, side, side, c, h, w).permute(0, 3, 1, 4, 2, 5).reshape(b, c, *size)
-
-
-def shrink(weights: Tensor) -> Tensor:
-    """Weights [..., N] without those up to 1/N, scaled to a sum of 1; the largest alone where none is above."""
-    limit = 1 / weights.shape[-1]
-    above = weights - limit
-    kept = F.relu(above) * weights / (above.abs() + 1e-12)
-    total = kept.sum(-1, keepdim=True)
-    nearest = F.one_hot(weights.argmax(-1), weights.shape[-1]).to(weights)
-    return torch.where(total > 0, kept / total.clamp_min(1e-12), nearest)
-
-
 class PartitionMemory(nn.Module):
-    """Answers a feature map with a mixture of memory items, tile by tile; nothing else of the map passes.
+    """Answers each part of a latent vector with a mixture of its own items; nothing else of the vector passes."""
 
-    Args:
-        size: height and width of the map.
-        side: tiles a side.
-        items: of each tile's memory.
-        temperature: the smaller, the fewer items answer.
+    def __init__(self, partitions: int, items: int, dims: int) -> None:
+        super().__init__()
+        self.items = nn.Parameter(torch.randn(partitions, items, dims))
+
+    def weights(self, queries_BTD: Tensor) -> Tensor:
+        """How much of each item is in the answers, [B, T, N], sum 1."""
+        items_TND = self.items.to(queries_BTD)
+        similarity_TBN = F.normalize(queries_BTD, dim=-1).transpose(0, 1) @ F.normalize(items_TND, dim=-1).mT
+        return (similarity_TBN.transpose(0, 1) / TEMPERATURE).softmax(-1)
+
+    def forward(self, queries_BTD: Tensor) -> Tensor:
+        """The answers [B, T, D]."""
+        return (self.weights(queries_BTD).transpose(0, 1) @ self.items.to(queries_BTD)).transpose(0, 1)
+
+
+class Rebuilt(NamedTuple):
+    """What comes back of images, and how far each part's answer was from its query.
+
+    `images` [B, ...] as they were given, `distance` [B, T] in [0, 2]: 1 - cosine, 0 where there are no memories.
     """
 
-    def __init__(self, size: tuple[int, int], side: int, items: int, *, temperature: float = TEMPERATURE) -> None:
+    images: Tensor
+    distance: Tensor
+
+
+class AutoEncoder(nn.Module):
+    """Linear encoder and decoder, and the memories between them; all works in the precision of the images."""
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, pixels: int, config: PMADConfig) -> None:
         super().__init__()
-        area = (size[0] // side) * (size[1] // side)
-        if side**2 * items * area > LARGEST_MEMORY:
-            raise ConfigError(
-                f"A level's memories have at most {LARGEST_MEMORY:,} parameters.",
-                f"{side**2 * items * area:,} for {side**2} memories of {items} items of {area} dimensions",
-                "Choose fewer --set items=..., or memories at coarser levels alone: --set modes=[none,none,none,pmb].",
-            )
-        self.side, self.temperature = side, temperature
-        self.items = nn.Parameter(torch.randn(side**2, items, area))
-        # Off while the learner warms up.
-        self.shrinks = True
-        self._usage: tuple[Tensor, Tensor] | None = None
+        dims = config.latent // config.partitions
+        # Mean of normal pixels, and how far they are from it: without them all queries would be alike at first.
+        self.register_buffer("centre", torch.full((pixels,), 0.5))
+        self.register_buffer("spread", torch.ones(()))
+        self.encoder = nn.Linear(pixels, config.latent, bias=False)
+        self.memory = PartitionMemory(config.partitions, config.items, dims) if config.memory else None
+        self.decoder = nn.Linear(config.latent, pixels, bias=False)
+        self.parts = (config.partitions, dims)
 
-    def usage(self) -> tuple[Tensor, Tensor]:
-        """Entropies and maxima of the weights [B, T, Q] in the last forward pass in training mode; asked for once."""
-        assert self._usage is not None
-        found, self._usage = self._usage, None
-        return found
+    def queries(self, images_BChw: Tensor) -> Tensor:
+        """The parts of the images' latent vectors, [B, T, D]."""
+        latent_BL = _apply(self.encoder, (images_BChw.flatten(1) - self.centre.to(images_BChw)) / self.spread)
+        return latent_BL.reshape(-1, *self.parts)
 
-    def forward(self, maps_BCHW: Tensor) -> Tensor:
-        # The queries are the channels.
-        tiles_BTQD = tile(maps_BCHW, self.side)
-        similarity = F.normalize(tiles_BTQD, dim=-1) @ F.normalize(self.items, dim=-1).transpose(1, 2)
-        weights_BTQN = (similarity / self.temperature).softmax(-1)
-        if self.training:
-            entropy = -(weights_BTQN * weights_BTQN.clamp_min(1e-12).log()).sum(-1)
-            self._usage = entropy, weights_BTQN.detach().amax(-1)
-        if self.shrinks:
-            weights_BTQN = shrink(weights_BTQN)
-        return untile(weights_BTQN @ self.items, self.side, (maps_BCHW.shape[2], maps_BCHW.shape[3]))
+    def forward(self, images_BChw: Tensor) -> Rebuilt:
+        queries_BTD = self.queries(images_BChw)
+        answers_BTD = queries_BTD if self.memory is None else self.memory(queries_BTD)
+        rebuilt_BP = self.centre.to(images_BChw) + self.spread * _apply(self.decoder, answers_BTD.flatten(1))
+        distance_BT = 1 - F.cosine_similarity(queries_BTD, answers_BTD, dim=-1)
+        return Rebuilt(rebuilt_BP.reshape(images_BChw.shape), distance_BT)
 
 
-class PMADLearner(ReconstructionLearner["PMAD"]):
-    """Phases: `rebuild`; with HEE also `range` and `modes` over held-out normals."""
+def _apply(layer: nn.Linear, x_BP: Tensor) -> Tensor:
+    """The layer in the precision of what it is applied to."""
+    return F.linear(x_BP, layer.weight.to(x_BP))
+
+
+class PMADLearner:
+    """Phases: `centre` and `rebuild`; over held-out normals `range` and `modes` of the histograms, then `choose`."""
 
     def __init__(self, detector: PMAD, runtime: Runtime) -> None:
-        self.config = detector.config
-        held_out = (Phase("range", 1, "held_out"), Phase("modes", 1, "held_out")) if self.config.hee else ()
-        phases = (Phase("rebuild", self.config.epochs), *held_out)
-        super().__init__(detector, detector.network, runtime, phases, lr=self.config.lr, decay=DECAY)
-        self._histogram = LogHistogram(1e-6, LARGEST_ERROR)
+        config = detector.config
+        held_out = (Phase(name, 1, "held_out") for name in ("range", "modes", "choose"))
+        self.phases: tuple[Phase, ...] = (Phase("centre", 1), Phase("rebuild", config.epochs), *held_out)
+        self.detector = detector.to(runtime.device)
+        self.network = runtime.wrap(detector.network)
+        self.runtime, self.config = runtime, config
+        self.optimizer = torch.optim.Adam(detector.network.parameters(), lr=config.lr)
+        self.phase = ""
+        # Finished epochs of the current phase.
+        self.epoch = 0
+        # Of the images' grids: sum, sum of squares, and count.
+        self.moments_3P = torch.zeros(3, detector.network.centre.numel(), dtype=torch.float64, device=runtime.device)
+        self.histograms = [LogHistogram(*ERROR_RANGE) for _ in range(2)]
+        self.scores = ErrorScoreFit(detector.error_score, detector.errors, runtime)
 
     def start(self, phase: str) -> None:
-        super().start(phase)
-        self._set_shrinking()
+        self.phase, self.epoch = phase, 0
+        self.detector.eval()
 
-    def _set_shrinking(self) -> None:
-        warming = self.trains and self.epoch < min(self.config.warmup, self.config.epochs - 1)
-        for memory in self.detector.memories():
-            memory.shrinks = not warming
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        images = batch.images.to(self.runtime.device, non_blocking=True)
+        if self.phase == "rebuild":
+            return self._train(images)
+        with torch.no_grad():
+            if self.phase == "centre":
+                pixels_BP = self.detector.on_grid(images).flatten(1)
+                self.moments_3P += torch.stack([pixels_BP**power for power in (1, 2, 0)]).sum(1)
+            elif self.phase == "choose":
+                self.scores.step(images, batch.positions, batch.total)
+            else:
+                self._count(self.detector.raw_errors(images))
+        return {}
 
-    def losses(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        terms = reconstruction_loss(images_BCHW, rebuild(self.network, images_BCHW), self.runtime.mean)
-        for number, memory in enumerate(self.detector.memories()):
-            entropy, largest = (self.runtime.mean(values) for values in memory.usage())
-            terms["loss"] = terms["loss"] + LAMBDA_ENTROPY * entropy
-            terms |= {f"entropy_{number}": entropy, f"largest_{number}": largest}
-        return terms
+    def _train(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        grid_BChw = self.detector.on_grid(images_BCHW).to(self.detector.network.encoder.weight)
+        rebuilt, distance_BT = self.network(grid_BChw)
+        mse = self.runtime.mean((rebuilt - grid_BChw).square())
+        distance = self.runtime.mean(distance_BT)
+        loss = mse / self.detector.network.spread.square() + COMPACTNESS * distance
+        losses = {"loss": loss.detach(), "mse": mse.detach(), "distance": distance.detach()}
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        finite_or_stop(self.phase, losses)
+        self.optimizer.step()
+        return losses
 
-    def measure(self, images_BCHW: Tensor) -> None:
-        errors = self.detector.errors(images_BCHW)
-        if self.phase == "modes":
-            errors = histogram_error.mode(errors, self.detector.error_top, LARGEST_ERROR)
-        self._histogram.add(errors)
+    def _count(self, errors_2Bhw: Tensor) -> None:
+        for histogram, found, top in zip(self.histograms, errors_2Bhw, self.detector.error_top, strict=True):
+            histogram.add(found if self.phase == "range" else histogram_error.mode(found, top, ERROR_RANGE[1]))
 
     def end_epoch(self) -> None:
-        super().end_epoch()
-        if not self.trains:
-            self._histogram.all_reduce(self.runtime.all_reduce_sum)
-        self._set_shrinking()
+        self.epoch += 1
+        if self.phase == "rebuild":
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.lr * (1 + math.cos(math.pi * self.epoch / self.config.epochs)) / 2
+        elif self.phase == "centre":
+            self.moments_3P = self.runtime.all_reduce_sum(self.moments_3P)
+        elif self.phase != "choose":
+            for histogram in self.histograms:
+                histogram.all_reduce(self.runtime.all_reduce_sum)
 
     def finish(self, phase: str) -> None:
-        if phase == "range":
-            self.detector.error_top.fill_(self._histogram.quantile(0.999))
-        elif phase == "modes":
-            self.detector.mode_cap.fill_(self._histogram.quantile(0.99))
-        self._histogram.counts = torch.zeros_like(self._histogram.counts)
+        if phase == "centre":
+            mean_P, square_P, _ = self.moments_3P / self.moments_3P[2]
+            self.detector.network.centre.copy_(mean_P)
+            # Two standard deviations: by one, or by four, the memories learn a little less.
+            spread = 2 * (square_P - mean_P.square()).mean().clamp_min(0).sqrt()
+            # Images that are all alike have none.
+            self.detector.network.spread.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
+        elif phase == "choose":
+            self.scores.finish(self.config.score)
+        elif phase != "rebuild":
+            constants, share = (self.detector.error_top, 0.999) if phase == "range" else (self.detector.mode_cap, 0.99)
+            for of, histogram in enumerate(self.histograms):
+                constants[of] = histogram.quantile(share)
+                histogram.counts = torch.zeros_like(histogram.counts)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"histogram": self._histogram.counts}
+        return {
+            "detector": self.detector.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "moments": self.moments_3P,
+            "histograms": [histogram.counts for histogram in self.histograms],
+            **self.scores.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._histogram.counts = state["histogram"]
-        self._set_shrinking()
+        self.detector.load_state_dict(state["detector"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch = state["epoch"]
+        self.moments_3P = state["moments"].to(self.runtime.device)
+        for histogram, counts in zip(self.histograms, state["histograms"], strict=True):
+            histogram.counts = counts
+        self.scores.load_state_dict(state)
 
 
 class PMAD(Detector):
-    """The auto-encoder with its memories, and the constants of the histograms."""
+    """The auto-encoder with its memories, the constants of the histograms, and the score that was chosen."""
 
     error_top: Tensor
     mode_cap: Tensor
@@ -219,45 +271,47 @@ class PMAD(Detector):
         # Nothing here is pretrained.
         del pretrained
         super().__init__()
-        check_size(spec)
         self.config: PMADConfig = config
         self.spec = spec
-        self.network = UNet(width=config.width, out_channels=3, bridges=[self._bridge(n) for n in range(4)])
-        self.register_buffer("error_top", torch.ones(()))
-        self.register_buffer("mode_cap", torch.full((), LARGEST_ERROR))
+        across = math.sqrt(spec.height_px / spec.width_px)
+        sides = config.grid * across, config.grid / across
+        self.grid = (max(LEAST_SIDE, round(sides[0])), max(LEAST_SIDE, round(sides[1])))
+        self.network = AutoEncoder(spec.channels * math.prod(self.grid), config)
+        # Of errors by gradients and by values.
+        self.register_buffer("error_top", torch.full((2,), ERROR_RANGE[1], dtype=torch.float64))
+        self.register_buffer("mode_cap", torch.full((2,), ERROR_RANGE[1], dtype=torch.float64))
+        self.error_score = ErrorScore(ALL_WAYS)
 
-    def _bridge(self, level: int) -> nn.Module | None:
-        config = self.config
-        if config.modes[level] != "pmb":
-            return nn.Identity() if config.modes[level] == "skip" else None
-        side = config.partitions[level]
-        height, width = self.spec.height_px >> level, self.spec.width_px >> level
-        if side < 1 or height % side or width % side:
-            raise ConfigError(
-                "Tiles divide a map evenly.",
-                f"{side} a side at level {level}, whose map is {height}x{width}",
-                "Choose another with --set partitions=[4,4,2,2] (full resolution, 1/2, 1/4, 1/8).",
-            )
-        return PartitionMemory((height, width), side, config.items)
+    def on_grid(self, images_BCHW: Tensor) -> Tensor:
+        """The images resampled by area to the grid, [B, C, h, w] in float64."""
+        return F.interpolate(images_BCHW.double(), self.grid, mode="area")
 
-    def memories(self) -> list[PartitionMemory]:
-        """The memories, fine to coarse."""
-        return [part for part in self.network.bridges if isinstance(part, PartitionMemory)]
+    def raw_errors(self, images_BCHW: Tensor) -> Tensor:
+        """How far gradients and values of the images lie from those that come back, [2, B, h, w] in float64.
+
+        A score is a small difference divided by its small spread among normals: float32 would show.
+        """
+        x_BChw = self.on_grid(images_BCHW)
+        y_BChw = self.network(x_BChw).images.clamp(0.0, 1.0)
+        return torch.stack([gradient_distance(x_BChw, y_BChw, SCALES), (x_BChw - y_BChw).abs().mean(1)])
 
     def errors(self, images_BCHW: Tensor) -> Tensor:
-        """How unlike each image its reconstruction is, at each pixel, [B, H, W]."""
-        return gms_map(images_BCHW, rebuild(self.network, images_BCHW))
+        """The two raw errors, and what their histograms leave of them, [M, B, h, w]."""
+        raw_2Bhw = self.raw_errors(images_BCHW)
+        left = [
+            histogram_error.subtract(found, histogram_error.mode(found, top, cap))
+            for found, top, cap in zip(raw_2Bhw, self.error_top, self.mode_cap, strict=True)
+        ]
+        return torch.cat([raw_2Bhw, torch.stack(left)])
 
     def score(self, images: Tensor) -> Scores:
         self.spec.check(images)
         with evaluating(self), torch.no_grad():
-            # One by one: shrinking drops an item from one step of the last digit to the next, and that digit hangs on
-            # the size of the batch.
-            errors = torch.cat([self.errors(image) for image in images.unsqueeze(1)])
-            if self.config.hee:
-                errors = histogram_error.subtract(errors, histogram_error.mode(errors, self.error_top, self.mode_cap))
-            heatmap = gaussian_blur(errors, BLUR * self.spec.height_px / 128)
-        return Scores(image_scores(heatmap, self.config.score), heatmap)
+            image, heat_Bhw = self.error_score(self.errors(images))
+            blurred = gaussian_blur(heat_Bhw, BLUR * math.sqrt(math.prod(self.grid)))
+            size = (self.spec.height_px, self.spec.width_px)
+            heatmap = F.interpolate(blurred.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
+        return Scores(image.float(), heatmap.float())
 
     def learner(self, runtime: Runtime) -> PMADLearner:
         return PMADLearner(self, runtime)

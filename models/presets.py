@@ -82,22 +82,9 @@ PRESETS: dict[str, dict[str, Preset]] = {
     },
     "pmad": {
         "fast": Preset((64, 64)),
-        # The abstract has memories and skips by turns. Neither text nor code is public: size, epochs, batch and rate
-        # are those of the authors' next method (ADPS, TNNLS 2024), the rest is re-derived for that size.
-        "paper": Preset(
-            (256, 256),
-            {
-                "epochs": 300,
-                "batch_size": 32,
-                "lr": 1e-4,
-                "width": 64,
-                "modes": ("none", "pmb", "skip", "pmb"),
-                "partitions": (16, 8, 8, 4),
-                "items": 200,
-                "warmup": 15,
-                "score": "max",
-            },
-        ),
+        # Neither text nor code is public: size, epochs and batch are those of the authors' next method (ADPS, TNNLS
+        # 2024), grid, parts and items are ours at that scale.
+        "paper": Preset((256, 256), {"epochs": 300, "grid": 64, "latent": 1024, "partitions": 16, "items": 48}),
     },
     "autoencoder": {
         "fast": Preset((32, 32)),

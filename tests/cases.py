@@ -56,7 +56,7 @@ class Case:
 INSTALLED = {"backbone": "efficientnet_lite0"}
 RESNET = {"backbone": "resnet18", "weights": "random", "layers": (2, 3)}
 FYD_SMALL = {**RESNET, "width": 8, "align_stages": True, "contrast": True, "lr": 1e-3}
-TURNS = ("none", "pmb", "skip", "pmb")
+PARTS = {"latent": 12, "partitions": 3, "items": 3}
 SEVEN = {"epochs": 7, "batch_size": 4}
 CYCLE = {"ngf": 4, "blocks": 1, "ndf": 4}
 
@@ -115,35 +115,20 @@ CASES: dict[str, Case] = {
     ),
     "pmad": Case(
         "pmad",
-        contract={"epochs": 12, "batch_size": 4, "width": 4, "warmup": 2, "items": 20},
-        curve=Curve({"width": 4, "epochs": 10, "items": 6, "warmup": 4}, ("rebuild",)),
-        work=Work({**SEVEN, "width": 4, "items": 6, "warmup": 3, "modes": TURNS}, (32, 48), "rebuild"),
+        contract={"epochs": 60, "batch_size": 4, "lr": 5e-3},
+        curve=Curve({"epochs": 10, "grid": 16, **PARTS}, ("rebuild",)),
+        work=Work({**SEVEN, "grid": 16, **PARTS}, (32, 48), "rebuild"),
     ),
     "pmad-paper": Case(
         "pmad",
         "paper",
         contract={
-            "epochs": 12,
-            "batch_size": 4,
-            "lr": 1e-3,
-            "width": 4,
-            "warmup": 2,
-            "items": 20,
-            "partitions": (4, 4, 2, 2),
+            **{"epochs": 60, "batch_size": 4, "lr": 5e-3},
+            **{"grid": 32, "latent": 128, "partitions": 4, "items": 24},
         },
-        curve=Curve({"width": 4, "epochs": 10, "items": 6, "warmup": 4, "modes": TURNS}, ("rebuild",)),
     ),
     "pmad-plain": Case(
-        "pmad",
-        contract={
-            "epochs": 24,
-            "batch_size": 4,
-            "lr": 3e-3,
-            "width": 4,
-            "modes": ("none", "none", "none", "none"),
-            "hee": False,
-            "score": "max",
-        },
+        "pmad", contract={"epochs": 60, "batch_size": 4, "lr": 5e-3, "latent": 16, "partitions": 1, "memory": False}
     ),
     "autoencoder": Case(
         "autoencoder",

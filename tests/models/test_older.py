@@ -40,6 +40,11 @@ MKD_0_1: dict[str, Any] = {
     **{"selection": "avg_late", "cache_mib": 4096},
     **RESNET,
 }
+PMAD_0_1: dict[str, Any] = {
+    **{"epochs": 30, "batch_size": 8, "lr": 1e-3, "width": 16, "modes": ["none", "pmb", "skip", "pmb"], "items": 50},
+    **{"partitions": [4, 4, 2, 2], "query": "channel_map", "temperature": 0.05, "hee": True, "score": "max"},
+}
+OLDER = {"fyd": FYD_0_1, "mkd": MKD_0_1, "pmad": PMAD_0_1}
 # Names in the weights now, and in version 0.1.0.
 NAMES_0_1 = (
     (r"^backbone\.", "trunk."),
@@ -118,13 +123,15 @@ def test_an_mkd_model_scores_as_it_did_under_its_id(tmp_path: Path):
         ("fyd", {"contrast": True}, r"contrast=False\. Got: contrast=True in .*fit again with `--detector padim`"),
         ("fyd", {"align_stages": True, "contrast": True}, r"align_stages=True in .*--detector padim`"),
         ("mkd", {"bn_affine": False}, r"those with bn_affine=True\. Got: bn_affine=False in .*version that wrote it"),
+        # As version 0.1.0 wrote them; all of the latent vector passes through memories now.
+        ("pmad", {}, r"none with width\. Got: width=16 in .*fit again with `--detector pmad`"),
         ("mkd", {"forgotten": 3}, r"none with forgotten\. Got: forgotten=3 in .*fit again with `--detector mkd`"),
     ],
 )
 def test_what_is_no_longer_read_is_named_with_the_remedy(
     kind: str, options: dict[str, Any], message: str, tmp_path: Path
 ):
-    write_0_1(tmp_path, kind, build("padim", SIZE, **RESNET), {"fyd": FYD_0_1, "mkd": MKD_0_1}[kind] | options)
+    write_0_1(tmp_path, kind, build("padim", SIZE, **RESNET), OLDER[kind] | options)
     with pytest.raises(ArtifactError, match=message):
         artifact.load(tmp_path)
 
