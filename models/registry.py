@@ -139,7 +139,8 @@ DETECTORS: dict[str, Entry] = {
             weights="none needed",
             takes_grey=True,
             choose="archives of which some 30 or more anomalous images are known, and where a miss costs more than a "
-            "false alarm: its threshold is set by them",
+            "false alarm: its threshold is set by them; for more of what is known and nothing else, a plain classifier "
+            "on pretrained features serves better",
         ),
         Entry(
             kind="fyd",
