@@ -38,10 +38,11 @@ from torch import Tensor, nn
 from models.backbones import Backbone, Stages
 from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating, finite_or_stop
 from models.errors import ConfigError
-from models.parts.agreement import AgreementHeads, agreement_loss, alignment_loss, consistency_loss, drift_loss
+from models.parts.agreement import AgreementHeads, agreement_loss
+from models.parts.alignment import Alignment
 from models.parts.maps import gaussian_blur
 from models.parts.stage_gaussians import LEVEL, SCALE, STATISTICS, GaussianFit, StageGaussians, average_patches
-from models.parts.stn import SpatialTransformer, random_movements, shown, unwarp, warp
+from models.parts.stn import SpatialTransformer, shown, unwarp, warp
 from models.runtime import Runtime
 
 # What the image's transformer reads.
@@ -52,14 +53,8 @@ SMALLEST_STN_PX = 8
 PASSES = 2
 # How far one look may turn an image, and shift it, as a share of its sides.
 IMAGE_ANGLE_DEG, IMAGE_SHIFT = 45.0, 0.25
-# How far copies of an image are turned and shifted, for its transformer to learn to undo.
-MOVED_DEG, MOVED_SHIFT = 20.0, 0.1
-# What different images' pixels weigh beside the movements of copies.
-PAIRS = 0.1
 # How far a stage's map may be turned, and scaled.
 STAGE_ANGLE_DEG, STAGE_SCALE = 15.0, 0.1
-# Adam's rate of the image's transformer, with cosine decay.
-ALIGN_LR = 1e-3
 # Features are averaged over so many positions a side.
 PATCH = 3
 # A distance counts where the image covers so much of what lies around its position.
@@ -184,13 +179,8 @@ class FYDLearner:
         self.phase = ""
         # Finished epochs of the current phase.
         self.epoch = 0
-        # Of the alignment; movements are drawn anew in each.
-        self.steps = 0
-        # Of the alignment's last epoch: the sums of how far images are apart as they are, and aligned.
-        self.apart = torch.zeros(2, dtype=torch.float64)
         if detector.image_transformer is not None:
-            self.aligner = runtime.wrap(detector.image_transformer)
-            self.align_optimizer = torch.optim.Adam(detector.image_transformer.parameters(), lr=ALIGN_LR)
+            self.alignment = Alignment(detector.image_transformer, config.align_epochs, runtime)
         if self.contrasted:
             with torch.random.fork_rng():
                 # Equal on every rank.
@@ -205,49 +195,20 @@ class FYDLearner:
         self.phase, self.epoch = phase, 0
         self.detector.eval()
         if phase == "align":
-            self.aligner.train()
+            self.alignment.network.train()
         elif phase == "contrast":
             self.network.train()
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         images = batch.images.to(self.runtime.device, non_blocking=True)
         if self.phase == "align":
-            return self._align(images, batch.total)
+            return self.alignment.step(images, batch.total)
         if self.phase == "contrast":
             return self._contrast(images, batch.total)
         with torch.no_grad():
             maps, _ = self.detector.maps(images)
             self.gaussians.step(self.phase, maps)
         return {}
-
-    def _align(self, images: Tensor, total: int) -> dict[str, Tensor]:
-        """Two moved copies of each image: both have to be seen in one frame, and images of all ranks alike in it."""
-        count, size = len(images), (min(POOLED_PX, images.shape[2]), min(POOLED_PX, images.shape[3]))
-        # The same on every rank.
-        draw = torch.Generator().manual_seed(self.runtime.seed * 1_000_003 + self.steps)
-        aspect = images.shape[2] / images.shape[3]
-        moved = torch.cat(
-            [
-                random_movements(total, draw, max_angle_deg=MOVED_DEG, max_shift=MOVED_SHIFT, aspect=aspect)[
-                    self.runtime.mine(total)
-                ]
-                for _ in range(2)
-            ]
-        ).to(images)
-        pooled = F.adaptive_avg_pool2d(images, size)
-        copies = warp(pooled.repeat(2, 1, 1, 1), moved)
-        transform = self.aligner(copies)
-        first, second = (self.runtime.gather(rows, total) for rows in (moved @ transform).split([count, count]))
-        aligned = self.runtime.gather(warp(copies[:count], transform[:count]), total)
-        moved_apart, apart = consistency_loss(first, second), alignment_loss(aligned)
-        loss = moved_apart + drift_loss(first) + PAIRS * apart
-        losses = {"loss": loss.detach(), "copies": moved_apart.detach(), "pairs": apart.detach()}
-        self._update(self.align_optimizer, loss, losses)
-        self.steps += 1
-        if self.epoch == self.config.align_epochs - 1:
-            as_they_are = alignment_loss(self.runtime.gather(pooled, total))
-            self.apart += torch.stack([as_they_are, losses["pairs"]]).double().cpu()
-        return losses
 
     def _contrast(self, images: Tensor, total: int) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -258,35 +219,32 @@ class FYDLearner:
         # One image has nothing to agree with.
         if total > 1:
             losses["spread"] = F.normalize(projected.detach(), dim=1).std(0).mean()
-        self._update(self.optimizer, loss, losses)
-        return losses
-
-    def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor, losses: dict[str, Tensor]) -> None:
         finite_or_stop(self.phase, losses)
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        self.optimizer.step()
+        return losses
 
     def end_epoch(self) -> None:
         self.epoch += 1
         self.gaussians.end_epoch(self.phase)
         if self.phase == "align":
-            _decay(self.align_optimizer, ALIGN_LR, self.epoch / self.config.align_epochs)
+            self.alignment.end_epoch()
         elif self.phase == "contrast":
-            _decay(self.optimizer, self.config.lr, self.epoch / self.config.epochs)
+            # Cosine to zero.
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * self.epoch / self.config.epochs))
 
     def finish(self, phase: str) -> None:
         if phase == "align":
-            as_they_are, aligned = self.apart
-            self.detector.aligns.fill_(bool(aligned < as_they_are))
+            self.detector.aligns.fill_(self.alignment.pays())
         self.gaussians.finish(phase)
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"detector": self.detector.state_dict(), "epoch": self.epoch, "steps": self.steps}
-        state["apart"] = self.apart
+        state: dict[str, Any] = {"detector": self.detector.state_dict(), "epoch": self.epoch}
         state |= self.gaussians.state_dict()
         if self.config.align_image:
-            state["align_optimizer"] = self.align_optimizer.state_dict()
+            state["alignment"] = self.alignment.state_dict()
         if self.contrasted:
             state["heads"] = self.agreement.heads.state_dict()
             state["optimizer"] = self.optimizer.state_dict()
@@ -294,19 +252,13 @@ class FYDLearner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.detector.load_state_dict(state["detector"])
-        self.epoch, self.steps, self.apart = state["epoch"], state["steps"], state["apart"]
+        self.epoch = state["epoch"]
         self.gaussians.load_state_dict(state)
         if self.config.align_image:
-            self.align_optimizer.load_state_dict(state["align_optimizer"])
+            self.alignment.load_state_dict(state["alignment"])
         if self.contrasted:
             self.agreement.heads.load_state_dict(state["heads"])
             self.optimizer.load_state_dict(state["optimizer"])
-
-
-def _decay(optimizer: torch.optim.Optimizer, lr: float, share: float) -> None:
-    """Cosine to zero, after `share` of the epochs."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
 class FYD(Detector):

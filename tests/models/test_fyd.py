@@ -258,13 +258,13 @@ def test_images_that_lie_no_closer_when_aligned_stay_as_they_are():
     detector = fyd((32, 32), layers=(2,), align_epochs=1, batch_size=16, width=16)
     learner = detector.learner(Runtime())
     run_phase(learner, "align", batches(images, 16))
-    as_they_are, aligned = learner.apart
+    as_they_are, aligned = learner.alignment.apart
     assert as_they_are < aligned, "they lie alike, and an untrained transformer undoes nothing"
     assert not detector.aligns
     found, transform = detector.eval().align(images)
     assert torch.equal(found, images)
     torch.testing.assert_close(transform, torch.eye(3).expand(16, 3, 3))
-    learner.apart = learner.apart.flip(0)
+    learner.alignment.apart = learner.alignment.apart.flip(0)
     learner.finish("align")
     assert detector.aligns
 

@@ -1,0 +1,89 @@
+"""How FYD's image transformer learns to bring images into one frame.
+
+Shape suffixes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.detector import finite_or_stop
+from models.parts.agreement import alignment_loss, consistency_loss, drift_loss
+from models.parts.stn import SpatialTransformer, random_movements, warp
+from models.runtime import Runtime
+
+# Adam's rate, with cosine decay.
+LR = 1e-3
+# How far copies of an image are turned and shifted, for the transformer to learn to undo.
+MOVED_DEG, MOVED_SHIFT = 20.0, 0.1
+# What different images' pixels weigh beside the movements of copies.
+PAIRS = 0.1
+
+
+class Alignment:
+    """The fit of a transformer: its losses, its optimizer, and whether images lie closer by it."""
+
+    def __init__(self, transformer: SpatialTransformer, epochs: int, runtime: Runtime) -> None:
+        self.size_px = transformer.size_px
+        self.epochs = epochs
+        self.runtime = runtime
+        self.network = runtime.wrap(transformer)
+        self.optimizer = torch.optim.Adam(transformer.parameters(), lr=LR)
+        # Movements are drawn anew in each.
+        self.steps = 0
+        self.epoch = 0
+        # Of the last epoch: the sums of how far images are apart as they are, and aligned.
+        self.apart = torch.zeros(2, dtype=torch.float64)
+
+    def step(self, images_BCHW: Tensor, total: int) -> dict[str, Tensor]:
+        """Two moved copies of each image: both have to be seen in one frame, and images of all ranks alike in it."""
+        count = len(images_BCHW)
+        pooled = F.adaptive_avg_pool2d(images_BCHW, self.size_px)
+        moved = self._movements(total, images_BCHW.shape[2] / images_BCHW.shape[3]).to(images_BCHW)
+        copies = warp(pooled.repeat(2, 1, 1, 1), moved)
+        transform = self.network(copies)
+        first, second = (self.runtime.gather(rows, total) for rows in (moved @ transform).split([count, count]))
+        aligned = self.runtime.gather(warp(copies[:count], transform[:count]), total)
+        between_copies, between_images = consistency_loss(first, second), alignment_loss(aligned)
+        loss = between_copies + drift_loss(first) + PAIRS * between_images
+        losses = {"loss": loss.detach(), "copies": between_copies.detach(), "pairs": between_images.detach()}
+        finite_or_stop("align", losses)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.steps += 1
+        if self.epoch == self.epochs - 1:
+            as_they_are = alignment_loss(self.runtime.gather(pooled, total))
+            self.apart += torch.stack([as_they_are, losses["pairs"]]).double().cpu()
+        return losses
+
+    def _movements(self, total: int, aspect: float) -> Tensor:
+        """This rank's, of the first copies and then of the second, [2 B, 3, 3]: drawn for all images on every rank."""
+        draw = torch.Generator().manual_seed(self.runtime.seed * 1_000_003 + self.steps)
+        bounds = {"max_angle_deg": MOVED_DEG, "max_shift": MOVED_SHIFT, "aspect": aspect}
+        return torch.cat([random_movements(total, draw, **bounds)[self.runtime.mine(total)] for _ in range(2)])
+
+    def end_epoch(self) -> None:
+        """Lower the rate: cosine to zero."""
+        self.epoch += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = LR * 0.5 * (1 + math.cos(math.pi * self.epoch / self.epochs))
+
+    def pays(self) -> bool:
+        """Whether images lay closer when they were aligned, in the last epoch."""
+        as_they_are, aligned = self.apart
+        return bool(aligned < as_they_are)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint; the transformer's weights are the detector's."""
+        return {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "epoch": self.epoch, "apart": self.apart}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps, self.epoch, self.apart = state["steps"], state["epoch"], state["apart"]
