@@ -1,6 +1,6 @@
 """How much of a known movement FYD's image transformer undoes.
 
-    python -m benchmarks.alignment [--epochs 40] [--seed 0] [--only br35h]
+    python -m benchmarks.alignment [--epochs 60] [--seed 0] [--only br35h]
 
 It is fitted on the normal images of a data set of quality.yaml, as `fit` would, and looks at normal images that were
 held out (whole groups).
@@ -110,7 +110,7 @@ def row(name: str, when: str, left: Left) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="only data sets whose name contains this text")
     args = parser.parse_args()

@@ -83,7 +83,7 @@ class FYDConfig(TrainedConfig):
     layers: tuple[int, ...] = (3, 4, 5)
     # Coarse: one transform an image, learnt in its own passes.
     align_image: bool = True
-    align_epochs: int = Field(default=40, ge=1)
+    align_epochs: int = Field(default=60, ge=1)
     # Coarse: one transform a stage, trained by the contrast.
     align_stages: bool = False
     # Fine: the backbone's features of different images agree at every position.
