@@ -152,7 +152,7 @@ DETECTORS: dict[str, Entry] = {
             channels=3,
             needs_anomalous=False,
             weights="ImageNet: EfficientNet-Lite0 installed with retroscan; others by download or --set weights=FILE",
-            choose="objects with an outline that lie turned or shifted: there it found far more than padim in our tests; "
+            choose="objects with an outline that lie turned or shifted: there it found more than padim in our tests; "
             "a fit takes several times as long",
         ),
     )
