@@ -58,7 +58,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "paper": Preset((128, 128), {"grid": 64, "cells": (8, 16)}),
     },
     "ssm": {
-        "fast": Preset((32, 32)),
+        "fast": Preset((64, 64)),
         # The published code's for Retinal-OCT (its train.py and test.py); lambda_mask is in its checkpoint's name.
         "paper": Preset(
             (128, 128),
@@ -68,6 +68,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "lr": 1e-4,
                 "width": 64,
                 "base": "none",
+                "grid": 0,
                 # 2, 4 and 8 px.
                 "cells_across": (64, 32, 16),
                 "masks": "disjoint",

@@ -39,6 +39,7 @@ Shape suffixes: B batch, C channels, H height, W width, K cell sizes, N masks of
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, Self
 
 import torch
@@ -52,10 +53,10 @@ from models.parts.conditional import ConditionalFit, ConditionalMean
 from models.parts.error_score import WAYS, ErrorScore, ErrorScoreFit
 from models.parts.histogram import LogHistogram
 from models.parts.maps import gaussian_blur
-from models.parts.masks import BLOCKS, checkerboard_masks, training_masks
+from models.parts.masks import BLOCKS, checkerboard_masks, compose, training_masks
 from models.parts.reconstruction import SMOOTHING, Decay, ReconstructionLearner
 from models.parts.similarity import gms_map, gradient_distance, reconstruction_loss
-from models.parts.unet import UNet, check_size
+from models.parts.unet import UNet, grid_px
 from models.runtime import Runtime
 
 DECAY = Decay((0.8,), 0.1)
@@ -71,7 +72,7 @@ MOST_PIXELS = 64 * 64
 
 
 class SSMConfig(TrainedConfig):
-    """SSM's options; the defaults suit 32 px on CPU."""
+    """SSM's options; the defaults suit CPUs."""
 
     epochs: int = Field(default=3, ge=1)
     batch_size: int = Field(default=16, ge=1)
@@ -79,6 +80,8 @@ class SSMConfig(TrainedConfig):
     # Channels at full resolution.
     width: int = Field(default=8, ge=1)
     base: Literal["linear", "none"] = "linear"
+    # Side in pixels of the grid on which all is done, of a square of as many pixels; 0: the input's own.
+    grid: int = Field(default=32, ge=0, le=256)
     # How many of the cells that are hidden as a whole lie along the image's shorter side.
     cells_across: tuple[int, ...] = Field(default=(8, 4, 2), min_length=1)
     # Of training: those of scoring, or as published three that are drawn.
@@ -98,13 +101,6 @@ class SSMConfig(TrainedConfig):
                 "refine_steps counts where refine is on.", f"refine_steps={self.refine_steps}", "Leave it at 1."
             )
         return self
-
-
-def compose(image_1CHW: Tensor, painted_KNCHW: Tensor, hidden_KN1HW: Tensor) -> Tensor:
-    """Every pixel from the masks that hid it, [K, C, H, W]; where none did, the image itself."""
-    times = hidden_KN1HW.sum(1)
-    mean = (painted_KNCHW * hidden_KN1HW).sum(1) / times.clamp_min(1)
-    return torch.where(times > 0, mean, image_1CHW.to(mean))
 
 
 class SSMLearner(ReconstructionLearner["SSM"]):
@@ -145,6 +141,7 @@ class SSMLearner(ReconstructionLearner["SSM"]):
             disjoint=self.config.masks == "disjoint",
             uncover=self.config.refine != "none",
         ).to(images_BCHW)
+        images_BCHW = self.detector.on_grid(images_BCHW)
         mirror = self.config.mirrored and float(torch.rand((), generator=generator)) < 0.5
         x_BCHW = images_BCHW.flip(3) if mirror else images_BCHW
         n, count = len(masks), len(x_BCHW)
@@ -167,7 +164,9 @@ class SSMLearner(ReconstructionLearner["SSM"]):
     def measure(self, images_BCHW: Tensor) -> None:
         if self.phase == "scale":
             self._scores.step(images_BCHW, self._batch.positions, self._batch.total)
-        elif self.phase == "threshold":
+            return
+        images_BCHW = self.detector.on_grid(images_BCHW)
+        if self.phase == "threshold":
             self._histogram.add(self.detector.suspicion(self.detector.first_errors(images_BCHW)))
         elif self._base_fit is not None and self.phase == "statistics":
             finite_or_stop(self.phase, {"images": self.runtime.mean(images_BCHW.flatten(1).sum(1))})
@@ -217,22 +216,21 @@ class SSM(Detector):
         # Nothing here is pretrained.
         del pretrained
         super().__init__()
-        check_size(spec)
         self.config: SSMConfig = config
         self.spec = spec
-        self.size_px = (spec.height_px, spec.width_px)
-        side, pixels = min(self.size_px), spec.height_px * spec.width_px
+        self.size_px = grid_px(config.grid, spec)
+        side, pixels = min(self.size_px), math.prod(self.size_px)
         if min(config.cells_across) < 2 or max(config.cells_across) > side:
             raise ConfigError(
                 "cells_across counts cells along the shorter side: from 2 to as many as it has pixels.",
-                f"{list(config.cells_across)} at {spec.height_px}x{spec.width_px}",
+                f"{list(config.cells_across)} at {self.size_px[0]}x{self.size_px[1]}",
                 "Choose others with --set cells_across=[8,4].",
             )
         if config.base == "linear" and pixels > MOST_PIXELS:
             raise ConfigError(
-                f"A linear base takes images of up to {MOST_PIXELS} pixels: its matrix has their square of elements.",
-                f"{spec.height_px}x{spec.width_px}",
-                "Choose --size 64, or --set base=none.",
+                f"A linear base takes grids of up to {MOST_PIXELS} pixels: its matrix has their square of elements.",
+                f"{self.size_px[0]}x{self.size_px[1]}",
+                "Choose --set grid=32, or --set base=none.",
             )
         # Pixels a side.
         self.cells = tuple(round(side / across) for across in config.cells_across)
@@ -271,7 +269,13 @@ class SSM(Detector):
     @property
     def blur(self) -> float:
         """Sigma in pixels of heatmaps, and of what a threshold is put to."""
-        return SMOOTHING * self.spec.height_px / 128
+        return SMOOTHING * self.size_px[0] / 128
+
+    def on_grid(self, images_BCHW: Tensor) -> Tensor:
+        """The images resampled by area to the grid; those that are on it as they are."""
+        if images_BCHW.shape[2:] == self.size_px:
+            return images_BCHW
+        return F.interpolate(images_BCHW, self.size_px, mode="area")
 
     def guess(self, images_BCHW: Tensor, mask_1HW: Tensor) -> Tensor:
         """The images with what the network begins from where the mask hides them: the base's guess, or grey."""
@@ -322,7 +326,8 @@ class SSM(Detector):
         return torch.stack(found, 1)
 
     def errors(self, images_BCHW: Tensor) -> Tensor:
-        """The maps [M, B, H, W] of the last pass."""
+        """The maps [M, B, H, W] of the last pass, on the grid."""
+        images_BCHW = self.on_grid(images_BCHW)
         found = self.first_errors(images_BCHW)
         if self.config.refine == "none":
             return found
@@ -345,7 +350,7 @@ class SSM(Detector):
 
     def normal_blocks(self, found_HW: Tensor) -> Tensor:
         """1 where a block looks normal, as enough of it lies below the threshold, [H, W]."""
-        block = (self.spec.height_px // BLOCKS, self.spec.width_px // BLOCKS)
+        block = (self.size_px[0] // BLOCKS, self.size_px[1] // BLOCKS)
         normal = (found_HW < self.normal_below).to(self.masks)
         share = F.avg_pool2d(normal.expand(1, 1, -1, -1), block)
         blocks = (share > NORMAL_SHARE).to(self.masks)
@@ -361,6 +366,8 @@ class SSM(Detector):
                 image = ((self.error_score.every_way(maps) - mean) / spread).sum(1)
             else:
                 heatmap = gaussian_blur(heatmap, self.blur)
+            size = (self.spec.height_px, self.spec.width_px)
+            heatmap = F.interpolate(heatmap.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
         return Scores(image.float(), heatmap.float())
 
     def learner(self, runtime: Runtime) -> SSMLearner:

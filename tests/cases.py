@@ -79,19 +79,22 @@ CASES: dict[str, Case] = {
     "ssm": Case(
         "ssm",
         contract={"epochs": 2, "batch_size": 8, "width": 4},
-        curve=Curve({"width": 4, "epochs": 10, "base": "none"}, ("paint",)),
+        curve=Curve({"width": 4, "epochs": 10, "base": "none", "grid": 0}, ("paint",)),
         work=Work({**SEVEN, "width": 4}, (32, 48), "paint"),
     ),
     "ssm-paper": Case(
         "ssm",
         "paper",
         contract={"epochs": 6, "batch_size": 4, "lr": 1e-3, "width": 4, "cells_across": (16, 8, 4)},
-        curve=Curve({"width": 4, "epochs": 10, "base": "none", "masks": "disjoint", "mask_blocks": True}, ("paint",)),
+        curve=Curve(
+            {"width": 4, "epochs": 10, "base": "none", "grid": 0, "masks": "disjoint", "mask_blocks": True}, ("paint",)
+        ),
         work=Work(
             {
                 **SEVEN,
                 "width": 4,
                 "base": "none",
+                "grid": 0,
                 "masks": "disjoint",
                 "mask_blocks": True,
                 "refine": "disjoint",
@@ -108,6 +111,7 @@ CASES: dict[str, Case] = {
             "lr": 3e-3,
             "width": 4,
             "base": "none",
+            "grid": 0,
             "mask_blocks": True,
             "refine": "joint",
             "refine_steps": 2,

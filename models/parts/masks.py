@@ -1,6 +1,6 @@
 """SSM's masks: 0 hides a pixel, 1 shows it; cells are hidden as a whole (Huang et al., IEEE TMM 2023).
 
-Shape suffixes: H height, W width.
+Shape suffixes: C channels, H height, W width, K cell sizes, N masks of one cell size.
 """
 
 from __future__ import annotations
@@ -45,3 +45,10 @@ def training_masks(
         shown = (torch.rand(1, 1, BLOCKS, BLOCKS, generator=generator) < share).float()
         masks = torch.maximum(masks, F.interpolate(shown, size_px, mode="nearest"))
     return masks
+
+
+def compose(image_1CHW: Tensor, painted_KNCHW: Tensor, hidden_KN1HW: Tensor) -> Tensor:
+    """Every pixel from the masks that hid it, [K, C, H, W]; where none did, the image itself."""
+    times = hidden_KN1HW.sum(1)
+    mean = (painted_KNCHW * hidden_KN1HW).sum(1) / times.clamp_min(1)
+    return torch.where(times > 0, mean, image_1CHW.to(mean))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,6 @@ def rebuild(network: nn.Module, images_BCHW: Tensor) -> Tensor:
     """The images as the network gives them back, in [0, 1]."""
     rebuilt: Tensor = (network(2 * images_BCHW - 1) + 1) / 2
     return rebuilt
-
-
-def image_scores(heatmap_BHW: Tensor, score: Literal["max", "mean"]) -> Tensor:
-    """The maximum or the mean of each map, [B]."""
-    flat = heatmap_BHW.flatten(1)
-    return flat.amax(1) if score == "max" else flat.mean(1)
 
 
 class Decay(NamedTuple):

@@ -5,6 +5,7 @@ Shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,6 +32,19 @@ def check_size(spec: InputSpec) -> None:
             f"{spec.height_px}x{spec.width_px}",
             "Choose another --size, such as 128.",
         )
+
+
+def grid_px(side: int, spec: InputSpec) -> tuple[int, int]:
+    """Height and width of a grid that every level halves exactly, of about as many pixels as a square of `side`.
+
+    The input's own where `side` is 0, as `check_size` accepts it.
+    """
+    if not side:
+        check_size(spec)
+        return spec.height_px, spec.width_px
+    across = math.sqrt(spec.height_px / spec.width_px)
+    rows, columns = (max(1, round(length / STRIDE)) * STRIDE for length in (side * across, side / across))
+    return rows, columns
 
 
 class UNet(nn.Module):

@@ -9,13 +9,13 @@ from textures import textures, with_defects
 from torch import Tensor
 
 from models.errors import ConfigError
-from models.parts.masks import checkerboard_masks
+from models.parts.masks import checkerboard_masks, compose
 from models.runtime import Runtime
-from models.ssm import NORMAL_QUANTILE, SSM, compose
+from models.ssm import NORMAL_QUANTILE, SSM
 
 SIZE = (32, 48)
-# From grey, as published.
-SMALL = {"width": 4, "epochs": 2, "batch_size": 4, "base": "none"}
+# From grey and on the images' own grid, as published.
+SMALL = {"width": 4, "epochs": 2, "batch_size": 4, "base": "none", "grid": 0}
 
 
 def ssm(size_px: tuple[int, int] = SIZE, **options: object) -> SSM:
@@ -233,8 +233,15 @@ def test_cells_that_cannot_alternate_are_refused(across: tuple[int, ...]):
         ssm(cells_across=across)
 
 
+@pytest.mark.parametrize(("size", "grid"), [((64, 64), (32, 32)), ((128, 64), (48, 16)), ((40, 300), (16, 80))])
+def test_any_size_has_a_grid_that_halves_four_times(size: tuple[int, int], grid: tuple[int, int]):
+    detector = ssm(size, grid=32, base="linear", cells_across=(4, 2))
+    assert detector.size_px == grid
+    assert detector.score(textures(1, *size)).heatmap.shape == (1, *size)
+
+
 def test_images_too_large_for_a_linear_base_are_refused():
-    with pytest.raises(ConfigError, match=r"up to 4096 pixels.*Got: 64x80\. Choose --size 64, or --set base=none"):
+    with pytest.raises(ConfigError, match=r"up to 4096 pixels.*Got: 64x80\. Choose --set grid=32, or --set base=none"):
         ssm((64, 80), base="linear")
 
 
