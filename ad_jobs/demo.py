@@ -47,8 +47,8 @@ def demo(spec: DemoSpec) -> dict[str, Any]:
     with session():
         log.info("2/7 index")
         index(source=archive, out=manifest, headers=True)
-        log.info("3/7 fit MKD on %s", train)
-        fit(detector="mkd", normal=train, out=model, epochs=40, seed=spec.seed)
+        log.info("3/7 fit FYD on %s", train)
+        fit(detector="fyd", normal=train, out=model, seed=spec.seed)
         log.info("4/7 calibrate on other patients")
         calibrate(model=model, normal=calibration, max_fpr=0.05)
         log.info("5/7 scan")

@@ -34,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from models.backbones import Backbone, Stages
 from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating, finite_or_stop
@@ -291,7 +292,10 @@ class FYD(Detector):
         if self.image_transformer is None or not self.aligns:
             identity = torch.eye(3, dtype=images_BCHW.dtype, device=images_BCHW.device)
             return images_BCHW, identity.repeat(len(images_BCHW), 1, 1)
-        transform = self.image_transformer(images_BCHW)
+        # In float64: how sums are rounded hangs on the size of the batch, and a frame that lies elsewhere by as little
+        # moves a score by more, and a position out of the image.
+        precise = {name: value.double() for name, value in self.image_transformer.state_dict().items()}
+        transform = functional_call(self.image_transformer, precise, images_BCHW.double()).to(images_BCHW)
         return warp(images_BCHW, transform), transform
 
     def maps(self, images_BCHW: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -316,3 +316,19 @@ def test_warped_images_reach_the_backbone():
         expected = detector.trunk.backbone(warp(images, transform))
     torch.testing.assert_close(maps[0], expected[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(frames[0], transform)
+
+
+def test_how_an_image_is_aligned_does_not_hang_on_its_batch():
+    """To the last digit: the smallest change may move a position out of the image."""
+    detector = fyd((128, 128))
+    assert detector.image_transformer is not None
+    last = detector.image_transformer.localise[-1]
+    torch.manual_seed(3)
+    torch.nn.init.normal_(last.weight, std=0.5)
+    images = textures(24, 128, 128)
+    with torch.no_grad():
+        _, together = detector.align(images)
+        alone = torch.cat([detector.align(image)[1] for image in images.unsqueeze(1)])
+    assert together.dtype == torch.float32
+    assert (together - torch.eye(3)).abs().amax((1, 2)).min() > 0.01
+    assert torch.equal(together, alone)
