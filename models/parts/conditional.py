@@ -18,6 +18,8 @@ from models.runtime import Runtime
 
 # Candidates of what is added to the covariance's diagonal, as a share of the mean variance.
 RIDGES = (0.005, 0.02, 0.1, 0.5)
+# Of what a network trains on: held-out images have no part in its weights.
+FOLD_RIDGE = 0.02
 # Images of each are guessed by what was fitted on the others.
 FOLDS = 2
 # Masks whose factors are kept: as many as a few sizes of cells have.
@@ -128,7 +130,7 @@ class ConditionalFit:
     def guess(self, images_BCHW: Tensor, positions_B: Tensor, visible_1HW: Tensor) -> Tensor:
         """As the base's, by one that has not seen the image nor its mirror image."""
         self._folds = self._folds or [
-            self._fitted([sums for other, sums in enumerate(self.sums) if other != fold], self.ridge)
+            self._fitted([sums for other, sums in enumerate(self.sums) if other != fold], FOLD_RIDGE)
             for fold in range(FOLDS)
         ]
         found = torch.empty_like(images_BCHW)
