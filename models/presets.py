@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
     },
     "linear": {
         "fast": Preset((64, 64)),
-        # No paper's: a finer grid.
+        # No paper's: a finer grid, for finer structure.
         "paper": Preset((128, 128), {"grid": 64, "cells": (8, 16)}),
     },
     "ssm": {
