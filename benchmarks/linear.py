@@ -45,6 +45,7 @@ PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as it is": ({}, {}),
     "lengths of gradients (GMS)": ({}, {"gradient_distance": lambda x, y, _: gms_map(x, y)}),
     "one scale of gradients": ({}, {"SCALES": 1}),
+    "without mirror images": ({}, {"_with_mirrored": lambda sums, _: sums}),
     "ridge 0.02": ({}, {"RIDGES": (0.02,)}),
     "ridge 0.5": ({}, {"RIDGES": (0.5,)}),
     "ridge 0.02, lengths of gradients": ({}, {"RIDGES": (0.02,), "gradient_distance": lambda x, y, _: gms_map(x, y)}),

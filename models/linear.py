@@ -6,7 +6,7 @@ Cells of several sizes are hidden in checkerboards, each pixel once for each siz
 What is guessed is compared with what is there, by gradients and by values.
 
 Nothing is trained: a fit is one pass over the images and two over those held out, which say how large a ridge the
-covariance needs and which comparison finds synthetic defects.
+covariance needs, whether mirrored images (left to right) are normal too, and which comparison finds synthetic defects.
 
 By default the Gaussian is one of the whole image, for images that lie alike.
 With `patch` it is one of patches that overlap, wherever they lie: for tiles, textures and images that do not.
@@ -17,6 +17,7 @@ patch.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, Self
 
@@ -133,6 +134,7 @@ class Linear(Detector):
 
     mean: Tensor
     ridge: Tensor
+    mirrored: Tensor
 
     def __init__(self, config: LinearConfig, spec: InputSpec, *, pretrained: bool = True) -> None:
         # Nothing here is pretrained.
@@ -146,6 +148,7 @@ class Linear(Detector):
         ]
         self.register_buffer("mean", torch.zeros(spec.channels, math.prod(self.patch)))
         self.register_buffer("ridge", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mirrored", torch.tensor(False))
         for number, hidden in enumerate(self.masks):
             shape = (spec.channels, int((~hidden).sum()), int(hidden.sum()))
             self.register_buffer(f"weights_{number}", torch.zeros(shape))
@@ -166,26 +169,30 @@ class Linear(Detector):
         return summed / F.fold(torch.ones_like(columns), self.grid, self.patch, stride=self.stride)
 
     def fit(self, sums: GaussianSums, held_out: GaussianSums) -> None:
-        """Take mean and matrices from complete sums, with the ridge whose guesses of held-out normals err least."""
-        mean_CP, covariance_CPP = sums.mean(), sums.covariance()
-        self.mean.copy_(mean_CP)
-        variance = covariance_CPP.diagonal(dim1=1, dim2=2).mean()
-        # Images that are all alike have none.
-        scale = variance if variance > 0 else torch.ones_like(variance)
-        # Second moments of held-out normals around the mean of those fitted on.
-        away_CP = held_out.mean() - mean_CP
-        count = held_out.count.to(mean_CP)
-        moments_CPP = held_out.covariance() * (count - 1) / count + away_CP.unsqueeze(2) * away_CP.unsqueeze(1)
+        """Take mean and matrices from complete sums: of the candidate whose guesses of held-out normals err least.
 
-        def error(ridge: float) -> float:
-            # A checkerboard's complement errs as much as itself.
-            judged = self.masks[::2]
-            matrices = [_matrix(covariance_CPP, hidden, ridge * scale) for hidden in judged]
-            return sum(float(_squared_error(moments_CPP, *pair)) for pair in zip(judged, matrices, strict=True))
+        Candidates are the ridges, with images as they are, and with their mirror images beside them.
+        """
+        gaussians = [sums, _with_mirrored(sums, self.patch)]
+        # A checkerboard's complement errs as much as itself.
+        judged = self.masks[::2]
 
-        self.ridge.fill_(min(RIDGES, key=error))
+        def error(candidate: tuple[int, float]) -> float:
+            mirrored, ridge = candidate
+            mean_CP, covariance_CPP = gaussians[mirrored].mean(), _ridged(gaussians[mirrored], ridge)
+            # Second moments of held-out normals around the mean of those fitted on.
+            away_CP = held_out.mean() - mean_CP
+            count = held_out.count.to(mean_CP)
+            moments_CPP = held_out.covariance() * (count - 1) / count + away_CP.unsqueeze(2) * away_CP.unsqueeze(1)
+            return sum(float(_squared_error(moments_CPP, hidden, _matrix(covariance_CPP, hidden))) for hidden in judged)
+
+        mirrored, ridge = min(itertools.product((0, 1), RIDGES), key=error)
+        self.mirrored.fill_(mirrored)
+        self.ridge.fill_(ridge)
+        self.mean.copy_(gaussians[mirrored].mean())
+        covariance_CPP = _ridged(gaussians[mirrored], ridge)
         for number, hidden in enumerate(self.masks):
-            self.get_buffer(f"weights_{number}").copy_(_matrix(covariance_CPP, hidden, self.ridge * scale))
+            self.get_buffer(f"weights_{number}").copy_(_matrix(covariance_CPP, hidden))
 
     def guesses(self, patches_BLCP: Tensor) -> list[Tensor]:
         """For each size of cells, what the pixels would be in normal images, [B, L, C, P] in [0, 1]."""
@@ -240,12 +247,30 @@ def _geometry(config: LinearConfig, spec: InputSpec) -> tuple[tuple[int, int], t
     return (rows, columns), (config.patch, config.patch), (stride, stride)
 
 
-def _matrix(covariance_CPP: Tensor, hidden: Tensor, ridge: Tensor) -> Tensor:
+def _with_mirrored(sums: GaussianSums, patch: tuple[int, int]) -> GaussianSums:
+    """The sums of the same images and of their mirror images: what they are of a pixel, they are of its counterpart."""
+    across = torch.arange(math.prod(patch)).view(patch).flip(1).flatten()
+    both = GaussianSums(*sums.total_PD.shape)
+    both.count = 2 * sums.count
+    both.total_PD = sums.total_PD + sums.total_PD[:, across]
+    both.outer_PDD = sums.outer_PDD + sums.outer_PDD[:, across][:, :, across]
+    return both
+
+
+def _ridged(sums: GaussianSums, ridge: float) -> Tensor:
+    """The covariance [C, P, P] with a share `ridge` of the mean variance on its diagonal."""
+    covariance_CPP = sums.covariance()
+    variances_CP = covariance_CPP.diagonal(dim1=1, dim2=2)
+    scale = float(variances_CP.mean())
+    # Images that are all alike have none.
+    variances_CP.add_(ridge * (scale if scale > 0 else 1.0))
+    return covariance_CPP
+
+
+def _matrix(covariance_CPP: Tensor, hidden: Tensor) -> Tensor:
     """C_vv^-1 C_vh of the pixels that are hidden and those that are not, [C, visible, hidden]."""
     rows_CVP = covariance_CPP[:, ~hidden]
-    visible_CVV = rows_CVP[:, :, ~hidden]
-    visible_CVV.diagonal(dim1=1, dim2=2).add_(ridge.to(visible_CVV))
-    return torch.cholesky_solve(rows_CVP[:, :, hidden], torch.linalg.cholesky(visible_CVV))
+    return torch.cholesky_solve(rows_CVP[:, :, hidden], torch.linalg.cholesky(rows_CVP[:, :, ~hidden]))
 
 
 def _squared_error(moments_CPP: Tensor, hidden: Tensor, matrix_CVH: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from detectorkit import batches, build, run_fit
 from textures import textures
 
 from models.errors import ConfigError
-from models.linear import RIDGES, Linear
+from models.linear import RIDGES, Linear, _with_mirrored
 from models.parts.error_score import WAYS
+from models.parts.gaussian import GaussianSums
 
 
 def linear(size_px: tuple[int, int] = (32, 32), **options: object) -> Linear:
@@ -46,7 +48,7 @@ def test_hidden_pixels_are_the_conditional_mean():
     def grid(images: torch.Tensor) -> np.ndarray:
         return F.interpolate(images.double(), (16, 16), mode="area").flatten(2).numpy()
 
-    seen, there = grid(train), grid(new)
+    seen, there = grid(torch.cat([train, train.flip(3)]) if detector.mirrored else train), grid(new)
     (found, _) = detector.guesses(detector.patches(new))
     hidden = (np.add.outer(np.arange(16) // 2, np.arange(16) // 2) % 2 == 0).ravel()
     variance = np.mean([np.cov(seen[:, channel].T).diagonal().mean() for channel in range(3)])
@@ -88,6 +90,36 @@ def test_the_ridge_is_the_one_whose_guesses_of_held_out_images_err_least():
     # Few images of much noise need more of it than many of little.
     assert chosen == min(errors, key=lambda ridge: errors[ridge]) > RIDGES[0]
     assert float(fitted(linear(), smooth_images(300, 0), smooth_images(30, 1)).ridge) == RIDGES[0]
+
+
+def test_mirror_images_are_normal_where_that_guesses_held_out_ones_better():
+    def blobs(count: int, seed: int, *, either_side: bool) -> torch.Tensor:
+        """A spot in the left half of each image, or of every second one in the right half."""
+        rng = np.random.default_rng(seed)
+        y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+        images = torch.empty(count, 3, 32, 32)
+        for image in images:
+            top, left, height = rng.uniform(8, 24), rng.uniform(5, 11), rng.uniform(0.2, 0.8)
+            image[:] = height * torch.exp(-((y - top) ** 2 + (x - left) ** 2) / 18)
+        if either_side:
+            images[::2] = images[::2].flip(3)
+        return images
+
+    for either_side in (True, False):
+        detector = fitted(linear(), *(blobs(n, n, either_side=either_side) for n in (40, 30)))
+        assert bool(detector.mirrored) == either_side
+
+
+@pytest.mark.parametrize("patch", [0, 8])
+def test_sums_of_mirror_images_are_those_of_mirrored_images(patch: int):
+    images = textures(9, 32, 32)
+    detector = linear(patch=patch)
+    sums, both = (GaussianSums(3, math.prod(detector.patch)) for _ in range(2))
+    sums.add(detector.patches(images).flatten(0, 1))
+    both.add(detector.patches(torch.cat([images, images.flip(3)])).flatten(0, 1))
+    found = _with_mirrored(sums, detector.patch)
+    torch.testing.assert_close(found.mean(), both.mean())
+    torch.testing.assert_close(found.covariance(), both.covariance())
 
 
 def test_patches_say_what_is_normal_wherever_it_lies():
