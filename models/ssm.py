@@ -167,7 +167,9 @@ class SSMLearner(ReconstructionLearner["SSM"]):
             return
         images_BCHW = self.detector.on_grid(images_BCHW)
         if self.phase == "threshold":
-            self._histogram.add(self.detector.suspicion(self.detector.first_errors(images_BCHW)))
+            # Of a small last batch there may be none here.
+            for image_1CHW in images_BCHW.unsqueeze(1):
+                self._histogram.add(self.detector.suspicion(self.detector.first_errors(image_1CHW)))
         elif self._base_fit is not None and self.phase == "statistics":
             finite_or_stop(self.phase, {"images": self.runtime.mean(images_BCHW.flatten(1).sum(1))})
             self._base_fit.count(images_BCHW, self._batch.positions)
