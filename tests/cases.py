@@ -106,7 +106,7 @@ CASES: dict[str, Case] = {
     "ssm-joint": Case(
         "ssm",
         contract={
-            "epochs": 10,
+            "epochs": 20,
             "batch_size": 4,
             "lr": 3e-3,
             "width": 4,
