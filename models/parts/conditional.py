@@ -60,10 +60,11 @@ class ConditionalMean(nn.Module):
         x_BCP = images_BCHW.double().flatten(2)
         hidden_P = visible_1HW.flatten() == 0
         rows_CHV, factor_CHH = self._of(hidden_P)
-        away_CVB = (x_BCP - self.mean)[..., ~hidden_P].permute(1, 2, 0)
+        mean_CP = self.mean.double()
+        away_CVB = (x_BCP - mean_CP)[..., ~hidden_P].permute(1, 2, 0)
         below_CHB = torch.cholesky_solve(rows_CHV @ away_CVB, factor_CHH)
         guess_BCP = x_BCP.clone()
-        guess_BCP[..., hidden_P] = (self.mean[:, hidden_P] - below_CHB.permute(2, 0, 1)).clamp(0.0, 1.0)
+        guess_BCP[..., hidden_P] = (mean_CP[:, hidden_P] - below_CHB.permute(2, 0, 1)).clamp(0.0, 1.0)
         return guess_BCP.view(images_BCHW.shape)
 
     def _of(self, hidden_P: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +73,8 @@ class ConditionalMean(nn.Module):
         if key not in self._kept:
             if len(self._kept) == KEPT:
                 self._kept.clear()
-            rows_CHP = self.precision[:, hidden_P]
+            # In float64 also where the module was cast to less.
+            rows_CHP = self.precision.double()[:, hidden_P]
             self._kept[key] = rows_CHP[:, :, ~hidden_P], torch.linalg.cholesky(rows_CHP[:, :, hidden_P])
         return self._kept[key]
 

@@ -121,4 +121,5 @@ def test_a_value_that_is_not_finite_on_one_rank_stops_all(three: Workers, name: 
     options = {**JOBS[name].options, **({"source_rescale": "none"} if name == "mkd" else {})}
     for outcome in three.run(3, fit, JOBS[name]._replace(options=options, poisoned=1)):  # row 1 is on rank 1
         assert isinstance(outcome, NonFiniteLoss), outcome
-        assert outcome.phase in (MAIN[name][0], "align")
+        # The first that looks: of some it comes before that which trains.
+        assert outcome.phase in (MAIN[name][0], "align", "statistics")
