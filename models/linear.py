@@ -179,7 +179,7 @@ class Linear(Detector):
 
         def error(candidate: tuple[int, float]) -> float:
             mirrored, ridge = candidate
-            mean_CP, covariance_CPP = gaussians[mirrored].mean(), _ridged(gaussians[mirrored], ridge)
+            mean_CP, covariance_CPP = gaussians[mirrored].mean(), gaussians[mirrored].ridged(ridge)
             # Second moments of held-out normals around the mean of those fitted on.
             away_CP = held_out.mean() - mean_CP
             count = held_out.count.to(mean_CP)
@@ -190,7 +190,7 @@ class Linear(Detector):
         self.mirrored.fill_(mirrored)
         self.ridge.fill_(ridge)
         self.mean.copy_(gaussians[mirrored].mean())
-        covariance_CPP = _ridged(gaussians[mirrored], ridge)
+        covariance_CPP = gaussians[mirrored].ridged(ridge)
         for number, hidden in enumerate(self.masks):
             self.get_buffer(f"weights_{number}").copy_(_matrix(covariance_CPP, hidden))
 
@@ -255,16 +255,6 @@ def _with_mirrored(sums: GaussianSums, patch: tuple[int, int]) -> GaussianSums:
     both.total_PD = sums.total_PD + sums.total_PD[:, across]
     both.outer_PDD = sums.outer_PDD + sums.outer_PDD[:, across][:, :, across]
     return both
-
-
-def _ridged(sums: GaussianSums, ridge: float) -> Tensor:
-    """The covariance [C, P, P] with a share `ridge` of the mean variance on its diagonal."""
-    covariance_CPP = sums.covariance()
-    variances_CP = covariance_CPP.diagonal(dim1=1, dim2=2)
-    scale = float(variances_CP.mean())
-    # Images that are all alike have none.
-    variances_CP.add_(ridge * (scale if scale > 0 else 1.0))
-    return covariance_CPP
 
 
 def _matrix(covariance_CPP: Tensor, hidden: Tensor) -> Tensor:

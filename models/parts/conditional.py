@@ -45,14 +45,9 @@ class ConditionalMean(nn.Module):
 
     def fit(self, sums: GaussianSums, ridge: float) -> ConditionalMean:
         """Take mean and precision from sums of images [B, C, P]; `ridge` is a share of the mean variance."""
-        covariance_CPP = sums.covariance()
-        variances_CP = covariance_CPP.diagonal(dim1=1, dim2=2)
-        scale = float(variances_CP.mean())
-        # Images that are all alike have none.
-        variances_CP.add_(ridge * (scale if scale > 0 else 1.0))
         self._kept.clear()
         self.mean.copy_(sums.mean())
-        self.precision.copy_(torch.cholesky_inverse(torch.linalg.cholesky(covariance_CPP)))
+        self.precision.copy_(torch.cholesky_inverse(torch.linalg.cholesky(sums.ridged(ridge))))
         return self
 
     def forward(self, images_BCHW: Tensor, visible_1HW: Tensor) -> Tensor:

@@ -48,6 +48,15 @@ class GaussianSums:
         centred = self.outer_PDD - self.count.to(mean_PD.device) * mean_PD.unsqueeze(2) * mean_PD.unsqueeze(1)
         return centred / (self.count.clamp_min(2).to(mean_PD.device) - 1)
 
+    def ridged(self, ridge: float) -> Tensor:
+        """The covariance [P, D, D] with a share `ridge` of the mean variance on its diagonal."""
+        covariance_PDD = self.covariance()
+        variances_PD = covariance_PDD.diagonal(dim1=1, dim2=2)
+        scale = float(variances_PD.mean())
+        # Images that are all alike have none.
+        variances_PD.add_(ridge * (scale if scale > 0 else 1.0))
+        return covariance_PDD
+
     def state_dict(self) -> dict[str, Tensor]:
         """Plain tensors, for a checkpoint."""
         return {"count": self.count, "total": self.total_PD, "outer": self.outer_PDD}
