@@ -53,7 +53,7 @@ FORMATS = ("dicom", "png", "jpeg")
 MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
     # detector, input px, options
     "light": ("mkd", 64, {}),
-    "heavy": ("ssm", 64, {"base": "none", "grid": 0, "cells_across": [32, 16, 8]}),
+    "heavy": ("ssm", 64, {"grid": 0, "cells_across": [32, 16, 8]}),
     "padim": ("padim", 64, {"layers": [2, 3, 4]}),
     "pmad": ("pmad", 64, {}),
 }

@@ -67,7 +67,6 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "batch_size": 32,
                 "lr": 1e-4,
                 "width": 64,
-                "base": "none",
                 "grid": 0,
                 # 2, 4 and 8 px.
                 "cells_across": (64, 32, 16),
@@ -80,6 +79,11 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "score": "published",
             },
         ),
+    },
+    "ssm_residual": {
+        "fast": Preset((64, 64)),
+        # No paper's: a finer grid and a wider network.
+        "paper": Preset((128, 128), {"epochs": 20, "width": 32, "grid": 64}),
     },
     "pmad": {
         "fast": Preset((64, 64)),

@@ -89,6 +89,20 @@ DETECTORS: dict[str, Entry] = {
             "our tests; minutes to fit, and slow to scan, as every image is painted in many times",
         ),
         Entry(
+            kind="ssm_residual",
+            module="models.ssm_residual",
+            detector="ResidualSSM",
+            config="ResidualSSMConfig",
+            title="Self-supervised masking of what a linear guess leaves",
+            source="no paper's: the network of ssm, begun from linear's answer",
+            channels=3,
+            needs_anomalous=False,
+            weights="none needed",
+            takes_grey=True,
+            choose="to see what a network adds to linear, which it begins from and has not passed by more than chance "
+            "in our tests; a minute or two to fit, and slow to scan, as every image is painted in many times",
+        ),
+        Entry(
             kind="pmad",
             module="models.pmad",
             detector="PMAD",

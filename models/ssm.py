@@ -7,10 +7,7 @@ is known to be sound.
 
 Departures from the paper and its published code (`--preset paper` takes back those marked *):
 
-* `base=linear`*: what is hidden is first guessed in closed form, as the conditional mean under one Gaussian of normal
-  images, and the network learns what that guess leaves, from guesses by the half of the images it does not belong to.
-  From grey (`base=none`) two cores do not get there in minutes: neighbouring pixels are so alike that gradient descent
-  needs many epochs for what a matrix tells at once.
+* All is done on a grid of 32 pixels a side*.
 * Cells are shares of the image: an eighth, a quarter and a half of its shorter side*, larger than the rims from which a
   lesion can be painted in again.
 * Masks of training are those of scoring*; the code trains on three disjoint ones that are drawn anew each step.
@@ -39,7 +36,6 @@ Shape suffixes: B batch, C channels, H height, W width, K cell sizes, N masks of
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, Self
 
 import torch
@@ -47,9 +43,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating, finite_or_stop
+from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating
 from models.errors import ConfigError
-from models.parts.conditional import ConditionalFit, ConditionalMean
 from models.parts.error_score import WAYS, ErrorScore, ErrorScoreFit
 from models.parts.histogram import LogHistogram
 from models.parts.maps import gaussian_blur
@@ -67,19 +62,16 @@ NORMAL_SHARE, NORMAL_QUANTILE = 0.8, 0.95
 JOINT_AT_MOST = 0.6
 # Gradients are compared at this many sizes, each half of the one before.
 SCALES = 3
-# The precision matrix has their square of elements.
-MOST_PIXELS = 64 * 64
 
 
 class SSMConfig(TrainedConfig):
     """SSM's options; the defaults suit CPUs."""
 
-    epochs: int = Field(default=3, ge=1)
+    epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=16, ge=1)
     lr: float = Field(default=2e-3, gt=0)
     # Channels at full resolution.
     width: int = Field(default=8, ge=1)
-    base: Literal["linear", "none"] = "linear"
     # Side in pixels of the grid on which all is done, of a square of as many pixels; 0: the input's own.
     grid: int = Field(default=32, ge=0, le=256)
     # How many of the cells that are hidden as a whole lie along the image's shorter side.
@@ -104,14 +96,11 @@ class SSMConfig(TrainedConfig):
 
 
 class SSMLearner(ReconstructionLearner["SSM"]):
-    """Phases: `paint`; over held-out normals `threshold` (of refinement) and `scale` (of the score).
+    """Phases: `paint`; over held-out normals `threshold` (of refinement) and `scale` (of the score)."""
 
-    With a linear base, before these `statistics`, and over held-out normals `ridge`.
-    """
-
-    def __init__(self, detector: SSM, runtime: Runtime) -> None:
+    def __init__(self, detector: SSM, runtime: Runtime, before: tuple[Phase, ...] = ()) -> None:
+        """`before` are phases of what the network begins from."""
         config = self.config = detector.config
-        before = (Phase("statistics", 1), Phase("ridge", 1, "held_out")) if detector.base is not None else ()
         refining = (Phase("threshold", 1, "held_out"),) if config.refine != "none" else ()
         phases = (*before, Phase("paint", config.epochs), *refining, Phase("scale", 1, "held_out"))
         super().__init__(
@@ -119,15 +108,12 @@ class SSMLearner(ReconstructionLearner["SSM"]):
         )
         # Of painting; masks are drawn by their number.
         self.steps = 0
-        self._batch = Batch(torch.zeros(0), torch.zeros(0))
-        self._base_fit = (
-            None if detector.base is None else ConditionalFit(detector.base, runtime, mirrored=config.mirrored)
-        )
+        self.batch = Batch(torch.zeros(0), torch.zeros(0))
         self._histogram = LogHistogram(1e-5, 2.0)
         self._scores = ErrorScoreFit(detector.error_score, detector.errors, runtime)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        self._batch = batch
+        self.batch = batch
         return super().step(batch)
 
     def losses(self, images_BCHW: Tensor) -> dict[str, Tensor]:
@@ -147,7 +133,7 @@ class SSMLearner(ReconstructionLearner["SSM"]):
         n, count = len(masks), len(x_BCHW)
         visible = masks.repeat_interleave(count, 0)
         painted, guessed = self.detector.paint(
-            torch.cat([self._guess(x_BCHW, mask) for mask in masks]), visible, self.network
+            torch.cat([self.guess(x_BCHW, mask) for mask in masks]), visible, self.network
         )
         hidden = 1 - masks.unsqueeze(1)
         whole = (painted.unflatten(0, (n, count)) * hidden).sum(0) + x_BCHW * (1 - hidden.sum(0))  # type: ignore[no-untyped-call]
@@ -156,59 +142,41 @@ class SSMLearner(ReconstructionLearner["SSM"]):
         # The published loss adds the guesses of all masks up; their mean times their number is that sum.
         return terms | {"loss": terms["loss"] + n * self.config.lambda_mask * mask_loss, "mask": mask_loss}
 
-    def _guess(self, images_BCHW: Tensor, mask_1HW: Tensor) -> Tensor:
-        if self._base_fit is None:
-            return self.detector.guess(images_BCHW, mask_1HW)
-        return self._base_fit.guess(images_BCHW, self._batch.positions, mask_1HW)
+    def guess(self, images_BCHW: Tensor, mask_1HW: Tensor) -> Tensor:
+        """What the network is given of training images."""
+        return self.detector.guess(images_BCHW, mask_1HW)
 
     def measure(self, images_BCHW: Tensor) -> None:
         if self.phase == "scale":
-            self._scores.step(images_BCHW, self._batch.positions, self._batch.total)
+            self._scores.step(images_BCHW, self.batch.positions, self.batch.total)
             return
-        images_BCHW = self.detector.on_grid(images_BCHW)
-        if self.phase == "threshold":
-            # Of a small last batch there may be none here.
-            for image_1CHW in images_BCHW.unsqueeze(1):
-                self._histogram.add(self.detector.suspicion(self.detector.first_errors(image_1CHW)))
-        elif self._base_fit is not None and self.phase == "statistics":
-            finite_or_stop(self.phase, {"images": self.runtime.mean(images_BCHW.flatten(1).sum(1))})
-            self._base_fit.count(images_BCHW, self._batch.positions)
-        elif self._base_fit is not None:
-            # A checkerboard's complement errs as much as itself.
-            self._base_fit.try_out(images_BCHW, self.detector.masks[:, 0])
+        # Of a small last batch there may be none here.
+        for image_1CHW in self.detector.on_grid(images_BCHW).unsqueeze(1):
+            self._histogram.add(self.detector.suspicion(self.detector.first_errors(image_1CHW)))
 
     def end_epoch(self) -> None:
         super().end_epoch()
         if self.phase == "threshold":
             self._histogram.all_reduce(self.runtime.all_reduce_sum)
-        elif self._base_fit is not None and self.phase == "statistics":
-            self._base_fit.end_count()
-        elif self._base_fit is not None and self.phase == "ridge":
-            self._base_fit.end_try_out()
 
     def finish(self, phase: str) -> None:
         if phase == "scale":
             self._scores.finish(next(iter(self.detector.ways)) if self.config.score == "published" else "auto")
         elif phase == "threshold":
             self.detector.normal_below.fill_(self._histogram.quantile(NORMAL_QUANTILE))
-        elif self._base_fit is not None and phase == "ridge":
-            self._base_fit.finish()
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict() | {"steps": self.steps, "histogram": self._histogram.counts}
-        base = {} if self._base_fit is None else self._base_fit.state_dict()
-        return state | self._scores.state_dict() | base
+        return state | self._scores.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.steps, self._histogram.counts = state["steps"], state["histogram"]
         self._scores.load_state_dict(state)
-        if self._base_fit is not None:
-            self._base_fit.load_state_dict(state)
 
 
 class SSM(Detector):
-    """The U-Net and what it begins from, the threshold of refinement, and the scale of the score."""
+    """The U-Net, the threshold of refinement, and the scale of the score."""
 
     normal_below: Tensor
     masks: Tensor
@@ -221,22 +189,15 @@ class SSM(Detector):
         self.config: SSMConfig = config
         self.spec = spec
         self.size_px = grid_px(config.grid, spec)
-        side, pixels = min(self.size_px), math.prod(self.size_px)
+        side = min(self.size_px)
         if min(config.cells_across) < 2 or max(config.cells_across) > side:
             raise ConfigError(
                 "cells_across counts cells along the shorter side: from 2 to as many as it has pixels.",
                 f"{list(config.cells_across)} at {self.size_px[0]}x{self.size_px[1]}",
                 "Choose others with --set cells_across=[8,4].",
             )
-        if config.base == "linear" and pixels > MOST_PIXELS:
-            raise ConfigError(
-                f"A linear base takes grids of up to {MOST_PIXELS} pixels: its matrix has their square of elements.",
-                f"{self.size_px[0]}x{self.size_px[1]}",
-                "Choose --set grid=32, or --set base=none.",
-            )
         # Pixels a side.
         self.cells = tuple(round(side / across) for across in config.cells_across)
-        self.base = ConditionalMean(spec.channels, pixels) if config.base == "linear" else None
         skips: list[nn.Module | None] = [nn.Identity() for _ in range(4)]
         self.network = UNet(
             width=config.width,
@@ -245,10 +206,6 @@ class SSM(Detector):
             bridges=skips,
             mask_blocks=config.mask_blocks,
         )
-        if self.base is not None:
-            # It begins from the base's guess as it is.
-            for parameter in self.network.head.parameters():
-                nn.init.zeros_(parameter)
         self.register_buffer("masks", torch.stack([checkerboard_masks(c, self.size_px) for c in self.cells]), False)
         areas = torch.tensor([float(cell) ** 2 for cell in self.cells])
         self.register_buffer("cell_weights", areas / areas.sum(), False)
@@ -280,9 +237,7 @@ class SSM(Detector):
         return F.interpolate(images_BCHW, self.size_px, mode="area")
 
     def guess(self, images_BCHW: Tensor, mask_1HW: Tensor) -> Tensor:
-        """The images with what the network begins from where the mask hides them: the base's guess, or grey."""
-        if self.base is not None:
-            return self.base(images_BCHW, mask_1HW).to(images_BCHW)
+        """The images with what the network is given where the mask hides them: grey."""
         return images_BCHW * mask_1HW + 0.5 * (1 - mask_1HW)
 
     def guesses(self, images_BCHW: Tensor, masks_KN1HW: Tensor) -> Tensor:
@@ -295,8 +250,11 @@ class SSM(Detector):
     ) -> tuple[Tensor, Tensor]:
         """From images with guesses where they are hidden: reconstructions [B, C, H, W], and the masks [B, 1, H, W]."""
         out_BCHW: Tensor = (network or self.network)(2 * guesses_BCHW - 1, visible_B1HW)
-        begun_BCHW = guesses_BCHW if self.base is not None else torch.full_like(guesses_BCHW, 0.5)
-        return begun_BCHW + out_BCHW[:, :-1] / 2, out_BCHW[:, -1:]
+        return self.begin(guesses_BCHW) + out_BCHW[:, :-1] / 2, out_BCHW[:, -1:]
+
+    def begin(self, guesses_BCHW: Tensor) -> Tensor:
+        """What the network's output is added to: the middle of the range."""
+        return torch.full_like(guesses_BCHW, 0.5)
 
     def judge(self, image_1CHW: Tensor, whole_KCHW: Tensor) -> Tensor:
         """How unlike an image its reconstructions are, [M, H, W].

@@ -78,22 +78,19 @@ CASES: dict[str, Case] = {
     ),
     "ssm": Case(
         "ssm",
-        contract={"epochs": 2, "batch_size": 8, "width": 4},
-        curve=Curve({"width": 4, "epochs": 10, "base": "none", "grid": 0}, ("paint",)),
+        contract={"epochs": 20, "batch_size": 4, "lr": 3e-3, "width": 4},
+        curve=Curve({"width": 4, "epochs": 10, "grid": 0}, ("paint",)),
         work=Work({**SEVEN, "width": 4}, (32, 48), "paint"),
     ),
     "ssm-paper": Case(
         "ssm",
         "paper",
         contract={"epochs": 6, "batch_size": 4, "lr": 1e-3, "width": 4, "cells_across": (16, 8, 4)},
-        curve=Curve(
-            {"width": 4, "epochs": 10, "base": "none", "grid": 0, "masks": "disjoint", "mask_blocks": True}, ("paint",)
-        ),
+        curve=Curve({"width": 4, "epochs": 10, "grid": 0, "masks": "disjoint", "mask_blocks": True}, ("paint",)),
         work=Work(
             {
                 **SEVEN,
                 "width": 4,
-                "base": "none",
                 "grid": 0,
                 "masks": "disjoint",
                 "mask_blocks": True,
@@ -110,12 +107,19 @@ CASES: dict[str, Case] = {
             "batch_size": 4,
             "lr": 3e-3,
             "width": 4,
-            "base": "none",
             "grid": 0,
             "mask_blocks": True,
             "refine": "joint",
             "refine_steps": 2,
         },
+    ),
+    "ssm_residual": Case(
+        "ssm_residual",
+        contract={"epochs": 2, "batch_size": 8, "width": 4},
+        work=Work({**SEVEN, "width": 4}, (32, 48), "paint"),
+    ),
+    "ssm_residual-paper": Case(
+        "ssm_residual", "paper", contract={"epochs": 2, "batch_size": 8, "width": 4, "grid": 32}
     ),
     "pmad": Case(
         "pmad",

@@ -16,7 +16,7 @@ from models.runtime import Runtime
 
 SIZE = (32, 48)
 # With one phase that trains, the first.
-OPTIONS: dict[str, dict[str, Any]] = {"ssm": {"width": 2, "base": "none", "grid": 0}, "autoencoder": {"width": 2}}
+OPTIONS: dict[str, dict[str, Any]] = {"ssm": {"width": 2, "grid": 0}, "autoencoder": {"width": 2}}
 
 
 def test_the_rate_falls_at_its_shares_of_the_epochs():
