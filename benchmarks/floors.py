@@ -102,7 +102,7 @@ def floors(name: str, data: dict[str, Any], work: Path) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {}
     for floor, of in BLIND.items():
         auroc = image_auroc(*judged([of(image) for image in images]))
-        assert auroc is not None
+        assert auroc is not None, f"{name}: all judged images are of one class"
         found[floor] = [{"image_auroc": max(auroc, 1 - auroc)}]
     seen = _vectors(images)
     for seed in SEEDS:

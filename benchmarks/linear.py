@@ -27,7 +27,7 @@ from ad_jobs.results.run import machine, versions
 from benchmarks.datasets import lists
 from benchmarks.held_out import Decoded, decoded, split
 from benchmarks.quality import slug
-from benchmarks.quality_page import RESULTS
+from benchmarks.quality_page import RESULTS, spread
 from models.detector import Batch, InputSpec
 from models.linear import SCALES, Linear, LinearConfig
 from models.parts.error_score import WAYS
@@ -99,9 +99,9 @@ def main() -> None:
                 values.append([image_auroc(column.numpy(), labels) for column in found.T])
                 ways.append(list(WAYS)[int(detector.error_score.way)])
                 ridges.append(float(detector.ridge))
-            spread = _spread(np.array(values, float))
+            columns = [spread(each) for each in np.array(values, float).T]
             chosen, used = ", ".join(dict.fromkeys(ways)), ", ".join(f"{ridge:g}" for ridge in dict.fromkeys(ridges))
-            rows.append(f"| {name} | {part} | {' | '.join(spread)} | {chosen} | {used} | {np.mean(spent):.1f} |")
+            rows.append(f"| {name} | {part} | {' | '.join(columns)} | {chosen} | {used} | {np.mean(spent):.1f} |")
             print(rows[-1], flush=True)
     text = [
         "# Linear masked inpainting, part by part",
@@ -116,10 +116,6 @@ def main() -> None:
         *rows,
     ]
     (RESULTS / "linear.md").write_text("\n".join(text) + "\n")
-
-
-def _spread(values: np.ndarray) -> list[str]:
-    return [f"{m:.3f} ± {s:.3f}" for m, s in zip(values.mean(0), values.std(0, ddof=1), strict=True)]
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from benchmarks.datasets import lists
 from benchmarks.held_out import decoded, split
 from benchmarks.linear import stacked
 from benchmarks.quality import slug
-from benchmarks.quality_page import RESULTS
+from benchmarks.quality_page import RESULTS, spread
 from models.detector import Batch, InputSpec
 from models.parts.defects import KINDS, with_defects
 from models.pmad import ALL_WAYS, PMAD, PMADConfig
@@ -97,12 +97,12 @@ def main() -> None:
                 if config.memory:
                     untrained = fitted(config, train, held_out, seed, phases=1)
                     far.append([distances(untrained, held_out), distances(detector, held_out)])
-            spread = _spread(np.array(values, float))
+            columns = [spread(each) for each in np.array(values, float).T]
             chosen = ", ".join(dict.fromkeys(ways))
-            found.append(f"| {name} | {model} | {' | '.join(spread)} | {chosen} | {np.mean(spent):.0f} |")
+            found.append(f"| {name} | {model} | {' | '.join(columns)} | {chosen} | {np.mean(spent):.0f} |")
             print(found[-1], flush=True)
             for when, rows in zip(("untrained", "fitted"), np.array(far).swapaxes(0, 1) if far else (), strict=False):
-                refused.append(f"| {name} | {model}, {when} | {' | '.join(_spread(rows))} |")
+                refused.append(f"| {name} | {model}, {when} | {' | '.join([spread(each) for each in rows.T])} |")
                 print(refused[-1], flush=True)
     columns = [way.replace("_", ", ") for way in ("chosen", *ALL_WAYS)]
     text = [
@@ -124,10 +124,6 @@ def main() -> None:
         *refused,
     ]
     (RESULTS / "memory.md").write_text("\n".join(text) + "\n")
-
-
-def _spread(values: np.ndarray) -> list[str]:
-    return [f"{m:.3f} ± {s:.3f}" for m, s in zip(values.mean(0), values.std(0, ddof=1), strict=True)]
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
@@ -201,11 +203,15 @@ def _table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> list[str]:
     return [f"| {' | '.join(map(str, row))} |" for row in (head, ("---",) * len(head), *rows)]
 
 
-def _spread(cells: list[Cell], key: str) -> str:
-    values = [cell[key] for cell in cells if cell.get(key) is not None]
-    if not values:
+def spread(values: Sequence[float] | NDArray[np.float64]) -> str:
+    """Mean and standard deviation over seeds, of one the value alone; a dash of none."""
+    if not len(values):
         return "–"
     return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def _spread(cells: list[Cell], key: str) -> str:
+    return spread([cell[key] for cell in cells if cell.get(key) is not None])
 
 
 def _mean(cells: list[Cell], key: str, form: str = ".1f") -> str:

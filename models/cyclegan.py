@@ -260,7 +260,7 @@ class CycleGAN(Detector):
         super().__init__()
         self.config: CycleGANConfig = config
         self.spec = spec
-        sides = (spec.height_px, spec.width_px)
+        sides = spec.size_px
         if min(sides) < SMALLEST_PX or any(side % 4 for side in sides):
             raise ConfigError(
                 f"Images must be multiples of 4 and at least {SMALLEST_PX} px a side.",

@@ -5,6 +5,7 @@ Shape suffixes: B batch, C channels, H height in pixels, W width in pixels.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,16 @@ class InputSpec(BaseModel):
     height_px: int
     width_px: int
     needs_anomalous: bool = False
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height_px, self.width_px
+
+    def sides(self, side: int) -> tuple[float, float]:
+        """Height and width, not rounded, of this shape at as many pixels as a square of `side` has."""
+        across = math.sqrt(self.height_px / self.width_px)
+        return side * across, side / across
 
     def check(self, images_BCHW: Tensor) -> None:
         """Raise InputError unless `images_BCHW` is float32, finite, in [0, 1] and of this shape."""

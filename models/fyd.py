@@ -41,7 +41,7 @@ from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedCo
 from models.errors import ConfigError
 from models.parts.agreement import AgreementHeads, agreement_loss
 from models.parts.alignment import Alignment
-from models.parts.maps import gaussian_blur
+from models.parts.maps import enlarged, gaussian_blur
 from models.parts.stage_gaussians import LEVEL, SCALE, STATISTICS, GaussianFit, StageGaussians, average_patches
 from models.parts.stn import SpatialTransformer, shown, unwarp, warp
 from models.runtime import Runtime
@@ -271,7 +271,7 @@ class FYD(Detector):
         super().__init__()
         self.config: FYDConfig = config
         self.spec = spec
-        size = (spec.height_px, spec.width_px)
+        size = spec.size_px
         source = Backbone(config.backbone, config.layers, config.weights if pretrained else None)
         self.image_transformer: SpatialTransformer | None = None
         if config.align_image:
@@ -305,25 +305,25 @@ class FYD(Detector):
 
     def score(self, images: Tensor) -> Scores:
         self.spec.check(images)
-        size = (self.spec.height_px, self.spec.width_px)
+        size = self.spec.size_px
         aligned = self.config.align_image or self.config.align_stages
         with evaluating(self), torch.no_grad():
             heats = []
             for stage, map_BCHW, frame in zip(self.gaussians, *self.maps(images), strict=True):
-                distance = stage(map_BCHW).unsqueeze(1)
+                distance = stage(map_BCHW)
                 if aligned:
                     distance = distance * self._inside(frame, map_BCHW)
-                heat = F.interpolate(distance, size, mode="bilinear", align_corners=False).squeeze(1)
+                heat = enlarged(distance, size)
                 heats.append(unwarp(heat, frame) if aligned else heat)
             heatmap = gaussian_blur(torch.stack(heats).mean(0), BLUR * self.spec.height_px / 128)
         return Scores(heatmap.flatten(1).amax(1), heatmap)
 
     def _inside(self, frame_B33: Tensor, map_BCHW: Tensor) -> Tensor:
-        """Which positions' distances count [B, 1, h, w]: one that sees what continues the image says nothing."""
-        inside = shown(frame_B33, (self.spec.height_px, self.spec.width_px))
+        """Which positions' distances count [B, h, w]: one that sees what continues the image says nothing."""
+        inside = shown(frame_B33, self.spec.size_px)
         height, width = map_BCHW.shape[-2:]
         share = average_patches(F.adaptive_avg_pool2d(inside, (height, width)), PATCH)
-        return (share > INSIDE).to(share)
+        return (share > INSIDE).to(share).squeeze(1)
 
     def learner(self, runtime: Runtime) -> FYDLearner:
         return FYDLearner(self, runtime)

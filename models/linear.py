@@ -28,15 +28,14 @@ from torch import Tensor
 
 from models.detector import Batch, Detector, DetectorConfig, InputSpec, Phase, Scores, evaluating, finite_or_stop
 from models.errors import ConfigError
+from models.parts.conditional import MOST_PIXELS, RIDGES
 from models.parts.error_score import ErrorScore, ErrorScoreFit, Way
 from models.parts.gaussian import GaussianSums
-from models.parts.maps import gaussian_blur
+from models.parts.maps import enlarged, gaussian_blur
 from models.parts.masks import checkerboard_masks
 from models.parts.similarity import gradient_distance
 from models.runtime import Runtime
 
-# Candidates of what is added to the covariance's diagonal, as a share of the mean variance.
-RIDGES = (0.005, 0.02, 0.1, 0.5)
 # Gradients are compared at this many sizes, each half of the one before.
 SCALES = 3
 # Sigma of the heatmap's blur, as a share of the grid's side.
@@ -57,12 +56,6 @@ class LinearConfig(DetectorConfig):
 
     @model_validator(mode="after")
     def _fits_into_the_grid(self) -> Self:
-        if not self.patch and self.grid > 64:
-            raise ConfigError(
-                "Without patches the grid has at most 64 pixels a side, as its covariance has their fourth power.",
-                f"grid={self.grid}",
-                "Choose --set grid=64, or patches: --set patch=16.",
-            )
         if self.patch % 2 or self.patch > self.grid:
             raise ConfigError(
                 "Patches overlap by half: their side is even, and at most the grid's.",
@@ -143,6 +136,13 @@ class Linear(Detector):
         self.config: LinearConfig = config
         self.spec = spec
         self.grid, self.patch, self.stride = _geometry(config, spec)
+        if math.prod(self.patch) > MOST_PIXELS:
+            raise ConfigError(
+                f"One Gaussian is of up to {MOST_PIXELS} pixels, as its covariance has their square of elements.",
+                f"grid={config.grid}, which is {self.patch[0]}x{self.patch[1]} of an image of "
+                f"{spec.height_px}x{spec.width_px}",
+                "Choose a smaller one with --set grid=32, or patches with --set patch=16.",
+            )
         self.masks = [
             mask == 0 for cell in config.cells for mask in checkerboard_masks(cell, self.patch).flatten(1).unbind()
         ]
@@ -225,8 +225,7 @@ class Linear(Detector):
         with evaluating(self), torch.no_grad():
             image, heat_Bhw = self.error_score(self.errors(images))
             blurred = gaussian_blur(heat_Bhw, BLUR * math.sqrt(math.prod(self.grid)))
-            size = (self.spec.height_px, self.spec.width_px)
-            heatmap = F.interpolate(blurred.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
+            heatmap = enlarged(blurred, self.spec.size_px)
         return Scores(image.float(), heatmap.float())
 
     def learner(self, runtime: Runtime) -> LinearLearner:
@@ -235,12 +234,12 @@ class Linear(Detector):
 
 def _geometry(config: LinearConfig, spec: InputSpec) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """Height and width of the grid, of a patch, and of the step from one to the next."""
-    across = math.sqrt(spec.height_px / spec.width_px)
-    sides = config.grid * across, config.grid / across
+    sides = spec.sides(config.grid)
     # Of the smallest scale of gradients four pixels a side are left, and two of the largest cells fit in.
     least = max(4 << (SCALES - 1), 2 * max(config.cells))
     if not config.patch:
-        grid = (max(least, round(sides[0])), max(least, round(sides[1])))
+        rows, columns = (max(least, round(side)) for side in sides)
+        grid = (rows, columns)
         return grid, grid, grid
     stride = config.patch // 2
     rows, columns = (max(math.ceil(least / stride), 2, round(side / stride)) * stride for side in sides)

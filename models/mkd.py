@@ -37,7 +37,7 @@ from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedCo
 from models.errors import ConfigError, InputError
 from models.parts.batch_norm import BatchNorm2d, begin_statistics, end_statistics
 from models.parts.map_cache import MapCache
-from models.parts.maps import cross_opening, gaussian_blur
+from models.parts.maps import cross_opening, enlarged, gaussian_blur
 from models.runtime import Runtime
 
 # VGG-16's own.
@@ -328,10 +328,8 @@ class MKD(Detector):
 
     def _cosine_map(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Sum over layers of 1 - cosine over channels at each position, resized to the input. [B, H, W]"""
-        size = (self.spec.height_px, self.spec.width_px)
-        distances = [(1 - F.cosine_similarity(s, c, dim=1)).unsqueeze(1) for s, c in pairs]
-        resized = [F.interpolate(d, size, mode="bilinear", align_corners=False) for d in distances]
-        return torch.stack(resized).sum(0).squeeze(1)
+        size = self.spec.size_px
+        return torch.stack([enlarged(1 - F.cosine_similarity(s, c, dim=1), size) for s, c in pairs]).sum(0)
 
     def learner(self, runtime: Runtime) -> MKDLearner:
         return MKDLearner(self, runtime)

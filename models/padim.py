@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from models.backbones import Backbone, Stages
 from models.backbones.stages import Shape
 from models.detector import Batch, Detector, DetectorConfig, InputSpec, Phase, Scores, evaluating
-from models.parts.maps import gaussian_blur
+from models.parts.maps import enlarged, gaussian_blur
 from models.parts.stage_gaussians import LEVEL, SCALE, STATISTICS, GaussianFit, StageGaussians, average_patches
 from models.runtime import Runtime
 
@@ -99,7 +99,7 @@ class PaDiM(Detector):
         self.config: PaDiMConfig = config
         self.spec = spec
         source = Backbone(config.backbone, config.layers, config.weights if pretrained else None, config.norm)
-        self.backbone = Stages(source, (spec.height_px, spec.width_px))
+        self.backbone = Stages(source, spec.size_px)
         shapes = self.backbone.shapes
         if config.bank == "joint":
             shapes = [Shape(sum(shape.channels for shape in shapes), *shapes[0][1:])]
@@ -118,12 +118,10 @@ class PaDiM(Detector):
 
     def score(self, images: Tensor) -> Scores:
         self.spec.check(images)
-        size = (self.spec.height_px, self.spec.width_px)
+        size = self.spec.size_px
         with evaluating(self), torch.no_grad():
             maps = zip(self.gaussians, self.maps(images), strict=True)
-            distances = [stage(x).unsqueeze(1) for stage, x in maps]
-            raised = [F.interpolate(d, size, mode="bilinear", align_corners=False).squeeze(1) for d in distances]
-            heatmap = torch.stack(raised).mean(0)
+            heatmap = torch.stack([enlarged(stage(x), size) for stage, x in maps]).mean(0)
             heatmap = gaussian_blur(heatmap, self.config.blur * self.spec.height_px / 128)
         return Scores(heatmap.flatten(1).amax(1), heatmap)
 

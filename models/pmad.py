@@ -44,7 +44,7 @@ from models.errors import ConfigError
 from models.parts import histogram_error
 from models.parts.error_score import WAYS, ErrorScore, ErrorScoreFit, Way
 from models.parts.histogram import LogHistogram
-from models.parts.maps import gaussian_blur
+from models.parts.maps import enlarged, gaussian_blur
 from models.parts.similarity import gradient_distance
 from models.runtime import Runtime
 
@@ -87,6 +87,14 @@ class PMADConfig(TrainedConfig):
                 "The latent vector is cut into equal parts.",
                 f"partitions={self.partitions} of latent={self.latent}",
                 "Choose --set partitions=8 --set latent=256.",
+            )
+        defaults = PMADConfig.model_fields
+        idle = [name for name in ("partitions", "items") if getattr(self, name) != defaults[name].default]
+        if not self.memory and idle:
+            raise ConfigError(
+                "partitions and items are of memories.",
+                ", ".join(f"{name}={getattr(self, name)}" for name in idle) + " with memory=false",
+                "Leave them out.",
             )
         if self.memory and self.items >= self.latent // self.partitions:
             raise ConfigError(
@@ -273,9 +281,8 @@ class PMAD(Detector):
         super().__init__()
         self.config: PMADConfig = config
         self.spec = spec
-        across = math.sqrt(spec.height_px / spec.width_px)
-        sides = config.grid * across, config.grid / across
-        self.grid = (max(LEAST_SIDE, round(sides[0])), max(LEAST_SIDE, round(sides[1])))
+        rows, columns = (max(LEAST_SIDE, round(side)) for side in spec.sides(config.grid))
+        self.grid = (rows, columns)
         self.network = AutoEncoder(spec.channels * math.prod(self.grid), config)
         # Of errors by gradients and by values.
         self.register_buffer("error_top", torch.full((2,), ERROR_RANGE[1], dtype=torch.float64))
@@ -309,8 +316,7 @@ class PMAD(Detector):
         with evaluating(self), torch.no_grad():
             image, heat_Bhw = self.error_score(self.errors(images))
             blurred = gaussian_blur(heat_Bhw, BLUR * math.sqrt(math.prod(self.grid)))
-            size = (self.spec.height_px, self.spec.width_px)
-            heatmap = F.interpolate(blurred.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
+            heatmap = enlarged(blurred, self.spec.size_px)
         return Scores(image.float(), heatmap.float())
 
     def learner(self, runtime: Runtime) -> PMADLearner:

@@ -47,19 +47,6 @@ DETECTORS: dict[str, Entry] = {
     entry.kind: entry
     for entry in (
         Entry(
-            kind="padim",
-            module="models.padim",
-            detector="PaDiM",
-            config="PaDiMConfig",
-            title="Gaussians of normal features at every position (PaDiM)",
-            source="Defard et al., ICPR 2021 workshops, arXiv 2011.08785",
-            channels=3,
-            needs_anomalous=False,
-            weights="ImageNet: EfficientNet-Lite0 installed with retroscan; others by download or --set weights=FILE",
-            choose="a beginning: of those that need no anomalous images it found most in our tests, and it is fitted "
-            "within a minute or two; best where objects lie alike",
-        ),
-        Entry(
             kind="linear",
             module="models.linear",
             detector="Linear",
@@ -71,8 +58,20 @@ DETECTORS: dict[str, Entry] = {
             weights="none needed",
             takes_grey=True,
             choose="the first thing to try, and what every other is held against: fitted in seconds, scored in less "
-            "time than an image takes to decode; best where images lie alike, with --set patch=16 --set grid=64 where "
-            "they do not",
+            "time than an image takes to decode; for images that lie alike, where it found most on brains in our tests",
+        ),
+        Entry(
+            kind="padim",
+            module="models.padim",
+            detector="PaDiM",
+            config="PaDiMConfig",
+            title="Gaussians of normal features at every position (PaDiM)",
+            source="Defard et al., ICPR 2021 workshops, arXiv 2011.08785",
+            channels=3,
+            needs_anomalous=False,
+            weights="ImageNet: EfficientNet-Lite0 installed with retroscan; others by download or --set weights=FILE",
+            choose="what to try after linear: the features of a pretrained network; it found most on solar cells and "
+            "phantoms in our tests, and is fitted within a minute or two; best where objects lie alike",
         ),
         Entry(
             kind="ssm",
@@ -85,8 +84,8 @@ DETECTORS: dict[str, Entry] = {
             needs_anomalous=False,
             weights="none needed",
             takes_grey=True,
-            choose="to see what masks and a network are worth over linear, which it begins from and has not passed in "
-            "our tests; minutes to fit, and slow to scan, as every image is painted in many times",
+            choose="images for which no pretrained network is wanted, beside linear, whose guesses it learns from "
+            "nothing; minutes to fit, and slow to scan, as every image is painted in many times",
         ),
         Entry(
             kind="ssm_residual",

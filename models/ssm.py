@@ -19,7 +19,9 @@ Departures from the paper and its published code (`--preset paper` takes back th
 * Masks at scoring are a checkerboard and its complement, as in the paper's figure; the code draws disjoint ones.
 * `refine=disjoint` is the code's rule (uncover blocks in every mask), `refine=joint` the figure's (one mask that hides
   all that is suspect); the visible area only grows, and pixels that no mask hides are told by counting.
-  By default there is a single pass*: refinement found fewer brains with tumours.
+  What is uncovered keeps its error of the pass before; in the code it has none any more, so that errors which told are
+  lost, and an image that is uncovered as a whole, as others than normal ones are, scores lowest of all.
+  By default there is a single pass*.
   The threshold below which a place counts as normal is a quantile of held-out normals; the code's constant 0.96 means
   something else at every image size and every set of cells.
   Training shows more of the image in half of its steps where refinement will; the code never trains that.
@@ -47,7 +49,7 @@ from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedCo
 from models.errors import ConfigError
 from models.parts.error_score import WAYS, ErrorScore, ErrorScoreFit
 from models.parts.histogram import LogHistogram
-from models.parts.maps import gaussian_blur
+from models.parts.maps import enlarged, gaussian_blur
 from models.parts.masks import BLOCKS, checkerboard_masks, compose, training_masks
 from models.parts.reconstruction import SMOOTHING, Decay, ReconstructionLearner
 from models.parts.similarity import gms_map, gradient_distance, reconstruction_loss
@@ -295,13 +297,19 @@ class SSM(Detector):
         return torch.stack([self.refined(*one)[0] for one in each], 1)
 
     def refined(self, image_1CHW: Tensor, found_MHW: Tensor) -> tuple[Tensor, Tensor]:
-        """All passes over one image after the first: the last maps, and what is uncovered, [H, W]."""
+        """All passes over one image after the first: the last maps, and what is uncovered, [H, W].
+
+        What is uncovered keeps the error of when it was hidden last; as published it has none any more, and an image
+        that is uncovered as a whole is as normal as can be, whatever it shows.
+        """
         uncovered = torch.zeros(self.size_px, dtype=image_1CHW.dtype, device=image_1CHW.device)
         for _ in range(self.config.refine_steps):
             uncovered = torch.maximum(uncovered, self.normal_blocks(self.suspicion(found_MHW.unsqueeze(1))[0]))
             joint = self.config.refine == "joint" and float(1 - uncovered.mean()) <= JOINT_AT_MOST
             masks = uncovered.expand(1, 1, 1, -1, -1) if joint else torch.maximum(self.masks, uncovered)
-            found_MHW = self.examine(image_1CHW, self.guesses(image_1CHW, masks)[0], masks)
+            again_MHW = self.examine(image_1CHW, self.guesses(image_1CHW, masks)[0], masks)
+            seen = uncovered > 0
+            found_MHW = again_MHW if self.config.score == "published" else torch.where(seen, found_MHW, again_MHW)
         return found_MHW, uncovered
 
     def suspicion(self, maps_MBHW: Tensor) -> Tensor:
@@ -326,8 +334,7 @@ class SSM(Detector):
                 image = ((self.error_score.every_way(maps) - mean) / spread).sum(1)
             else:
                 heatmap = gaussian_blur(heatmap, self.blur)
-            size = (self.spec.height_px, self.spec.width_px)
-            heatmap = F.interpolate(heatmap.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
+            heatmap = enlarged(heatmap, self.spec.size_px)
         return Scores(image.float(), heatmap.float())
 
     def learner(self, runtime: Runtime) -> SSMLearner:

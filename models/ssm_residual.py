@@ -20,12 +20,9 @@ from torch import Tensor, nn
 
 from models.detector import InputSpec, Phase, finite_or_stop
 from models.errors import ConfigError
-from models.parts.conditional import ConditionalFit, ConditionalMean
+from models.parts.conditional import MOST_PIXELS, ConditionalFit, ConditionalMean
 from models.runtime import Runtime
 from models.ssm import SSM, SSMConfig, SSMLearner
-
-# The precision matrix has their square of elements.
-MOST_PIXELS = 64 * 64
 
 
 class ResidualSSMConfig(SSMConfig):

@@ -135,9 +135,7 @@ CASES: dict[str, Case] = {
             **{"grid": 32, "latent": 128, "partitions": 4, "items": 24},
         },
     ),
-    "pmad-plain": Case(
-        "pmad", contract={"epochs": 60, "batch_size": 4, "lr": 5e-3, "latent": 16, "partitions": 1, "memory": False}
-    ),
+    "pmad-plain": Case("pmad", contract={"epochs": 60, "batch_size": 4, "lr": 5e-3, "latent": 16, "memory": False}),
     "autoencoder": Case(
         "autoencoder",
         contract={"epochs": 24, "batch_size": 4, "lr": 3e-3, "width": 4},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -96,8 +96,12 @@ def fit(
         show.result(fit_outlook(spec), json_, fit_text)
         return
     from ad_jobs.fit import fit as verb
+    from ad_jobs.scoring.model_store import read_model
 
-    show.result(verb(spec), json_, lambda record: show.fitted_text(record, out))
+    def told(record: dict[str, Any]) -> str:
+        return show.fitted_text(record, read_model(spec.out).calibration.model_dump(mode="json"), out)
+
+    show.result(verb(spec), json_, told)
 
 
 def calibrate(

@@ -30,9 +30,14 @@ def result(value: Any, as_json: bool, render: Callable[[Any], Any]) -> None:
 
 
 def detector_row(entry: Entry) -> dict[str, Any]:
-    """A detector as plain values, its presets by name."""
+    """A detector as plain values, its presets by name: what each sets, and all options that it comes to."""
+    config = entry.config_class()
     presets = {
-        name: {"size": list(preset.size_px), "set": dict(preset.options)}
+        name: {
+            "size": list(preset.size_px),
+            "set": dict(preset.options),
+            "options": config.model_validate(preset.options).model_dump(mode="json"),
+        }
         for name, preset in PRESETS[entry.kind].items()
     }
     return {
@@ -52,8 +57,9 @@ def detector_text(row: dict[str, Any]) -> str:
     presets = []
     for name, preset in row["presets"].items():
         height, width = preset["size"]
-        options = ", ".join(f"{key} {_plain(value)}" for key, value in preset["set"].items())
-        presets.append(f"  --preset {name:<6} {height}x{width} px, {options or 'the defaults'}")
+        options = preset["options"] if name == "fast" else preset["set"]
+        told = ", ".join(f"{key} {_plain(value)}" for key, value in options.items())
+        presets.append(f"  --preset {name:<6} {height}x{width} px, {told}")
     return "\n".join(
         (
             f"{row['detector']}: {row['method']}",
@@ -69,12 +75,18 @@ def _plain(value: Any) -> str:
     return "[" + ",".join(map(str, value)) + "]" if isinstance(value, list | tuple) else str(value)
 
 
-def fitted_text(record: dict[str, Any], folder: str) -> str:
-    """What was fitted on how many images."""
-    return (
+def fitted_text(record: dict[str, Any], calibration: dict[str, Any], folder: str) -> str:
+    """What was fitted on how many images, and what its first threshold is worth."""
+    from ad_jobs.scoring.thresholds import SMALL
+
+    lines = [
         f"model {record['model_id']} ({record['kind']}) in {folder}: fitted on {record['data']['n_fitted']} images, "
-        f"{record['data']['n_held_out']} held out"
-    )
+        f"{record['data']['n_held_out']} held out",
+        calibration_text(calibration),
+    ]
+    if calibration["rule"] == "max_fpr" and calibration["n_normal"] < SMALL:
+        lines.append(f"(a guess, from fewer than {SMALL} images: set it from more with `retroscan calibrate`)")
+    return "\n".join(lines)
 
 
 _SIGNATURES = {
@@ -140,6 +152,10 @@ def metrics_table(value: dict[str, Any]) -> Table:
         shown = "-" if found["value"] is None else f"{found['value']:.4f}"
         interval = "-" if found["low"] is None else f"{found['low']:.4f} to {found['high']:.4f}"
         table.add_row(name, shown, interval)
+    for name, what in (("fpr", "normal images flagged"), ("fnr", "anomalous images missed")):
+        rate = value["at_threshold"][name]
+        shown = "-" if rate["value"] is None else f"{rate['value']:.4f}"
+        table.add_row(what, shown, f"{rate['low']:.4f} to {rate['high']:.4f}")
     if value.get("pixel_note"):
         table.caption = value["pixel_note"]
     return table

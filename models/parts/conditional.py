@@ -20,6 +20,8 @@ from models.runtime import Runtime
 RIDGES = (0.005, 0.02, 0.1, 0.5)
 # Of what a network trains on: held-out images have no part in its weights.
 FOLD_RIDGE = 0.02
+# The precision matrix of so many pixels has their square of elements.
+MOST_PIXELS = 64 * 64
 # Images of each are guessed by what was fitted on the others.
 FOLDS = 2
 # Masks whose factors are kept: as many as a few sizes of cells have.
@@ -126,16 +128,18 @@ class ConditionalFit:
 
     def guess(self, images_BCHW: Tensor, positions_B: Tensor, visible_1HW: Tensor) -> Tensor:
         """As the base's, by one that has not seen the image nor its mirror image."""
-        self._folds = self._folds or [
-            self._fitted([sums for other, sums in enumerate(self.sums) if other != fold], FOLD_RIDGE)
-            for fold in range(FOLDS)
-        ]
+        self._folds = self._folds or [self._fitted(self._others(fold), FOLD_RIDGE) for fold in range(FOLDS)]
         found = torch.empty_like(images_BCHW)
         for fold, base in enumerate(self._folds):
             own = positions_B % FOLDS == fold
             if own.any():
                 found[own] = base(images_BCHW[own], visible_1HW).to(found)
         return found
+
+    def _others(self, fold: int) -> list[GaussianSums]:
+        """The sums of all folds but this; of a single image there is nothing else."""
+        found = [sums for other, sums in enumerate(self.sums) if other != fold]
+        return found if any(sums.count > 0 for sums in found) else self.sums
 
     def _fitted(self, sums: list[GaussianSums], ridge: float) -> ConditionalMean:
         return ConditionalMean(*self.base.mean.shape).to(self.base.mean.device).fit(_added(sums), ridge)

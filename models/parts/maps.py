@@ -1,4 +1,4 @@
-"""What detectors do to a raw anomaly map: Gaussian blur and grey opening, both row-independent."""
+"""What detectors do to a raw anomaly map: Gaussian blur, enlargement and grey opening, image by image."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -30,6 +30,11 @@ def gaussian_blur(maps_BHW: Tensor, sigma_px: float, *, radius_px: int | None = 
     height, width = maps_BHW.shape[-2:]
     maps_BHW = maps_BHW @ _blur_matrix(width, sigma_px, radius_px).to(maps_BHW).T
     return _blur_matrix(height, sigma_px, radius_px).to(maps_BHW) @ maps_BHW
+
+
+def enlarged(maps_BHW: Tensor, size_px: tuple[int, int]) -> Tensor:
+    """The maps [B, H, W] at another size by bilinear interpolation, corners of the images on corners."""
+    return F.interpolate(maps_BHW.unsqueeze(1), size_px, mode="bilinear", align_corners=False).squeeze(1)
 
 
 def cross_opening(maps_BHW: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.parts.maps import gaussian_blur
+from models.parts.maps import enlarged, gaussian_blur
 
 # An 11x11 window.
 SSIM_SIGMA_PX, SSIM_RADIUS_PX = 1.5, 5
@@ -56,12 +56,8 @@ def gms_scales(x_BCHW: Tensor, y_BCHW: Tensor) -> list[Tensor]:
 
 def gms_map(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
     """1 - GMS, the mean of all scales raised to the images' size by bilinear interpolation, [B, H, W] in [0, 1]."""
-    size = x_BCHW.shape[-2:]
-    raised = [
-        F.interpolate(found.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
-        for found in gms_scales(x_BCHW, y_BCHW)
-    ]
-    return torch.stack(raised).mean(0)
+    height, width = x_BCHW.shape[-2:]
+    return torch.stack([enlarged(found, (height, width)) for found in gms_scales(x_BCHW, y_BCHW)]).mean(0)
 
 
 def gradient_distance(x_BCHW: Tensor, y_BCHW: Tensor, scales: int) -> Tensor:
@@ -70,7 +66,7 @@ def gradient_distance(x_BCHW: Tensor, y_BCHW: Tensor, scales: int) -> Tensor:
     GMS with vectors in place of their lengths: an edge that is as steep but runs otherwise is unlike, too.
     On the guesses of a linear model that found more than lengths did, on brains and on solar cells.
     """
-    size = x_BCHW.shape[-2:]
+    height, width = x_BCHW.shape[-2:]
     x_B1HW, y_B1HW = x_BCHW.mean(1, keepdim=True), y_BCHW.mean(1, keepdim=True)
     raised = []
     for scale in range(scales):
@@ -79,7 +75,7 @@ def gradient_distance(x_BCHW: Tensor, y_BCHW: Tensor, scales: int) -> Tensor:
         x_2BHW, y_2BHW = _prewitt(x_B1HW.squeeze(1)), _prewitt(y_B1HW.squeeze(1))
         alike, lengths = (x_2BHW * y_2BHW).sum(0), (x_2BHW.square() + y_2BHW.square()).sum(0)
         found = 1 - (2 * alike + GMS_C) / (lengths + GMS_C)
-        raised.append(F.interpolate(found.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1))
+        raised.append(enlarged(found, (height, width)))
     return torch.stack(raised).mean(0)
 
 

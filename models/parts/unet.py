@@ -5,7 +5,6 @@ Shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -41,9 +40,8 @@ def grid_px(side: int, spec: InputSpec) -> tuple[int, int]:
     """
     if not side:
         check_size(spec)
-        return spec.height_px, spec.width_px
-    across = math.sqrt(spec.height_px / spec.width_px)
-    rows, columns = (max(1, round(length / STRIDE)) * STRIDE for length in (side * across, side / across))
+        return spec.size_px
+    rows, columns = (max(1, round(length / STRIDE)) * STRIDE for length in spec.sides(side))
     return rows, columns
 
 

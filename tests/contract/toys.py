@@ -277,7 +277,7 @@ class ChecksNoShape(ChecksNothing):
     def score(self, images: Tensor) -> Scores:
         if images.ndim != 4 or images.shape[1] != self.spec.channels:
             self.spec.check(images)
-        if images.shape[2:] == (self.spec.height_px, self.spec.width_px):
+        if images.shape[2:] == self.spec.size_px:
             self.spec.check(images)
         return super().score(images)
 

@@ -275,7 +275,7 @@ def test_what_continues_the_image_counts_for_nothing():
     with torch.no_grad():
         detector.image_transformer.localise[-1].bias.copy_(torch.tensor([0.0, 5.0, 0.0]))
     _, frames = detector.maps(textures(1, 64, 64))
-    inside = detector._inside(frames[0], torch.zeros(1, 1, 8, 8))[0, 0]
+    inside = detector._inside(frames[0], torch.zeros(1, 1, 8, 8))[0]
     assert inside[:, :3].all()
     assert not inside[:, 4:].any()
 

@@ -171,7 +171,7 @@ def test_a_way_can_be_asked_for(way: str):
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
-        ({"grid": 128}, "at most 64"),
+        ({"grid": 128}, r"up to 4096 pixels.*grid=128, which is \d+x\d+ of an image"),
         ({"patch": 7}, "even"),
         ({"grid": 16, "patch": 32}, "at most the grid's"),
         ({"cells": (9,)}, "half as wide"),
@@ -190,3 +190,10 @@ def test_every_pixel_is_hidden_once_for_each_size_of_cells():
         for first in range(0, len(detector.masks), 2):
             assert torch.equal(detector.masks[first], ~detector.masks[first + 1])
         assert len(detector.masks) == 2 * len(cells)
+
+
+def test_an_oblong_image_has_no_more_pixels_than_a_square_one():
+    """The shorter side of the grid has a least length, so that a long one may be longer than `grid` says."""
+    with pytest.raises(ConfigError, match=r"which is 32x362 of an image of 16x512\. Choose a smaller one with"):
+        build("linear", (16, 512), grid=64, cells=(8, 16))
+    assert build("linear", (16, 512), grid=32).score(textures(1, 16, 512)).heatmap.shape == (1, 16, 512)

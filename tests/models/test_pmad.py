@@ -88,9 +88,11 @@ def test_a_pasted_square_comes_back_worse_through_memories_than_without():
     normal = textures(16, 32, 32, seed=1)
     bad, masks = with_defects(normal)
     inside = {}
-    options = {"grid": 32, "epochs": 60, "batch_size": 16, "lr": 5e-3, "latent": 64, "partitions": 2, "items": 16}
-    for name in ("memory", "none"):
-        detector = pmad((32, 32), **options, memory=name == "memory")
+    options = {"grid": 32, "epochs": 60, "batch_size": 16, "lr": 5e-3, "latent": 64}
+    for name, of in (("memory", {"partitions": 2, "items": 16}), ("none", {"memory": False})):
+        torch.manual_seed(0)
+        detector = build("pmad", (32, 32), **options, **of)
+        assert isinstance(detector, PMAD)
         run_fit(detector, batches(textures(96, 32, 32), 16), batches(textures(8, 32, 32, seed=4), 8))
         with torch.no_grad():
             _, errors = detector.raw_errors(bad)
@@ -112,6 +114,7 @@ def test_queries_are_drawn_to_their_answers():
     [
         ({"items": 4}, r"as many items as its queries have dimensions.*Got: items=4, and 4 dimensions"),
         ({"partitions": 5}, r"cut into equal parts\. Got: partitions=5 of latent=12"),
+        ({"memory": False}, r"are of memories\. Got: partitions=3, items=3 with memory=false\. Leave them out"),
     ],
 )
 def test_memories_that_could_not_refuse_are_refused(options: dict[str, object], message: str):
@@ -119,8 +122,9 @@ def test_memories_that_could_not_refuse_are_refused(options: dict[str, object], 
         pmad(**options)
 
 
-def test_without_memories_items_do_not_count():
-    detector = pmad(memory=False, items=50)
+def test_without_memories_all_passes():
+    detector = build("pmad", SIZE, grid=16, memory=False)
+    assert isinstance(detector, PMAD)
     network = detector.network
     assert network.memory is None
     with torch.no_grad():

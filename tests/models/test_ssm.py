@@ -77,8 +77,20 @@ def test_nothing_uncovered_is_the_first_pass_to_the_bit():
 
 
 @pytest.mark.parametrize("refine", ["disjoint", "joint"])
-def test_everything_uncovered_is_a_map_of_zeros(refine: str):
-    detector = ssm(refine=refine)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_what_is_uncovered_keeps_its_error(refine: str, steps: int):
+    """Otherwise an image all of which is uncovered would be the most normal of all, whatever it shows."""
+    detector = ssm(refine=refine, refine_steps=steps)
+    detector.normal_below.fill_(10.0)
+    first, last, uncovered = passes(detector, textures(1, *SIZE))
+    assert float(uncovered.min()) == 1
+    assert torch.equal(first, last)
+    assert float(first.max()) > 0
+
+
+@pytest.mark.parametrize("refine", ["disjoint", "joint"])
+def test_as_published_what_is_uncovered_has_no_error(refine: str):
+    detector = ssm(refine=refine, score="published")
     detector.normal_below.fill_(10.0)
     _, last, uncovered = passes(detector, textures(1, *SIZE))
     assert float(uncovered.min()) == 1
