@@ -26,9 +26,9 @@ class Entry:
     config: str
     title: str
     source: str
-    channels: int
-    needs_anomalous: bool
-    weights: str
+    channels: int = 3
+    needs_anomalous: bool = False
+    weights: str = "none needed"
     # One channel instead, where no image of a fit is in colour.
     takes_grey: bool = False
     # When to choose it: strengths, weaknesses and cost, as measured (benchmarks/results/quality.md).
@@ -53,9 +53,6 @@ DETECTORS: dict[str, Entry] = {
             config="LinearConfig",
             title="Linear masked inpainting",
             source="no paper's: self-supervised masking in closed form, by one Gaussian of normal pixels",
-            channels=3,
-            needs_anomalous=False,
-            weights="none needed",
             takes_grey=True,
             choose="the first thing to try, and what every other is held against: fitted in seconds, scored in less "
             "time than an image takes to decode; for images that lie alike, where it found most on brains in our tests",
@@ -67,8 +64,6 @@ DETECTORS: dict[str, Entry] = {
             config="PaDiMConfig",
             title="Gaussians of normal features at every position (PaDiM)",
             source="Defard et al., ICPR 2021 workshops, arXiv 2011.08785",
-            channels=3,
-            needs_anomalous=False,
             weights="ImageNet: EfficientNet-Lite0 installed with retroscan; others by download or --set weights=FILE",
             choose="what to try after linear: the features of a pretrained network; it found most on solar cells and "
             "phantoms in our tests, and is fitted within a minute or two; best where objects lie alike",
@@ -80,9 +75,6 @@ DETECTORS: dict[str, Entry] = {
             config="SSMConfig",
             title="Self-supervised masking",
             source="Huang et al., IEEE TMM 2023, arXiv 2205.06568",
-            channels=3,
-            needs_anomalous=False,
-            weights="none needed",
             takes_grey=True,
             choose="images for which no pretrained network is wanted, beside linear, whose guesses it learns from "
             "nothing; minutes to fit, and slow to scan, as every image is painted in many times",
@@ -94,9 +86,6 @@ DETECTORS: dict[str, Entry] = {
             config="ResidualSSMConfig",
             title="Self-supervised masking of what a linear guess leaves",
             source="no paper's: the network of ssm, begun from linear's answer",
-            channels=3,
-            needs_anomalous=False,
-            weights="none needed",
             takes_grey=True,
             choose="to see what a network adds to linear, which it begins from and has not passed by more than chance "
             "in our tests; a minute or two to fit, and slow to scan, as every image is painted in many times",
@@ -108,9 +97,6 @@ DETECTORS: dict[str, Entry] = {
             config="PMADConfig",
             title="Partition memory and histogram errors (PMAD-style, re-derived)",
             source="Xing and Li, IEEE TCSVT 2023, arXiv 2209.12441",
-            channels=3,
-            needs_anomalous=False,
-            weights="none needed",
             takes_grey=True,
             choose="images for which no pretrained network is wanted, if normal ones are alike and aligned; fitted "
             "within a minute or two, scored about as fast as linear",
@@ -122,9 +108,6 @@ DETECTORS: dict[str, Entry] = {
             config="AutoencoderConfig",
             title="Plain auto-encoder",
             source="no paper's: the network of ssm without masks",
-            channels=3,
-            needs_anomalous=False,
-            weights="none needed",
             takes_grey=True,
             choose="a floor to hold ssm against: its network, without masks",
         ),
@@ -135,8 +118,6 @@ DETECTORS: dict[str, Entry] = {
             config="MKDConfig",
             title="Multiresolution knowledge distillation",
             source="Salehi et al., CVPR 2021, arXiv 2011.11108",
-            channels=3,
-            needs_anomalous=False,
             weights="ImageNet: EfficientNet-Lite0 installed with retroscan; VGG-16 by download or --set weights=FILE",
             choose="a second opinion beside padim, on images of any kind; minutes to fit",
         ),
@@ -147,9 +128,7 @@ DETECTORS: dict[str, Entry] = {
             config="CycleGANConfig",
             title="Cycle-GAN anomaly detection (supervised)",
             source="Bougaham, Delchevalerie et al., Neurocomputing 2024, arXiv 2302.05154",
-            channels=3,
             needs_anomalous=True,
-            weights="none needed",
             takes_grey=True,
             choose="archives of which some 30 or more anomalous images are known, and where a miss costs more than a "
             "false alarm: its threshold is set by them; for more of what is known and nothing else, a plain classifier "
@@ -162,8 +141,6 @@ DETECTORS: dict[str, Entry] = {
             config="FYDConfig",
             title="Focus your distribution (FYD-style, re-derived)",
             source="Zheng et al., ICME 2022, arXiv 2110.04538",
-            channels=3,
-            needs_anomalous=False,
             weights="ImageNet: EfficientNet-Lite0 installed with retroscan; others by download or --set weights=FILE",
             choose="objects with an outline that lie turned or shifted: there it found more than padim in our tests; "
             "a fit takes several times as long",
