@@ -12,7 +12,7 @@ JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # What make quick leaves out: fits that learn, processes that are started, and the search for a counterexample.
 SLOW := $(addprefix tests/,contract e2e faults properties ad_jobs/fitting/test_loop.py ad_jobs/images/test_guard.py) \
-	$(patsubst %,tests/models/test_%.py,workers golden mkd_fit fyd pmad ssm cyclegan autoencoder)
+	$(patsubst %,tests/models/test_%.py,workers golden mkd_fit fyd pmad ssm ssm_residual cyclegan autoencoder)
 PACKAGES := retroscan ad_jobs models cluster
 # Of what runs in these processes; what Ray's workers run is not counted.
 COVERAGE := $(PACKAGES:%=--cov=%) --cov-report=
