@@ -21,6 +21,19 @@ FIGURES = ("<!-- figures -->", "<!-- /figures -->")
 RATES = ("0.01", "0.05")
 METRICS = ("image_auroc", "image_ap", "f1_max", "accuracy_max", "accuracy_zero_fn", "pixel_auroc", "aupro")
 
+# By heading, a kind of data and what is shown of it: what a stranger asks first, and who chooses.
+AT_FIRST = {
+    "brains": ("br35h", "image_auroc"),
+    "solar cells": ("elpv", "image_auroc"),
+    "phantoms": ("phantom", "image_auroc"),
+    "phantoms, pixels": ("phantom", "pixel_auroc"),
+}
+BY_DATA = AT_FIRST | {
+    "brains, turned": ("br35h, turned", "image_auroc"),
+    "phantoms, turned": ("phantom, turned", "image_auroc"),
+    "boards": ("deeppcb", "image_auroc"),
+}
+
 Cell = dict[str, Any]
 # The cells of all seeds by name and data.
 Groups = dict[tuple[str, str], list[Cell]]
@@ -59,11 +72,9 @@ def write_pages() -> None:
         lines += ["", "## The same weights under other scoring options", ""]
         lines += _table(("detector", "data", "variant", "image AUROC", "score ms"), compared)
     (RESULTS / "quality.md").write_text("\n".join(lines) + "\n")
-    shown = [
-        table for name in ("main", WITH_ANOMALOUS) if name in tables for table in ("", *_short_table(tables[name]))
-    ]
-    _put(PAGE, shown[1:])
-    _put(README, _overview(tables["main"]))
+    supervised = ["", *_short_table(tables[WITH_ANOMALOUS])] if WITH_ANOMALOUS in tables else []
+    _put(PAGE, [*_overview(tables["main"], BY_DATA), *supervised])
+    _put(README, _overview(tables["main"], AT_FIRST))
 
 
 def _put(page: Path, lines: list[str]) -> None:
@@ -73,14 +84,8 @@ def _put(page: Path, lines: list[str]) -> None:
     page.write_text("\n".join([before + FIGURES[0], *lines, FIGURES[1]]) + after)
 
 
-def _overview(groups: Groups) -> list[str]:
-    """A line a detector: what a stranger asks first."""
-    shown = {
-        "brains": ("br35h", "image_auroc"),
-        "solar cells": ("elpv", "image_auroc"),
-        "phantoms": ("phantom", "image_auroc"),
-        "phantoms, pixels": ("phantom", "pixel_auroc"),
-    }
+def _overview(groups: Groups, shown: dict[str, tuple[str, str]]) -> list[str]:
+    """A line a detector: of each kind of data, a metric."""
     rows = []
     for name in sorted({name for name, _ in groups}):
         found = {data: cells for (cell, data), cells in groups.items() if cell == name}
