@@ -142,8 +142,8 @@ DETECTORS: dict[str, Entry] = {
             title="Focus your distribution (FYD-style, re-derived)",
             source="Zheng et al., ICME 2022, arXiv 2110.04538",
             weights="ImageNet: EfficientNet-Lite0 installed with retroscan; others by download or --set weights=FILE",
-            choose="objects with an outline that lie turned or shifted: there it found more than padim in our tests; "
-            "a fit takes several times as long",
+            choose="objects with an outline that lie turned or shifted: there it found more than padim in our tests, "
+            "and less on brains that lie alike; a fit takes several times as long",
         ),
     )
 }
