@@ -97,9 +97,9 @@ def main() -> None:
                 if config.memory:
                     untrained = fitted(config, train, held_out, seed, phases=1)
                     far.append([distances(untrained, held_out), distances(detector, held_out)])
-            columns = [spread(each) for each in np.array(values, float).T]
+            shown = [spread(each) for each in np.array(values, float).T]
             chosen = ", ".join(dict.fromkeys(ways))
-            found.append(f"| {name} | {model} | {' | '.join(columns)} | {chosen} | {np.mean(spent):.0f} |")
+            found.append(f"| {name} | {model} | {' | '.join(shown)} | {chosen} | {np.mean(spent):.0f} |")
             print(found[-1], flush=True)
             for when, rows in zip(("untrained", "fitted"), np.array(far).swapaxes(0, 1) if far else (), strict=False):
                 refused.append(f"| {name} | {model}, {when} | {' | '.join([spread(each) for each in rows.T])} |")

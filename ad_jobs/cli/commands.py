@@ -96,10 +96,10 @@ def fit(
         show.result(fit_outlook(spec), json_, fit_text)
         return
     from ad_jobs.fit import fit as verb
-    from ad_jobs.scoring.model_store import read_model
+    from ad_jobs.scoring.model_store import read_calibration
 
     def told(record: dict[str, Any]) -> str:
-        return show.fitted_text(record, read_model(spec.out).calibration.model_dump(mode="json"), out)
+        return show.fitted_text(record, read_calibration(spec.out, record["model_id"]).model_dump(mode="json"), out)
 
     show.result(verb(spec), json_, told)
 

@@ -147,15 +147,12 @@ def metrics_table(value: dict[str, Any]) -> Table:
     table = Table(
         "metric", "value", "95 % interval", title=f"{value['n_normal']} normal, {value['n_anomalous']} anomalous"
     )
-    for name in METRICS:
-        found = value[name]
+    at = value["at_threshold"]
+    rates = (("normal images flagged", at["fpr"]), ("anomalous images missed", at["fnr"]))
+    for name, found in (*((metric, value[metric]) for metric in METRICS), *rates):
         shown = "-" if found["value"] is None else f"{found['value']:.4f}"
         interval = "-" if found["low"] is None else f"{found['low']:.4f} to {found['high']:.4f}"
         table.add_row(name, shown, interval)
-    for name, what in (("fpr", "normal images flagged"), ("fnr", "anomalous images missed")):
-        rate = value["at_threshold"][name]
-        shown = "-" if rate["value"] is None else f"{rate['value']:.4f}"
-        table.add_row(what, shown, f"{rate['low']:.4f} to {rate['high']:.4f}")
     if value.get("pixel_note"):
         table.caption = value["pixel_note"]
     return table

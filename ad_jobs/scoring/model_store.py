@@ -77,6 +77,16 @@ def read_model(uri: str) -> CalibratedModel:
         return _read_calibrated(folder, uri)
 
 
+def read_calibration(uri: str, model_id: str) -> Calibration:
+    """The calibration of the model at `uri`; its weights are neither fetched nor checked.
+
+    Raises:
+        UsageError: none there, a damaged one, or another model's.
+    """
+    with local_files(uri, (CALIBRATION,)) as folder:
+        return _read_calibration(folder, uri, model_id)[0]
+
+
 def open_model(uri: str) -> OpenModel:
     """The model at `uri`, ready to score.
 

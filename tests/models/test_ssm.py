@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from detectorkit import batches, build, run_fit, run_phase
+from ssmkit import hidden_error
 from textures import textures, with_defects
 from torch import Tensor
 
@@ -45,16 +46,6 @@ def test_hidden_pixels_do_not_reach_the_network():
 
     assert torch.equal(painted(image), painted(hidden_changed))
     assert not torch.equal(painted(image), painted(1 - hidden_changed))
-
-
-def hidden_error(detector: SSM, images: Tensor) -> float:
-    """Mean squared error where cells of a quarter of the image's side were hidden."""
-    with torch.no_grad():
-        found = []
-        for mask in checkerboard_masks(8, SIZE):
-            painted, _ = detector.paint(detector.guess(images, mask), mask.expand(len(images), 1, -1, -1))
-            found.append(((painted - images).square() * (1 - mask)).mean())
-        return 2 * float(torch.stack(found).mean())
 
 
 def test_it_learns_to_paint_in_what_is_hidden_better_than_the_mean_does():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from detectorkit import batches, build, run_fit
+from ssmkit import hidden_error
 from textures import textures, with_defects
 from torch import Tensor
 
@@ -20,16 +21,6 @@ def residual(size_px: tuple[int, int] = SIZE, **options: object) -> ResidualSSM:
     detector = build("ssm_residual", size_px, **({"width": 4, "epochs": 1, "batch_size": 4, "grid": 0} | options))
     assert isinstance(detector, ResidualSSM)
     return detector
-
-
-def hidden_error(detector: ResidualSSM, images: Tensor) -> float:
-    """Mean squared error where cells of a quarter of the image's side were hidden."""
-    with torch.no_grad():
-        found = []
-        for mask in checkerboard_masks(8, SIZE):
-            painted, _ = detector.paint(detector.guess(images, mask), mask.expand(len(images), 1, -1, -1))
-            found.append(((painted - images).square() * (1 - mask)).mean())
-        return 2 * float(torch.stack(found).mean())
 
 
 def test_it_begins_from_the_linear_guess_as_it_is():
