@@ -84,7 +84,7 @@ def fitted(images: Tensor, epochs: int, seed: int) -> FYD:
 def left_of(detector: FYD, images: Tensor, seed: int, *, aligned: bool = True) -> Left:
     """What is left between the copies of `images`; not `aligned`: how they were moved."""
     draw = torch.Generator().manual_seed(seed)
-    # Also where the fit found that images lie no closer by it.
+    # Also where a fit would find more in images as they lie.
     transformer = detector.image_transformer
     assert transformer is not None
     found = []

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from models.errors import InputError, NonFiniteLoss
+from models.errors import ConfigError, InputError, NonFiniteLoss
 
 # A part of this contract, and imported from here.
 from models.runtime import Runtime
@@ -69,8 +69,22 @@ class DetectorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    # Options that do nothing unless one of these is on.
+    COUNTS_WHERE: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
     # Over all workers together.
     batch_size: int = Field(default=32, ge=1)
+
+    @model_validator(mode="after")
+    def _every_option_counts(self) -> Self:
+        fields = type(self).model_fields
+        for option, switches in self.COUNTS_WHERE.items():
+            value = getattr(self, option)
+            if value != fields[option].default and all(getattr(self, name) in (False, "none") for name in switches):
+                raise ConfigError(
+                    f"{option} counts where {' or '.join(switches)} is on.", f"{option}={value}", "Leave it out."
+                )
+        return self
 
 
 class TrainedConfig(DetectorConfig):

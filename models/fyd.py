@@ -12,7 +12,8 @@ al., ECCV 2022) shares with it. So nothing here is a reproduction, and these are
   in one frame. The paper's loss, the distance in colour between different images, chooses the frame that they share.
   Alone it undoes nothing where images differ by more than how they lie.
 * It looks twice, the second time at what the first look made of the image (`parts/stn.py`).
-* It is trained first, alone, and then frozen. If images lie no closer by it than they did, they stay as they are.
+* It is trained first, alone, and then frozen. Where images lie alike, what it adds is its own error: statistics are
+  taken of the images aligned and as they lie, and if synthetic defects are found better as they lie, they stay so.
 * Where the aligned frame shows what lies outside the image, by reflection, distances count for nothing.
 * Stages have their transformers trained by the contrast; both are off unless asked for. Transforms are bounded: a free
   one lowers the alignment's loss by shrinking the object.
@@ -27,8 +28,9 @@ Shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +46,7 @@ from models.parts.alignment import Alignment
 from models.parts.maps import enlarged, gaussian_blur
 from models.parts.stage_gaussians import LEVEL, SCALE, STATISTICS, GaussianFit, StageGaussians, average_patches
 from models.parts.stn import SpatialTransformer, shown, unwarp, warp
+from models.parts.trial import Trial, first_best
 from models.runtime import Runtime
 
 # What the image's transformer reads.
@@ -62,16 +65,16 @@ PATCH = 3
 INSIDE = 0.98
 # Sigma in pixels at 128 px, scaled with the image's height.
 BLUR = 4.0
-# Options that do nothing unless one of these is on.
-READ_WITH = {
-    "align_epochs": ("align_image",),
-    "epochs": ("align_stages", "contrast"),
-    "lr": ("align_stages", "contrast"),
-}
 
 
 class FYDConfig(TrainedConfig):
     """FYD's options; the defaults suit EfficientNet-Lite0 at 128 px on CPU."""
+
+    COUNTS_WHERE: ClassVar = {
+        "align_epochs": ("align_image",),
+        "epochs": ("align_stages", "contrast"),
+        "lr": ("align_stages", "contrast"),
+    }
 
     # Of the contrast: SGD with momentum 0.9 and cosine decay.
     epochs: int = Field(default=5, ge=1)
@@ -102,13 +105,12 @@ class FYDConfig(TrainedConfig):
                 "align_image=false, align_stages=false, contrast=false",
                 "Choose --detector padim, which is fyd without all three.",
             )
-        for option, switches in READ_WITH.items():
-            value = getattr(self, option)
-            if value != type(self).model_fields[option].default and not any(getattr(self, on) for on in switches):
-                raise ConfigError(
-                    f"{option} counts where {' or '.join(switches)} is on.", f"{option}={value}", "Leave it out."
-                )
         return self
+
+
+def identity(images_BCHW: Tensor) -> Tensor:
+    """The transforms [B, 3, 3] that leave images as they lie."""
+    return torch.eye(3, dtype=images_BCHW.dtype, device=images_BCHW.device).repeat(len(images_BCHW), 1, 1)
 
 
 class AlignedStages(nn.Module):
@@ -164,7 +166,7 @@ class Agreement(nn.Module):
 
 
 class FYDLearner:
-    """Phases: `align` and `contrast` as configured, `statistics`, `scale`, and `level` over held-out normals."""
+    """Phases: `align`, `contrast` as configured; `statistics`, `scale`; over held-out normals `level` and `choose`."""
 
     def __init__(self, detector: FYD, runtime: Runtime) -> None:
         config = detector.config
@@ -176,6 +178,7 @@ class FYDLearner:
             *((Phase("align", config.align_epochs),) if config.align_image else ()),
             *((Phase("contrast", config.epochs),) if self.contrasted else ()),
             *(STATISTICS, SCALE, LEVEL),
+            *((Phase("choose", 1, "held_out"),) if config.align_image else ()),
         )
         self.phase = ""
         # Finished epochs of the current phase.
@@ -191,6 +194,11 @@ class FYDLearner:
             trained = [parameter for parameter in self.agreement.parameters() if parameter.requires_grad]
             self.optimizer = torch.optim.SGD(trained, config.lr, momentum=0.9, weight_decay=1e-4)
         self.gaussians = GaussianFit(detector.gaussians, runtime)
+        if config.align_image:
+            # The same of the images as they lie, to choose between both.
+            self.as_they_lie = copy.deepcopy(detector.gaussians)
+            self.lying = GaussianFit(self.as_they_lie, runtime)
+            self.trial = Trial(self._both_scores, 2, runtime)
 
     def start(self, phase: str) -> None:
         self.phase, self.epoch = phase, 0
@@ -207,9 +215,21 @@ class FYDLearner:
         if self.phase == "contrast":
             return self._contrast(images, batch.total)
         with torch.no_grad():
-            maps, _ = self.detector.maps(images)
+            if self.phase == "choose":
+                self.trial.step(images, batch.positions, batch.total)
+                return {}
+            maps, _ = self.detector.maps(*self.detector.align(images))
             self.gaussians.step(self.phase, maps)
+            if self.config.align_image:
+                maps, _ = self.detector.maps(images, identity(images))
+                self.lying.step(self.phase, maps)
         return {}
+
+    def _both_scores(self, images: Tensor) -> Tensor:
+        """Scores of images aligned, and as they lie, [B, 2]."""
+        aligned = self.detector.heatmap(self.detector.gaussians, *self.detector.align(images))
+        lying = self.detector.heatmap(self.as_they_lie, images, identity(images))
+        return torch.stack([heatmap.flatten(1).amax(1) for heatmap in (aligned, lying)], 1)
 
     def _contrast(self, images: Tensor, total: int) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -229,6 +249,8 @@ class FYDLearner:
     def end_epoch(self) -> None:
         self.epoch += 1
         self.gaussians.end_epoch(self.phase)
+        if self.config.align_image:
+            self.lying.end_epoch(self.phase)
         if self.phase == "align":
             self.alignment.end_epoch()
         elif self.phase == "contrast":
@@ -237,15 +259,20 @@ class FYDLearner:
                 group["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * self.epoch / self.config.epochs))
 
     def finish(self, phase: str) -> None:
-        if phase == "align":
-            self.detector.aligns.fill_(self.alignment.pays())
         self.gaussians.finish(phase)
+        if self.config.align_image:
+            self.lying.finish(phase)
+        if phase == "choose" and first_best(self.trial.normal(), self.trial.abnormal()) == 1:
+            self.detector.aligns.fill_(False)
+            self.detector.gaussians.load_state_dict(self.as_they_lie.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"detector": self.detector.state_dict(), "epoch": self.epoch}
         state |= self.gaussians.state_dict()
         if self.config.align_image:
             state["alignment"] = self.alignment.state_dict()
+            state["as_they_lie"] = {"gaussians": self.as_they_lie.state_dict(), **self.lying.state_dict()}
+            state["trial"] = self.trial.state_dict()
         if self.contrasted:
             state["heads"] = self.agreement.heads.state_dict()
             state["optimizer"] = self.optimizer.state_dict()
@@ -257,6 +284,9 @@ class FYDLearner:
         self.gaussians.load_state_dict(state)
         if self.config.align_image:
             self.alignment.load_state_dict(state["alignment"])
+            self.as_they_lie.load_state_dict(state["as_they_lie"]["gaussians"])
+            self.lying.load_state_dict(state["as_they_lie"])
+            self.trial.load_state_dict(state["trial"])
         if self.contrasted:
             self.agreement.heads.load_state_dict(state["heads"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -279,7 +309,7 @@ class FYD(Detector):
             self.image_transformer = SpatialTransformer(
                 3, pooled, hidden=4 * config.width, max_angle_deg=IMAGE_ANGLE_DEG, max_shift=IMAGE_SHIFT, passes=PASSES
             )
-        # Images that lie no closer when they are aligned stay as they are.
+        # Images in which more is found as they lie stay so.
         self.register_buffer("aligns", torch.tensor(True))
         self.trunk = AlignedStages(source, config, size)
         self.gaussians = nn.ModuleList(StageGaussians(shape, config.dims) for shape in self.trunk.backbone.shapes)
@@ -290,32 +320,30 @@ class FYD(Detector):
     def align(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """The aligned images, and the transform of each [B, 3, 3]."""
         if self.image_transformer is None or not self.aligns:
-            identity = torch.eye(3, dtype=images_BCHW.dtype, device=images_BCHW.device)
-            return images_BCHW, identity.repeat(len(images_BCHW), 1, 1)
+            return images_BCHW, identity(images_BCHW)
         # In float64: how sums are rounded hangs on the size of the batch, and a frame that lies elsewhere by as little
         # moves a score by more, and a position out of the image.
         precise = {name: value.double() for name, value in self.image_transformer.state_dict().items()}
         transform = functional_call(self.image_transformer, precise, images_BCHW.double()).to(images_BCHW)
         return warp(images_BCHW, transform), transform
 
-    def maps(self, images_BCHW: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def maps(self, aligned_BCHW: Tensor, transform_B33: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """What each stage's Gaussians see [B, C, H, W], and the transform of the frame it lies in [B, 3, 3]."""
-        maps, frames = self.trunk(*self.align(images_BCHW))
+        maps, frames = self.trunk(aligned_BCHW, transform_B33)
         return [average_patches(x, PATCH) for x in maps], frames
+
+    def heatmap(self, gaussians: nn.ModuleList, aligned_BCHW: Tensor, transform_B33: Tensor) -> Tensor:
+        """The mean of all stages' distances, carried back to where the images lie, [B, H, W]."""
+        heats = []
+        for stage, map_BCHW, frame in zip(gaussians, *self.maps(aligned_BCHW, transform_B33), strict=True):
+            distance = stage(map_BCHW) * self._inside(frame, map_BCHW)
+            heats.append(unwarp(enlarged(distance, self.spec.size_px), frame))
+        return gaussian_blur(torch.stack(heats).mean(0), BLUR * self.spec.height_px / 128)
 
     def score(self, images: Tensor) -> Scores:
         self.spec.check(images)
-        size = self.spec.size_px
-        aligned = self.config.align_image or self.config.align_stages
         with evaluating(self), torch.no_grad():
-            heats = []
-            for stage, map_BCHW, frame in zip(self.gaussians, *self.maps(images), strict=True):
-                distance = stage(map_BCHW)
-                if aligned:
-                    distance = distance * self._inside(frame, map_BCHW)
-                heat = enlarged(distance, size)
-                heats.append(unwarp(heat, frame) if aligned else heat)
-            heatmap = gaussian_blur(torch.stack(heats).mean(0), BLUR * self.spec.height_px / 128)
+            heatmap = self.heatmap(self.gaussians, *self.align(images))
         return Scores(heatmap.flatten(1).amax(1), heatmap)
 
     def _inside(self, frame_B33: Tensor, map_BCHW: Tensor) -> Tensor:

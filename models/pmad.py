@@ -32,7 +32,7 @@ the grid; T parts of the latent vector, D dimensions of one, N items of a memory
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,8 @@ HEEWay = Literal["gradient_hee", "gradient_top_hee", "difference_hee", "differen
 class PMADConfig(TrainedConfig):
     """PMAD's options."""
 
+    COUNTS_WHERE: ClassVar = {"partitions": ("memory",), "items": ("memory",)}
+
     epochs: int = Field(default=80, ge=1)
     batch_size: int = Field(default=16, ge=1)
     lr: float = Field(default=2e-3, gt=0)
@@ -87,14 +89,6 @@ class PMADConfig(TrainedConfig):
                 "The latent vector is cut into equal parts.",
                 f"partitions={self.partitions} of latent={self.latent}",
                 "Choose --set partitions=8 --set latent=256.",
-            )
-        defaults = PMADConfig.model_fields
-        idle = [name for name in ("partitions", "items") if getattr(self, name) != defaults[name].default]
-        if not self.memory and idle:
-            raise ConfigError(
-                "partitions and items are of memories.",
-                ", ".join(f"{name}={getattr(self, name)}" for name in idle) + " with memory=false",
-                "Leave them out.",
             )
         if self.memory and self.items >= self.latent // self.partitions:
             raise ConfigError(

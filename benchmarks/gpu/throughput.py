@@ -22,7 +22,7 @@ from benchmarks.gpu.pictures import Pictures, Pixels, load
 from benchmarks.gpu.stages import Bench, Clock
 from models.detector import Detector
 
-KINDS = ("padim", "mkd", "pmad", "autoencoder", "fyd", "cyclegan", "ssm")
+KINDS = ("linear", "padim", "mkd", "pmad", "autoencoder", "fyd", "cyclegan", "ssm", "ssm_residual")
 SIZES_PX = (128, 256)
 BATCHES = (1, 8, 32, 128, 256)
 # How long one figure is measured, and how often at least.

@@ -26,7 +26,7 @@ PAIRS = 0.1
 
 
 class Alignment:
-    """The fit of a transformer: its losses, its optimizer, and whether images lie closer by it."""
+    """The fit of a transformer: its losses and its optimizer."""
 
     def __init__(self, transformer: SpatialTransformer, epochs: int, runtime: Runtime) -> None:
         self.size_px = transformer.size_px
@@ -37,8 +37,6 @@ class Alignment:
         # Movements are drawn anew in each.
         self.steps = 0
         self.epoch = 0
-        # Of the last epoch: the sums of how far images are apart as they are, and aligned.
-        self.apart = torch.zeros(2, dtype=torch.float64)
 
     def step(self, images_BCHW: Tensor, total: int) -> dict[str, Tensor]:
         """Two moved copies of each image: both have to be seen in one frame, and images of all ranks alike in it."""
@@ -57,9 +55,6 @@ class Alignment:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.steps += 1
-        if self.epoch == self.epochs - 1:
-            as_they_are = alignment_loss(self.runtime.gather(pooled, total))
-            self.apart += torch.stack([as_they_are, losses["pairs"]]).double().cpu()
         return losses
 
     def _movements(self, total: int, aspect: float) -> Tensor:
@@ -74,16 +69,11 @@ class Alignment:
         for group in self.optimizer.param_groups:
             group["lr"] = LR * 0.5 * (1 + math.cos(math.pi * self.epoch / self.epochs))
 
-    def pays(self) -> bool:
-        """Whether images lay closer when they were aligned, in the last epoch."""
-        as_they_are, aligned = self.apart
-        return bool(aligned < as_they_are)
-
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint; the transformer's weights are the detector's."""
-        return {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "epoch": self.epoch, "apart": self.apart}
+        return {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "epoch": self.epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.steps, self.epoch, self.apart = state["steps"], state["epoch"], state["apart"]
+        self.steps, self.epoch = state["steps"], state["epoch"]

@@ -2,18 +2,18 @@
 
 Gradients judge some kinds of images better and values others. Which, is told by synthetic defects in held-out normals.
 
-Shape suffixes: B batch, H height, W width, M maps, N held-out images, K kinds of defects, S ways to score.
+Shape suffixes: B batch, C channels, H height, W width, M maps, N held-out images, K kinds of defects, S ways to score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from models.parts.defects import KINDS, with_defects
+from models.parts.trial import Trial, first_best
 from models.runtime import Runtime
 
 # Of which map, and of how large a share of its hottest pixels the mean is the score; the likeliest to serve first.
@@ -23,11 +23,7 @@ WAYS: dict[str, tuple[int, float]] = {
     "difference_top": (1, 0.05),
     "difference": (1, 1.0),
 }
-# By how much less AUROC is chance: few images are held out, and their defects are drawn.
-CHANCE = 0.01
 Way = Literal["auto", "gradient", "gradient_top", "difference", "difference_top"]
-# Held-out images that get synthetic defects; more of them would not change a choice among four.
-WITH_DEFECTS = 128
 
 
 class ErrorScore(nn.Module):
@@ -64,55 +60,22 @@ class ErrorScore(nn.Module):
         return (self.every_way(maps_MBHW)[:, way] - mean) / spread, maps_MBHW[of]
 
     def choose(self, normal_NS: Tensor, abnormal_NKS: Tensor, way: str) -> None:
-        """Take every way's level, and the way that is asked for; `auto` is the first that finds as much as any.
-
-        How much one finds is the mean of its AUROC over all kinds of defects; a difference within CHANCE is none.
-        """
+        """Take every way's level, and the way that is asked for; `auto` is the first that finds as much as any."""
         self.level[:, 0] = normal_NS.mean(0)
         # One image, or all alike: scores keep their own scale.
         spread = normal_NS.std(0) if len(normal_NS) > 1 else torch.zeros_like(normal_NS[0])
         self.level[:, 1] = torch.where(spread > 0, spread, torch.ones_like(spread))
-        if way != "auto":
-            self.way.fill_(list(self.ways).index(way))
-            return
-        normal_SN = normal_NS.T.sort().values.contiguous()
-        abnormal_S = abnormal_NKS.flatten(0, 1).T.contiguous()
-        # Ties count half. All kinds have as many images, so the mean over them is that over all images.
-        below = torch.searchsorted(normal_SN, abnormal_S) + torch.searchsorted(normal_SN, abnormal_S, right=True)
-        auroc_S = below.double().mean(1) / (2 * len(normal_NS))
-        # Of equal ones argmax takes the first.
-        self.way.copy_((auroc_S >= auroc_S.max() - CHANCE).double().argmax())
+        self.way.fill_(first_best(normal_NS, abnormal_NKS) if way == "auto" else list(self.ways).index(way))
 
 
-class ErrorScoreFit:
-    """What the ways find in held-out normals, as they are and with synthetic defects, gathered from all workers."""
+class ErrorScoreFit(Trial):
+    """What the ways find in held-out normals, as they are and with synthetic defects."""
 
     def __init__(self, score: ErrorScore, maps: Callable[[Tensor], Tensor], runtime: Runtime) -> None:
         """`maps` gives the errors [M, B, H, W] of images [B, C, H, W]."""
-        self.score, self.maps, self.runtime = score, maps, runtime
-        # Of each held-out image: every way's score as it is, and with each defect; NaN where it got none.
-        self.found = torch.zeros(0, 1 + len(KINDS), len(score.ways), dtype=torch.float64)
-
-    def step(self, images: Tensor, positions: Tensor, total: int) -> None:
-        """Count in this rank's share of a batch of `total` held-out normals."""
-        rows = self.found.new_full((len(images), *self.found.shape[1:]), float("nan"))
-        for row, image, position in zip(rows, images, positions.tolist(), strict=True):
-            seen = image.unsqueeze(0)
-            if position < WITH_DEFECTS:
-                # By seed and position alone: the same defects whatever the batches and workers.
-                seen = torch.cat([seen, with_defects(image, self.runtime.seed * 1_000_003 + position)])
-            row[: len(seen)] = self.score.every_way(self.maps(seen))
-        self.found = torch.cat([self.found, self.runtime.gather(rows, total)])
+        super().__init__(lambda images: score.every_way(maps(images)), len(score.ways), runtime)
+        self.score = score
 
     def finish(self, way: str) -> None:
         """Choose by all that was counted."""
-        defective = ~self.found[:, 1:].isnan().flatten(1).any(1)
-        self.score.choose(self.found[:, 0], self.found[defective, 1:], way)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain tensors, for a checkpoint."""
-        return {"found": self.found}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.found = state["found"]
+        self.score.choose(self.normal(), self.abnormal(), way)

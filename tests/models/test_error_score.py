@@ -75,7 +75,7 @@ def test_a_score_is_in_spreads_of_normals_and_an_image_alone_has_none():
 
 
 def test_only_the_first_held_out_images_get_defects_and_batches_do_not_count(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("models.parts.error_score.WITH_DEFECTS", 3)
+    monkeypatch.setattr("models.parts.trial.WITH_DEFECTS", 3)
     images = textures(5, 32, 32)
 
     def errors(images_BCHW: torch.Tensor) -> torch.Tensor:

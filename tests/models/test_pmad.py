@@ -114,7 +114,7 @@ def test_queries_are_drawn_to_their_answers():
     [
         ({"items": 4}, r"as many items as its queries have dimensions.*Got: items=4, and 4 dimensions"),
         ({"partitions": 5}, r"cut into equal parts\. Got: partitions=5 of latent=12"),
-        ({"memory": False}, r"are of memories\. Got: partitions=3, items=3 with memory=false\. Leave them out"),
+        ({"memory": False}, r"partitions counts where memory is on\. Got: partitions=3\. Leave it out"),
     ],
 )
 def test_memories_that_could_not_refuse_are_refused(options: dict[str, object], message: str):

@@ -221,7 +221,7 @@ def test_any_size_has_a_grid_that_halves_four_times(size: tuple[int, int], grid:
 
 
 def test_steps_of_no_refinement_are_refused():
-    with pytest.raises(ConfigError, match=r"where refine is on\. Got: refine_steps=2\. Leave it at 1\."):
+    with pytest.raises(ConfigError, match=r"where refine is on\. Got: refine_steps=2\. Leave it out\."):
         ssm(refine_steps=2)
     assert ssm(refine_steps=1).config.refine_steps == 1
 
