@@ -7,12 +7,10 @@ from typing import Any
 
 from ad_jobs.evaluation.evaluation_file import write_evaluation
 from ad_jobs.evaluation.judge import judge
-from ad_jobs.evaluation.labels import read_labels
-from ad_jobs.results.read import read_scores
+from ad_jobs.evaluation.labels import join, labelled_rows, read_labels
 from ad_jobs.results.run import read_record
+from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.specs import EvaluateSpec, takes
-
-_COLUMNS = ["uri", "frame", "status", "score", "flagged", "heatmap", "model_id"]
 
 
 @takes(EvaluateSpec)
@@ -30,12 +28,11 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
     """
     labels = read_labels(spec.labels)
     record = read_record(spec.run)
-    rows = read_scores(spec.run, columns=_COLUMNS)
+    rows = labelled_rows(ScoreTable(spec.run, record), labels)
     judged = {
         model.model_id: judge(
             spec.run,
-            labels,
-            rows[rows["model_id"] == model.model_id],
+            join(labels, rows[rows["model_id"] == model.model_id], record.counts.objects),
             model.threshold,
             seed=spec.seed,
             bootstrap=spec.bootstrap,

@@ -5,26 +5,12 @@ from __future__ import annotations
 from ad_jobs.evaluation.evaluation_file import read_evaluation
 from ad_jobs.page.render import render
 from ad_jobs.page.sections import sections
-from ad_jobs.results.read import read_scores
 from ad_jobs.results.run import read_record
+from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.specs import ReportSpec, takes
 from cluster import storage
 
 REPORT_FILE = "report/index.html"
-_COLUMNS = [
-    "object_id",
-    "uri",
-    "frame",
-    "status",
-    "error_code",
-    "error_detail",
-    "score",
-    "flagged",
-    "heatmap",
-    "model_id",
-    "content_sha256",
-    "modality",
-]
 
 
 @takes(ReportSpec)
@@ -36,9 +22,8 @@ def report(spec: ReportSpec) -> str:
         JobError: a part of the score table is missing or damaged.
     """
     record = read_record(spec.run)
-    rows = read_scores(spec.run, columns=_COLUMNS)
     found = read_evaluation(spec.run, record.run_id)
-    page = render(sections(spec.run, record, rows, found, spec.top))
+    page = render(sections(ScoreTable(spec.run, record), found, spec.top))
     uri = storage.join(spec.run, REPORT_FILE)
     storage.write_bytes(uri, page.encode())
     return uri

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ad_jobs.errors import JobError, RetroscanError
-from ad_jobs.results.read import read_run, read_scores
+from ad_jobs.results.read import read_run
 from ad_jobs.results.run import RunRecord
+from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.results.seal import Signature, signing_key
 from ad_jobs.scoring.scorer import AMP_TOLERANCE
 from ad_jobs.specs import VerifySpec, takes
@@ -92,7 +93,7 @@ def verify(spec: VerifySpec) -> Verification:
         if archive is not None:
             differences += table.check_counts(run_uri, record, archive)
         if judges and archive is not None:
-            rows = choose(read_scores(run_uri), spec.sample, spec.seed)
+            rows = choose(ScoreTable(run_uri, record), archive.manifest.objects, spec.sample, spec.seed)
             sampled = check_sample(run_uri, record, archive, judges, rows)
             differences += sampled.differences
     return Verification(

@@ -95,7 +95,7 @@ def floors(name: str, data: dict[str, Any], work: Path) -> dict[str, Any]:
     def judged(scores: Sequence[float] | Vectors) -> tuple[Vectors, NDArray[np.bool_]]:
         """Scores and labels of what is labelled, as `evaluate` joins them."""
         rows = pd.DataFrame({"uri": [image.uri for image in images], "frame": [image.frame for image in images]})
-        table = join(labels, rows.assign(status=SCORED, score=scores, flagged=False, heatmap=None)).table
+        table = join(labels, rows.assign(status=SCORED, score=scores, flagged=False, heatmap=None), len(rows)).table
         table = table[table["status"] == SCORED]
         return table["score"].to_numpy(np.float64), table["anomalous"].to_numpy(bool)
 

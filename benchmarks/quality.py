@@ -72,7 +72,7 @@ def run_cell(cell: dict[str, Any], name: str, data: dict[str, Any], seed: int, w
     opened = open_model(str(model))
     weights = opened.detector
     rows = read_scores(str(run), columns=["uri", "frame", "status", "score", "flagged", "heatmap", "score_ms"])
-    judged = join(read_labels(str(given.labels)), rows).table
+    judged = join(read_labels(str(given.labels)), rows, rows["uri"].nunique()).table
     judged = judged[judged["status"] == SCORED]
     _, normals = split(decoded(given.normal, opened.policy, opened.limits), seed)
     assert len(normals) == record["data"]["n_held_out"]

@@ -148,20 +148,26 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None, where: str | N
             ", ".join(missing),
             "DICOM columns need: retroscan index --headers.",
         )
-    # The condition may name columns that are not asked for.
-    table = pa.concat_tables(read_parts(info, columns if where is None else None))
+    table = pa.concat_tables(read_parts(info, columns))
     if where is not None:
-        table = table.take(_select(table, where))
+        table = table.take(_select(info, where))
     return table if columns is None else table.select(list(columns))
 
 
-def _select(table: pa.Table, where: str) -> pa.Array:
-    """The ids, ascending, of the rows that meet an SQL condition."""
-    names = f"Columns: {', '.join(table.column_names)}."
-    if "modality" not in table.column_names:
+def _select(info: ManifestInfo, where: str) -> pa.Array:
+    """The ids, ascending, of the rows that meet an SQL condition, which may name columns that nobody asked for."""
+    schema = MANIFEST_HEADERS if info.headers else MANIFEST
+    names = f"Columns: {', '.join(schema.names)}."
+    if not info.headers:
         names += " DICOM columns need: retroscan index --headers."
+
+    def rows() -> pa.RecordBatchReader:
+        # A part at a time: all names of ten million objects take more than a gigabyte.
+        batches = (batch for part in read_parts(info) for batch in part.cast(schema).to_batches())
+        return pa.RecordBatchReader.from_batches(schema, batches)
+
     first, second = (
-        rows_where(table, "manifest", where, columns=["object_id"], order=["object_id"], help=names, option="--where")[
+        rows_where(rows(), "manifest", where, columns=["object_id"], order=["object_id"], help=names, option="--where")[
             "object_id"
         ]
         for _ in range(2)
@@ -173,5 +179,5 @@ def _select(table: pa.Table, where: str) -> pa.Array:
             "A sample that stays: object_id % 100 = 0.",
         )
     if not len(first):
-        raise UsageError("--where must select at least one object.", f"{where} (0 of {table.num_rows})", names)
+        raise UsageError("--where must select at least one object.", f"{where} (0 of {info.objects})", names)
     return first.combine_chunks()

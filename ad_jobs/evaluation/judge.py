@@ -12,30 +12,26 @@ from ad_jobs.evaluation.curves import score_curves
 from ad_jobs.evaluation.heatmaps import read_heatmaps, select
 from ad_jobs.evaluation.image_metrics import image_metrics
 from ad_jobs.evaluation.intervals import Estimate, rate
-from ad_jobs.evaluation.labels import MISSING, Labels, join
+from ad_jobs.evaluation.labels import MISSING, Joined
 from ad_jobs.evaluation.masks import read_mask
 from ad_jobs.evaluation.pixel_metrics import PIXEL_METRICS, REPLICATES, PixelEvaluation
 from ad_jobs.schema import FAILED, SCORED, SKIPPED
 
 
-def judge(
-    run_uri: str, labels: Labels, rows: pd.DataFrame, threshold: float, *, seed: int, bootstrap: int
-) -> dict[str, Any]:
+def judge(run_uri: str, joined: Joined, threshold: float, *, seed: int, bootstrap: int) -> dict[str, Any]:
     """Counts, metrics with intervals, rates at the run's threshold, and curves: a model's part of evaluation.json.
 
     Args:
         run_uri: folder or s3:// URI of the run.
-        labels: the labels.
-        rows: the model's rows of the score table.
+        joined: the labels beside what the run found under the model.
         threshold: what the run flagged by.
         seed: of the bootstrap.
         bootstrap: replicates; pixel metrics take at most 200 of them; 0 for no intervals.
 
     Raises:
-        UsageError: labels of other images, or a mask that cannot be used.
+        UsageError: a mask that cannot be used.
         JobError: a heatmap is damaged.
     """
-    joined = join(labels, rows)
     status = joined.table["status"]
     judged = joined.table[status == SCORED].reset_index(drop=True)
     anomalous = judged["anomalous"].to_numpy(dtype=bool)

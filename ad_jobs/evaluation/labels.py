@@ -8,9 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from ad_jobs.archive.sources import resolve
 from ad_jobs.errors import UsageError
+from ad_jobs.results.read import as_pandas
+from ad_jobs.results.score_table import ORDER, ScoreTable
 from ad_jobs.scanning.identifiers import is_hashed
 from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from cluster import storage
@@ -18,6 +21,8 @@ from cluster import storage
 # The status of a label whose image is not in the run.
 MISSING = "missing"
 COLUMNS = ("image", "anomalous", "mask", "frame", "group")
+# Of the score table; by the first three rows are ordered.
+_COLUMNS = [*ORDER, "uri", "status", "score", "flagged", "heatmap"]
 _SHAPE = "Write a CSV with the columns image, anomalous (0 or 1) and, if known, mask, frame, group."
 
 
@@ -97,7 +102,29 @@ def _checked(column: pd.Series[str], uri: str, rule: str, pattern: str) -> pd.Se
     return column
 
 
-def join(labels: Labels, rows: pd.DataFrame) -> Joined:
+def labelled_rows(table: ScoreTable, labels: Labels) -> pd.DataFrame:
+    """The rows of the objects that labels name, ordered by object, frame and model; the others are not kept.
+
+    Raises:
+        UsageError: no label is about an object of the run.
+        JobError: a part of the table is missing or damaged.
+    """
+    known = pa.table({"label": labels.table["uri"].unique()})
+    rows = table.query("SELECT * FROM scores SEMI JOIN labels ON uri = label ORDER BY ALL", _COLUMNS, labels=known)
+    if not rows.num_rows:
+        some = next((batch["uri"][0].as_py() for batch in table.batches(["uri"]) if batch.num_rows), "no rows")
+        raise UsageError(
+            "LABELS must name images of the run, by the same path or URI.",
+            f"none of {len(labels.table)} is among the run's {table.record.counts.objects} objects "
+            f"(labels: {labels.table['uri'].iloc[0]}; run: {some})",
+            "Relative paths are resolved against the labels file's folder. "
+            "Write the image column as the run's column uri. "
+            "A run with hashed identifiers can only be joined by the hashed forms.",
+        )
+    return as_pandas(rows)
+
+
+def join(labels: Labels, rows: pd.DataFrame, objects: int) -> Joined:
     """Each label beside its object's outcome under one model.
 
     A label with a frame takes that frame's row.
@@ -105,23 +132,11 @@ def join(labels: Labels, rows: pd.DataFrame) -> Joined:
 
     Args:
         labels: the labels.
-        rows: one model's rows with uri, frame, status, score, flagged, heatmap.
-
-    Raises:
-        UsageError: no label is about an object of the run.
+        rows: one model's rows with uri, frame, status, score, flagged, heatmap; of labelled objects at least.
+        objects: of the run, labelled or not.
     """
     by_object = _objects(rows)
     table = labels.table
-    known = table["uri"].isin(by_object.index)
-    if not known.any():
-        raise UsageError(
-            "LABELS must name images of the run, by the same path or URI.",
-            f"none of {len(table)} is among the run's {len(by_object)} objects "
-            f"(labels: {table['uri'].iloc[0]}; run: {by_object.index[0] if len(by_object) else 'no rows'})",
-            "Relative paths are resolved against the labels file's folder. "
-            "Write the image column as the run's column uri. "
-            "A run with hashed identifiers can only be joined by the hashed forms.",
-        )
     of_object = by_object.reindex(table["uri"]).set_axis(table.index)
     by_frame = rows.set_index(["uri", "frame"])[["status", "score", "flagged", "heatmap"]]
     key = pd.MultiIndex.from_arrays([table["uri"], table["frame"].fillna(-1).astype("int64")])
@@ -140,7 +155,7 @@ def join(labels: Labels, rows: pd.DataFrame) -> Joined:
         flagged=of_object["flagged"].where(whole, of_frame["flagged"]),
         heatmaps=pd.Series(heatmaps, index=table.index, dtype=object),
     )
-    return Joined(joined, int((~by_object.index.isin(table["uri"])).sum()))
+    return Joined(joined, objects - int(by_object.index.isin(table["uri"]).sum()))
 
 
 def _objects(rows: pd.DataFrame) -> pd.DataFrame:

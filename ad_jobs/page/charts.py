@@ -7,7 +7,7 @@ narrow screens is drawn twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,22 +33,31 @@ class Bars(NamedTuple):
     beyond: int
 
 
-def bin_scores(scores: Floats, threshold: float, bins: int = 48) -> Bars:
+def bin_scores(chunks: Iterable[Floats], around: Sequence[float], threshold: float, bins: int = 48) -> Bars:
     """A histogram of finite scores with the threshold on an edge, so that no bar is half flagged.
 
     Scores far outside the bulk go to the outermost bins: one outlier must not squeeze everything into one bar.
+
+    Args:
+        chunks: the scores, part by part.
+        around: the lowest of them, their quantiles at 0.1 % and 99.9 %, and the highest.
+        threshold: what is above it is flagged.
+        bins: about so many.
     """
-    low, high = np.quantile(scores, [0.001, 0.999])
+    lowest, low, high, highest = around
     spread = max(high - low, abs(threshold) * 1e-6, 1e-12)
-    low = min(max(scores.min(), low - spread / 2), threshold)
-    high = max(min(scores.max(), high + spread / 2), threshold)
+    low = min(max(lowest, low - spread / 2), threshold)
+    high = max(min(highest, high + spread / 2), threshold)
     step = max(high - low, spread) / bins
     below, above = max(int(np.ceil((threshold - low) / step)), 1), max(int(np.ceil((high - threshold) / step)), 1)
-    edges = threshold + step * np.arange(-below, above + 1)
-    # Flagged is score > threshold: a score on the threshold belongs to the bar on its left.
-    index = np.clip(np.ceil((scores - threshold) / step).astype(np.int64) - 1 + below, 0, below + above - 1)
-    beyond = int(((scores < edges[0]) | (scores > edges[-1])).sum())
-    return Bars(edges, np.bincount(index, minlength=below + above), beyond)
+    edges: Floats = threshold + step * np.arange(-below, above + 1, dtype=np.float64)
+    counts, beyond = np.zeros(below + above, np.int64), 0
+    for scores in chunks:
+        # Flagged is score > threshold: a score on the threshold belongs to the bar on its left.
+        index = np.clip(np.ceil((scores - threshold) / step).astype(np.int64) - 1 + below, 0, below + above - 1)
+        counts += np.bincount(index, minlength=below + above)
+        beyond += int(((scores < edges[0]) | (scores > edges[-1])).sum())
+    return Bars(edges, counts, beyond)
 
 
 def score_histogram(bars: Bars, threshold: float, *, width: int = 720, height: int = 260) -> Markup:

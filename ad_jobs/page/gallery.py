@@ -5,13 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from PIL import Image
 
 from ad_jobs.errors import ImageError, JobError
@@ -20,12 +18,28 @@ from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.page.colours import overlay
 from ad_jobs.results.read import open_heatmap
 from ad_jobs.results.run import ModelRef
+from ad_jobs.results.score_table import ORDER, ScoreTable
 from ad_jobs.scanning.identifiers import is_hashed
 from ad_jobs.schema import SCORED
 from cluster import storage
 
 MAX_SIDE_PX = 512
 _JPEG_QUALITY = 88
+_COLUMNS = [*ORDER, "uri", "status", "score", "flagged", "heatmap", "content_sha256", "modality"]
+_BEST = """
+    SELECT * FROM scores WHERE status = $1 AND model_id = $2
+    ORDER BY score DESC, object_id, frame LIMIT $3
+"""
+# Rows of the frames that all models scored and that rank highest on average.
+_RANKED = """
+    SELECT object_id, frame, model_id, rank FROM (
+        SELECT *, avg(rank) OVER frames AS common, count(*) OVER frames AS models FROM (
+            SELECT object_id, frame, model_id,
+                row_number() OVER (PARTITION BY model_id ORDER BY score DESC, object_id, frame) AS rank
+            FROM scores WHERE status = $1)
+        WINDOW frames AS (PARTITION BY object_id, frame))
+    WHERE models = $2 ORDER BY common, object_id, frame LIMIT $2 * $3
+"""
 
 
 @dataclass(frozen=True)
@@ -46,34 +60,33 @@ class Card:
     notes: list[str]
 
 
-def cards(run_uri: str, rows: pd.DataFrame, policy: PixelPolicy, limits: Limits, top: int) -> list[Card]:
+def cards(table: ScoreTable, model: ModelRef, limits: Limits, top: int) -> list[Card]:
     """The `top` scored frames of one model, highest score first; equal scores in the order of the table."""
-    scored = rows[rows["status"] == SCORED]
-    best = scored.sort_values("score", ascending=False, kind="stable").head(top)
-    return [_card(run_uri, rank, row, policy, limits) for rank, (_, row) in enumerate(best.iterrows(), start=1)]
+    policy = PixelPolicy.model_validate(model.policy)
+    best = table.query(_BEST, _COLUMNS, [SCORED, model.model_id, top]).to_pandas()
+    return [_card(table.uri, rank, row, policy, limits) for rank, (_, row) in enumerate(best.iterrows(), start=1)]
 
 
-def side_by_side(
-    run_uri: str, rows: pd.DataFrame, models: Sequence[ModelRef], limits: Limits, top: int
-) -> list[list[Card]]:
-    """The `top` frames that all models together rank highest, each as one card a model in the order of `models`.
+def side_by_side(table: ScoreTable, limits: Limits, top: int) -> list[list[Card]]:
+    """The `top` frames that all models together rank highest, each as one card a model in the order of the record.
 
     Scores of different models have different scales; their ranks do not.
     """
-    scored = rows[rows["status"] == SCORED]
-    ranks = scored.groupby("model_id")["score"].rank(ascending=False, method="first").astype(int)
-    ranked = scored.assign(rank=ranks).set_index(["object_id", "frame", "model_id"], drop=False).sort_index()
-    by_frame = ranked["rank"].groupby(level=["object_id", "frame"])
-    mean = by_frame.mean()[by_frame.size() == len(models)].sort_values(kind="stable")
+    models = table.record.models
+    ranks = table.query(_RANKED, [*ORDER, "status", "score"], [SCORED, len(models), top])
+    rows = table.of_objects(sorted(set(ranks["object_id"].to_pylist()))).select(_COLUMNS).to_pandas()
+    ranked = ranks.to_pandas().merge(rows, on=list(ORDER)).set_index(list(ORDER), drop=False)
     policies = [PixelPolicy.model_validate(model.policy) for model in models]
 
     def card(key: Any, model: ModelRef, policy: PixelPolicy) -> Card:
         row = ranked.loc[(*key, model.model_id)]
-        return _card(run_uri, int(row["rank"]), row, policy, limits)
+        return _card(table.uri, int(row["rank"]), row, policy, limits)
 
+    # Of each frame one row a model, in the order of their common rank.
+    frames = ranks.select(["object_id", "frame"]).to_pandas().drop_duplicates()
     return [
         [card(key, model, policy) for model, policy in zip(models, policies, strict=True)]
-        for key in mean.head(top).index
+        for key in frames.itertuples(index=False, name=None)
     ]
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import pyarrow.compute as pc
 
+from ad_jobs.errors import SKIP_CODES
 from ad_jobs.evaluation.evaluation_file import Found
-from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.images.policy import Limits
 from ad_jobs.page import charts, gallery, texts
 from ad_jobs.page.colours import css_gradient
+from ad_jobs.results.quantiles import quantiles
 from ad_jobs.results.run import ModelRef, RunRecord
-from ad_jobs.schema import SCORED
+from ad_jobs.results.score_table import ORDER, ScoreTable, equal
+from ad_jobs.schema import FAILED, SCORED, SKIPPED, is_flagged
 from ad_jobs.scoring.calibration import judged_by
 
 _NARROW_PX = 360
@@ -22,16 +28,15 @@ _EXAMPLES = 3
 # Frames shown under every model side by side.
 _COMPARED = 5
 _PARTS_SHOWN = 20
+_OF_FAILURES = [*ORDER, "uri", "error_code", "error_detail"]
 
 
-def sections(run_uri: str, record: RunRecord, rows: pd.DataFrame, found: Found, top: int) -> dict[str, Any]:
-    """What page.html.j2 names, of a run's record, its score table and its evaluation."""
+def sections(table: ScoreTable, found: Found, top: int) -> dict[str, Any]:
+    """What page.html.j2 names, of a run's score table with its record, and of its evaluation."""
+    record = table.record
     limits = Limits.model_validate(record.config.get("limits") or {})
-    models = [
-        _model(run_uri, model, rows[rows["model_id"] == model.model_id], found.evaluation, limits, top)
-        for model in record.models
-    ]
-    compared = gallery.side_by_side(run_uri, rows, record.models, limits, _COMPARED) if len(models) > 1 else []
+    models = [_model(table, model, found.evaluation, limits, top) for model in record.models]
+    compared = gallery.side_by_side(table, limits, _COMPARED) if len(models) > 1 else []
     scored_rows = sum(model["rows"] for model in models)
     counts = record.counts
     config = json.dumps(record.config, sort_keys=True, default=str)
@@ -44,7 +49,7 @@ def sections(run_uri: str, record: RunRecord, rows: pd.DataFrame, found: Found, 
         "compared": compared,
         "evaluation": found.evaluation,
         "stale_evaluation": found.stale,
-        "failures": _failures(rows),
+        "failures": _failures(table),
         "config": json.dumps(record.config, indent=2, sort_keys=True, default=str),
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
         "parts_shown": _PARTS_SHOWN,
@@ -53,26 +58,40 @@ def sections(run_uri: str, record: RunRecord, rows: pd.DataFrame, found: Found, 
 
 
 def _model(
-    run_uri: str, model: ModelRef, rows: pd.DataFrame, evaluation: dict[str, Any] | None, limits: Limits, top: int
+    table: ScoreTable, model: ModelRef, evaluation: dict[str, Any] | None, limits: Limits, top: int
 ) -> dict[str, Any]:
     """What the page shows of one model: its scores, its worth on labels, its pictures."""
-    scored = rows[rows["status"] == SCORED]
-    scores = scored["score"].to_numpy(dtype=np.float64)
-    bars = charts.bin_scores(scores, model.threshold) if scores.size else None
+
+    def scores() -> Iterator[npt.NDArray[np.float32]]:
+        for batch in table.batches(["model_id", "status", "score"]):
+            wanted = pc.and_(equal(batch, "model_id", model.model_id), equal(batch, "status", SCORED))
+            yield batch["score"].filter(wanted).to_numpy(zero_copy_only=False)
+
+    rows, flagged = 0, 0
+    for chunk in scores():
+        rows += len(chunk)
+        flagged += int(is_flagged(chunk, model.threshold).sum())
+    bars, shown = None, None
+    if (found := quantiles(scores, [0, 0.001, 0.5, 0.99, 0.999, 1])) is not None:
+        lowest, low, median, high_percent, high, highest = found
+        bars = charts.bin_scores(
+            (x.astype(np.float64) for x in scores()), [lowest, low, high, highest], model.threshold
+        )
+        shown = [lowest, median, high_percent, highest]
     judged = None
     if evaluation is not None:
         judged = evaluation if evaluation["model_id"] == model.model_id else evaluation["models"].get(model.model_id)
     return {
         "ref": model,
-        "rows": len(scored),
-        "flagged": int(scored["flagged"].sum()),
-        "quantiles": [float(q) for q in np.quantile(scores, [0, 0.5, 0.99, 1])] if scores.size else None,
+        "rows": rows,
+        "flagged": flagged,
+        "quantiles": shown,
         "beyond": bars.beyond if bars else 0,
         "histogram": charts.score_histogram(bars, model.threshold) if bars else None,
         "histogram_narrow": charts.score_histogram(bars, model.threshold, width=_NARROW_PX) if bars else None,
-        "calibration": judged_by(run_uri, model),
+        "calibration": judged_by(table.uri, model),
         "judged": _judged(judged) if judged else None,
-        "cards": gallery.cards(run_uri, rows, PixelPolicy.model_validate(model.policy), limits, top),
+        "cards": gallery.cards(table, model, limits, top),
     }
 
 
@@ -113,18 +132,22 @@ def _metric(text: texts.Metric, found: dict[str, Any]) -> dict[str, Any]:
     return {**text._asdict(), **found, "picture": charts.interval(**found) if found["value"] is not None else None}
 
 
-def _failures(rows: pd.DataFrame) -> list[dict[str, Any]]:
+def _failures(table: ScoreTable) -> list[dict[str, Any]]:
     """Objects that failed or were skipped, by error code, most frequent first; each object counts once."""
-    bad = rows[rows["status"] != SCORED].drop_duplicates("object_id")
+    kept = pd.DataFrame(columns=_OF_FAILURES)
+    for batch in table.batches(_OF_FAILURES):
+        kept = pd.concat([kept, batch.filter(batch["error_code"].is_valid()).to_pandas()]).sort_values(list(ORDER))
+        # Of each code its first objects.
+        kept = kept.drop_duplicates(["error_code", "object_id"]).groupby("error_code").head(_EXAMPLES)
     return [
         {
-            "code": str(code),
-            "status": group["status"].iloc[0],
-            "count": len(group),
-            "what": texts.ERRORS.get(str(code), ""),
-            "examples": group[["uri", "error_detail"]].head(_EXAMPLES).to_dict("records"),
+            "code": code,
+            "status": SKIPPED if code in SKIP_CODES else FAILED,
+            "count": count,
+            "what": texts.ERRORS.get(code, ""),
+            "examples": kept.loc[kept["error_code"] == code, ["uri", "error_detail"]].to_dict("records"),
         }
-        for code, group in sorted(bad.groupby("error_code"), key=lambda item: (-len(item[1]), str(item[0])))
+        for code, count in sorted(table.record.counts.by_code.items(), key=lambda item: (-item[1], item[0]))
     ]
 
 

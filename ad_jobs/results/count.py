@@ -1,13 +1,15 @@
 """The balance of a run: every selected object stands in the table, once, under every model.
 
 A scan that is killed, retried and resumed must not lose or repeat a row, so the counting trusts nothing but
-the Parquet parts. It streams over them with a few fixed bytes an object (1 + 12 per model), never a
-dictionary of ids: 10 million objects take 130 MB.
+the Parquet parts. It streams over them, a window of ids after the other, with a few fixed bytes for each object of the
+window (1 + 12 per model): memory does not grow with the table.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,12 @@ from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from cluster import storage
 
 _BATCH_ROWS = 131_072
+# Objects that are counted at a time.
+WINDOW = 1 << 20
+# How many objects a complaint names.
+_NAMED = 5
+# How many rows or objects it is about, and some of them.
+_Complaint = tuple[int, list[int]]
 _COLUMNS = ["object_id", "frame", "status", "error_code", "flagged", "heatmap", "model_id", "run_id"]
 
 # An object's outcome is the worst of its rows': 0 scored, then the codes that skip, then those that fail.
@@ -82,13 +90,64 @@ def count_table(
         raise ValueError(
             f"selected must hold {objects} ascending ids. Got: {len(selected)}. Sort them and drop doubles."
         )
-    table = _Tally(objects, run_id, model_ids, selected)
-    for uri in part_uris(run_uri, prefix):
-        filesystem, path = storage.filesystem(uri)
+    # One window takes all, and need not know what lies where.
+    in_pieces = _pieces if objects > WINDOW else _whole
+    pieces = [piece for uri in part_uris(run_uri, prefix) for piece in in_pieces(uri)]
+    balance = _Balance()
+    for start in range(0, max(objects, 1), WINDOW):
+        end = min(objects, start + WINDOW)
+        ids = np.arange(start, end) if selected is None else selected[start:end]
+        # Windows leave no id out: one that is none of the run's is complained of in the window where it would be.
+        low = None if start == 0 else int(ids[0])
+        high = None if end == objects else end if selected is None else int(selected[end])
+        tally = _Tally(ids, run_id, model_ids)
+        for piece in pieces:
+            for batch in piece.between(low, high):
+                tally.add(batch)
+        balance.add(tally)
+    return balance.result()
+
+
+class _Piece(NamedTuple):
+    """A row group of a part, or all of it, and the least and greatest id in it as far as they are known."""
+
+    uri: str
+    row_group: int | None = None
+    least: int = -(1 << 63)
+    greatest: int = (1 << 63) - 1
+
+    def between(self, low: int | None, high: int | None) -> Iterator[pa.RecordBatch]:
+        """Its rows of ids from `low` on and below `high`; None is no bound."""
+        if (low is not None and self.greatest < low) or (high is not None and self.least >= high):
+            return
+        filesystem, path = storage.filesystem(self.uri)
         with filesystem.open_input_file(path) as file:
-            for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=_COLUMNS):
-                table.add(batch)
-    return table.result()
+            groups = None if self.row_group is None else [self.row_group]
+            for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, row_groups=groups, columns=_COLUMNS):
+                ids = batch["object_id"].to_numpy(zero_copy_only=False)
+                inside = np.ones(len(ids), bool)
+                if low is not None:
+                    inside &= ids >= low
+                if high is not None:
+                    inside &= ids < high
+                yield batch if inside.all() else batch.filter(pa.array(inside))
+
+
+def _whole(uri: str) -> Iterator[_Piece]:
+    yield _Piece(uri)
+
+
+def _pieces(uri: str) -> Iterator[_Piece]:
+    filesystem, path = storage.filesystem(uri)
+    with filesystem.open_input_file(path) as file:
+        metadata = pq.ParquetFile(file).metadata
+        column = metadata.schema.to_arrow_schema().get_field_index("object_id")
+        for number in range(metadata.num_row_groups):
+            found = metadata.row_group(number).column(column).statistics
+            if found is not None and found.has_min_max:
+                yield _Piece(uri, number, found.min, found.max)
+            else:
+                yield _Piece(uri, number)
 
 
 def assert_balanced(table: TableCounts, objects: int) -> None:
@@ -108,54 +167,28 @@ def assert_balanced(table: TableCounts, objects: int) -> None:
         )
 
 
-class _Tally:
-    """Per object its outcome; per object and model its rows, and a sum that only the frames 0 .. n-1 give."""
+class _Balance:
+    """The tallies of all windows, added up."""
 
-    def __init__(self, objects: int, run_id: str, model_ids: list[str], selected: NDArray[np.int64] | None) -> None:
-        self._run_id = run_id
-        self._selected = selected
-        self._model_ids = model_ids
-        self._objects = objects
-        self._outcome = np.zeros(objects, np.uint8)
-        self._frames = np.zeros((len(model_ids), objects), np.int32)
-        self._mark = np.zeros((len(model_ids), objects), np.uint64)
+    def __init__(self) -> None:
+        self._outcomes = np.zeros(len(_OUTCOMES), np.int64)
         self._rows = self._flagged = self._heatmaps = 0
-        self._complaints: dict[str, tuple[int, list[int]]] = {}
+        self._complaints: dict[str, _Complaint] = {}
 
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Count one batch of rows."""
-        self._rows += batch.num_rows
-        self._flagged += int(batch["flagged"].true_count)
-        self._heatmaps += batch.num_rows - batch["heatmap"].null_count
-        ids = batch["object_id"].to_numpy(zero_copy_only=False)
-        frames = batch["frame"].to_numpy(zero_copy_only=False)
-        position, known = self._positions(ids)
-        model = _index_of(batch["model_id"], self._model_ids)
-        self._complain("rows of objects that were not to be scanned", ids[~known])
-        self._complain("rows of no model of this run", ids[model < 0])
-        self._complain("rows of another run", ids[_index_of(batch["run_id"], [self._run_id]) < 0])
-        outcome = self._outcomes(batch, ids)
-        good = known & (model >= 0)
-        np.maximum.at(self._outcome, position[good], outcome[good])
-        np.add.at(self._frames, (model[good], position[good]), 1)
-        np.add.at(self._mark, (model[good], position[good]), _mix(frames[good].astype(np.uint64)))
+    def add(self, tally: _Tally) -> None:
+        """Close a window."""
+        self._outcomes += tally.close()
+        self._rows += tally.rows
+        self._flagged += tally.flagged
+        self._heatmaps += tally.heatmaps
+        for what, (n, some) in tally.complaints.items():
+            _add(self._complaints, what, n, some)
 
     def result(self) -> TableCounts:
         """The counts, and the complaints about rows that are lost, repeated or out of place."""
-        longest = int(self._frames.max(initial=0))
-        expected = np.zeros(longest + 1, np.uint64)
-        # Modulo 2^64, as the marks.
-        np.cumsum(_mix(np.arange(longest, dtype=np.uint64)), out=expected[1:])
-        seen = np.zeros(self._objects, bool)
-        for model_id, frames, mark in zip(self._model_ids, self._frames, self._mark, strict=True):
-            self._complain(f"objects without a row under model {model_id}", self._ids(frames == 0))
-            self._complain(
-                f"objects with repeated or missing frames under model {model_id}", self._ids(mark != expected[frames])
-            )
-            seen |= frames > 0
-        by_outcome = np.bincount(self._outcome[seen], minlength=len(_OUTCOMES)).tolist()
+        by_outcome = self._outcomes.tolist()
         counts = Counts(
-            objects=int(seen.sum()),
+            objects=sum(by_outcome),
             scored=by_outcome[0],
             failed=sum(by_outcome[_FIRST_FAILED:]),
             skipped=sum(by_outcome[1:_FIRST_FAILED]),
@@ -170,18 +203,60 @@ class _Tally:
         ]
         return TableCounts(counts, complaints)
 
-    def _positions(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Where each id stands among the selected ones, and whether it does."""
-        if self._selected is None:
-            return ids, (ids >= 0) & (ids < self._objects)
-        position = np.minimum(np.searchsorted(self._selected, ids), self._objects - 1)
-        if not self._objects:
-            return position, np.zeros(len(ids), bool)
-        return position, self._selected[position] == ids
 
-    def _ids(self, which: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """The ids of the objects at the positions that `which` marks."""
-        return np.flatnonzero(which) if self._selected is None else self._selected[which]
+class _Tally:
+    """Per object its outcome; per object and model its rows, and a sum that only the frames 0 .. n-1 give."""
+
+    def __init__(self, ids: NDArray[np.int64], run_id: str, model_ids: list[str]) -> None:
+        """`ids` are the objects', ascending."""
+        self._ids = ids
+        self._run_id = run_id
+        self._model_ids = model_ids
+        self._outcome = np.zeros(len(ids), np.uint8)
+        self._frames = np.zeros((len(model_ids), len(ids)), np.int32)
+        self._mark = np.zeros((len(model_ids), len(ids)), np.uint64)
+        self.rows = self.flagged = self.heatmaps = 0
+        self.complaints: dict[str, _Complaint] = {}
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Count one batch of rows."""
+        self.rows += batch.num_rows
+        self.flagged += int(batch["flagged"].true_count)
+        self.heatmaps += batch.num_rows - batch["heatmap"].null_count
+        ids = batch["object_id"].to_numpy(zero_copy_only=False)
+        frames = batch["frame"].to_numpy(zero_copy_only=False)
+        position, known = self._positions(ids)
+        model = _index_of(batch["model_id"], self._model_ids)
+        self._complain("rows of objects that were not to be scanned", ids[~known])
+        self._complain("rows of no model of this run", ids[model < 0])
+        self._complain("rows of another run", ids[_index_of(batch["run_id"], [self._run_id]) < 0])
+        outcome = self._outcomes(batch, ids)
+        good = known & (model >= 0)
+        np.maximum.at(self._outcome, position[good], outcome[good])
+        np.add.at(self._frames, (model[good], position[good]), 1)
+        np.add.at(self._mark, (model[good], position[good]), _mix(frames[good].astype(np.uint64)))
+
+    def close(self) -> NDArray[np.int64]:
+        """How many objects have each outcome, once all rows are in; complains of rows that are lost or repeated."""
+        longest = int(self._frames.max(initial=0))
+        expected = np.zeros(longest + 1, np.uint64)
+        # Modulo 2^64, as the marks.
+        np.cumsum(_mix(np.arange(longest, dtype=np.uint64)), out=expected[1:])
+        seen = np.zeros(len(self._ids), bool)
+        for model_id, frames, mark in zip(self._model_ids, self._frames, self._mark, strict=True):
+            self._complain(f"objects without a row under model {model_id}", self._ids[frames == 0])
+            self._complain(
+                f"objects with repeated or missing frames under model {model_id}", self._ids[mark != expected[frames]]
+            )
+            seen |= frames > 0
+        return np.bincount(self._outcome[seen], minlength=len(_OUTCOMES))
+
+    def _positions(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Where each id stands among the objects', and whether it does."""
+        if not len(self._ids):
+            return np.zeros_like(ids), np.zeros(len(ids), bool)
+        position = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
+        return position, self._ids[position] == ids
 
     def _outcomes(self, batch: pa.RecordBatch, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Each row's outcome from its error code; complains of a status that does not go with it."""
@@ -193,9 +268,13 @@ class _Tally:
         return np.maximum(code, 0).astype(np.uint8)
 
     def _complain(self, what: str, ids: NDArray[np.int64]) -> None:
-        if len(ids):
-            n, some = self._complaints.get(what, (0, []))
-            self._complaints[what] = (n + len(ids), [*some, *map(int, ids[: 5 - len(some)])])
+        _add(self.complaints, what, len(ids), [int(i) for i in ids[:_NAMED]])
+
+
+def _add(complaints: dict[str, _Complaint], what: str, count: int, some: list[int]) -> None:
+    if count:
+        before, named = complaints.get(what, (0, []))
+        complaints[what] = (before + count, [*named, *some][:_NAMED])
 
 
 def _index_of(column: pa.Array, values: list[str]) -> NDArray[np.int64]:

@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from ad_jobs.archive.condition import rows_where
-from ad_jobs.errors import JobError, UsageError
+from ad_jobs.errors import UsageError
 from ad_jobs.images.guard import of_this_process
 from ad_jobs.images.policy import MAX_SIDE_PX, Limits, PixelPolicy
-from ad_jobs.results.read import ORDER, Heatmap, as_pandas, known_columns, open_heatmap, read_scores
+from ad_jobs.results.read import Heatmap, open_heatmap, scores_of
 from ad_jobs.results.run import ModelRef, RunRecord, read_record
-from ad_jobs.schema import SCORES
+from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.values import place
 from cluster import storage
 
@@ -49,12 +47,7 @@ class Run:
         return f"Run({self.uri!r}: {counts.objects} objects, {counts.rows} rows, {counts.flagged} flagged)"
 
     def scores(self, *, columns: Sequence[str] | None = None, where: str | None = None) -> pd.DataFrame:
-        """The score table, one row a frame and model, ordered by object, frame and model.
-
-        Args:
-            columns: some of the table's columns, in the wanted order; all by default.
-            where: an SQL condition over the table (DuckDB's dialect), as `flagged AND modality = 'MR'`; only the rows
-                that meet it are read into memory.
+        """`read_scores` of this run.
 
         >>> open_run("run").scores(columns=["object_id", "error_code"], where="status = 'failed'")
            object_id error_code
@@ -64,12 +57,7 @@ class Run:
             UsageError: an unknown column, or no condition.
             JobError: a part that the record lists is missing, or has another number of rows.
         """
-        wanted = known_columns(columns)
-        if where is None:
-            return read_scores(self.uri, columns=wanted)
-        names = f"Columns: {', '.join(SCORES.names)}."
-        table = rows_where(self.dataset(), "scores", where, columns=wanted, order=ORDER, help=names)
-        return as_pandas(table.cast(pa.schema([SCORES.field(name) for name in wanted])))
+        return scores_of(ScoreTable(self.uri, self.record), columns, where)
 
     def dataset(self) -> ds.Dataset:
         """The score table as a pyarrow dataset, for whoever streams or filters it: schema.SCORES, unordered.
@@ -77,22 +65,7 @@ class Run:
         Raises:
             JobError: a part that the record lists is missing, or the parts have another number of rows.
         """
-        filesystem, _ = storage.filesystem(self.uri)
-        parts = [storage.filesystem(storage.join(self.uri, part.name))[1] for part in self.record.parts]
-        try:
-            table = ds.dataset(parts, schema=SCORES, filesystem=filesystem, format="parquet")
-            # Of the parts' last bytes; a store is asked for all of them at once.
-            rows = table.count_rows()
-        except (OSError, pa.ArrowException) as error:
-            raise JobError(
-                f"A part that run.json lists cannot be read: {error}.", "Restore it, or scan again; see verify."
-            ) from error
-        if rows != self.record.counts.rows:
-            raise JobError(
-                f"The parts of {self.uri} have {rows} rows, and run.json lists {self.record.counts.rows}.",
-                "Restore them, or scan again; see verify.",
-            )
-        return table
+        return ScoreTable(self.uri, self.record).dataset()
 
     def heatmap(self, row: Mapping[str, Any] | pd.Series[Any]) -> Heatmap:
         """The heatmap of a row of `scores`: float32 [H, W] in [0, 1] on the run's global scale, by one ranged read.

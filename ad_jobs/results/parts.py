@@ -19,7 +19,8 @@ from cluster import storage
 
 SCORES_FOLDER = "scores"
 HEATMAPS_FOLDER = "heatmaps"
-_CHUNK_BYTES = 8 << 20
+# Several are read at once.
+_CHUNK_BYTES = 1 << 20
 MARKS = 1 << 64
 
 

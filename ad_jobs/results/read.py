@@ -8,13 +8,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
+from ad_jobs.archive.condition import rows_where
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.results.heatmaps import decode_png, parse_reference
 from ad_jobs.results.run import RunRecord, part_uris, read_record
+from ad_jobs.results.score_table import ORDER, ScoreTable
 from ad_jobs.schema import SCORES
 from ad_jobs.values import place
 from cluster import storage
@@ -26,7 +28,6 @@ _NULLABLE = {
     pa.int32(): pd.Int32Dtype(),
     pa.int64(): pd.Int64Dtype(),
 }
-ORDER = ["object_id", "frame", "model_id"]
 
 
 class Heatmap(NamedTuple):
@@ -49,12 +50,16 @@ def read_run(run: str) -> RunRecord:
     return read_record(place(run))
 
 
-def read_scores(run: str, *, columns: Sequence[str] | None = None, allow_unfinished: bool = False) -> pd.DataFrame:
+def read_scores(
+    run: str, *, columns: Sequence[str] | None = None, where: str | None = None, allow_unfinished: bool = False
+) -> pd.DataFrame:
     """The score table, one row a frame and model, ordered by object, frame and model.
 
     Args:
         run: folder or s3:// URI of the run.
         columns: some of the table's columns, in the wanted order; all by default.
+        where: an SQL condition over the table (DuckDB's dialect), as `flagged AND modality = 'MR'`; only the rows that
+            meet it are read into memory.
         allow_unfinished: read what an unfinished run has so far.
 
     >>> scores = read_scores("run", columns=["status", "flagged"])
@@ -64,21 +69,33 @@ def read_scores(run: str, *, columns: Sequence[str] | None = None, allow_unfinis
     True
 
     Raises:
-        UsageError: not a run, an unfinished one (unless allowed), or an unknown column.
+        UsageError: not a run, an unfinished one (unless allowed), an unknown column, or no condition.
         JobError: a part that run.json lists is missing or has another number of rows.
     """
-    wanted, run = known_columns(columns), place(run)
+    run = place(run)
     record = read_record(run, allow_unfinished)
-    needed = list(dict.fromkeys([*wanted, *ORDER]))
-    if record is None:
-        parts = [_read_part(uri, needed) for uri in part_uris(run)]
+    if record is not None:
+        return scores_of(ScoreTable(run, record), columns, where)
+    wanted = known_columns(columns)
+    filesystem, _ = storage.filesystem(run)
+    parts = [storage.filesystem(uri)[1] for uri in part_uris(run)]
+    return _scores(ds.dataset(parts, schema=SCORES, filesystem=filesystem, format="parquet"), wanted, where)
+
+
+def scores_of(table: ScoreTable, columns: Sequence[str] | None, where: str | None) -> pd.DataFrame:
+    """`read_scores` of a finished run's table."""
+    wanted = known_columns(columns)
+    return _scores(table.dataset(), wanted, where)
+
+
+def _scores(dataset: ds.Dataset, columns: list[str], where: str | None) -> pd.DataFrame:
+    if where is not None:
+        names = f"Columns: {', '.join(SCORES.names)}."
+        found = rows_where(dataset, "scores", where, columns=columns, order=ORDER, help=names)
     else:
-        # The listed parts and no others: a stray file in scores/ is not part of the run.
-        parts = [_read_listed(storage.join(run, part.name), needed, part.rows) for part in record.parts]
-    schema = pa.schema([SCORES.field(name) for name in needed])
-    table = pa.concat_tables([schema.empty_table(), *parts])
-    table = table.sort_by([(name, "ascending") for name in ORDER]).select(wanted)
-    return as_pandas(table)
+        needed = list(dict.fromkeys([*columns, *ORDER]))
+        found = dataset.to_table(columns=needed).sort_by([(name, "ascending") for name in ORDER]).select(columns)
+    return as_pandas(found.cast(pa.schema([SCORES.field(name) for name in columns])))
 
 
 def as_pandas(table: pa.Table) -> pd.DataFrame:
@@ -97,25 +114,6 @@ def known_columns(columns: Sequence[str] | None) -> list[str]:
             "Columns must be those of the score table.", ", ".join(unknown), f"Known are {', '.join(SCORES.names)}."
         )
     return wanted
-
-
-def _read_listed(uri: str, columns: list[str], rows: int) -> pa.Table:
-    try:
-        table = _read_part(uri, columns)
-    except (OSError, pa.ArrowException) as error:
-        raise JobError(f"{uri} is listed in run.json and cannot be read.", "Restore it, or scan again.") from error
-    if table.num_rows != rows:
-        raise JobError(
-            f"{uri} has {table.num_rows} rows, and run.json lists {rows}.", "Restore it, or scan again; see verify."
-        )
-    return table
-
-
-def _read_part(uri: str, columns: list[str]) -> pa.Table:
-    filesystem, path = storage.filesystem(uri)
-    with filesystem.open_input_file(path) as file:
-        table = pq.ParquetFile(file).read(columns=columns)
-    return table.select(columns).cast(pa.schema([SCORES.field(name) for name in columns]))
 
 
 def open_heatmap(run: str, reference: str) -> Heatmap:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import pyarrow as pa
 
 from ad_jobs.results.parts import (
@@ -16,14 +19,22 @@ from ad_jobs.results.parts import (
 from ad_jobs.results.run import RunRecord
 from cluster import storage
 
+# A store answers many at once, and hashing holds no lock.
+THREADS = 8
+
 
 def check_score_parts(run_uri: str, record: RunRecord) -> list[str]:
     """How the files of the score table differ from those that the record lists."""
     differences = _strays(run_uri, SCORES_FOLDER, [part.name for part in record.parts])
-    for part in record.parts:
-        wrong = _changed(run_uri, part)
-        differences += [wrong] if wrong else _rows(run_uri, part)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for wrong in pool.map(partial(_check_score_part, run_uri), record.parts):
+            differences += wrong
     return differences
+
+
+def _check_score_part(run_uri: str, part: ScorePart) -> list[str]:
+    wrong = _changed(run_uri, part)
+    return [wrong] if wrong else _rows(run_uri, part)
 
 
 def _rows(run_uri: str, part: ScorePart) -> list[str]:
@@ -38,19 +49,24 @@ def check_heatmap_parts(run_uri: str, record: RunRecord) -> tuple[dict[str, int]
     """The sum of the `member_mark`s of each whole shard, and how shards differ from those that the record lists."""
     marks: dict[str, int] = {}
     differences = _strays(run_uri, HEATMAPS_FOLDER, [part.name for part in record.heatmap_parts])
-    for part in record.heatmap_parts:
-        try:
-            found = read_shard(run_uri, part.name)
-        except (OSError, storage.StorageError) as error:
-            differences.append(f"{part.name}: cannot be read ({error})")
-            continue
-        if found is None:
-            differences.append(f"{part.name}: no whole tar")
-            continue
-        now, marks[part.name] = found
-        if now != part:
-            differences.append(f"{part.name}: {_told(now)}; run.json has {_told(part)}")
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(partial(_check_heatmap_part, run_uri), record.heatmap_parts)
+        for part, (mark, wrong) in zip(record.heatmap_parts, found, strict=True):
+            differences += wrong
+            if mark is not None:
+                marks[part.name] = mark
     return marks, differences
+
+
+def _check_heatmap_part(run_uri: str, part: HeatmapPart) -> tuple[int | None, list[str]]:
+    try:
+        found = read_shard(run_uri, part.name)
+    except (OSError, storage.StorageError) as error:
+        return None, [f"{part.name}: cannot be read ({error})"]
+    if found is None:
+        return None, [f"{part.name}: no whole tar"]
+    now, mark = found
+    return mark, [] if now == part else [f"{part.name}: {_told(now)}; run.json has {_told(part)}"]
 
 
 def _told(part: HeatmapPart) -> str:

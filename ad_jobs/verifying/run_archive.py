@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ad_jobs.archive.fetching import Prepared, Source
 from ad_jobs.archive.manifest import RowReader, read_manifest, read_parts, row_bytes
 from ad_jobs.archive.manifest_record import ManifestInfo, manifest_info
 from ad_jobs.errors import RetroscanError, UsageError
-from ad_jobs.results.parts import part_uris
 from ad_jobs.results.run import RunRecord
+from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.scanning.identifiers import Identifiers, is_hashed, read_identifiers
 from ad_jobs.scanning.intent import manifest_beside
 from ad_jobs.schema import MANIFEST
@@ -66,16 +65,22 @@ class RunArchive:
         # One for all: it keeps the part that it has read last.
         self._rows = RowReader(self.manifest)
 
-    def ids(self) -> NDArray[np.int64]:
-        """The ids of the objects that were to be scanned, ascending.
+    def ids(self) -> NDArray[np.int64] | None:
+        """The ids of the objects that were to be scanned, ascending; None where they are all of the manifest's.
 
         Raises:
             UsageError: the run's condition is no longer one.
         """
         where = self._record.manifest.where
+        if where is None:
+            return None
         if is_hashed(where):
             # What it selected stands in the table, if it is as many as there were.
-            return np.unique(np.concatenate([_ids_of_part(uri) for uri in part_uris(self._run_uri)]))
+            present = np.zeros(self.manifest.objects, bool)
+            for batch in ScoreTable(self._run_uri, self._record).batches(["object_id"]):
+                ids = batch["object_id"].to_numpy()
+                present[ids[(ids >= 0) & (ids < len(present))]] = True
+            return np.flatnonzero(present)
         found = read_manifest(self.manifest.uri, columns=["object_id"], where=where)["object_id"]
         return np.sort(found.to_numpy())
 
@@ -151,9 +156,3 @@ def _found(manifest: str) -> ManifestInfo:
         raise UsageError(
             "A run is checked by its manifest.", error.value, "Name the one that it was made from with --manifest."
         ) from error
-
-
-def _ids_of_part(uri: str) -> NDArray[np.int64]:
-    filesystem, path = storage.filesystem(uri)
-    with filesystem.open_input_file(path) as file:
-        return np.unique(pq.read_table(file, columns=["object_id"])["object_id"].to_numpy())

@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ad_jobs.archive.fetching import ETAG_CHANGED, Prepared, detail_of_scored, fetch_all, prepare_each
 from ad_jobs.errors import RetroscanError
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits
 from ad_jobs.results.heatmaps import on_scale
-from ad_jobs.results.read import open_heatmap
+from ad_jobs.results.read import as_pandas, open_heatmap
 from ad_jobs.results.run import RunRecord
+from ad_jobs.results.score_table import ScoreTable, equal
 from ad_jobs.schema import HEADER, SCORED
 from ad_jobs.scoring.calibration import Calibration
 from ad_jobs.scoring.devices import best_device
@@ -28,6 +30,7 @@ SCORE_TOLERANCE = 1e-5
 HEATMAP_TOLERANCE = 1e-3
 # One sampled object in five is one without a score, where there are that many.
 FAILED_SHARE = 5
+PIECE = 1 << 20
 
 
 class Sampled(NamedTuple):
@@ -38,14 +41,37 @@ class Sampled(NamedTuple):
     differences: list[str]
 
 
-def choose(rows: pd.DataFrame, sample: int, seed: int) -> pd.DataFrame:
-    """All rows of `sample` objects, drawn at random; some of them, where there are any, without a score."""
+def choose(table: ScoreTable, objects: int, sample: int, seed: int) -> pd.DataFrame:
+    """All rows of `sample` objects, drawn at random; some of them, where there are any, without a score.
+
+    A byte is held for each of the manifest's `objects`; rows are read of those that were drawn.
+    """
     rng = np.random.default_rng(seed)
-    without = np.unique(rows.loc[rows["status"] != SCORED, "object_id"])
-    scored = np.setdiff1d(np.unique(rows["object_id"]), without)
-    few = min(len(without), -(-sample // FAILED_SHARE) if len(scored) else sample)
-    drawn = [rng.choice(without, few, replace=False), rng.choice(scored, min(len(scored), sample - few), replace=False)]
-    return rows[rows["object_id"].isin(np.concatenate(drawn))]
+    # Ids are dense in the manifest; others are complained of by `table.check_counts`.
+    present, without = np.zeros(objects, bool), np.zeros(objects, bool)
+    for batch in table.batches(["object_id", "status"]):
+        ids = batch["object_id"].to_numpy()
+        known = (ids >= 0) & (ids < objects)
+        present[ids[known]] = True
+        without[ids[known & ~equal(batch, "status", SCORED).to_numpy(zero_copy_only=False)]] = True
+    scored = present & ~without
+    few = min(int(without.sum()), -(-sample // FAILED_SHARE) if scored.any() else sample)
+    drawn = [*_drawn(without, few, rng), *_drawn(scored, min(int(scored.sum()), sample - few), rng)]
+    return as_pandas(table.of_objects(drawn))
+
+
+def _drawn(marked: NDArray[np.bool_], count: int, rng: np.random.Generator) -> list[int]:
+    """So many of the places that are marked."""
+    ranks = np.sort(rng.choice(int(marked.sum()), count, replace=False)) + 1
+    # Places of one piece after the other: all of them at once would take eight bytes each.
+    found: list[int] = []
+    before = 0
+    for start in range(0, len(marked), PIECE):
+        ends = before + np.cumsum(marked[start : start + PIECE])
+        of_piece = ranks[(ranks > before) & (ranks <= ends[-1])]
+        found += (start + np.searchsorted(ends, of_piece)).tolist()
+        before = int(ends[-1])
+    return found
 
 
 def check_sample(

@@ -29,11 +29,12 @@ def check_counts(run_uri: str, record: RunRecord, archive: RunArchive) -> list[s
         ids = archive.ids()
     except (RetroscanError, storage.StorageError) as error:
         return [f"{called}: {error}"]
-    if len(ids) != record.manifest.objects:
-        return [f"{called}: {len(ids)} objects; the run had {record.manifest.objects}"]
+    objects = archive.manifest.objects if ids is None else len(ids)
+    if objects != record.manifest.objects:
+        return [f"{called}: {objects} objects; the run had {record.manifest.objects}"]
     counted = count_table(
         run_uri,
-        objects=len(ids),
+        objects=objects,
         run_id=record.run_id,
         model_ids=[model.model_id for model in record.models],
         selected=ids,

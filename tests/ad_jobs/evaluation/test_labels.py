@@ -6,8 +6,10 @@ import fake_run
 import pytest
 
 from ad_jobs.errors import UsageError
-from ad_jobs.evaluation.labels import join, read_labels
+from ad_jobs.evaluation.labels import join, labelled_rows, read_labels
 from ad_jobs.results.read import read_scores
+from ad_jobs.results.run import read_record
+from ad_jobs.results.score_table import ScoreTable
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def test_labels_of_other_images_show_a_path_of_either_side(tmp_path: Path):
     fake = fake_run.make(tmp_path, normal=1, anomalous=1)
     fake.labels.write_text("image,anomalous\nelsewhere/a.png,1\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"none of 1 is among.*elsewhere/a.png; run: .*good 000.png"):
-        join(read_labels(str(fake.labels)), read_scores(fake.uri))
+        labelled_rows(ScoreTable(fake.uri, read_record(fake.uri)), read_labels(str(fake.labels)))
 
 
 def test_a_hash_is_a_name_and_a_name_may_have_two_lines(tmp_path: Path):
@@ -52,4 +54,4 @@ def test_labels_join_a_run_with_hashed_names(tmp_path: Path):
     fake = fake_run.make(tmp_path, normal=1, anomalous=1, uris="hmac:")
     rows = read_scores(fake.uri)
     fake.labels.write_text(f"image,anomalous\n{rows['uri'].iloc[0]},1\n", encoding="utf-8")
-    assert join(read_labels(str(fake.labels)), rows).table["status"].tolist() == ["scored"]
+    assert join(read_labels(str(fake.labels)), rows, 1).table["status"].tolist() == ["scored"]

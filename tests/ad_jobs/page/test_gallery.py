@@ -5,6 +5,9 @@ import io
 
 import fake_run
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pagekit import page_of
 from PIL import Image
@@ -13,6 +16,8 @@ from ad_jobs.images.policy import Limits
 from ad_jobs.page import gallery
 from ad_jobs.results.read import read_scores
 from ad_jobs.results.run import read_record
+from ad_jobs.results.score_table import ScoreTable
+from ad_jobs.schema import SCORES
 
 
 @pytest.fixture
@@ -79,6 +84,11 @@ def test_hashed_identifiers_are_not_followed(tmp_path, monkeypatch):
     assert "defect" not in text
 
 
+def write_rows(fake: fake_run.FakeRun, rows: pd.DataFrame) -> None:
+    """In place of those of the run."""
+    pq.write_table(pa.Table.from_pandas(rows, SCORES, preserve_index=False), f"{fake.uri}/scores/part-00000.parquet")
+
+
 def test_side_by_side_shows_one_frame_under_every_model_in_the_order_of_their_common_rank(tmp_path):
     fake = fake_run.make(tmp_path, models=(fake_run.MODEL, fake_run.SECOND_MODEL))
     rows = read_scores(fake.uri)
@@ -89,8 +99,10 @@ def test_side_by_side_shows_one_frame_under_every_model_in_the_order_of_their_co
     rows.loc[last, "score"] = 1e6
     ranks = rows.assign(rank=rows.groupby("model_id")["score"].rank(ascending=False))
     expected = ranks.groupby("uri")["rank"].mean().sort_values(kind="stable").index[:4].tolist()
-    models = read_record(fake.uri).models
-    compared = gallery.side_by_side(fake.uri, rows, models, Limits(), 4)
+    record = read_record(fake.uri)
+    models = record.models
+    write_rows(fake, rows)
+    compared = gallery.side_by_side(ScoreTable(fake.uri, record), Limits(), 4)
     assert [[card.uri for card in cards] for cards in compared] == [[uri, uri] for uri in expected]
     by_model = {model: part.set_index("uri") for model, part in ranks.groupby("model_id")}
     for cards in compared:
@@ -99,5 +111,6 @@ def test_side_by_side_shows_one_frame_under_every_model_in_the_order_of_their_co
             assert (card.score, card.rank) == (pytest.approx(row["score"]), row["rank"])
     # A frame that one model could not score is not compared.
     rows.loc[rows["uri"] == expected[0], "status"] = ["scored", "failed"]
-    again = gallery.side_by_side(fake.uri, rows, models, Limits(), 4)
+    write_rows(fake, rows)
+    again = gallery.side_by_side(ScoreTable(fake.uri, record), Limits(), 4)
     assert expected[0] not in [cards[0].uri for cards in again]

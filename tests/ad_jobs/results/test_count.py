@@ -151,3 +151,33 @@ def test_memory_does_not_grow_with_python_objects(tmp_path: Path) -> None:
     assert_balanced(table, objects)
     # 13 bytes an object, a few arrays of one batch, and the temporaries; a dict would take over 100.
     assert peak < 60 * objects
+
+
+@pytest.mark.parametrize("selected", [None, np.array([3, 5, 8, 9, 20, 21, 40])])
+@pytest.mark.parametrize("window", [1, 2, 3, 100])
+def test_windows_count_what_one_count_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int, selected: np.ndarray | None
+) -> None:
+    """With a lost object, a repeated one, and rows below, between and above what was to be scanned."""
+    ids = list(range(7)) if selected is None else selected.tolist()
+    rows = [scored(i) for i in ids if i != ids[2]] + [scored(ids[5]), unscored(ids[1], "empty")]
+    rows += [scored(i) for i in (-4, 7, 39, 500)]
+    for number, some in enumerate((rows[::3], rows[1::3], rows[2::3])):
+        write_part(tmp_path, some, f"part-{number}")
+    # Of this one nobody knows which ids it holds.
+    pq.write_table(
+        pa.Table.from_pylist([scored(ids[0], 1), scored(900)], SCORES),
+        tmp_path / "scores/part-9.parquet",
+        write_statistics=False,
+    )
+    expected = count_table(str(tmp_path), objects=7, run_id=RUN_ID, model_ids=[MODEL], selected=selected)
+    assert len(expected.complaints) == 3
+    monkeypatch.setattr("ad_jobs.results.count.WINDOW", window)
+    found = count_table(str(tmp_path), objects=7, run_id=RUN_ID, model_ids=[MODEL], selected=selected)
+    assert found.counts == expected.counts
+
+    def named(complaint: str) -> tuple[str, list[str]]:
+        what, _, ids_named = complaint.partition(" (object_id ")
+        return what, sorted(ids_named.strip(")").split(", "))
+
+    assert sorted(map(named, found.complaints)) == sorted(map(named, expected.complaints))

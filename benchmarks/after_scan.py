@@ -1,0 +1,172 @@
+"""What verbs cost after a scan, by rows of the table: verify, report, evaluate, and reading a few rows.
+
+    python -m benchmarks.after_scan [--rows 1000000 2000000] [--work FOLDER]
+
+A run is made of a real one of PICTURES pictures: its manifest has as many objects as there are to be rows, each object
+is one of the pictures, and its row is that picture's.
+Parts hold as many rows as those of a scan do.
+Objects that `verify` samples are put where they are said to lie; no other exists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ad_jobs.archive import listing
+from ad_jobs.archive.sources import Listing, SourceObject
+from ad_jobs.results.count import count_table
+from ad_jobs.results.parts import chapter_prefix, describe_parts
+from ad_jobs.results.run import ManifestRef, RunRecord, machine, read_record, versions, write_record
+from ad_jobs.results.score_table import ScoreTable
+from ad_jobs.scanning.intent import resolve
+from ad_jobs.schema import SCORES
+from ad_jobs.specs import CHAPTER_OBJECTS, ScanSpec
+from ad_jobs.verifying.sample import choose
+from benchmarks.measuring import Cost, cost_of
+
+PICTURES = 64
+# Of a part, as a scan of small objects writes them.
+PART_ROWS = 64
+LABELLED = 2000
+SAMPLE = 20
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Small pictures, one in eight with a bright spot."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    y, x = np.mgrid[:64, :64] / 63
+    found = []
+    for number in range(PICTURES):
+        values = 0.5 + 0.2 * np.sin(6 * x + rng.uniform(0, 1)) * np.cos(4 * y) + rng.normal(0, 0.02, (64, 64))
+        if number % 8 == 0:
+            values[20:30, 30:40] += rng.uniform(0.1, 0.4)
+        path = folder / f"{number:03d}.png"
+        Image.fromarray((values.clip(0, 1) * 255).astype(np.uint8)).save(path)
+        found.append(path)
+    return found
+
+
+def template(work: Path) -> tuple[RunRecord, pa.Table]:
+    """The record of a scan of the pictures, and its rows in their order."""
+    of, run = pictures(work / "pictures"), work / "template"
+    if not (run / "run.json").exists():
+        normal = work / "normal.csv"
+        normal.write_text("image\n" + "".join(f"{path}\n" for number, path in enumerate(of) if number % 8))
+        retroscan("fit", "--detector", "linear", "--normal", str(normal), "--out", str(work / "model"))
+        retroscan(
+            *("scan", str(work / "pictures"), "--model", str(work / "model")),
+            *("--out", str(run), "--heatmaps", "none"),
+        )
+    record = read_record(str(run))
+    rows = pa.concat_tables(pq.read_table(run / part.name) for part in record.parts).sort_by("object_id")
+    return record, rows
+
+
+def retroscan(*arguments: str) -> Cost:
+    """A verb as a user runs it."""
+    return cost_of([sys.executable, "-m", "ad_jobs", *arguments])
+
+
+def uri_of(folder: Path, number: int) -> str:
+    """Where an object is said to lie."""
+    return f"{folder}/archive/{number // 1000:06d}/IM{number:09d}.png"
+
+
+def make(work: Path, rows: int) -> Path:
+    """The folder of a finished run of so many rows, and of its labels.csv; made once."""
+    folder = work / f"rows-{rows}"
+    if (folder / "labels.csv").exists():
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    record, given = template(work)
+    run, manifest = folder / "run", folder / "manifest"
+    (folder / "archive").mkdir(parents=True)
+    (run / "scores").mkdir(parents=True)
+    shutil.copytree(work / "template" / "calibrations", run / "calibrations")
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    objects = (SourceObject(uri_of(folder, i), 4096, f"{i:x}", moment, None) for i in range(rows))
+    with mock.patch.object(listing, "open_source", lambda source: Listing(source, objects, Counter())):
+        info = listing.write_manifest(str(folder / "archive"), str(manifest))
+    config = {**record.config, "source": str(manifest)}
+    intent = resolve(ScanSpec(**{**config, "out": str(run)}))
+    for start in range(0, rows, PART_ROWS):
+        ids = np.arange(start, min(rows, start + PART_ROWS))
+        part = given.take(pa.array(ids % PICTURES)).to_pydict()
+        part |= {"object_id": ids, "uri": [uri_of(folder, int(i)) for i in ids], "run_id": [intent.run_id] * len(ids)}
+        name = f"{chapter_prefix(start // CHAPTER_OBJECTS)}{start:016x}.parquet"
+        pq.write_table(pa.table(part, SCORES), run / "scores" / name, compression="zstd")
+    counted = count_table(
+        str(run), objects=rows, run_id=intent.run_id, model_ids=[model.model_id for model in intent.models]
+    )
+    assert not counted.complaints
+    changed = {
+        "run_id": intent.run_id,
+        "source": str(manifest),
+        "manifest": ManifestRef(uri=str(manifest), digest=info.digest, objects=rows, fingerprint=info.fingerprint),
+        "config": config,
+        "counts": counted.counts,
+        "parts": describe_parts(str(run)),
+    }
+    write_record(str(run), record.model_copy(update=changed))
+    labelled = np.random.default_rng(1).choice(rows, LABELLED, replace=False)
+    lines = [f"{uri_of(folder, int(i))},{int(i % PICTURES % 8 == 0)}" for i in labelled]
+    (folder / "labels.csv").write_text("\n".join(["image,anomalous", *lines]) + "\n")
+    return folder
+
+
+def put_sampled(work: Path, folder: Path, rows: int) -> None:
+    """The objects that `verify` will draw, where they are said to lie."""
+    run = str(folder / "run")
+    for i in choose(ScoreTable(run, read_record(run)), rows, SAMPLE, 0)["object_id"].unique():
+        path = Path(uri_of(folder, int(i)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(work / "pictures" / f"{i % PICTURES:03d}.png", path)
+
+
+READ = """
+import sys
+from retroscan import read_scores
+read_scores(sys.argv[1], columns=["uri", "score"], where=sys.argv[2])
+"""
+
+
+def measured(folder: Path, python: str) -> dict[str, Cost]:
+    """What each verb costs on the run in a folder, by the Python of one environment."""
+    run = str(folder / "run")
+    return {
+        "verify": cost_of([python, "-m", "ad_jobs", "verify", run, "--sample", str(SAMPLE)]),
+        "report": cost_of([python, "-m", "ad_jobs", "report", run]),
+        "evaluate": cost_of([python, "-m", "ad_jobs", "evaluate", run, "--labels", str(folder / "labels.csv")]),
+        "read_scores(where=)": cost_of([python, "-c", READ, run, "object_id % 100000 = 0"]),
+    }
+
+
+def main() -> None:
+    """Make and measure, and print the rows of the results file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 2_000_000])
+    parser.add_argument("--work", type=Path, default=Path("build/after_scan"))
+    arguments = parser.parse_args()
+    work = arguments.work.resolve()
+    print(f"{machine()['cpu']}, {machine()['cores']} cores; {versions()}")
+    for rows in arguments.rows:
+        folder = make(work, rows)
+        put_sampled(work, folder, rows)
+        for verb, cost in measured(folder, sys.executable).items():
+            print(f"| {rows:,} | {verb} | {cost.seconds:.0f} | {cost.peaks.total} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
