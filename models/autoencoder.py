@@ -17,12 +17,13 @@ from torch import Tensor
 from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating
 from models.parts.error_score import ErrorScore, ErrorScoreFit, Way
 from models.parts.maps import gaussian_blur
-from models.parts.reconstruction import SMOOTHING, Decay, ReconstructionLearner, rebuild
+from models.parts.rates import steps
+from models.parts.reconstruction import SMOOTHING, ReconstructionLearner, rebuild
 from models.parts.similarity import gradient_distance, reconstruction_loss
 from models.parts.unet import UNet, check_size
 from models.runtime import Runtime
 
-DECAY = Decay((0.8,), 0.1)
+SCHEDULE = steps(0.8, factor=0.1)
 WEIGHT_DECAY = 1e-5
 # Gradients are compared at this many sizes, each half of the one before.
 SCALES = 3
@@ -45,20 +46,14 @@ class AutoencoderLearner(ReconstructionLearner["Autoencoder"]):
     def __init__(self, detector: Autoencoder, runtime: Runtime) -> None:
         config = detector.config
         phases = (Phase("rebuild", config.epochs), Phase("choose", 1, "held_out"))
-        super().__init__(
-            detector, detector.network, runtime, phases, lr=config.lr, decay=DECAY, weight_decay=WEIGHT_DECAY
-        )
+        super().__init__(detector, detector.network, runtime, phases, config.lr, SCHEDULE, weight_decay=WEIGHT_DECAY)
         self._scores = ErrorScoreFit(detector.error_score, detector.errors, runtime)
 
-    def losses(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        return reconstruction_loss(images_BCHW, rebuild(self.network, images_BCHW), self.runtime.mean)
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        return reconstruction_loss(batch.images, rebuild(self.network, batch.images), self.runtime.mean)
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        if self.trains:
-            return super().step(batch)
-        with torch.no_grad():
-            self._scores.step(batch.images.to(self.runtime.device), batch.positions, batch.total)
-        return {}
+    def measure(self, batch: Batch) -> None:
+        self._scores.step(batch)
 
     def finish(self, phase: str) -> None:
         if phase == "choose":

@@ -43,15 +43,16 @@ from torch import Tensor, nn
 
 from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating, finite_or_stop
 from models.errors import ConfigError, InputError
-from models.parts.adversarial import Discriminator, Generator, ReplayBuffer, decay, is_fake, is_real
+from models.parts.adversarial import Discriminator, Generator, ReplayBuffer, is_fake, is_real
 from models.parts.augmentation import augmented
 from models.parts.maps import gaussian_blur
+from models.parts.rates import linear, set_rate
 from models.runtime import Runtime
 
 # Below it the discriminator has no patch left.
 SMALLEST_PX = 24
-# Share of the epochs after which the rate falls to zero.
-DECAY_START = 0.1
+# The rate falls to zero after a tenth of the epochs.
+SCHEDULE = linear(0.1)
 # Sigma in pixels at a height of 128.
 BLUR = 2.0
 
@@ -219,8 +220,7 @@ class CycleGANLearner:
         """By how far the fit has come, in epochs and parts of one: how many steps one has is known after the first."""
         reached = self.epoch * self.steps / self.begun if self.begun else 0.0
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.config.lr * decay(reached, self.config.epochs, DECAY_START)
+            set_rate(optimizer, self.config.lr * SCHEDULE(reached, self.config.epochs))
 
     def finish(self, phase: str) -> None:
         del phase

@@ -29,7 +29,6 @@ Shape suffixes: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any, ClassVar, Self
 
 import torch
@@ -44,6 +43,7 @@ from models.errors import ConfigError
 from models.parts.agreement import AgreementHeads, agreement_loss
 from models.parts.alignment import Alignment
 from models.parts.maps import enlarged, gaussian_blur
+from models.parts.rates import cosine, set_rate
 from models.parts.stage_gaussians import LEVEL, SCALE, STATISTICS, GaussianFit, StageGaussians, average_patches
 from models.parts.stn import SpatialTransformer, shown, unwarp, warp
 from models.parts.trial import Trial, first_best
@@ -216,7 +216,7 @@ class FYDLearner:
             return self._contrast(images, batch.total)
         with torch.no_grad():
             if self.phase == "choose":
-                self.trial.step(images, batch.positions, batch.total)
+                self.trial.step(batch._replace(images=images))
                 return {}
             maps, _ = self.detector.maps(*self.detector.align(images))
             self.gaussians.step(self.phase, maps)
@@ -254,9 +254,7 @@ class FYDLearner:
         if self.phase == "align":
             self.alignment.end_epoch()
         elif self.phase == "contrast":
-            # Cosine to zero.
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * self.epoch / self.config.epochs))
+            set_rate(self.optimizer, self.config.lr * cosine(self.epoch, self.config.epochs))
 
     def finish(self, phase: str) -> None:
         self.gaussians.finish(phase)

@@ -96,7 +96,7 @@ class LinearLearner:
         with torch.no_grad():
             finite_or_stop(self.phase, {"images": self.runtime.mean(images.flatten(1).sum(1))})
             if self.phase == "choose":
-                self.scores.step(images, batch.positions, batch.total)
+                self.scores.step(batch._replace(images=images))
             else:
                 self.sums[self.phase].add(self.detector.patches(images).flatten(0, 1))
         return {}

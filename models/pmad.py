@@ -39,12 +39,14 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating, finite_or_stop
+from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedConfig, evaluating
 from models.errors import ConfigError
 from models.parts import histogram_error
 from models.parts.error_score import WAYS, ErrorScore, ErrorScoreFit, Way
 from models.parts.histogram import LogHistogram
 from models.parts.maps import enlarged, gaussian_blur
+from models.parts.rates import cosine
+from models.parts.reconstruction import ReconstructionLearner
 from models.parts.similarity import gradient_distance
 from models.runtime import Runtime
 
@@ -162,68 +164,45 @@ def _apply(layer: nn.Linear, x_BP: Tensor) -> Tensor:
     return F.linear(x_BP, layer.weight.to(x_BP))
 
 
-class PMADLearner:
+class PMADLearner(ReconstructionLearner["PMAD"]):
     """Phases: `centre` and `rebuild`; over held-out normals `range` and `modes` of the histograms, then `choose`."""
 
     def __init__(self, detector: PMAD, runtime: Runtime) -> None:
-        config = detector.config
+        self.config = config = detector.config
         held_out = (Phase(name, 1, "held_out") for name in ("range", "modes", "choose"))
-        self.phases: tuple[Phase, ...] = (Phase("centre", 1), Phase("rebuild", config.epochs), *held_out)
-        self.detector = detector.to(runtime.device)
-        self.network = runtime.wrap(detector.network)
-        self.runtime, self.config = runtime, config
-        self.optimizer = torch.optim.Adam(detector.network.parameters(), lr=config.lr)
-        self.phase = ""
-        # Finished epochs of the current phase.
-        self.epoch = 0
+        phases = (Phase("centre", 1), Phase("rebuild", config.epochs), *held_out)
+        super().__init__(detector, detector.network, runtime, phases, config.lr, cosine, training=1)
         # Of the images' grids: sum, sum of squares, and count.
         self.moments_3P = torch.zeros(3, detector.network.centre.numel(), dtype=torch.float64, device=runtime.device)
         self.histograms = [LogHistogram(*ERROR_RANGE) for _ in range(2)]
         self.scores = ErrorScoreFit(detector.error_score, detector.errors, runtime)
 
-    def start(self, phase: str) -> None:
-        self.phase, self.epoch = phase, 0
-        self.detector.eval()
-
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        images = batch.images.to(self.runtime.device, non_blocking=True)
-        if self.phase == "rebuild":
-            return self._train(images)
-        with torch.no_grad():
-            if self.phase == "centre":
-                pixels_BP = self.detector.on_grid(images).flatten(1)
-                self.moments_3P += torch.stack([pixels_BP**power for power in (1, 2, 0)]).sum(1)
-            elif self.phase == "choose":
-                self.scores.step(images, batch.positions, batch.total)
-            else:
-                self._count(self.detector.raw_errors(images))
-        return {}
-
-    def _train(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        grid_BChw = self.detector.on_grid(images_BCHW).to(self.detector.network.encoder.weight)
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        grid_BChw = self.detector.on_grid(batch.images).to(self.detector.network.encoder.weight)
         rebuilt, distance_BT = self.network(grid_BChw)
         mse = self.runtime.mean((rebuilt - grid_BChw).square())
         distance = self.runtime.mean(distance_BT)
         loss = mse / self.detector.network.spread.square() + COMPACTNESS * distance
-        losses = {"loss": loss.detach(), "mse": mse.detach(), "distance": distance.detach()}
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        finite_or_stop(self.phase, losses)
-        self.optimizer.step()
-        return losses
+        return {"loss": loss, "mse": mse, "distance": distance}
+
+    def measure(self, batch: Batch) -> None:
+        if self.phase == "centre":
+            pixels_BP = self.detector.on_grid(batch.images).flatten(1)
+            self.moments_3P += torch.stack([pixels_BP**power for power in (1, 2, 0)]).sum(1)
+        elif self.phase == "choose":
+            self.scores.step(batch)
+        else:
+            self._count(self.detector.raw_errors(batch.images))
 
     def _count(self, errors_2Bhw: Tensor) -> None:
         for histogram, found, top in zip(self.histograms, errors_2Bhw, self.detector.error_top, strict=True):
             histogram.add(found if self.phase == "range" else histogram_error.mode(found, top, ERROR_RANGE[1]))
 
     def end_epoch(self) -> None:
-        self.epoch += 1
-        if self.phase == "rebuild":
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.lr * (1 + math.cos(math.pi * self.epoch / self.config.epochs)) / 2
-        elif self.phase == "centre":
+        super().end_epoch()
+        if self.phase == "centre":
             self.moments_3P = self.runtime.all_reduce_sum(self.moments_3P)
-        elif self.phase != "choose":
+        elif self.phase in ("range", "modes"):
             for histogram in self.histograms:
                 histogram.all_reduce(self.runtime.all_reduce_sum)
 
@@ -244,19 +223,11 @@ class PMADLearner:
                 histogram.counts = torch.zeros_like(histogram.counts)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "detector": self.detector.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            "moments": self.moments_3P,
-            "histograms": [histogram.counts for histogram in self.histograms],
-            **self.scores.state_dict(),
-        }
+        counts = [histogram.counts for histogram in self.histograms]
+        return super().state_dict() | {"moments": self.moments_3P, "histograms": counts} | self.scores.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.detector.load_state_dict(state["detector"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch = state["epoch"]
+        super().load_state_dict(state)
         self.moments_3P = state["moments"].to(self.runtime.device)
         for histogram, counts in zip(self.histograms, state["histograms"], strict=True):
             histogram.counts = counts

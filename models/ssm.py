@@ -51,12 +51,13 @@ from models.parts.error_score import WAYS, ErrorScore, ErrorScoreFit
 from models.parts.histogram import LogHistogram
 from models.parts.maps import enlarged, gaussian_blur
 from models.parts.masks import BLOCKS, checkerboard_masks, compose, training_masks
-from models.parts.reconstruction import SMOOTHING, Decay, ReconstructionLearner
+from models.parts.rates import steps
+from models.parts.reconstruction import SMOOTHING, ReconstructionLearner
 from models.parts.similarity import gms_map, gradient_distance, reconstruction_loss
 from models.parts.unet import UNet, grid_px
 from models.runtime import Runtime
 
-DECAY = Decay((0.8,), 0.1)
+SCHEDULE = steps(0.8, factor=0.1)
 WEIGHT_DECAY = 1e-5
 # Share of a block that must look normal to uncover it, and of held-out normals' places that look normal.
 NORMAL_SHARE, NORMAL_QUANTILE = 0.8, 0.95
@@ -100,19 +101,14 @@ class SSMLearner(ReconstructionLearner["SSM"]):
         refining = (Phase("threshold", 1, "held_out"),) if config.refine != "none" else ()
         phases = (*before, Phase("paint", config.epochs), *refining, Phase("scale", 1, "held_out"))
         super().__init__(
-            detector, detector.network, runtime, phases, config.lr, DECAY, WEIGHT_DECAY, training=len(before)
+            detector, detector.network, runtime, phases, config.lr, SCHEDULE, WEIGHT_DECAY, training=len(before)
         )
         # Of painting; masks are drawn by their number.
         self.steps = 0
-        self.batch = Batch(torch.zeros(0), torch.zeros(0))
         self._histogram = LogHistogram(1e-5, 2.0)
         self._scores = ErrorScoreFit(detector.error_score, detector.errors, runtime)
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        self.batch = batch
-        return super().step(batch)
-
-    def losses(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         self.steps += 1
         # By seed and step alone: the same masks on every rank and after a restart.
         generator = torch.Generator().manual_seed(self.runtime.seed * 1_000_003 + self.steps)
@@ -122,14 +118,14 @@ class SSMLearner(ReconstructionLearner["SSM"]):
             generator,
             disjoint=self.config.masks == "disjoint",
             uncover=self.config.refine != "none",
-        ).to(images_BCHW)
-        images_BCHW = self.detector.on_grid(images_BCHW)
+        ).to(batch.images)
+        images_BCHW = self.detector.on_grid(batch.images)
         mirror = self.config.mirrored and float(torch.rand((), generator=generator)) < 0.5
         x_BCHW = images_BCHW.flip(3) if mirror else images_BCHW
         n, count = len(masks), len(x_BCHW)
         visible = masks.repeat_interleave(count, 0)
         painted, guessed = self.detector.paint(
-            torch.cat([self.guess(x_BCHW, mask) for mask in masks]), visible, self.network
+            torch.cat([self.guess(x_BCHW, batch.positions, mask) for mask in masks]), visible, self.network
         )
         hidden = 1 - masks.unsqueeze(1)
         whole = (painted.unflatten(0, (n, count)) * hidden).sum(0) + x_BCHW * (1 - hidden.sum(0))  # type: ignore[no-untyped-call]
@@ -138,16 +134,17 @@ class SSMLearner(ReconstructionLearner["SSM"]):
         # The published loss adds the guesses of all masks up; their mean times their number is that sum.
         return terms | {"loss": terms["loss"] + n * self.config.lambda_mask * mask_loss, "mask": mask_loss}
 
-    def guess(self, images_BCHW: Tensor, mask_1HW: Tensor) -> Tensor:
+    def guess(self, images_BCHW: Tensor, positions_B: Tensor, mask_1HW: Tensor) -> Tensor:
         """What the network is given of training images."""
+        del positions_B
         return self.detector.guess(images_BCHW, mask_1HW)
 
-    def measure(self, images_BCHW: Tensor) -> None:
+    def measure(self, batch: Batch) -> None:
         if self.phase == "scale":
-            self._scores.step(images_BCHW, self.batch.positions, self.batch.total)
+            self._scores.step(batch)
             return
         # Of a small last batch there may be none here.
-        for image_1CHW in self.detector.on_grid(images_BCHW).unsqueeze(1):
+        for image_1CHW in self.detector.on_grid(batch.images).unsqueeze(1):
             self._histogram.add(self.detector.suspicion(self.detector.first_errors(image_1CHW)))
 
     def end_epoch(self) -> None:

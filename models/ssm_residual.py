@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.detector import InputSpec, Phase, finite_or_stop
+from models.detector import Batch, InputSpec, Phase, finite_or_stop
 from models.errors import ConfigError
 from models.parts.conditional import MOST_PIXELS, ConditionalFit, ConditionalMean
 from models.runtime import Runtime
@@ -38,19 +38,19 @@ class ResidualSSMLearner(SSMLearner):
         super().__init__(detector, runtime, (Phase("statistics", 1), Phase("ridge", 1, "held_out")))
         self._base = ConditionalFit(detector.base, runtime, mirrored=detector.config.mirrored)
 
-    def guess(self, images_BCHW: Tensor, mask_1HW: Tensor) -> Tensor:
-        return self._base.guess(images_BCHW, self.batch.positions, mask_1HW)
+    def guess(self, images_BCHW: Tensor, positions_B: Tensor, mask_1HW: Tensor) -> Tensor:
+        return self._base.guess(images_BCHW, positions_B, mask_1HW)
 
-    def measure(self, images_BCHW: Tensor) -> None:
+    def measure(self, batch: Batch) -> None:
         if self.phase == "statistics":
-            grid_BCHW = self.detector.on_grid(images_BCHW)
+            grid_BCHW = self.detector.on_grid(batch.images)
             finite_or_stop(self.phase, {"images": self.runtime.mean(grid_BCHW.flatten(1).sum(1))})
-            self._base.count(grid_BCHW, self.batch.positions)
+            self._base.count(grid_BCHW, batch.positions)
         elif self.phase == "ridge":
             # A checkerboard's complement errs as much as itself.
-            self._base.try_out(self.detector.on_grid(images_BCHW), self.detector.masks[:, 0])
+            self._base.try_out(self.detector.on_grid(batch.images), self.detector.masks[:, 0])
         else:
-            super().measure(images_BCHW)
+            super().measure(batch)
 
     def end_epoch(self) -> None:
         super().end_epoch()

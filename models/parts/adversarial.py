@@ -132,9 +132,3 @@ class ReplayBuffer:
         """So many of the kept images, with replacement, which stay."""
         places = torch.randint(len(self.images), (count,), generator=generator)
         return [self.images[place] for place in places.tolist()]
-
-
-def decay(epoch: float, epochs: int, start: float) -> float:
-    """The learning rate's factor after so many epochs: 1 up to a share `start` of all, then linearly to 0."""
-    first = start * epochs
-    return 1 - max(0.0, epoch - first) / (epochs - first)

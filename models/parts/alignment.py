@@ -5,7 +5,6 @@ Shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from models.detector import finite_or_stop
 from models.parts.agreement import alignment_loss, consistency_loss, drift_loss
+from models.parts.rates import cosine, set_rate
 from models.parts.stn import SpatialTransformer, random_movements, warp
 from models.runtime import Runtime
 
@@ -66,8 +66,7 @@ class Alignment:
     def end_epoch(self) -> None:
         """Lower the rate: cosine to zero."""
         self.epoch += 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = LR * 0.5 * (1 + math.cos(math.pi * self.epoch / self.epochs))
+        set_rate(self.optimizer, LR * cosine(self.epoch, self.epochs))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint; the transformer's weights are the detector's."""

@@ -7,14 +7,14 @@ Shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from models.detector import Batch, Detector, Phase, finite_or_stop
+from models.parts.rates import Schedule, set_rate
 from models.runtime import Runtime
 
 # Sigma in pixels at a height of 128, with which SSM and the auto-encoder smooth their maps.
@@ -29,17 +29,6 @@ def rebuild(network: nn.Module, images_BCHW: Tensor) -> Tensor:
     return rebuilt
 
 
-class Decay(NamedTuple):
-    """At each of these shares of the epochs the learning rate is multiplied by `factor`."""
-
-    shares: tuple[float, ...]
-    factor: float
-
-    def rate(self, lr: float, epoch: int, epochs: int) -> float:
-        """The rate after so many of all epochs."""
-        return lr * self.factor ** sum(epoch >= math.ceil(share * epochs) for share in self.shares)
-
-
 class ReconstructionLearner(ABC, Generic[AnyDetector]):
     """A learner one of whose phases trains a network by Adam; the others measure, by default held-out normals."""
 
@@ -50,7 +39,7 @@ class ReconstructionLearner(ABC, Generic[AnyDetector]):
         runtime: Runtime,
         phases: tuple[Phase, ...],
         lr: float,
-        decay: Decay,
+        schedule: Schedule,
         weight_decay: float = 0.0,
         *,
         training: int = 0,
@@ -61,17 +50,17 @@ class ReconstructionLearner(ABC, Generic[AnyDetector]):
         self.runtime = runtime
         self.phases = phases
         self.training = phases[training]
-        self.lr, self.decay = lr, decay
+        self.lr, self.schedule = lr, schedule
         self.optimizer = torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay)
         self.phase = ""
         # Finished epochs of the current phase.
         self.epoch = 0
 
     @abstractmethod
-    def losses(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """The loss of the global batch under `loss`, and its terms by their names."""
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of the global batch under `loss`, and its terms by their names; images are on the device."""
 
-    def measure(self, images_BCHW: Tensor) -> None:
+    def measure(self, batch: Batch) -> None:
         """Take from images what the current phase is about; nothing where there is no such phase."""
 
     @property
@@ -86,12 +75,12 @@ class ReconstructionLearner(ABC, Generic[AnyDetector]):
             self.network.train()
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        images = batch.images.to(self.runtime.device, non_blocking=True)
+        batch = batch._replace(images=batch.images.to(self.runtime.device, non_blocking=True))
         if not self.trains:
             with torch.no_grad():
-                self.measure(images)
+                self.measure(batch)
             return {}
-        terms = self.losses(images)
+        terms = self.losses(batch)
         losses = {name: term.detach() for name, term in terms.items()}
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()  # type: ignore[no-untyped-call]
@@ -102,8 +91,7 @@ class ReconstructionLearner(ABC, Generic[AnyDetector]):
     def end_epoch(self) -> None:
         self.epoch += 1
         if self.trains:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.decay.rate(self.lr, self.epoch, self.training.epochs)
+            set_rate(self.optimizer, self.lr * self.schedule(self.epoch, self.training.epochs))
 
     def finish(self, phase: str) -> None:
         """End a phase; one that measured fills the detector's constants."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.detector import Batch
 from models.parts.defects import KINDS, with_defects
 from models.runtime import Runtime
 
@@ -43,16 +44,16 @@ class Trial:
         # Of each held-out image: every way's score as it is, and with each defect; NaN where it got none.
         self.found = torch.zeros(0, 1 + len(KINDS), ways, dtype=torch.float64)
 
-    def step(self, images: Tensor, positions: Tensor, total: int) -> None:
-        """Count in this rank's share of a batch of `total` held-out normals."""
-        rows = self.found.new_full((len(images), *self.found.shape[1:]), float("nan"))
-        for row, image, position in zip(rows, images, positions.tolist(), strict=True):
+    def step(self, batch: Batch) -> None:
+        """Count in this rank's share of a batch of held-out normals, whose images are on the device."""
+        rows = self.found.new_full((len(batch.images), *self.found.shape[1:]), float("nan"))
+        for row, image, position in zip(rows, batch.images, batch.positions.tolist(), strict=True):
             seen = image.unsqueeze(0)
             if position < WITH_DEFECTS:
                 # By seed and position alone: the same defects whatever the batches and workers.
                 seen = torch.cat([seen, with_defects(image, self.runtime.seed * 1_000_003 + position)])
             row[: len(seen)] = self.every_way(seen)
-        self.found = torch.cat([self.found, self.runtime.gather(rows, total)])
+        self.found = torch.cat([self.found, self.runtime.gather(rows, batch.total)])
 
     def normal(self) -> Tensor:
         """Every way's scores of the images as they are, [N, S]."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from torch import nn
 
-from models.parts.adversarial import Discriminator, Generator, ReplayBuffer, decay, is_fake, is_real
+from models.parts.adversarial import Discriminator, Generator, ReplayBuffer, is_fake, is_real
 
 
 def count(network: nn.Module) -> int:
@@ -63,11 +61,3 @@ def test_a_buffer_keeps_fifty_without_graph_and_swaps_half_of_the_time():
     # One of fifty is missing once in ten million.
     assert set(drawn) == kept
     assert {float(image) for image in buffer.images} == kept
-
-
-def test_the_rate_is_constant_for_a_tenth_then_falls_to_nothing():
-    factors = [decay(epoch, 20, 0.1) for epoch in range(21)]
-    assert factors[:3] == [1, 1, 1]
-    assert factors[-1] == 0
-    steps = [a - b for a, b in itertools.pairwise(factors[2:])]
-    assert steps == pytest.approx([1 / 18] * 18)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from models.cyclegan import CycleGAN, CycleGANLearner
 from models.errors import ConfigError, InputError
-from models.parts.adversarial import decay
 from models.parts.maps import gaussian_blur
+from models.parts.rates import linear
 from models.runtime import Runtime
 
 SIZE = (32, 48)
@@ -163,7 +163,7 @@ def test_the_rate_falls_step_by_step_after_the_first_epoch():
     # Two steps an epoch.
     assert len(rates) == 8
     reached = [0, 0, 1, 1.5, 2, 2.5, 3, 3.5]
-    assert rates == pytest.approx([5e-4 * decay(epoch, 4, 0.1) for epoch in reached])
+    assert rates == pytest.approx([5e-4 * linear(0.1)(epoch, 4) for epoch in reached])
 
 
 def test_the_score_is_the_sum_of_squares_of_what_changed():

@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from textures import textures
 
+from models.detector import Batch
 from models.parts.defects import KINDS
 from models.parts.error_score import WAYS, ErrorScore, ErrorScoreFit
 from models.runtime import Runtime
@@ -86,7 +87,7 @@ def test_only_the_first_held_out_images_get_defects_and_batches_do_not_count(mon
         fit = ErrorScoreFit(ErrorScore(), errors, Runtime(seed=4))
         first = 0
         for size in sizes:
-            fit.step(images[first : first + size], torch.arange(first, first + size), size)
+            fit.step(Batch(images[first : first + size], torch.arange(first, first + size)))
             first += size
         fit.finish("auto")
         return fit.found

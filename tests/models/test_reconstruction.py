@@ -1,4 +1,4 @@
-"""What reconstructing detectors share: the rate's schedule, and what a learner keeps."""
+"""What reconstructing detectors share, and what a learner keeps."""
 
 from __future__ import annotations
 
@@ -11,18 +11,12 @@ from detectorkit import batches, build
 from textures import textures
 
 from models.detector import Learner
-from models.parts.reconstruction import Decay, rebuild
+from models.parts.reconstruction import rebuild
 from models.runtime import Runtime
 
 SIZE = (32, 48)
 # With one phase that trains, the first.
 OPTIONS: dict[str, dict[str, Any]] = {"ssm": {"width": 2, "grid": 0}, "autoencoder": {"width": 2}}
-
-
-def test_the_rate_falls_at_its_shares_of_the_epochs():
-    assert [Decay((0.8,), 0.1).rate(1.0, epoch, 10) for epoch in range(11)] == [1.0] * 8 + [0.1] * 3
-    twice = [Decay((0.8, 0.9), 0.2).rate(1e-3, epoch, 12) for epoch in range(13)]
-    assert twice == pytest.approx([1e-3] * 10 + [2e-4] + [4e-5] * 2)
 
 
 def test_networks_take_and_give_images_between_minus_one_and_one():
