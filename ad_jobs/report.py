@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ad_jobs.evaluation.evaluation_file import read_evaluation
 from ad_jobs.page.render import render
-from ad_jobs.page.sections import sections
+from ad_jobs.page.sections import COLUMNS, sections
 from ad_jobs.results.run import read_record
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.specs import ReportSpec, takes
@@ -23,7 +23,8 @@ def report(spec: ReportSpec) -> str:
     """
     record = read_record(spec.run)
     found = read_evaluation(spec.run, record.run_id)
-    page = render(sections(ScoreTable(spec.run, record), found, spec.top))
+    with ScoreTable(spec.run, record).copied(COLUMNS) as table:
+        page = render(sections(table, found, spec.top))
     uri = storage.join(spec.run, REPORT_FILE)
     storage.write_bytes(uri, page.encode())
     return uri

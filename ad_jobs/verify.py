@@ -89,13 +89,14 @@ def verify(spec: VerifySpec) -> Verification:
     sampled = Sampled(0, 0, [])
     # A damaged table cannot be counted, and what it says of an object is worth nothing.
     if not broken:
-        differences += table.check_rows(run_uri, record, archive, marks)
-        if archive is not None:
-            differences += table.check_counts(run_uri, record, archive)
-        if judges and archive is not None:
-            rows = choose(ScoreTable(run_uri, record), archive.manifest.objects, spec.sample, spec.seed)
-            sampled = check_sample(run_uri, record, archive, judges, rows)
-            differences += sampled.differences
+        with ScoreTable(run_uri, record).copied(table.COLUMNS) as rows:
+            differences += table.check_rows(rows, archive, marks)
+            if archive is not None:
+                differences += table.check_counts(rows, archive)
+            if judges and archive is not None:
+                drawn = choose(rows, archive.manifest.objects, spec.sample, spec.seed)
+                sampled = check_sample(run_uri, record, archive, judges, drawn)
+                differences += sampled.differences
     return Verification(
         record.run_id,
         len(record.parts),

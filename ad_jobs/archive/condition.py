@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import duckdb
@@ -44,3 +45,34 @@ def rows_where(
     except duckdb.Error as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{option} is one SQL condition over the {name}.", f"{where} ({reason})", help) from error
+
+
+def columns_in(where: str, names: Sequence[str]) -> list[str]:
+    """Those of a table's columns that a condition may read: all of them where it cannot be told."""
+    with duckdb.connect(":memory:") as connection:
+        try:
+            (text,) = connection.execute(
+                "SELECT json_serialize_sql(?)", [f"SELECT 1 FROM t WHERE ({where}\n)"]
+            ).fetchone()
+        except (duckdb.Error, UnicodeEncodeError):
+            return list(names)
+    parsed = json.loads(text)
+    found = set(_named(parsed))
+    if parsed.get("error") or None in found:
+        return list(names)
+    return [name for name in names if name.lower() in found]
+
+
+def _named(node: Any) -> Iterator[str | None]:
+    """The names of columns in a parsed statement, in lower case; None for an expression over several (`COLUMNS(*)`)."""
+    if isinstance(node, dict):
+        if node.get("class") == "STAR":
+            yield None
+        elif node.get("class") == "COLUMN_REF":
+            # scores.flagged, flagged, or a field of a column.
+            yield from (name.lower() for name in node["column_names"])
+        for value in node.values():
+            yield from _named(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _named(value)

@@ -25,7 +25,7 @@ from cluster import storage
 
 MAX_SIDE_PX = 512
 _JPEG_QUALITY = 88
-_COLUMNS = [*ORDER, "uri", "status", "score", "flagged", "heatmap", "content_sha256", "modality"]
+COLUMNS = [*ORDER, "uri", "status", "score", "flagged", "heatmap", "content_sha256", "modality"]
 _BEST = """
     SELECT * FROM scores WHERE status = $1 AND model_id = $2
     ORDER BY score DESC, object_id, frame LIMIT $3
@@ -63,7 +63,7 @@ class Card:
 def cards(table: ScoreTable, model: ModelRef, limits: Limits, top: int) -> list[Card]:
     """The `top` scored frames of one model, highest score first; equal scores in the order of the table."""
     policy = PixelPolicy.model_validate(model.policy)
-    best = table.query(_BEST, _COLUMNS, [SCORED, model.model_id, top]).to_pandas()
+    best = table.query(_BEST, COLUMNS, [SCORED, model.model_id, top]).to_pandas()
     return [_card(table.uri, rank, row, policy, limits) for rank, (_, row) in enumerate(best.iterrows(), start=1)]
 
 
@@ -74,7 +74,7 @@ def side_by_side(table: ScoreTable, limits: Limits, top: int) -> list[list[Card]
     """
     models = table.record.models
     ranks = table.query(_RANKED, [*ORDER, "status", "score"], [SCORED, len(models), top])
-    rows = table.of_objects(sorted(set(ranks["object_id"].to_pylist()))).select(_COLUMNS).to_pandas()
+    rows = table.of_objects(sorted(set(ranks["object_id"].to_pylist()))).select(COLUMNS).to_pandas()
     ranked = ranks.to_pandas().merge(rows, on=list(ORDER)).set_index(list(ORDER), drop=False)
     policies = [PixelPolicy.model_validate(model.policy) for model in models]
 

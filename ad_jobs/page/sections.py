@@ -29,6 +29,8 @@ _EXAMPLES = 3
 _COMPARED = 5
 _PARTS_SHOWN = 20
 _OF_FAILURES = [*ORDER, "uri", "error_code", "error_detail"]
+# What the sections show of a table.
+COLUMNS = list(dict.fromkeys([*gallery.COLUMNS, *_OF_FAILURES]))
 
 
 def sections(table: ScoreTable, found: Found, top: int) -> dict[str, Any]:

@@ -7,20 +7,16 @@ window (1 + 12 per model): memory does not grow with the table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ad_jobs.errors import SKIP_CODES, ErrorCode, JobError
-from ad_jobs.results.parts import part_uris
+from ad_jobs.results.parts import RowGroup, part_uris, row_groups
 from ad_jobs.schema import FAILED, SCORED, SKIPPED
-from cluster import storage
 
 _BATCH_ROWS = 131_072
 # Objects that are counted at a time.
@@ -29,7 +25,7 @@ WINDOW = 1 << 20
 _NAMED = 5
 # How many rows or objects it is about, and some of them.
 _Complaint = tuple[int, list[int]]
-_COLUMNS = ["object_id", "frame", "status", "error_code", "flagged", "heatmap", "model_id", "run_id"]
+COLUMNS = ["object_id", "frame", "status", "error_code", "flagged", "heatmap", "model_id", "run_id"]
 
 # An object's outcome is the worst of its rows': 0 scored, then the codes that skip, then those that fail.
 _SKIPPING = sorted(SKIP_CODES)
@@ -72,6 +68,7 @@ def count_table(
     model_ids: list[str],
     selected: NDArray[np.int64] | None = None,
     prefix: str = "",
+    copy: str | None = None,
 ) -> TableCounts:
     """Count the score table by object and look for lost, repeated and foreign rows.
 
@@ -82,6 +79,7 @@ def count_table(
         model_ids: the models of the run; every object must have its rows under each.
         selected: their ids, int64 [objects], ascending; None means 0 .. objects - 1.
         prefix: of the names of the parts to count; all by default.
+        copy: a file that has all rows, to be counted in place of the parts.
 
     Raises:
         ValueError: `selected` is not ascending or not `objects` long.
@@ -90,9 +88,9 @@ def count_table(
         raise ValueError(
             f"selected must hold {objects} ascending ids. Got: {len(selected)}. Sort them and drop doubles."
         )
+    uris = part_uris(run_uri, prefix) if copy is None else [copy]
     # One window takes all, and need not know what lies where.
-    in_pieces = _pieces if objects > WINDOW else _whole
-    pieces = [piece for uri in part_uris(run_uri, prefix) for piece in in_pieces(uri)]
+    pieces = [piece for uri in uris for piece in (row_groups(uri) if objects > WINDOW else (RowGroup(uri),))]
     balance = _Balance()
     for start in range(0, max(objects, 1), WINDOW):
         end = min(objects, start + WINDOW)
@@ -102,52 +100,22 @@ def count_table(
         high = None if end == objects else end if selected is None else int(selected[end])
         tally = _Tally(ids, run_id, model_ids)
         for piece in pieces:
-            for batch in piece.between(low, high):
-                tally.add(batch)
+            if (low is None or piece.greatest >= low) and (high is None or piece.least < high):
+                for batch in piece.batches(COLUMNS, _BATCH_ROWS):
+                    tally.add(_between(batch, low, high))
         balance.add(tally)
     return balance.result()
 
 
-class _Piece(NamedTuple):
-    """A row group of a part, or all of it, and the least and greatest id in it as far as they are known."""
-
-    uri: str
-    row_group: int | None = None
-    least: int = -(1 << 63)
-    greatest: int = (1 << 63) - 1
-
-    def between(self, low: int | None, high: int | None) -> Iterator[pa.RecordBatch]:
-        """Its rows of ids from `low` on and below `high`; None is no bound."""
-        if (low is not None and self.greatest < low) or (high is not None and self.least >= high):
-            return
-        filesystem, path = storage.filesystem(self.uri)
-        with filesystem.open_input_file(path) as file:
-            groups = None if self.row_group is None else [self.row_group]
-            for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, row_groups=groups, columns=_COLUMNS):
-                ids = batch["object_id"].to_numpy(zero_copy_only=False)
-                inside = np.ones(len(ids), bool)
-                if low is not None:
-                    inside &= ids >= low
-                if high is not None:
-                    inside &= ids < high
-                yield batch if inside.all() else batch.filter(pa.array(inside))
-
-
-def _whole(uri: str) -> Iterator[_Piece]:
-    yield _Piece(uri)
-
-
-def _pieces(uri: str) -> Iterator[_Piece]:
-    filesystem, path = storage.filesystem(uri)
-    with filesystem.open_input_file(path) as file:
-        metadata = pq.ParquetFile(file).metadata
-        column = metadata.schema.to_arrow_schema().get_field_index("object_id")
-        for number in range(metadata.num_row_groups):
-            found = metadata.row_group(number).column(column).statistics
-            if found is not None and found.has_min_max:
-                yield _Piece(uri, number, found.min, found.max)
-            else:
-                yield _Piece(uri, number)
+def _between(batch: pa.RecordBatch, low: int | None, high: int | None) -> pa.RecordBatch:
+    """The rows of ids from `low` on and below `high`; None is no bound."""
+    ids = batch["object_id"].to_numpy(zero_copy_only=False)
+    inside = np.ones(len(ids), bool)
+    if low is not None:
+        inside &= ids >= low
+    if high is not None:
+        inside &= ids < high
+    return batch if inside.all() else batch.filter(pa.array(inside))
 
 
 def assert_balanced(table: TableCounts, objects: int) -> None:

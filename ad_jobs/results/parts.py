@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -116,6 +117,36 @@ def part_rows(uri: str) -> int:
     filesystem, path = storage.filesystem(uri)
     with filesystem.open_input_file(path) as file:
         return int(pq.ParquetFile(file).metadata.num_rows)
+
+
+class RowGroup(NamedTuple):
+    """Rows of a Parquet file of the score table that lie together, or all of them, and what ids they may have."""
+
+    uri: str
+    number: int | None = None
+    least: int = -(1 << 63)
+    greatest: int = (1 << 63) - 1
+
+    def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        """These columns of them, so many rows at a time."""
+        filesystem, path = storage.filesystem(self.uri)
+        with filesystem.open_input_file(path) as file:
+            groups = None if self.number is None else [self.number]
+            yield from pq.ParquetFile(file).iter_batches(rows, row_groups=groups, columns=list(columns))
+
+
+def row_groups(uri: str) -> list[RowGroup]:
+    """Those of a file, from its footer."""
+    filesystem, path = storage.filesystem(uri)
+    with filesystem.open_input_file(path) as file:
+        metadata = pq.ParquetFile(file).metadata
+    column = metadata.schema.to_arrow_schema().get_field_index("object_id")
+    found = []
+    for number in range(metadata.num_row_groups):
+        ids = metadata.row_group(number).column(column).statistics
+        known = ids is not None and ids.has_min_max
+        found.append(RowGroup(uri, number, ids.min, ids.max) if known else RowGroup(uri, number))
+    return found
 
 
 def sha256_of(uri: str) -> tuple[str, int]:

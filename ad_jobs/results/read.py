@@ -8,15 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from ad_jobs.archive.condition import rows_where
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.results.heatmaps import decode_png, parse_reference
-from ad_jobs.results.run import RunRecord, part_uris, read_record
-from ad_jobs.results.score_table import ORDER, ScoreTable
+from ad_jobs.results.run import RunRecord, read_record
+from ad_jobs.results.score_table import Rows, ScoreTable, UnfinishedTable
 from ad_jobs.schema import SCORES
 from ad_jobs.values import place
 from cluster import storage
@@ -74,28 +72,13 @@ def read_scores(
     """
     run = place(run)
     record = read_record(run, allow_unfinished)
-    if record is not None:
-        return scores_of(ScoreTable(run, record), columns, where)
-    wanted = known_columns(columns)
-    filesystem, _ = storage.filesystem(run)
-    parts = [storage.filesystem(uri)[1] for uri in part_uris(run)]
-    return _scores(ds.dataset(parts, schema=SCORES, filesystem=filesystem, format="parquet"), wanted, where)
+    table = UnfinishedTable(run) if record is None else ScoreTable(run, record)
+    return scores_of(table, columns, where)
 
 
-def scores_of(table: ScoreTable, columns: Sequence[str] | None, where: str | None) -> pd.DataFrame:
-    """`read_scores` of a finished run's table."""
-    wanted = known_columns(columns)
-    return _scores(table.dataset(), wanted, where)
-
-
-def _scores(dataset: ds.Dataset, columns: list[str], where: str | None) -> pd.DataFrame:
-    if where is not None:
-        names = f"Columns: {', '.join(SCORES.names)}."
-        found = rows_where(dataset, "scores", where, columns=columns, order=ORDER, help=names)
-    else:
-        needed = list(dict.fromkeys([*columns, *ORDER]))
-        found = dataset.to_table(columns=needed).sort_by([(name, "ascending") for name in ORDER]).select(columns)
-    return as_pandas(found.cast(pa.schema([SCORES.field(name) for name in columns])))
+def scores_of(table: Rows, columns: Sequence[str] | None, where: str | None) -> pd.DataFrame:
+    """`read_scores` of a table."""
+    return as_pandas(table.rows(known_columns(columns), where))
 
 
 def as_pandas(table: pa.Table) -> pd.DataFrame:

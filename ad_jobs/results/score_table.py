@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from ad_jobs.errors import JobError
-from ad_jobs.results.parts import part_rows
+from ad_jobs.archive.condition import columns_in, rows_where
+from ad_jobs.errors import JobError, UsageError
+from ad_jobs.results.parts import RowGroup, part_rows, part_uris, row_groups
 from ad_jobs.results.run import RunRecord
 from ad_jobs.schema import SCORES
 from cluster import storage
@@ -23,9 +29,78 @@ BATCH_ROWS = 65_536
 # Of DuckDB's; what it needs beyond goes to a temporary folder.
 QUERY_MEMORY = "256MB"
 QUERY_THREADS = 2
+# Footers that are read at a time.
+FOOTERS = 8
 
 
-class ScoreTable:
+class Rows(ABC):
+    """Rows of the score table, wherever they are read from."""
+
+    @abstractmethod
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """All rows, these columns of them, in no order.
+
+        Raises:
+            JobError: they cannot be read, or are not what the run's record lists.
+        """
+
+    def query(
+        self, sql: str, columns: Sequence[str], parameters: Sequence[object] = (), **tables: pa.Table
+    ) -> pa.Table:
+        """The result of our own SQL (DuckDB's dialect) over `scores`, which has these columns, and over `tables`.
+
+        Raises:
+            JobError: as `batches`.
+        """
+        schema = pa.schema([SCORES.field(name) for name in columns])
+        with tempfile.TemporaryDirectory(prefix="retroscan-query-") as spill, self._reader(schema) as reader:
+            settings = {"memory_limit": QUERY_MEMORY, "temp_directory": spill, "threads": str(QUERY_THREADS)}
+            with duckdb.connect(":memory:", config=settings) as connection:
+                connection.register("scores", reader)
+                for name, table in tables.items():
+                    connection.register(name, table)
+                return connection.sql(sql, params=list(parameters)).to_arrow_table()
+
+    def rows(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
+        """The rows that meet a user's SQL condition, all without one, ordered; others do not stay in memory.
+
+        Raises:
+            UsageError: it is no condition over this table.
+            JobError: as `batches`.
+        """
+        needed = dict.fromkeys([*columns, *ORDER])
+        if where is not None:
+            needed |= dict.fromkeys(columns_in(where, SCORES.names))
+        schema = pa.schema([SCORES.field(name) for name in needed])
+        if where is None:
+            found = pa.Table.from_batches(self.batches(list(needed)), schema)
+            return found.sort_by([(name, "ascending") for name in ORDER]).select(list(columns))
+        names = f"Columns: {', '.join(SCORES.names)}."
+        with self._reader(schema) as reader:
+            found = rows_where(reader, "scores", where, columns=columns, order=ORDER, help=names)
+        return found.cast(pa.schema([SCORES.field(name) for name in columns]))
+
+    @contextmanager
+    def _reader(self, schema: pa.Schema) -> Iterator[pa.RecordBatchReader]:
+        """All rows for DuckDB, which has errors of its own for what is raised within: a JobError comes out as it is."""
+        failed: list[JobError] = []
+
+        def rows() -> Iterator[pa.RecordBatch]:
+            try:
+                yield from self.batches(schema.names)
+            except JobError as error:
+                failed.append(error)
+                raise
+
+        try:
+            yield pa.RecordBatchReader.from_batches(schema, rows())
+        except (duckdb.Error, UsageError):
+            if failed:
+                raise failed[0] from None
+            raise
+
+
+class ScoreTable(Rows):
     """The parts that the run's record lists, and no others: a stray file in scores/ is not part of the run."""
 
     def __init__(self, run_uri: str, record: RunRecord) -> None:
@@ -53,71 +128,86 @@ class ScoreTable:
                 ) from error
             _check_rows(uri, rows, part.rows)
 
-    def query(
-        self, sql: str, columns: Sequence[str], parameters: Sequence[object] = (), **tables: pa.Table
-    ) -> pa.Table:
-        """The result of our own SQL (DuckDB's dialect) over `scores`, which has these columns, and over `tables`.
+    @contextmanager
+    def copied(self, columns: Sequence[str]) -> Iterator[CopiedTable]:
+        """These columns in one local file, for as long as the context lasts: for who looks at the rows more than once.
 
-        Raises:
-            JobError: as `batches`.
+        Opening a part of a scan takes longer than reading its rows.
         """
-        failed: list[JobError] = []
-
-        def rows() -> Iterator[pa.RecordBatch]:
-            # What is raised within DuckDB comes out as an error of DuckDB's.
-            try:
-                yield from self.batches(columns)
-            except JobError as error:
-                failed.append(error)
-                raise
-
-        schema = pa.schema([SCORES.field(name) for name in columns])
-        with tempfile.TemporaryDirectory(prefix="retroscan-query-") as spill:
-            settings = {"memory_limit": QUERY_MEMORY, "temp_directory": spill, "threads": str(QUERY_THREADS)}
-            try:
-                with duckdb.connect(":memory:", config=settings) as connection:
-                    connection.register("scores", pa.RecordBatchReader.from_batches(schema, rows()))
-                    for name, table in tables.items():
-                        connection.register(name, table)
-                    return connection.sql(sql, params=list(parameters)).to_arrow_table()
-            except duckdb.Error:
-                if failed:
-                    raise failed[0] from None
-                raise
+        with tempfile.TemporaryDirectory(prefix="retroscan-table-") as folder:
+            path = Path(folder) / "scores.parquet"
+            schema = pa.schema([SCORES.field(name) for name in columns])
+            with pq.ParquetWriter(path, schema) as writer:
+                held: list[pa.RecordBatch] = []
+                rows = 0
+                for batch in self.batches(columns):
+                    held.append(batch)
+                    rows += batch.num_rows
+                    if rows >= BATCH_ROWS:
+                        writer.write_table(pa.Table.from_batches(held))
+                        held, rows = [], 0
+                writer.write_table(pa.Table.from_batches(held, schema))
+            yield CopiedTable(self, path)
 
     def of_objects(self, ids: Sequence[int]) -> pa.Table:
-        """All rows of these objects, ordered; parts and row groups that hold none of them are passed by."""
-        wanted = ds.field("object_id").isin(pa.array(ids, pa.int64()))
-        # One batch at a time: what is read ahead is read whole, before the filter.
-        found = self.dataset().to_table(
-            filter=wanted, batch_size=BATCH_ROWS, batch_readahead=1, fragment_readahead=1, use_threads=False
-        )
-        return found.sort_by([(name, "ascending") for name in ORDER])
+        """All rows of these objects, ordered; of a row group that can hold none of them the footer alone is read."""
+        wanted = np.unique(np.asarray(ids, np.int64))
+        found = [SCORES.empty_table()]
+        for part in self.record.parts:
+            for group in row_groups(storage.join(self.uri, part.name)):
+                if np.searchsorted(wanted, group.least) < np.searchsorted(wanted, group.greatest, side="right"):
+                    for batch in group.batches(SCORES.names, BATCH_ROWS):
+                        rows = batch.filter(pc.is_in(batch["object_id"], pa.array(wanted)))
+                        found.append(pa.Table.from_batches([rows]).select(SCORES.names).cast(SCORES))
+        return pa.concat_tables(found).sort_by([(name, "ascending") for name in ORDER])
 
     def dataset(self) -> ds.Dataset:
         """The table as a pyarrow dataset, for whoever streams or filters it: schema.SCORES, unordered.
 
+        It keeps what it reads of the parts' footers, some 80 KB of each.
+
         Raises:
-            JobError: a part that the record lists is missing, or the parts have another number of rows.
+            JobError: a part that the record lists is missing, or has another number of rows.
         """
         filesystem, _ = storage.filesystem(self.uri)
-        parts = [storage.filesystem(storage.join(self.uri, part.name))[1] for part in self.record.parts]
+        parts = [storage.join(self.uri, part.name) for part in self.record.parts]
         try:
-            table = ds.dataset(parts, schema=SCORES, filesystem=filesystem, format="parquet")
-            # Of the parts' last bytes; a store is asked for all of them at once.
-            rows = table.count_rows()
+            with ThreadPoolExecutor(FOOTERS) as pool:
+                for part, rows in zip(self.record.parts, pool.map(part_rows, parts), strict=True):
+                    _check_rows(storage.join(self.uri, part.name), rows, part.rows)
         except (OSError, pa.ArrowException) as error:
             raise JobError(
                 f"A part that run.json lists cannot be read: {error}.", "Restore it, or scan again; see verify."
             ) from error
-        if rows != self.record.counts.rows:
-            for part in self.record.parts:
-                _check_rows(storage.join(self.uri, part.name), part_rows(storage.join(self.uri, part.name)), part.rows)
-            raise JobError(
-                f"The parts of {self.uri} have {rows} rows, and run.json counts {self.record.counts.rows}.",
-                "Restore them, or scan again; see verify.",
-            )
-        return table
+        return ds.dataset(
+            [storage.filesystem(uri)[1] for uri in parts], schema=SCORES, filesystem=filesystem, format="parquet"
+        )
+
+
+class CopiedTable(ScoreTable):
+    """Some columns of a table, in a local file."""
+
+    def __init__(self, original: ScoreTable, path: Path) -> None:
+        super().__init__(original.uri, original.record)
+        self.path = path
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """All rows, these columns of them, in no order."""
+        for batch in pq.ParquetFile(self.path).iter_batches(BATCH_ROWS, columns=list(columns)):
+            yield batch.select(list(columns))
+
+
+class UnfinishedTable(Rows):
+    """What an unfinished run has so far: the parts that lie there."""
+
+    def __init__(self, run_uri: str) -> None:
+        self.uri = run_uri
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        schema = pa.schema([SCORES.field(name) for name in columns])
+        for uri in part_uris(self.uri):
+            for batch in RowGroup(uri).batches(columns, BATCH_ROWS):
+                yield batch.select(list(columns)).cast(schema)
 
 
 def _check_rows(uri: str, found: int, listed: int) -> None:

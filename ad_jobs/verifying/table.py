@@ -6,24 +6,25 @@ from collections import Counter
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ad_jobs.errors import RetroscanError
+from ad_jobs.results.count import COLUMNS as COUNTED
 from ad_jobs.results.count import count_table
 from ad_jobs.results.heatmaps import member_name, parse_reference
-from ad_jobs.results.parts import MARKS, member_mark, part_uris
-from ad_jobs.results.run import RunRecord
+from ad_jobs.results.parts import MARKS, member_mark
+from ad_jobs.results.score_table import CopiedTable
 from ad_jobs.schema import SCORED, is_flagged
 from ad_jobs.verifying.run_archive import RunArchive
 from cluster import storage
 
 _COLUMNS = ["object_id", "frame", "uri", "status", "score", "threshold", "flagged", "heatmap", "model_id"]
-_BATCH_ROWS = 65_536
+# What the checks read.
+COLUMNS = list(dict.fromkeys([*_COLUMNS, *COUNTED]))
 
 
-def check_counts(run_uri: str, record: RunRecord, archive: RunArchive) -> list[str]:
+def check_counts(table: CopiedTable, archive: RunArchive) -> list[str]:
     """Whether every selected object is there exactly once under every model, and as often as the record says."""
+    record = table.record
     called = f"manifest {archive.manifest.uri}"
     try:
         ids = archive.ids()
@@ -33,7 +34,8 @@ def check_counts(run_uri: str, record: RunRecord, archive: RunArchive) -> list[s
     if objects != record.manifest.objects:
         return [f"{called}: {objects} objects; the run had {record.manifest.objects}"]
     counted = count_table(
-        run_uri,
+        table.uri,
+        copy=str(table.path),
         objects=objects,
         run_id=record.run_id,
         model_ids=[model.model_id for model in record.models],
@@ -45,30 +47,27 @@ def check_counts(run_uri: str, record: RunRecord, archive: RunArchive) -> list[s
     return differences
 
 
-def check_rows(run_uri: str, record: RunRecord, archive: RunArchive | None, marks: dict[str, int]) -> list[str]:
+def check_rows(table: CopiedTable, archive: RunArchive | None, marks: dict[str, int]) -> list[str]:
     """How rows contradict the manifest, their model, their heatmaps, or themselves.
 
     Args:
-        run_uri: the run.
-        record: its run.json.
+        table: the run's, with COLUMNS.
         archive: what it was made of; None where there is no manifest.
         marks: of each heatmap shard, the sum of its `member_mark`s.
     """
+    record = table.record
     thresholds = {model.model_id: np.float32(model.threshold) for model in record.models}
     several = len(record.models) > 1
     referred = dict.fromkeys(marks, 0)
     found: Counter[str] = Counter()
     first: dict[str, int] = {}
-    for uri in part_uris(run_uri):
-        filesystem, path = storage.filesystem(uri)
-        with filesystem.open_input_file(path) as file:
-            for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=_COLUMNS):
-                rows = pa.Table.from_batches([batch]).to_pandas()
-                for what, wrong in _wrong(rows, thresholds, archive).items():
-                    if wrong.any():
-                        found[what] += int(wrong.sum())
-                        first.setdefault(what, int(rows["object_id"][wrong].iloc[0]))
-                _mark(rows, several, referred)
+    for batch in table.batches(_COLUMNS):
+        rows = batch.to_pandas()
+        for what, wrong in _wrong(rows, thresholds, archive).items():
+            if wrong.any():
+                found[what] += int(wrong.sum())
+                first.setdefault(what, int(rows["object_id"][wrong].iloc[0]))
+        _mark(rows, several, referred)
     differences = [f"{count} rows: {what} (object {first[what]} first)" for what, count in found.items()]
     other = sorted(name for name in referred if referred[name] % MARKS != marks.get(name))
     return differences + [f"{name}: the rows refer to other heatmaps than it holds" for name in other]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from runkit import GEOMETRY, record, scored, unscored, write_part
 
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.results import heatmaps, open_heatmap, read_run, read_scores
 from ad_jobs.results.run import write_record
+from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.schema import SCORES
 from cluster import storage
 
@@ -55,6 +58,20 @@ def test_columns_come_as_asked_for(run: Path) -> None:
         read_scores(str(run), columns=["patient_name"])
 
 
+def test_a_condition_reads_the_columns_that_it_names_and_no_others(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[list[str]] = []
+    batches = ScoreTable.batches
+
+    def counted(table: ScoreTable, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        read.append(list(columns))
+        return batches(table, columns)
+
+    monkeypatch.setattr(ScoreTable, "batches", counted)
+    found = read_scores(str(run), columns=["frame", "uri"], where="flagged")
+    assert found.to_dict("records") == [{"frame": 1, "uri": "/a/2"}]
+    assert sorted(read[0]) == ["flagged", "frame", "model_id", "object_id", "uri"]
+
+
 def test_a_stray_part_is_not_read(run: Path) -> None:
     write_part(run, [scored(0)], "part-stray")
     assert len(read_scores(str(run))) == 4
@@ -79,6 +96,7 @@ def test_an_unfinished_run_is_read_only_if_allowed(run: Path) -> None:
     with pytest.raises(UsageError, match="finished"):
         read_run(str(run))
     assert len(read_scores(str(run), allow_unfinished=True)) == 4
+    assert read_scores(str(run), allow_unfinished=True, where="status = 'failed'").object_id.tolist() == [1]
 
 
 def test_an_empty_run_has_all_columns(tmp_path: Path) -> None:
