@@ -58,6 +58,19 @@ def test_rows_of_some_objects_are_whole_and_ordered(table: ScoreTable) -> None:
     ]
 
 
+def test_a_copy_has_the_same_rows_and_is_gone_afterwards(table: ScoreTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = ["object_id", "frame", "model_id", "status", "score"]
+    expected = table.rows(columns)
+    # Parts are smaller than what is written at a time, or larger.
+    for rows in (1, 3, 100):
+        monkeypatch.setattr("ad_jobs.results.score_table.BATCH_ROWS", rows)
+        with table.copied(columns) as copy:
+            assert copy.rows(columns).equals(expected)
+            assert copy.query("SELECT count(*) AS n FROM scores", ["frame"]).to_pylist() == [{"n": 7}]
+            path = copy.path
+        assert not path.exists()
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut", "another"])
 def test_a_damaged_part_is_told_as_such_by_sql_too(table: ScoreTable, damage: str) -> None:
     part = Path(table.uri) / "scores/part-1.parquet"
