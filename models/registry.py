@@ -143,7 +143,7 @@ DETECTORS: dict[str, Entry] = {
             source="Zheng et al., ICME 2022, arXiv 2110.04538",
             weights="ImageNet: EfficientNet-Lite0 installed with retroscan; others by download or --set weights=FILE",
             choose="objects with an outline that lie turned or shifted: there it found more than padim in our tests, "
-            "and less on brains that lie alike; a fit takes several times as long",
+            "and as much where they lie alike; a fit takes several times as long",
         ),
     )
 }
