@@ -165,7 +165,9 @@ def main() -> None:
         folder = make(work, rows)
         put_sampled(work, folder, rows)
         for verb, cost in measured(folder, sys.executable).items():
-            print(f"| {rows:,} | {verb} | {cost.seconds:.0f} | {cost.peaks.driver} | {cost.peaks.largest} |", flush=True)
+            print(
+                f"| {rows:,} | {verb} | {cost.seconds:.0f} | {cost.peaks.driver} | {cost.peaks.largest} |", flush=True
+            )
 
 
 if __name__ == "__main__":
