@@ -40,6 +40,7 @@ _RANKED = """
         WINDOW frames AS (PARTITION BY object_id, frame))
     WHERE models = $2 ORDER BY common, object_id, frame LIMIT $2 * $3
 """
+_WITH_RANK = "SELECT scores.*, rank FROM scores JOIN ranks USING (object_id, frame, model_id)"
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def side_by_side(table: ScoreTable, limits: Limits, top: int) -> list[list[Card]
     """
     models = table.record.models
     ranks = table.query(_RANKED, [*ORDER, "status", "score"], [SCORED, len(models), top])
-    rows = table.of_objects(sorted(set(ranks["object_id"].to_pylist()))).select(COLUMNS).to_pandas()
-    ranked = ranks.to_pandas().merge(rows, on=list(ORDER)).set_index(list(ORDER), drop=False)
+    rows = table.query(_WITH_RANK, COLUMNS, ranks=ranks)
+    ranked = rows.to_pandas().set_index(list(ORDER), drop=False)
     policies = [PixelPolicy.model_validate(model.policy) for model in models]
 
     def card(key: Any, model: ModelRef, policy: PixelPolicy) -> Card:
