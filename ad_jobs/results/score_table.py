@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +52,7 @@ class Rows(ABC):
         Raises:
             JobError: as `batches`.
         """
-        schema = pa.schema([SCORES.field(name) for name in columns])
+        schema = _schema(columns)
         with tempfile.TemporaryDirectory(prefix="retroscan-query-") as spill, self._reader(schema) as reader:
             settings = {"memory_limit": QUERY_MEMORY, "temp_directory": spill, "threads": str(QUERY_THREADS)}
             with duckdb.connect(":memory:", config=settings) as connection:
@@ -71,14 +71,14 @@ class Rows(ABC):
         needed = dict.fromkeys([*columns, *ORDER])
         if where is not None:
             needed |= dict.fromkeys(columns_in(where, SCORES.names))
-        schema = pa.schema([SCORES.field(name) for name in needed])
+        schema = _schema(needed)
         if where is None:
             found = pa.Table.from_batches(self.batches(list(needed)), schema)
             return found.sort_by([(name, "ascending") for name in ORDER]).select(list(columns))
         names = f"Columns: {', '.join(SCORES.names)}."
         with self._reader(schema) as reader:
             found = rows_where(reader, "scores", where, columns=columns, order=ORDER, help=names)
-        return found.cast(pa.schema([SCORES.field(name) for name in columns]))
+        return found.cast(_schema(columns))
 
     @contextmanager
     def _reader(self, schema: pa.Schema) -> Iterator[pa.RecordBatchReader]:
@@ -113,15 +113,13 @@ class ScoreTable(Rows):
         Raises:
             JobError: a part that the record lists is missing, damaged, or has another number of rows.
         """
-        schema = pa.schema([SCORES.field(name) for name in columns])
+        schema = _schema(columns)
         for part in self.record.parts:
             uri, rows = storage.join(self.uri, part.name), 0
-            filesystem, path = storage.filesystem(uri)
             try:
-                with filesystem.open_input_file(path) as file:
-                    for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=list(columns)):
-                        rows += batch.num_rows
-                        yield batch.select(list(columns)).cast(schema)
+                for batch in RowGroup(uri).batches(columns, BATCH_ROWS):
+                    rows += batch.num_rows
+                    yield batch.select(list(columns)).cast(schema)
             except (OSError, pa.ArrowException) as error:
                 raise JobError(
                     f"{uri} is listed in run.json and cannot be read.", "Restore it, or scan again."
@@ -136,7 +134,7 @@ class ScoreTable(Rows):
         """
         with tempfile.TemporaryDirectory(prefix="retroscan-table-") as folder:
             path = Path(folder) / "scores.parquet"
-            schema = pa.schema([SCORES.field(name) for name in columns])
+            schema = _schema(columns)
             with pq.ParquetWriter(path, schema) as writer:
                 held: list[pa.RecordBatch] = []
                 rows = 0
@@ -204,10 +202,14 @@ class UnfinishedTable(Rows):
         self.uri = run_uri
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        schema = pa.schema([SCORES.field(name) for name in columns])
+        schema = _schema(columns)
         for uri in part_uris(self.uri):
             for batch in RowGroup(uri).batches(columns, BATCH_ROWS):
                 yield batch.select(list(columns)).cast(schema)
+
+
+def _schema(columns: Iterable[str]) -> pa.Schema:
+    return pa.schema([SCORES.field(name) for name in columns])
 
 
 def _check_rows(uri: str, found: int, listed: int) -> None:
