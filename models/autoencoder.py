@@ -2,8 +2,6 @@
 
 It is no paper's method. It is the floor that SSM stands on: its U-Net without masks and skips, fitted by the same loss
 and read in the same ways, so that a figure of SSM's can be held against it.
-
-Each image is scored by itself: the size of a batch decides how its sums are rounded.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedCo
 from models.parts.error_score import ErrorScore, ErrorScoreFit, Way
 from models.parts.maps import gaussian_blur
 from models.parts.rates import steps
-from models.parts.reconstruction import SMOOTHING, ReconstructionLearner, rebuild
+from models.parts.reconstruction import SMOOTHING, ReconstructionLearner, fitting, rebuild
 from models.parts.similarity import gradient_distance, reconstruction_loss
 from models.parts.unet import UNet, check_size
 from models.runtime import Runtime
@@ -84,11 +82,11 @@ class Autoencoder(Detector):
     def errors(self, images_BCHW: Tensor) -> Tensor:
         """How far gradients and values lie from those that came back, [2, B, H, W] in float64."""
         found = []
-        for image_1CHW in images_BCHW.unsqueeze(1):
+        for x_BCHW in torch.split(images_BCHW, fitting(images_BCHW[:1].numel())):
             # A score is a small difference divided by its small spread among normals: float32 would show.
-            x, y = image_1CHW.double(), rebuild(self.network, image_1CHW).double()
-            found.append(torch.cat([gradient_distance(x, y, SCALES), (x - y).abs().mean(1)]))
-        return torch.stack(found, 1)
+            x, y = x_BCHW.double(), rebuild(self.network, x_BCHW).double()
+            found.append(torch.stack([gradient_distance(x, y, SCALES), (x - y).abs().mean(1)]))
+        return torch.cat(found, 1)
 
     def score(self, images: Tensor) -> Scores:
         self.spec.check(images)

@@ -75,12 +75,17 @@ class DetectorConfig(BaseModel):
     # Over all workers together.
     batch_size: int = Field(default=32, ge=1)
 
+    def counts(self, option: str) -> bool:
+        """Whether the option does anything beside the others' values."""
+        switches = self.COUNTS_WHERE.get(option)
+        return switches is None or any(getattr(self, name) not in (False, "none") for name in switches)
+
     @model_validator(mode="after")
     def _every_option_counts(self) -> Self:
         fields = type(self).model_fields
         for option, switches in self.COUNTS_WHERE.items():
             value = getattr(self, option)
-            if value != fields[option].default and all(getattr(self, name) in (False, "none") for name in switches):
+            if value != fields[option].default and not self.counts(option):
                 raise ConfigError(
                     f"{option} counts where {' or '.join(switches)} is on.", f"{option}={value}", "Leave it out."
                 )

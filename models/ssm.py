@@ -31,8 +31,6 @@ Departures from the paper and its published code (`--preset paper` takes back th
 * The learning rate falls once, to a tenth after four fifths of the epochs; the code's falls three times.
   The last epoch is kept; the code keeps the one with the best test AUROC.
 
-Each image is painted in by itself, all of its masks in one batch: the size of a batch decides how its sums are rounded.
-
 Shape suffixes: B batch, C channels, H height, W width, K cell sizes, N masks of one cell size, M maps.
 """
 
@@ -52,7 +50,7 @@ from models.parts.histogram import LogHistogram
 from models.parts.maps import enlarged, gaussian_blur
 from models.parts.masks import BLOCKS, checkerboard_masks, compose, training_masks
 from models.parts.rates import steps
-from models.parts.reconstruction import SMOOTHING, ReconstructionLearner
+from models.parts.reconstruction import SMOOTHING, ReconstructionLearner, fitting
 from models.parts.similarity import gms_map, gradient_distance, reconstruction_loss
 from models.parts.unet import UNet, grid_px
 from models.runtime import Runtime
@@ -144,8 +142,10 @@ class SSMLearner(ReconstructionLearner["SSM"]):
             self._scores.step(batch)
             return
         # Of a small last batch there may be none here.
-        for image_1CHW in self.detector.on_grid(batch.images).unsqueeze(1):
-            self._histogram.add(self.detector.suspicion(self.detector.first_errors(image_1CHW)))
+        if len(batch.images):
+            self._histogram.add(
+                self.detector.suspicion(self.detector.first_errors(self.detector.on_grid(batch.images)))
+            )
 
     def end_epoch(self) -> None:
         super().end_epoch()
@@ -249,34 +249,41 @@ class SSM(Detector):
         """What the network's output is added to: the middle of the range."""
         return torch.full_like(guesses_BCHW, 0.5)
 
-    def judge(self, image_1CHW: Tensor, whole_KCHW: Tensor) -> Tensor:
-        """How unlike an image its reconstructions are, [M, H, W].
+    def judge(self, images_BCHW: Tensor, whole_BKCHW: Tensor) -> Tensor:
+        """How unlike images their reconstructions are, [M, B, H, W].
 
         By gradients and by values: of all cell sizes, and of each; as published: by gradients, smoothed, and squared.
         """
-        like_KCHW = image_1CHW.expand_as(whole_KCHW)
+        like_BKCHW = images_BCHW.unsqueeze(1).expand_as(whole_BKCHW)
+        pairs, sizes = (like_BKCHW.flatten(0, 1), whole_BKCHW.flatten(0, 1)), whole_BKCHW.shape[:2]
         if self.config.score == "published":
-            combined_HW = (self.cell_weights.view(-1, 1, 1) * gms_map(like_KCHW, whole_KCHW)).sum(0)
-            return torch.stack([gaussian_blur(combined_HW, self.blur), (whole_KCHW - like_KCHW).square().mean((0, 1))])
-        gradient_KHW = gradient_distance(like_KCHW, whole_KCHW, SCALES)
-        found_K2HW = torch.stack([gradient_KHW, (like_KCHW - whole_KCHW).abs().mean(1)], 1)
-        return torch.cat([found_K2HW.mean(0), found_K2HW.flatten(0, 1)])
+            gms_BKHW = gms_map(*pairs).view(*sizes, *self.size_px)
+            combined_BHW = (self.cell_weights.view(-1, 1, 1) * gms_BKHW).sum(1)
+            squares_BHW = (whole_BKCHW - like_BKCHW).square().mean((1, 2))
+            return torch.stack([gaussian_blur(combined_BHW, self.blur), squares_BHW])
+        gradient_BKHW = gradient_distance(*pairs, SCALES).view(*sizes, *self.size_px)
+        difference_BKHW = (like_BKCHW - whole_BKCHW).abs().mean(2)
+        found_K2BHW = torch.stack([gradient_BKHW, difference_BKHW]).permute(2, 0, 1, 3, 4)
+        return torch.cat([found_K2BHW.mean(0), found_K2BHW.flatten(0, 1)])
 
-    def examine(self, image_1CHW: Tensor, guesses_KNCHW: Tensor, masks_KN1HW: Tensor) -> Tensor:
-        """What `judge` finds where these masks hide the image; fewer than the cell sizes count for all of them."""
-        flat = masks_KN1HW.flatten(0, 1)
-        painted, _ = self.paint(guesses_KNCHW.flatten(0, 1), flat)
+    def examine(self, images_BCHW: Tensor, guesses_BKNCHW: Tensor, masks_KN1HW: Tensor) -> Tensor:
+        """What `judge` finds where these masks hide images; fewer than the cell sizes count for all of them."""
+        visible = masks_KN1HW.flatten(0, 1).repeat(len(images_BCHW), 1, 1, 1)
+        painted, _ = self.paint(guesses_BKNCHW.flatten(0, 2), visible)
         # A score is a small difference divided by its small spread among normals: float32 would show.
-        painted_KNCHW = painted.double().clamp(0.0, 1.0).view(guesses_KNCHW.shape)
-        whole = compose(image_1CHW.double(), painted_KNCHW, 1 - masks_KN1HW)
-        return self.judge(image_1CHW.double(), whole.expand(len(self.masks), -1, -1, -1))
+        painted_BKNCHW = painted.double().clamp(0.0, 1.0).view(guesses_BKNCHW.shape)
+        x_BCHW = images_BCHW.double()
+        whole_BKCHW = compose(x_BCHW, painted_BKNCHW, 1 - masks_KN1HW)
+        return self.judge(x_BCHW, whole_BKCHW.expand(-1, len(self.masks), -1, -1, -1))
 
     def first_errors(self, images_BCHW: Tensor) -> Tensor:
         """The maps [M, B, H, W] of a single pass."""
-        # All images at once: a mask takes one factorisation.
+        # Of all images at once: a mask takes one factorisation.
         guesses = self.guesses(images_BCHW, self.masks)
-        found = [self.examine(*each, self.masks) for each in zip(images_BCHW.unsqueeze(1), guesses, strict=True)]
-        return torch.stack(found, 1)
+        # The size of a batch decides how its sums are rounded, and a threshold makes a great difference of a small one.
+        at_once = 1 if self.config.refine != "none" else fitting(guesses[:1].numel())
+        parts = zip(torch.split(images_BCHW, at_once), torch.split(guesses, at_once), strict=True)
+        return torch.cat([self.examine(*part, self.masks) for part in parts], 1)
 
     def errors(self, images_BCHW: Tensor) -> Tensor:
         """The maps [M, B, H, W] of the last pass, on the grid."""
@@ -284,24 +291,24 @@ class SSM(Detector):
         found = self.first_errors(images_BCHW)
         if self.config.refine == "none":
             return found
-        each = zip(images_BCHW.unsqueeze(1), found.unbind(1), strict=True)
-        return torch.stack([self.refined(*one)[0] for one in each], 1)
+        each = zip(images_BCHW.unsqueeze(1), found.unsqueeze(2).unbind(1), strict=True)
+        return torch.cat([self.refined(*one)[0] for one in each], 1)
 
-    def refined(self, image_1CHW: Tensor, found_MHW: Tensor) -> tuple[Tensor, Tensor]:
-        """All passes over one image after the first: the last maps, and what is uncovered, [H, W].
+    def refined(self, image_1CHW: Tensor, found_M1HW: Tensor) -> tuple[Tensor, Tensor]:
+        """All passes over one image after the first: the last maps [M, 1, H, W], and what is uncovered, [H, W].
 
         What is uncovered keeps the error of when it was hidden last; as published it has none any more, and an image
         that is uncovered as a whole is as normal as can be, whatever it shows.
         """
         uncovered = torch.zeros(self.size_px, dtype=image_1CHW.dtype, device=image_1CHW.device)
         for _ in range(self.config.refine_steps):
-            uncovered = torch.maximum(uncovered, self.normal_blocks(self.suspicion(found_MHW.unsqueeze(1))[0]))
+            uncovered = torch.maximum(uncovered, self.normal_blocks(self.suspicion(found_M1HW)[0]))
             joint = self.config.refine == "joint" and float(1 - uncovered.mean()) <= JOINT_AT_MOST
             masks = uncovered.expand(1, 1, 1, -1, -1) if joint else torch.maximum(self.masks, uncovered)
-            again_MHW = self.examine(image_1CHW, self.guesses(image_1CHW, masks)[0], masks)
+            again_M1HW = self.examine(image_1CHW, self.guesses(image_1CHW, masks), masks)
             seen = uncovered > 0
-            found_MHW = again_MHW if self.config.score == "published" else torch.where(seen, found_MHW, again_MHW)
-        return found_MHW, uncovered
+            found_M1HW = again_M1HW if self.config.score == "published" else torch.where(seen, found_M1HW, again_M1HW)
+        return found_M1HW, uncovered
 
     def suspicion(self, maps_MBHW: Tensor) -> Tensor:
         """What the threshold is put to, [B, H, W]: errors by gradients, smoothed."""

@@ -42,8 +42,9 @@ def create(kind: str, size_px: int, options: dict[str, Any], weights: str) -> De
 
 def short(kind: str, epochs: int) -> dict[str, Any]:
     """Options by which every training phase of a fit has so many epochs."""
-    known = registry.entry(kind).config_class().model_fields
-    return {name: epochs for name in ("epochs", "align_epochs") if name in known}
+    config = registry.configure(kind, {})
+    known = type(config).model_fields
+    return {name: epochs for name in ("epochs", "align_epochs") if name in known and config.counts(name)}
 
 
 @dataclass(frozen=True)

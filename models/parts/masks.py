@@ -1,6 +1,6 @@
 """SSM's masks: 0 hides a pixel, 1 shows it; cells are hidden as a whole (Huang et al., IEEE TMM 2023).
 
-Shape suffixes: C channels, H height, W width, K cell sizes, N masks of one cell size.
+Shape suffixes: B batch, C channels, H height, W width, K cell sizes, N masks of one cell size.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def training_masks(
     return masks
 
 
-def compose(image_1CHW: Tensor, painted_KNCHW: Tensor, hidden_KN1HW: Tensor) -> Tensor:
-    """Every pixel from the masks that hid it, [K, C, H, W]; where none did, the image itself."""
-    times = hidden_KN1HW.sum(1)
-    mean = (painted_KNCHW * hidden_KN1HW).sum(1) / times.clamp_min(1)
-    return torch.where(times > 0, mean, image_1CHW.to(mean))
+def compose(images_BCHW: Tensor, painted_BKNCHW: Tensor, hidden_KN1HW: Tensor) -> Tensor:
+    """Every pixel from the masks that hid it, [B, K, C, H, W]; where none did, the image itself."""
+    times_K1HW = hidden_KN1HW.sum(1)
+    mean_BKCHW = (painted_BKNCHW * hidden_KN1HW).sum(2) / times_K1HW.clamp_min(1)
+    return torch.where(times_K1HW > 0, mean_BKCHW, images_BCHW.unsqueeze(1).to(mean_BKCHW))

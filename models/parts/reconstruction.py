@@ -19,6 +19,8 @@ from models.runtime import Runtime
 
 # Sigma in pixels at a height of 128, with which SSM and the auto-encoder smooth their maps.
 SMOOTHING = 7.0
+# Numbers that are put through a network at once: on a CPU more gain nothing, and fewer leave it waiting for each layer.
+AT_ONCE = 1 << 18
 
 AnyDetector = TypeVar("AnyDetector", bound=Detector)
 
@@ -27,6 +29,11 @@ def rebuild(network: nn.Module, images_BCHW: Tensor) -> Tensor:
     """The images as the network gives them back, in [0, 1]."""
     rebuilt: Tensor = (network(2 * images_BCHW - 1) + 1) / 2
     return rebuilt
+
+
+def fitting(numbers: int) -> int:
+    """How many images go through a network at once, each of so many numbers with all that is made of it."""
+    return max(1, AT_ONCE // numbers)
 
 
 class ReconstructionLearner(ABC, Generic[AnyDetector]):

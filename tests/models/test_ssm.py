@@ -29,8 +29,9 @@ def ssm(size_px: tuple[int, int] = SIZE, **options: object) -> SSM:
 def passes(detector: SSM, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Maps of the first pass and of the last, and what is uncovered."""
     with torch.no_grad():
-        first = detector.first_errors(image)[:, 0]
-        return (first, *detector.refined(image, first))
+        first = detector.first_errors(image)
+        last, uncovered = detector.refined(image, first)
+    return first[:, 0], last[:, 0], uncovered
 
 
 def test_hidden_pixels_do_not_reach_the_network():
@@ -118,10 +119,10 @@ def test_one_mask_hides_all_that_is_suspect():
     detector = ssm(refine="joint")
     mask = uncovered.expand(1, 1, 1, *SIZE)
     with torch.no_grad():
-        found = detector.examine(image, detector.guesses(image, mask)[0], mask)
+        found = detector.examine(image, detector.guesses(image, mask), mask)
         painted, _ = detector.paint(detector.guess(image, mask[0, 0]), mask[0])
         whole = torch.where(uncovered > 0, image, painted).double()
-        torch.testing.assert_close(found, detector.judge(image.double(), whole.expand(3, -1, -1, -1)))
+        torch.testing.assert_close(found, detector.judge(image.double(), whole.expand(1, 3, -1, -1, -1)))
 
 
 def test_a_block_is_uncovered_when_enough_of_it_looks_normal():
@@ -142,9 +143,9 @@ def test_pixels_that_no_mask_hides_are_told_by_counting_and_not_by_their_value()
     image = torch.full((1, 3, *SIZE), 0.5)
     hidden = torch.zeros(3, 2, 1, *SIZE)
     hidden[..., :24] = 1
-    painted = torch.tensor([0.0, 0.2]).view(1, 2, 1, 1, 1).expand(3, 2, 3, *SIZE)
+    painted = torch.tensor([0.0, 0.2]).view(1, 1, 2, 1, 1, 1).expand(1, 3, 2, 3, *SIZE)
     hidden[:, 1, ..., :12] = 0
-    whole = compose(image, painted, hidden)
+    whole = compose(image, painted, hidden)[0]
     assert float(whole[..., :12].abs().max()) == 0
     torch.testing.assert_close(whole[..., 12:24], torch.full((3, 3, SIZE[0], 12), 0.1))
     assert torch.equal(whole[..., 24:], image[..., 24:].expand(3, -1, -1, -1))
@@ -192,6 +193,35 @@ def test_a_way_is_chosen_among_all_cell_sizes_and_each():
     torch.testing.assert_close(maps[:2], torch.stack([maps[2::2].mean(0), maps[3::2].mean(0)]))
 
 
+def test_images_are_painted_in_together_up_to_a_number_of_pixels(monkeypatch: pytest.MonkeyPatch):
+    images, detector = textures(5, *SIZE), ssm()
+    together = detector.score(images)
+    painted: list[int] = []
+    paint = detector.paint
+    monkeypatch.setattr(
+        detector, "paint", lambda guesses, visible: painted.append(len(guesses)) or paint(guesses, visible)
+    )
+    detector.score(images)
+    # Of three cell sizes, two masks each.
+    assert painted == [30]
+    monkeypatch.setattr("models.parts.reconstruction.AT_ONCE", 2 * 6 * images[0].numel())
+    apart = detector.score(images)
+    assert painted[1:] == [12, 12, 6]
+    torch.testing.assert_close(together, apart, rtol=1e-6, atol=1e-6)
+
+
+def test_where_a_threshold_decides_each_image_is_painted_in_by_itself(monkeypatch: pytest.MonkeyPatch):
+    """As batches are rounded differently, what is uncovered would hang on an image's neighbours."""
+    images, detector = textures(3, *SIZE), ssm(refine="disjoint")
+    painted: list[int] = []
+    paint = detector.paint
+    monkeypatch.setattr(
+        detector, "paint", lambda guesses, visible: painted.append(len(guesses)) or paint(guesses, visible)
+    )
+    detector.score(images)
+    assert painted == [6] * 6
+
+
 # --- Scores and options
 
 
@@ -199,9 +229,9 @@ def test_published_maps_are_smoothed_both_ways_and_weigh_cells_by_their_areas():
     detector = ssm((64, 64), score="published")
     assert detector.cell_weights.tolist() == pytest.approx([64 / 1344, 256 / 1344, 1024 / 1344])
     image = torch.zeros(1, 3, 64, 64)
-    painted = image.repeat(3, 1, 1, 1)
-    painted[:, :, 29:36, 29:36] = 1
-    found, squared = detector.judge(image, painted)
+    painted = image.repeat(1, 3, 1, 1, 1)
+    painted[..., 29:36, 29:36] = 1
+    found, squared = detector.judge(image, painted)[:, 0]
     assert float(squared.mean()) == pytest.approx(49 / 64**2)
     torch.testing.assert_close(found, found.T)
     assert float(found[32, 32]) > 2 * float(found[18, 32]) > 0

@@ -89,7 +89,7 @@ def test_refinement_uncovers_what_is_normal_and_hides_the_defect():
 
     def uncovered(images: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.stack([detector.refined(x[None], detector.first_errors(x[None])[:, 0])[1] for x in images])
+            return torch.stack([detector.refined(x[None], detector.first_errors(x[None]))[1] for x in images])
 
     assert float(uncovered(normal).mean()) > 0.5
     assert float(uncovered(bad)[masks].mean()) < 0.1
