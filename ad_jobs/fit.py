@@ -179,6 +179,13 @@ def _already(record: dict[str, Any], digest: str, out: str) -> dict[str, Any]:
     # An uncalibrated or damaged one is reported, not passed on.
     open_model(out)
     log.info("%s already holds this very fit (model %s): nothing to do.", out, record["model_id"])
+    now, then = versions(), record.get("versions", {})
+    if others := [f"{name} {then.get(name)}, here {now[name]}" for name in now if then.get(name) != now[name]]:
+        log.warning(
+            "It was fitted by other versions (%s), and by these it may have come out otherwise: "
+            "for a model of theirs name another --out.",
+            "; ".join(others),
+        )
     return record
 
 

@@ -23,13 +23,14 @@ al., ECCV 2022) shares with it. So nothing here is a reproduction, and these are
   by held-out normals, as in models/padim.py.
 * Half turns are not resolved: movements of up to 20 degrees are taught.
 
-Shape suffixes: B batch, C channels, H height, W width.
+Shape suffixes: B batch, C channels, H height, W width, V views.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar, Self
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -108,9 +109,10 @@ class FYDConfig(TrainedConfig):
         return self
 
 
-def identity(images_BCHW: Tensor) -> Tensor:
-    """The transforms [B, 3, 3] that leave images as they lie."""
-    return torch.eye(3, dtype=images_BCHW.dtype, device=images_BCHW.device).repeat(len(images_BCHW), 1, 1)
+def as_they_lie(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """The images, and the transforms [B, 3, 3] that leave them so."""
+    identity = torch.eye(3, dtype=images_BCHW.dtype, device=images_BCHW.device)
+    return images_BCHW, identity.repeat(len(images_BCHW), 1, 1)
 
 
 class AlignedStages(nn.Module):
@@ -165,6 +167,14 @@ class Agreement(nn.Module):
         return found
 
 
+class View(NamedTuple):
+    """A way to see images, and the Gaussians of what is seen."""
+
+    see: Callable[[Tensor], tuple[Tensor, Tensor]]
+    gaussians: nn.ModuleList
+    fit: GaussianFit
+
+
 class FYDLearner:
     """Phases: `align`, `contrast` as configured; `statistics`, `scale`; over held-out normals `level` and `choose`."""
 
@@ -193,12 +203,12 @@ class FYDLearner:
             self.network = runtime.wrap(self.agreement)
             trained = [parameter for parameter in self.agreement.parameters() if parameter.requires_grad]
             self.optimizer = torch.optim.SGD(trained, config.lr, momentum=0.9, weight_decay=1e-4)
-        self.gaussians = GaussianFit(detector.gaussians, runtime)
+        # Where images are aligned, also as they lie, to choose between both; the detector's own come first.
+        self.views = [View(detector.align, detector.gaussians, GaussianFit(detector.gaussians, runtime))]
         if config.align_image:
-            # The same of the images as they lie, to choose between both.
-            self.as_they_lie = copy.deepcopy(detector.gaussians)
-            self.lying = GaussianFit(self.as_they_lie, runtime)
-            self.trial = Trial(self._both_scores, 2, runtime)
+            others = copy.deepcopy(detector.gaussians)
+            self.views.append(View(as_they_lie, others, GaussianFit(others, runtime)))
+        self.trial = Trial(self._scores, len(self.views), runtime)
 
     def start(self, phase: str) -> None:
         self.phase, self.epoch = phase, 0
@@ -218,18 +228,15 @@ class FYDLearner:
             if self.phase == "choose":
                 self.trial.step(batch._replace(images=images))
                 return {}
-            maps, _ = self.detector.maps(*self.detector.align(images))
-            self.gaussians.step(self.phase, maps)
-            if self.config.align_image:
-                maps, _ = self.detector.maps(images, identity(images))
-                self.lying.step(self.phase, maps)
+            for view in self.views:
+                maps, _ = self.detector.maps(*view.see(images))
+                view.fit.step(self.phase, maps)
         return {}
 
-    def _both_scores(self, images: Tensor) -> Tensor:
-        """Scores of images aligned, and as they lie, [B, 2]."""
-        aligned = self.detector.heatmap(self.detector.gaussians, *self.detector.align(images))
-        lying = self.detector.heatmap(self.as_they_lie, images, identity(images))
-        return torch.stack([heatmap.flatten(1).amax(1) for heatmap in (aligned, lying)], 1)
+    def _scores(self, images: Tensor) -> Tensor:
+        """Every view's scores, [B, V]."""
+        heatmaps = [self.detector.heatmap(view.gaussians, *view.see(images)) for view in self.views]
+        return torch.stack([heatmap.flatten(1).amax(1) for heatmap in heatmaps], 1)
 
     def _contrast(self, images: Tensor, total: int) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -248,29 +255,27 @@ class FYDLearner:
 
     def end_epoch(self) -> None:
         self.epoch += 1
-        self.gaussians.end_epoch(self.phase)
-        if self.config.align_image:
-            self.lying.end_epoch(self.phase)
+        for view in self.views:
+            view.fit.end_epoch(self.phase)
         if self.phase == "align":
             self.alignment.end_epoch()
         elif self.phase == "contrast":
             set_rate(self.optimizer, self.config.lr * cosine(self.epoch, self.config.epochs))
 
     def finish(self, phase: str) -> None:
-        self.gaussians.finish(phase)
-        if self.config.align_image:
-            self.lying.finish(phase)
-        if phase == "choose" and first_best(self.trial.normal(), self.trial.abnormal()) == 1:
-            self.detector.aligns.fill_(False)
-            self.detector.gaussians.load_state_dict(self.as_they_lie.state_dict())
+        for view in self.views:
+            view.fit.finish(phase)
+        if phase == "choose":
+            best = self.views[first_best(self.trial.normal(), self.trial.abnormal())]
+            self.detector.aligns.fill_(best.see != as_they_lie)
+            self.detector.gaussians.load_state_dict(best.gaussians.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"detector": self.detector.state_dict(), "epoch": self.epoch}
-        state |= self.gaussians.state_dict()
+        state["views"] = [{"gaussians": view.gaussians.state_dict(), **view.fit.state_dict()} for view in self.views]
+        state["trial"] = self.trial.state_dict()
         if self.config.align_image:
             state["alignment"] = self.alignment.state_dict()
-            state["as_they_lie"] = {"gaussians": self.as_they_lie.state_dict(), **self.lying.state_dict()}
-            state["trial"] = self.trial.state_dict()
         if self.contrasted:
             state["heads"] = self.agreement.heads.state_dict()
             state["optimizer"] = self.optimizer.state_dict()
@@ -279,12 +284,12 @@ class FYDLearner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.detector.load_state_dict(state["detector"])
         self.epoch = state["epoch"]
-        self.gaussians.load_state_dict(state)
+        for view, stored in zip(self.views, state["views"], strict=True):
+            view.gaussians.load_state_dict(stored["gaussians"])
+            view.fit.load_state_dict(stored)
+        self.trial.load_state_dict(state["trial"])
         if self.config.align_image:
             self.alignment.load_state_dict(state["alignment"])
-            self.as_they_lie.load_state_dict(state["as_they_lie"]["gaussians"])
-            self.lying.load_state_dict(state["as_they_lie"])
-            self.trial.load_state_dict(state["trial"])
         if self.contrasted:
             self.agreement.heads.load_state_dict(state["heads"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -318,7 +323,7 @@ class FYD(Detector):
     def align(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """The aligned images, and the transform of each [B, 3, 3]."""
         if self.image_transformer is None or not self.aligns:
-            return images_BCHW, identity(images_BCHW)
+            return as_they_lie(images_BCHW)
         # In float64: how sums are rounded hangs on the size of the batch, and a frame that lies elsewhere by as little
         # moves a score by more, and a position out of the image.
         precise = {name: value.double() for name, value in self.image_transformer.state_dict().items()}
