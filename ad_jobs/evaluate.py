@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import UTC, datetime
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ad_jobs.archive.manifest import read_parts
+from ad_jobs.archive.manifest_record import manifest_info
+from ad_jobs.errors import RetroscanError
 from ad_jobs.evaluation.evaluation_file import write_evaluation
 from ad_jobs.evaluation.judge import judge
 from ad_jobs.evaluation.labels import join, labelled_rows, read_labels
-from ad_jobs.results.run import read_record
+from ad_jobs.results.run import RunRecord, read_record
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.specs import EvaluateSpec, takes
+from cluster import storage
 
 
 @takes(EvaluateSpec)
@@ -46,7 +55,12 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
         "run_id": record.run_id,
         "model_id": first,
         # A run that hides where things lie hides this, too; the digest tells which labels they were.
-        "labels": {"uri": None if hashed else labels.uri, "sha256": labels.sha256, "rows": len(labels.table)},
+        "labels": {
+            "uri": None if hashed else labels.uri,
+            "sha256": labels.sha256,
+            "rows": len(labels.table),
+            "not_selected": _not_selected(record, labels.table["uri"][~labels.table["uri"].isin(rows["uri"])]),
+        },
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
         # Part of the file's format: only finished runs are judged.
         "unfinished": False,
@@ -58,3 +72,21 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
     }
     write_evaluation(spec.run, evaluation)
     return evaluation
+
+
+def _not_selected(record: RunRecord, missing: pd.Series[str]) -> int | None:
+    """Of labels that the run knows nothing of, how many are of objects that its condition left out.
+
+    None where that cannot be told: the manifest is hidden, gone, or another one by now.
+    """
+    if record.manifest.where is None or missing.empty:
+        return 0
+    try:
+        info = manifest_info(record.manifest.uri)
+        if info.digest != record.manifest.digest:
+            return None
+        names = pa.array(missing, pa.string())
+        listed = [pc.is_in(names, table["uri"].combine_chunks()) for table in read_parts(info, ["uri"])]
+    except (RetroscanError, storage.StorageError):
+        return None
+    return int(pc.sum(functools.reduce(pc.or_, listed)).as_py())

@@ -42,6 +42,13 @@ def scan(spec: ScanSpec) -> RunRecord:
     started = time.monotonic()
     key = signing_key(spec.key)
     intent = resolve(spec)
+    if intent.undecided:
+        log.warning(
+            "%d of %d objects are left out because --where is NULL for them: a column it names has no value there, as "
+            "those of the header where there is none.",
+            intent.undecided,
+            intent.manifest.objects,
+        )
     record = run_state.finished(intent)
     if record is not None:
         log.info("The run in %s is finished already.", spec.out)
@@ -59,11 +66,12 @@ def scan(spec: ScanSpec) -> RunRecord:
                 record = run_state.close(intent, key)
     counts = record.counts
     log.info(
-        "%d scored + %d failed + %d skipped = %d in the manifest; %d rows, %d flagged, %.1f s",
+        "%d scored + %d failed + %d skipped = %d %s; %d rows, %d flagged, %.1f s",
         counts.scored,
         counts.failed,
         counts.skipped,
         counts.objects,
+        "in the manifest" if spec.where is None else f"selected of {intent.manifest.objects}",
         counts.rows,
         counts.flagged,
         time.monotonic() - started,

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -150,12 +150,26 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None, where: str | N
         )
     table = pa.concat_tables(read_parts(info, columns))
     if where is not None:
-        table = table.take(_select(info, where))
+        table = table.take(pa.array(select(info, where).ids))
     return table if columns is None else table.select(list(columns))
 
 
-def _select(info: ManifestInfo, where: str) -> pa.Array:
-    """The ids, ascending, of the rows that meet an SQL condition, which may name columns that nobody asked for."""
+class Selection(NamedTuple):
+    """What of a manifest an SQL condition selects.
+
+    `ids` int64, ascending; `undecided` counts the rows for which the condition is NULL, neither met nor not: a column
+    that it asks for has no value there, as those of the header in an object without one.
+    """
+
+    ids: NDArray[np.int64]
+    undecided: int
+
+
+def select(info: ManifestInfo, where: str) -> Selection:
+    """The rows of a manifest that meet a condition.
+
+    Raises as `read_manifest`.
+    """
     schema = MANIFEST_HEADERS if info.headers else MANIFEST
     names = f"Columns: {', '.join(schema.names)}."
     if not info.headers:
@@ -166,12 +180,17 @@ def _select(info: ManifestInfo, where: str) -> pa.Array:
         batches = (batch for part in read_parts(info) for batch in part.cast(schema).to_batches())
         return pa.RecordBatchReader.from_batches(schema, batches)
 
-    first, second = (
-        rows_where(rows(), "manifest", where, columns=["object_id"], order=["object_id"], help=names, option="--where")[
-            "object_id"
-        ]
-        for _ in range(2)
-    )
+    def found(condition: str, *columns: str) -> pa.Table:
+        columns = ("object_id", *columns)
+        return rows_where(
+            rows(), "manifest", condition, columns=columns, order=["object_id"], help=names, option="--where"
+        )
+
+    first = found(where)["object_id"]
+    # A condition by now; its line is ended, as it may end in a comment.
+    truth = f"CAST(({where}\n) AS BOOLEAN)"
+    again = found(f"{truth} IS NOT FALSE", f"{truth} AS met")
+    second = again.filter(pc.is_valid(again["met"]))["object_id"]
     if not first.equals(second):
         raise UsageError(
             "--where must select the same rows every time, or a resumed scan would not be the same scan.",
@@ -179,5 +198,11 @@ def _select(info: ManifestInfo, where: str) -> pa.Array:
             "A sample that stays: object_id % 100 = 0.",
         )
     if not len(first):
-        raise UsageError("--where must select at least one object.", f"{where} (0 of {info.objects})", names)
-    return first.combine_chunks()
+        undecided = again.num_rows
+        value = (
+            f"{where} (0 of {info.objects}; it is NULL for {undecided})"
+            if undecided
+            else f"{where} (0 of {info.objects})"
+        )
+        raise UsageError("--where must select at least one object.", value, names)
+    return Selection(first.to_numpy(), again["met"].null_count)

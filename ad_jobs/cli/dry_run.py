@@ -65,6 +65,8 @@ def scan_outlook(spec: ScanSpec) -> dict[str, Any]:
         "part_rows": part_rows(intent, division),
         "chapters": intent.chapters,
         "chapters_left": sum(count > 0 for count in left),
+        "listed": intent.manifest.objects,
+        "undecided": intent.undecided,
         "objects": intent.objects,
         "objects_left": sum(left),
         "fetch_task_bytes": fetch_task_bytes(intent.limits, intent.policies),
@@ -178,6 +180,12 @@ def scan_text(found: dict[str, Any]) -> str:
             f"{found['part_rows']:,}",
         ),
         ("memory", f"a fetch task takes {_size(found['fetch_task_bytes'])} at most, at an object at every limit"),
+        (
+            "manifest",
+            f"{found['listed']:,} = {found['objects']:,} selected + "
+            f"{found['listed'] - found['objects'] - found['undecided']:,} not selected + "
+            f"{found['undecided']:,} undecided (--where is NULL)",
+        ),
         ("objects", f"{found['objects']:,}: {done:,} done, {found['objects_left']:,} left"),
         ("chapters", f"{found['chapters']:,}: {found['chapters_left']:,} left"),
         ("run", found["run_id"]),

@@ -127,13 +127,26 @@ def calibration_text(value: dict[str, Any]) -> str:
     )
 
 
+def selection_text(manifest: dict[str, Any]) -> str:
+    """What a condition left of the manifest, a line with its end; nothing without a condition."""
+    listed, selected, undecided = (manifest[name] for name in ("listed", "objects", "undecided"))
+    if manifest["where"] is None or listed is None:
+        return ""
+    line = f"manifest {listed} = selected {selected} + not selected {listed - selected - undecided}"
+    if undecided:
+        line += f" + undecided {undecided} (the condition is NULL, as for objects without a header)"
+    return line + "\n"
+
+
 def balance_text(record: dict[str, Any], folder: str) -> str:
-    """A run's counts, which add up to its manifest's."""
-    counts = record["counts"]
+    """A run's counts, which add up to its manifest's, or to what was selected of it."""
+    counts, manifest = record["counts"], record["manifest"]
     codes = ", ".join(f"{code} {count}" for code, count in sorted(counts["by_code"].items()))
+    whole = "manifest" if manifest["where"] is None else "selected"
     return (
-        f"scored {counts['scored']} + failed {counts['failed']} + skipped {counts['skipped']} "
-        f"= manifest {counts['objects']}\n"
+        selection_text(manifest)
+        + f"scored {counts['scored']} + failed {counts['failed']} + skipped {counts['skipped']} "
+        f"= {whole} {counts['objects']}\n"
         f"{counts['rows']} rows, {counts['flagged']} flagged, {counts['heatmaps']} heatmaps kept, "
         f"run {record['run_id']} in {folder}" + (f"\n{codes}" if codes else "")
     )
@@ -153,9 +166,19 @@ def metrics_table(value: dict[str, Any]) -> Table:
         shown = "-" if found["value"] is None else f"{found['value']:.4f}"
         interval = "-" if found["low"] is None else f"{found['low']:.4f} to {found['high']:.4f}"
         table.add_row(name, shown, interval)
-    if value.get("pixel_note"):
-        table.caption = value["pixel_note"]
+    notes = [value["pixel_note"]] if value.get("pixel_note") else []
+    if value["n_missing"]:
+        notes.append(f"{value['n_missing']} labels are of images that are not in the run{_left_out(value['labels'])}.")
+    table.caption = "\n".join(notes) or None
     return table
+
+
+def _left_out(labels: dict[str, Any]) -> str:
+    """How many of them the run's condition left out, as far as that is known."""
+    count = labels.get("not_selected", 0)
+    if count is None:
+        return ", which has a condition (--where)"
+    return f": {count} of them were left out by its condition (--where)" if count else ""
 
 
 def demo_table(value: dict[str, Any]) -> Any:

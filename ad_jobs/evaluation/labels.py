@@ -119,7 +119,8 @@ def labelled_rows(table: ScoreTable, labels: Labels) -> pd.DataFrame:
             f"(labels: {labels.table['uri'].iloc[0]}; run: {some})",
             "Relative paths are resolved against the labels file's folder. "
             "Write the image column as the run's column uri. "
-            "A run with hashed identifiers can only be joined by the hashed forms.",
+            "A run with hashed identifiers can only be joined by the hashed forms."
+            + ("" if table.record.manifest.where is None else " The run's --where may have left them out."),
         )
     return as_pandas(rows)
 

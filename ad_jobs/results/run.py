@@ -88,8 +88,18 @@ class ManifestRef(_Record):
     # Selected by `where`, all without it.
     objects: int = Field(ge=0)
     where: str | None = None
+    # All objects of the manifest, and those for which `where` is NULL; not in runs of earlier versions.
+    listed: int | None = Field(default=None, ge=0)
+    undecided: int | None = Field(default=None, ge=0)
     # Over what it lists and how; not in runs of version 1.
     fingerprint: str | None = None
+
+    @property
+    def not_selected(self) -> int | None:
+        """For how many objects `where` is false; None where the record does not say."""
+        if self.listed is None or self.undecided is None:
+            return None
+        return self.listed - self.objects - self.undecided
 
 
 class ModelRef(_Record):

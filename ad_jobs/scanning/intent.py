@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ad_jobs.archive.listing import write_manifest
-from ad_jobs.archive.manifest import RowReader, read_manifest
+from ad_jobs.archive.manifest import RowReader, Selection, select
 from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, find_manifest, refusal, stored_manifest
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import Limits, PixelPolicy
@@ -40,8 +40,8 @@ class Intent:
     spec: ScanSpec
     run_id: str
     manifest: ManifestInfo
-    # Ids of the objects that `where` selects, ascending; None without it.
-    selected: NDArray[np.int64] | None
+    # What `where` selects; None without it.
+    selection: Selection | None
     models: tuple[ModelRef, ...]
     # Of each model: the calibration.json that the run keeps.
     calibrations: tuple[bytes, ...]
@@ -60,7 +60,12 @@ class Intent:
     @property
     def objects(self) -> int:
         """How many objects are to be scanned."""
-        return self.manifest.objects if self.selected is None else len(self.selected)
+        return self.manifest.objects if self.selection is None else len(self.selection.ids)
+
+    @property
+    def undecided(self) -> int:
+        """For how many objects `where` is NULL: they are left out."""
+        return 0 if self.selection is None else self.selection.undecided
 
     @property
     def chapters(self) -> int:
@@ -71,7 +76,7 @@ class Intent:
         """The ids of a chapter's objects, ascending."""
         first = chapter * self.spec.chapter_objects
         end = min(self.objects, first + self.spec.chapter_objects)
-        return np.arange(first, end) if self.selected is None else self.selected[first:end]
+        return np.arange(first, end) if self.selection is None else self.selection.ids[first:end]
 
 
 def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
@@ -88,11 +93,8 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
     identifiers = read_identifiers(spec.identifiers, spec.identifiers_key)
     try:
         manifest = _manifest(spec, index_to)
-        selected = None
-        if spec.where is not None:
-            found = read_manifest(manifest.uri, columns=["object_id"], where=spec.where)
-            selected = found["object_id"].to_numpy()
-        first = np.zeros(1, np.int64) if selected is None else selected[:1]
+        selection = None if spec.where is None else select(manifest, spec.where)
+        first = np.zeros(1, np.int64) if selection is None else selection.ids[:1]
         _probe(RowReader(manifest).rows(first, ["uri"])["uri"][0].as_py())
     except storage.StorageError as error:
         raise refusal(error) from error
@@ -110,7 +112,7 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
         amp=spec.amp,
         chapter_objects=spec.chapter_objects,
     )
-    return Intent(spec, run_id, manifest, selected, references, calibrations, uses, policies, limits, identifiers)
+    return Intent(spec, run_id, manifest, selection, references, calibrations, uses, policies, limits, identifiers)
 
 
 def id_of_run(

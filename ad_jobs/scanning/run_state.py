@@ -54,8 +54,8 @@ def undecodable(syntaxes: pa.ChunkedArray) -> dict[str, int]:
 def _warn_of_undecodable(intent: Intent) -> None:
     found: Counter[str] = Counter()
     for table in read_parts(intent.manifest, ["object_id", "transfer_syntax"]):
-        if intent.selected is not None:
-            table = table.filter(pa.array(np.isin(table["object_id"].to_numpy(), intent.selected)))
+        if intent.selection is not None:
+            table = table.filter(pa.array(np.isin(table["object_id"].to_numpy(), intent.selection.ids)))
         found.update(undecodable(table["transfer_syntax"]))
     for syntax, count in found.items():
         log.warning("%d objects have transfer syntax %s: no decoder here, they will fail.", count, syntax)
@@ -236,6 +236,8 @@ def close(intent: Intent, key: bytes | None = None) -> RunRecord:
                 digest=intent.manifest.digest,
                 objects=intent.objects,
                 where=None if intent.spec.where is None else shown(intent.spec.where),
+                listed=intent.manifest.objects,
+                undecided=intent.undecided,
                 fingerprint=intent.manifest.fingerprint,
             ),
             models=list(intent.models),

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ad_jobs.archive.fetching import Prepared, Source
-from ad_jobs.archive.manifest import RowReader, read_manifest, read_parts, row_bytes
+from ad_jobs.archive.manifest import RowReader, Selection, read_parts, row_bytes, select
 from ad_jobs.archive.manifest_record import ManifestInfo, manifest_info
 from ad_jobs.errors import RetroscanError, UsageError
 from ad_jobs.results.run import RunRecord
@@ -65,8 +65,10 @@ class RunArchive:
         # One for all: it keeps the part that it has read last.
         self._rows = RowReader(self.manifest)
 
-    def ids(self) -> NDArray[np.int64] | None:
-        """The ids of the objects that were to be scanned, ascending; None where they are all of the manifest's.
+    def selection(self) -> Selection | None:
+        """The objects that were to be scanned; None where they are all of the manifest's.
+
+        How many are undecided is what the record says where the condition is hashed.
 
         Raises:
             UsageError: the run's condition is no longer one.
@@ -80,9 +82,8 @@ class RunArchive:
             for batch in ScoreTable(self._run_uri, self._record).batches(["object_id"]):
                 ids = batch["object_id"].to_numpy()
                 present[ids[(ids >= 0) & (ids < len(present))]] = True
-            return np.flatnonzero(present)
-        found = read_manifest(self.manifest.uri, columns=["object_id"], where=where)["object_id"]
-        return np.sort(found.to_numpy())
+            return Selection(np.flatnonzero(present), self._record.manifest.undecided or 0)
+        return select(self.manifest, where)
 
     def names(self, ids: NDArray[np.int64]) -> list[str | None] | None:
         """What the run must call these objects, None for each that the manifest does not have.

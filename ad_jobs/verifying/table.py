@@ -27,21 +27,27 @@ def check_counts(table: CopiedTable, archive: RunArchive) -> list[str]:
     record = table.record
     called = f"manifest {archive.manifest.uri}"
     try:
-        ids = archive.ids()
+        selection = archive.selection()
     except (RetroscanError, storage.StorageError) as error:
         return [f"{called}: {error}"]
-    objects = archive.manifest.objects if ids is None else len(ids)
+    listed = archive.manifest.objects
+    objects = listed if selection is None else len(selection.ids)
     if objects != record.manifest.objects:
         return [f"{called}: {objects} objects; the run had {record.manifest.objects}"]
+    left_out = {"listed": listed, "undecided": 0 if selection is None else selection.undecided}
     counted = count_table(
         table.uri,
         copy=str(table.path),
         objects=objects,
         run_id=record.run_id,
         model_ids=[model.model_id for model in record.models],
-        selected=ids,
+        selected=None if selection is None else selection.ids,
     )
     differences = list(counted.complaints)
+    for name, count in left_out.items():
+        # Earlier versions did not write it.
+        if (recorded := getattr(record.manifest, name)) not in (None, count):
+            differences.append(f"{called}: {count} objects {name}; run.json has {recorded}")
     if counted.counts != record.counts:
         differences.append(f"counts {counted.counts}; run.json has {record.counts}")
     return differences

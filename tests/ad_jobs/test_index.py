@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ad_jobs.archive.listing import write_manifest
-from ad_jobs.archive.manifest import read_manifest
+from ad_jobs.archive.manifest import read_manifest, select
 from ad_jobs.archive.manifest_record import manifest_info
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.index import index
@@ -215,6 +215,30 @@ def test_where_selects_and_keeps_ids(manifest: str, archive: Path, where: str, n
 def test_where_refusals(manifest: str, where: str, words: str) -> None:
     with pytest.raises(UsageError, match=f"(?is){words}.*columns: object_id.*--headers"):
         read_manifest(manifest, where=where)
+
+
+@pytest.mark.parametrize(
+    ("where", "ids", "undecided"),
+    [
+        ("object_id > 4", [5, 6], 0),
+        ("CASE WHEN object_id < 3 THEN NULL ELSE object_id > 4 END", [5, 6], 3),
+        ("CASE WHEN object_id < 3 THEN NULL ELSE object_id > 4 END -- a comment", [5, 6], 3),
+        ("object_id > 4 OR CASE WHEN object_id < 3 THEN NULL ELSE false END", [5, 6], 3),
+        # As a number: true unless it is 0.
+        ("CASE WHEN object_id = 1 THEN NULL ELSE object_id END", [2, 3, 4, 5, 6], 1),
+    ],
+)
+def test_rows_for_which_a_condition_is_null_are_counted(
+    manifest: str, where: str, ids: list[int], undecided: int
+) -> None:
+    found = select(manifest_info(manifest), where)
+    assert found.ids.tolist() == ids
+    assert found.undecided == undecided
+
+
+def test_a_condition_that_is_null_everywhere_says_so(manifest: str) -> None:
+    with pytest.raises(UsageError, match=r"0 of 7; it is NULL for 7"):
+        select(manifest_info(manifest), "uri = NULL")
 
 
 def test_where_must_select_the_same_each_time(tmp_path: Path) -> None:

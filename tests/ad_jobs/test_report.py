@@ -69,6 +69,18 @@ def test_an_imbalance_is_not_hidden(fake):
     assert "do not rely on it" in text
 
 
+@pytest.mark.parametrize("undecided", [0, 11])
+def test_a_selection_is_told_beside_the_whole_archive(fake, undecided: int):
+    record = json.loads(Path(fake.uri, "run.json").read_text())
+    record["manifest"] |= {"where": "modality = 'MR'", "listed": 347, "undecided": undecided}
+    Path(fake.uri, "run.json").write_text(json.dumps(record))
+    text = page_of(fake).text
+    assert "18 scored + 3 failed + 2 skipped = 23 selected" in text
+    assert "23 of the archive's 347 objects were selected by modality = 'MR'" in text
+    assert f"{347 - 23 - undecided} were not" in text
+    assert ("for 11 the condition is NULL" in text) == (undecided == 11)
+
+
 def test_says_what_it_was_run_with_and_what_for(fake):
     text = page_of(fake).text
     for words in (

@@ -14,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import scankit as kit
 
+from ad_jobs.archive.manifest import read_manifest
 from ad_jobs.errors import TooManyFailed, UsageError
+from ad_jobs.evaluate import evaluate
 from ad_jobs.index import index
 from ad_jobs.results.read import open_heatmap, read_run, read_scores
+from ad_jobs.results.seal import sealed
 from ad_jobs.scan import scan
 from ad_jobs.scanning.intent import resolve
 from ad_jobs.scanning.run_state import undecodable
@@ -235,6 +238,41 @@ def test_where_selects_and_identifiers_hide(runs: tuple[str, str], home: Path) -
     uids = rows.loc[rows["status"] == "scored", ["study_uid", "series_uid", "sop_uid"]]
     assert uids.apply(lambda column: column.str.fullmatch(r"hmac:[0-9a-f]{32}")).all(axis=None)
     assert "secret" not in (Path(out) / "run.json").read_text()
+
+
+@pytest.mark.ray
+def test_a_condition_accounts_for_what_it_leaves_out(
+    runs: tuple[str, str], home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pictures have no header: a condition on one would lose them without a word."""
+    # For its session.
+    del runs
+    out, manifest = str(home / "run-decided"), index(str(home / "clean"), str(home / "with-headers"), headers=True)
+    rows = read_manifest(manifest.uri).to_pandas()
+    known, even = rows["rows"].notna(), rows["object_id"] % 2 == 0
+    # An odd picture is not selected, whatever its header says; an even one nobody can decide.
+    selected, undecided = int((known & even).sum()), int((~known & even).sum())
+    assert min(selected, undecided) > 0
+    record = scan(manifest.uri, [str(home / "model")], out, where="rows > 0 AND object_id % 2 = 0").manifest
+    assert (record.listed, record.objects, record.undecided) == (len(rows), selected, undecided)
+    assert record.not_selected == (~even).sum()
+    assert f"{undecided} of {len(rows)} objects are left out because --where is NULL for them" in caplog.text
+    assert verify(out).ok
+
+    # Labels of what was left out are told from labels of what never was there.
+    labels = home / "labels-of-all.csv"
+    named = [*rows["uri"], str(home / "clean" / "never.png")]
+    labels.write_text("image,anomalous\n" + "".join(f"{uri},{n % 2}\n" for n, uri in enumerate(named)))
+    found = evaluate(out, str(labels), bootstrap=0)
+    left_out = len(rows) - selected
+    assert (found["n_missing"], found["labels"]["not_selected"]) == (left_out + 1, left_out)
+
+    # What the record says of it is checked.
+    path = Path(out) / "run.json"
+    content = json.loads(path.read_text())
+    content["manifest"]["undecided"] += 1
+    path.write_text(json.dumps(sealed(content, None)))
+    assert any(f"objects undecided; run.json has {undecided + 1}" in line for line in verify(out).differences)
 
 
 def refused(home: Path, **options: Any) -> UsageError:

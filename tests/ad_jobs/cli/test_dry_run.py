@@ -78,7 +78,11 @@ def test_a_cluster_that_grows_is_told_of_and_not_waited_for(home: Path, monkeypa
 @pytest.mark.ray
 def test_a_scan_of_selected_objects(home: Path) -> None:
     found = told(home, "never", "--where", "uri LIKE '%.dcm'")
-    assert found["objects_left"] == sum(name.endswith(".dcm") for name in OBJECTS)
+    selected = sum(name.endswith(".dcm") for name in OBJECTS)
+    assert found["objects_left"] == selected
+    assert f"{len(OBJECTS)} = {selected} selected + {len(OBJECTS) - selected} not selected + 0 undecided" in (
+        dry_run.scan_text(found)
+    )
 
 
 @pytest.mark.ray

@@ -32,7 +32,7 @@ def test_a_fit_says_what_its_first_threshold_is_worth(count: int, guessed: bool)
 
 def test_an_evaluation_shows_what_the_runs_threshold_does():
     value: dict[str, Any] = {name: {"value": None, "low": None, "high": None} for name in show.METRICS}
-    value |= {"n_normal": 20, "n_anomalous": 10, "pixel_note": None}
+    value |= {"n_normal": 20, "n_anomalous": 10, "pixel_note": None, "n_missing": 0}
     value["at_threshold"] = {
         "threshold": 3.0,
         "fpr": {"value": 0.05, "low": 0.001, "high": 0.249},
@@ -43,6 +43,66 @@ def test_an_evaluation_shows_what_the_runs_threshold_does():
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     assert any("normal images flagged" in line and "0.0500" in line for line in lines)
     assert any("anomalous images missed" in line and "0.6920 to 1.0000" in line for line in lines)
+
+
+BALANCED = {
+    "run_id": "r",
+    "counts": {
+        **{"objects": 36, "scored": 30, "failed": 4, "skipped": 2, "rows": 36, "flagged": 3, "heatmaps": 3},
+        "by_code": {"corrupt": 4},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "lines"),
+    [
+        (
+            {"where": None, "objects": 36, "listed": 36, "undecided": 0},
+            ["scored 30 + failed 4 + skipped 2 = manifest 36"],
+        ),
+        (
+            {"where": "rows > 5", "objects": 36, "listed": 347, "undecided": 0},
+            ["manifest 347 = selected 36 + not selected 311", "scored 30 + failed 4 + skipped 2 = selected 36"],
+        ),
+        (
+            {"where": "rows > 5", "objects": 36, "listed": 347, "undecided": 11},
+            [
+                "manifest 347 = selected 36 + not selected 300 + undecided 11 (the condition is NULL, as for objects "
+                "without a header)",
+                "scored 30 + failed 4 + skipped 2 = selected 36",
+            ],
+        ),
+        # By an earlier version.
+        (
+            {"where": "rows > 5", "objects": 36, "listed": None, "undecided": None},
+            ["scored 30 + failed 4 + skipped 2 = selected 36"],
+        ),
+    ],
+)
+def test_a_scan_accounts_for_the_whole_manifest(manifest: dict[str, Any], lines: list[str]):
+    text = show.balance_text(BALANCED | {"manifest": manifest}, "./run")
+    assert text.splitlines()[: len(lines)] == lines
+    assert len(text.splitlines()) == len(lines) + 2
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (0, "not in the run."),
+        (4, "not in the run: 4 of them were left out by its condition (--where)."),
+        (None, "has a"),
+    ],
+)
+def test_an_evaluation_says_which_labels_a_condition_left_out(count: int | None, told: str):
+    value: dict[str, Any] = {name: {"value": None, "low": None, "high": None} for name in show.METRICS}
+    value |= {"n_normal": 20, "n_anomalous": 10, "pixel_note": None, "n_missing": 5, "labels": {"not_selected": count}}
+    value["at_threshold"] = {
+        "fpr": dict.fromkeys(("value", "low", "high")),
+        "fnr": dict.fromkeys(("value", "low", "high")),
+    }
+    assert f"5 labels are of images that are {told}" in str(show.metrics_table(value).caption) or told == "has a"
+    assert told in str(show.metrics_table(value).caption)
 
 
 @pytest.mark.parametrize("kind", DETECTORS)

@@ -53,14 +53,14 @@ def made(tmp_path: Path) -> Made:
 
 def test_a_hashed_run_finds_its_manifest_beside_it_or_where_it_is_sent(made: Made) -> None:
     archive = RunArchive(made.run, made.hashed())
-    assert archive.ids() is None, "all of the manifest's"
+    assert archive.selection() is None, "all of the manifest's"
     assert [(source.uri, source.within) for source in archive.sources([1, 7])] == [
         (f"{made.folder}/archive/b.png", f"{made.folder}/archive")
     ]
     Path(made.manifest.uri).rename(made.folder / "moved")
     with pytest.raises(UsageError, match="with --manifest"):
         RunArchive(made.run, made.hashed())
-    assert RunArchive(made.run, made.hashed(), manifest=f"{made.folder}/moved").ids() is None
+    assert RunArchive(made.run, made.hashed(), manifest=f"{made.folder}/moved").selection() is None
 
 
 def test_another_manifest_is_refused(made: Made) -> None:
@@ -72,9 +72,13 @@ def test_another_manifest_is_refused(made: Made) -> None:
 
 def test_a_condition_that_is_hidden_selected_what_stands_in_the_table(made: Made) -> None:
     hidden = made.hashed(where=HASHING.uri("uri LIKE '%a%'"))
-    assert RunArchive(made.run, hidden).ids().tolist() == [0, 1]
+    found = RunArchive(made.run, hidden).selection()
+    assert found is not None
+    assert found.ids.tolist() == [0, 1]
     plain = made.record("plain", where="uri LIKE '%a.png'")
-    assert RunArchive(made.run, plain).ids().tolist() == [0]
+    found = RunArchive(made.run, plain).selection()
+    assert found is not None
+    assert found.ids.tolist() == [0]
 
 
 def test_names_are_checked_under_the_key(made: Made) -> None:
