@@ -20,7 +20,7 @@ from ad_jobs.page.colours import css_gradient
 from ad_jobs.results.quantiles import quantiles
 from ad_jobs.results.run import ModelRef, RunRecord
 from ad_jobs.results.score_table import ORDER, ScoreTable, equal
-from ad_jobs.schema import FAILED, SCORED, SKIPPED, is_flagged
+from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from ad_jobs.scoring.calibration import judged_by
 
 _NARROW_PX = 360
@@ -37,7 +37,11 @@ def sections(table: ScoreTable, found: Found, top: int) -> dict[str, Any]:
     """What page.html.j2 names, of a run's score table with its record, and of its evaluation."""
     record = table.record
     limits = Limits.model_validate(record.config.get("limits") or {})
-    models = [_model(table, model, found.evaluation, limits, top) for model in record.models]
+    counted = _scored(table)
+    models = [
+        _model(table, model, counted.get(model.model_id, (0, 0)), found.evaluation, limits, top)
+        for model in record.models
+    ]
     compared = gallery.side_by_side(table, limits, _COMPARED) if len(models) > 1 else []
     scored_rows = sum(model["rows"] for model in models)
     counts = record.counts
@@ -59,8 +63,24 @@ def sections(table: ScoreTable, found: Found, top: int) -> dict[str, Any]:
     }
 
 
+def _scored(table: ScoreTable) -> dict[str, tuple[int, int]]:
+    """By model_id, how many rows were scored, and how many of them are flagged."""
+    found = table.query(
+        "SELECT model_id, count(*) AS rows, count(*) FILTER (WHERE flagged) AS flagged "
+        "FROM scores WHERE status = ? GROUP BY model_id",
+        ["model_id", "status", "flagged"],
+        [SCORED],
+    )
+    return {row["model_id"]: (row["rows"], row["flagged"]) for row in found.to_pylist()}
+
+
 def _model(
-    table: ScoreTable, model: ModelRef, evaluation: dict[str, Any] | None, limits: Limits, top: int
+    table: ScoreTable,
+    model: ModelRef,
+    counted: tuple[int, int],
+    evaluation: dict[str, Any] | None,
+    limits: Limits,
+    top: int,
 ) -> dict[str, Any]:
     """What the page shows of one model: its scores, its worth on labels, its pictures."""
 
@@ -69,10 +89,7 @@ def _model(
             wanted = pc.and_(equal(batch, "model_id", model.model_id), equal(batch, "status", SCORED))
             yield batch["score"].filter(wanted).to_numpy(zero_copy_only=False)
 
-    rows, flagged = 0, 0
-    for chunk in scores():
-        rows += len(chunk)
-        flagged += int(is_flagged(chunk, model.threshold).sum())
+    rows, flagged = counted
     bars, shown = None, None
     if (found := quantiles(scores, [0, 0.001, 0.5, 0.99, 0.999, 1])) is not None:
         lowest, low, median, high_percent, high, highest = found
