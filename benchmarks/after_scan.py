@@ -26,7 +26,7 @@ from PIL import Image
 from ad_jobs.archive import listing
 from ad_jobs.archive.sources import Listing, SourceObject
 from ad_jobs.results.count import count_table
-from ad_jobs.results.parts import chapter_prefix, describe_parts
+from ad_jobs.results.parts import chapter_prefix, describe_parts, part_uris
 from ad_jobs.results.run import ManifestRef, RunRecord, machine, read_record, versions, write_record
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.scanning.intent import resolve
@@ -108,7 +108,7 @@ def make(work: Path, rows: int) -> Path:
         name = f"{chapter_prefix(start // CHAPTER_OBJECTS)}{start:016x}.parquet"
         pq.write_table(pa.table(part, SCORES), run / "scores" / name, compression="zstd")
     counted = count_table(
-        str(run), objects=rows, run_id=intent.run_id, model_ids=[model.model_id for model in intent.models]
+        part_uris(str(run)), objects=rows, run_id=intent.run_id, model_ids=[model.model_id for model in intent.models]
     )
     assert not counted.complaints
     changed = {

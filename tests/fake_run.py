@@ -128,7 +128,7 @@ def make(
 
 def close(uri: str, models: list[str], policy: PixelPolicy, threshold: float, objects: int) -> None:
     """Write run.json over what lies in the run's folder."""
-    counted = run_module.count_table(uri, objects=objects, run_id=RUN_ID, model_ids=models)
+    counted = run_module.count_table(run_module.part_uris(uri), objects=objects, run_id=RUN_ID, model_ids=models)
     assert counted.complaints == []
     run_module.write_record(
         uri,

@@ -56,7 +56,7 @@ def heatmap_parts(run: str) -> list[run_module.HeatmapPart]:
 def record(run: Path, objects: int) -> run_module.RunRecord:
     """The record of the run as it lies there."""
     moment = datetime(2025, 3, 4, 9, 30, tzinfo=UTC)
-    table = run_module.count_table(str(run), objects=objects, run_id=RUN_ID, model_ids=[MODEL])
+    table = run_module.count_table(run_module.part_uris(str(run)), objects=objects, run_id=RUN_ID, model_ids=[MODEL])
     return run_module.RunRecord(
         run_id=RUN_ID,
         started_at=moment,

@@ -7,6 +7,7 @@ window (1 + 12 per model): memory does not grow with the table.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ad_jobs.errors import SKIP_CODES, ErrorCode, JobError
-from ad_jobs.results.parts import RowGroup, part_uris, row_groups
+from ad_jobs.results.parts import RowGroup, row_groups
 from ad_jobs.schema import FAILED, SCORED, SKIPPED
 
 _BATCH_ROWS = 131_072
@@ -61,25 +62,16 @@ class TableCounts:
 
 
 def count_table(
-    run_uri: str,
-    *,
-    objects: int,
-    run_id: str,
-    model_ids: list[str],
-    selected: NDArray[np.int64] | None = None,
-    prefix: str = "",
-    copy: str | None = None,
+    uris: Sequence[str], *, objects: int, run_id: str, model_ids: list[str], selected: NDArray[np.int64] | None = None
 ) -> TableCounts:
     """Count the score table by object and look for lost, repeated and foreign rows.
 
     Args:
-        run_uri: the run.
+        uris: of the Parquet files that hold its rows.
         objects: how many objects were to be scanned.
         run_id: that every row must have.
         model_ids: the models of the run; every object must have its rows under each.
         selected: their ids, int64 [objects], ascending; None means 0 .. objects - 1.
-        prefix: of the names of the parts to count; all by default.
-        copy: a file that has all rows, to be counted in place of the parts.
 
     Raises:
         ValueError: `selected` is not ascending or not `objects` long.
@@ -88,7 +80,6 @@ def count_table(
         raise ValueError(
             f"selected must hold {objects} ascending ids. Got: {len(selected)}. Sort them and drop doubles."
         )
-    uris = part_uris(run_uri, prefix) if copy is None else [copy]
     # One window takes all, and need not know what lies where.
     pieces = [piece for uri in uris for piece in (row_groups(uri) if objects > WINDOW else (RowGroup(uri),))]
     balance = _Balance()

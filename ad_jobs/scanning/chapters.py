@@ -161,7 +161,7 @@ def commit(folder: str, out: str, run_id: str, number: int, objects: pa.Table, m
         JobError: not every object is there exactly once, under every model.
     """
     ids, prefix = objects["object_id"].to_numpy(), chapter_prefix(number)
-    table = count_table(out, objects=len(ids), run_id=run_id, model_ids=model_ids, selected=ids, prefix=prefix)
+    table = count_table(part_uris(out, prefix), objects=len(ids), run_id=run_id, model_ids=model_ids, selected=ids)
     assert_balanced(table, len(ids))
     shards = _kept_shards(out, prefix)
     if shards is None:

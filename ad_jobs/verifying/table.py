@@ -36,8 +36,7 @@ def check_counts(table: CopiedTable, archive: RunArchive) -> list[str]:
         return [f"{called}: {objects} objects; the run had {record.manifest.objects}"]
     left_out = {"listed": listed, "undecided": 0 if selection is None else selection.undecided}
     counted = count_table(
-        table.uri,
-        copy=str(table.path),
+        [str(table.path)],
         objects=objects,
         run_id=record.run_id,
         model_ids=[model.model_id for model in record.models],

@@ -15,6 +15,7 @@ from runkit import MODEL, RUN_ID, SECOND, scored, unscored, write_part
 
 from ad_jobs.errors import ErrorCode, JobError
 from ad_jobs.results.count import assert_balanced, count_table
+from ad_jobs.results.parts import part_uris
 from ad_jobs.schema import SCORES
 
 OBJECTS = 6
@@ -37,7 +38,7 @@ def test_counts_of_a_balanced_table(tmp_path: Path) -> None:
     rows = good_rows()
     write_part(tmp_path, rows[:4], "part-0")
     write_part(tmp_path, rows[4:], "part-1")
-    table = count_table(str(tmp_path), objects=OBJECTS, run_id=RUN_ID, model_ids=[MODEL])
+    table = count_table(part_uris(str(tmp_path)), objects=OBJECTS, run_id=RUN_ID, model_ids=[MODEL])
     assert_balanced(table, OBJECTS)
     counts = table.counts
     assert (counts.objects, counts.scored, counts.failed, counts.skipped) == (6, 4, 1, 1)
@@ -73,13 +74,15 @@ def test_a_spoilt_table_does_not_balance(tmp_path: Path, case: str) -> None:
     spoil, named = SPOILT[case]
     write_part(tmp_path, spoil(good_rows()))
     with pytest.raises(JobError, match=named):
-        assert_balanced(count_table(str(tmp_path), objects=OBJECTS, run_id=RUN_ID, model_ids=[MODEL]), OBJECTS)
+        assert_balanced(
+            count_table(part_uris(str(tmp_path)), objects=OBJECTS, run_id=RUN_ID, model_ids=[MODEL]), OBJECTS
+        )
 
 
 def test_a_whole_part_written_twice_does_not_balance(tmp_path: Path) -> None:
     for name in ("part-0", "part-0-again"):
         write_part(tmp_path, good_rows(), name)
-    table = count_table(str(tmp_path), objects=OBJECTS, run_id=RUN_ID, model_ids=[MODEL])
+    table = count_table(part_uris(str(tmp_path)), objects=OBJECTS, run_id=RUN_ID, model_ids=[MODEL])
     with pytest.raises(JobError, match="6 objects with repeated or missing frames"):
         assert_balanced(table, OBJECTS)
 
@@ -87,49 +90,53 @@ def test_a_whole_part_written_twice_does_not_balance(tmp_path: Path) -> None:
 def test_a_selection_has_its_own_ids(tmp_path: Path) -> None:
     write_part(tmp_path, [scored(7), unscored(40, "empty"), scored(900)])
     selected = np.array([7, 40, 900])
-    table = count_table(str(tmp_path), objects=3, run_id=RUN_ID, model_ids=[MODEL], selected=selected)
+    table = count_table(part_uris(str(tmp_path)), objects=3, run_id=RUN_ID, model_ids=[MODEL], selected=selected)
     assert_balanced(table, 3)
-    other = count_table(str(tmp_path), objects=3, run_id=RUN_ID, model_ids=[MODEL], selected=np.array([7, 41, 900]))
+    other = count_table(
+        part_uris(str(tmp_path)), objects=3, run_id=RUN_ID, model_ids=[MODEL], selected=np.array([7, 41, 900])
+    )
     with pytest.raises(JobError, match=r"not to be scanned \(object_id 40\)"):
         assert_balanced(other, 3)
 
 
 def test_a_selection_must_be_ascending(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ascending"):
-        count_table(str(tmp_path), objects=2, run_id=RUN_ID, model_ids=[MODEL], selected=np.array([3, 3]))
+        count_table(part_uris(str(tmp_path)), objects=2, run_id=RUN_ID, model_ids=[MODEL], selected=np.array([3, 3]))
 
 
 def test_every_object_is_wanted_under_every_model(tmp_path: Path) -> None:
     rows = [scored(0), scored(0, model_id=SECOND), scored(1), unscored(1, "non_finite_score", SECOND)]
     write_part(tmp_path, rows)
     models = [MODEL, SECOND]
-    table = count_table(str(tmp_path), objects=2, run_id=RUN_ID, model_ids=models)
+    table = count_table(part_uris(str(tmp_path)), objects=2, run_id=RUN_ID, model_ids=models)
     assert_balanced(table, 2)
     # The worst of its rows.
     assert (table.counts.scored, table.counts.failed, table.counts.rows) == (1, 1, 4)
     write_part(tmp_path, rows[:3])
     with pytest.raises(JobError, match=f"1 objects without a row under model {SECOND}"):
-        assert_balanced(count_table(str(tmp_path), objects=2, run_id=RUN_ID, model_ids=models), 2)
+        assert_balanced(count_table(part_uris(str(tmp_path)), objects=2, run_id=RUN_ID, model_ids=models), 2)
 
 
 def test_an_object_is_counted_once_whatever_its_frames_suffered(tmp_path: Path) -> None:
     frames = [scored(0), {**unscored(0, "non_finite_score"), "frame": 1}, scored(0, 2)]
     write_part(tmp_path, frames)
-    table = count_table(str(tmp_path), objects=1, run_id=RUN_ID, model_ids=[MODEL])
+    table = count_table(part_uris(str(tmp_path)), objects=1, run_id=RUN_ID, model_ids=[MODEL])
     assert_balanced(table, 1)
     assert (table.counts.scored, table.counts.failed) == (0, 1)
 
 
 def test_every_error_code_is_counted_by_name(tmp_path: Path) -> None:
     write_part(tmp_path, [unscored(i, str(code)) for i, code in enumerate(ErrorCode)])
-    table = count_table(str(tmp_path), objects=len(ErrorCode), run_id=RUN_ID, model_ids=[MODEL])
+    table = count_table(part_uris(str(tmp_path)), objects=len(ErrorCode), run_id=RUN_ID, model_ids=[MODEL])
     assert_balanced(table, len(ErrorCode))
     assert table.counts.by_code == {str(code): 1 for code in ErrorCode}
     assert (table.counts.failed, table.counts.skipped) == (len(ErrorCode) - 1, 1)
 
 
 def test_nothing_to_scan_balances(tmp_path: Path) -> None:
-    table = count_table(str(tmp_path), objects=0, run_id=RUN_ID, model_ids=[MODEL], selected=np.array([], np.int64))
+    table = count_table(
+        part_uris(str(tmp_path)), objects=0, run_id=RUN_ID, model_ids=[MODEL], selected=np.array([], np.int64)
+    )
     assert_balanced(table, 0)
     assert table.counts.rows == 0
 
@@ -145,7 +152,7 @@ def test_memory_does_not_grow_with_python_objects(tmp_path: Path) -> None:
     (tmp_path / "scores").mkdir()
     pq.write_table(pa.table(columns, SCORES), tmp_path / "scores/part-0.parquet")
     tracemalloc.start()
-    table = count_table(str(tmp_path), objects=objects, run_id=RUN_ID, model_ids=[MODEL])
+    table = count_table(part_uris(str(tmp_path)), objects=objects, run_id=RUN_ID, model_ids=[MODEL])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert_balanced(table, objects)
@@ -170,10 +177,10 @@ def test_windows_count_what_one_count_counts(
         tmp_path / "scores/part-9.parquet",
         write_statistics=False,
     )
-    expected = count_table(str(tmp_path), objects=7, run_id=RUN_ID, model_ids=[MODEL], selected=selected)
+    expected = count_table(part_uris(str(tmp_path)), objects=7, run_id=RUN_ID, model_ids=[MODEL], selected=selected)
     assert len(expected.complaints) == 3
     monkeypatch.setattr("ad_jobs.results.count.WINDOW", window)
-    found = count_table(str(tmp_path), objects=7, run_id=RUN_ID, model_ids=[MODEL], selected=selected)
+    found = count_table(part_uris(str(tmp_path)), objects=7, run_id=RUN_ID, model_ids=[MODEL], selected=selected)
     assert found.counts == expected.counts
 
     def named(complaint: str) -> tuple[str, list[str]]:
