@@ -17,6 +17,7 @@ from ad_jobs.results.parts import (
     sha256_of,
 )
 from ad_jobs.results.run import RunRecord
+from ad_jobs.verifying.progress import watched
 from cluster import storage
 
 # A store answers many at once, and hashing holds no lock.
@@ -27,7 +28,8 @@ def check_score_parts(run_uri: str, record: RunRecord) -> list[str]:
     """How the files of the score table differ from those that the record lists."""
     differences = _strays(run_uri, SCORES_FOLDER, [part.name for part in record.parts])
     with ThreadPoolExecutor(THREADS) as pool:
-        for wrong in pool.map(partial(_check_score_part, run_uri), record.parts):
+        found = pool.map(partial(_check_score_part, run_uri), record.parts)
+        for wrong in watched(found, len(record.parts), "parts of the table hashed"):
             differences += wrong
     return differences
 
@@ -50,7 +52,11 @@ def check_heatmap_parts(run_uri: str, record: RunRecord) -> tuple[dict[str, int]
     marks: dict[str, int] = {}
     differences = _strays(run_uri, HEATMAPS_FOLDER, [part.name for part in record.heatmap_parts])
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(partial(_check_heatmap_part, run_uri), record.heatmap_parts)
+        found = watched(
+            pool.map(partial(_check_heatmap_part, run_uri), record.heatmap_parts),
+            len(record.heatmap_parts),
+            "heatmap shards hashed",
+        )
         for part, (mark, wrong) in zip(record.heatmap_parts, found, strict=True):
             differences += wrong
             if mark is not None:

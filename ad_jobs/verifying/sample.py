@@ -20,6 +20,7 @@ from ad_jobs.schema import HEADER, SCORED
 from ad_jobs.scoring.calibration import Calibration
 from ad_jobs.scoring.devices import best_device
 from ad_jobs.scoring.scorer import AMP_TOLERANCE, FrameScore, Scorer
+from ad_jobs.verifying.progress import watched
 from ad_jobs.verifying.record import Judge
 from ad_jobs.verifying.run_archive import UIDS, RunArchive
 from cluster import storage
@@ -89,7 +90,7 @@ def check_sample(
     differences = [f"object {i}: not in the manifest" for i in by_object if i not in known]
     scored = 0
     with GuardedDecoder() as decoder:
-        for fetched in fetch_all(sources, limits.max_bytes):
+        for fetched in watched(fetch_all(sources, limits.max_bytes), len(sources), "objects scored again"):
             source, group = fetched.source, by_object[fetched.source.object_id]
             under_each = prepare_each(fetched, policies, limits, decoder)
             scored += any(prepared.frames for prepared in under_each)
