@@ -121,12 +121,16 @@ def registered(snapshot: Path) -> set[str]:
 
 
 def ranks(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The training workers of a fit."""
-    return [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "RayTrainWorker" in " ".join(child.cmdline())
-    ]
+    """The training workers of a fit that live."""
+    return [child for child in psutil.Process(process.pid).children(recursive=True) if is_rank(child)]
+
+
+def is_rank(process: psutil.Process) -> bool:
+    try:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        # It has ended since it was listed, or is a zombie, which is a kind of it.
+        return False
 
 
 def test_a_killed_rank_and_then_a_killed_fit_continue_with_another_number_of_workers(
