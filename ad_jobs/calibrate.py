@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ad_jobs.archive.fetching import Source, fetch_all, prepare
 from ad_jobs.archive.sources import read_source
+from ad_jobs.images.domain import Domain
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.scoring.calibration import Calibration, calibrate_on
 from ad_jobs.scoring.model_store import FittedModel, open_fitted, write_calibration
@@ -27,12 +28,13 @@ def calibrate(spec: CalibrateSpec) -> Calibration:
         JobError: no normal image decodes, or a score that is not finite.
     """
     model, detector = open_fitted(spec.model)
+    domain = model.domain.accepts.widened(spec.accept)
     calibration = calibrate_on(
         detector,
-        _pixels(spec.normal, model),
+        _pixels(spec.normal, model, domain),
         model_id=model.model_id,
         source=" and ".join(filter(None, (spec.normal, spec.anomalous))),
-        anomalous=_pixels(spec.anomalous, model) if spec.anomalous else (),
+        anomalous=_pixels(spec.anomalous, model, domain) if spec.anomalous else (),
         max_fpr=spec.max_fpr,
         max_fnr=spec.max_fnr,
         margin=spec.margin,
@@ -41,13 +43,14 @@ def calibrate(spec: CalibrateSpec) -> Calibration:
     return calibration
 
 
-def _pixels(source: str, model: FittedModel) -> Iterator[NDArray[np.uint16]]:
-    """The frames of every object that decodes, uint16 [c, H, W]."""
+def _pixels(source: str, model: FittedModel, domain: Domain) -> Iterator[NDArray[np.uint16]]:
+    """The frames of every object that decodes and that a scan would score, uint16 [c, H, W]."""
     objects = [Source(number, o.uri, o.bytes, within=o.within) for number, o in enumerate(read_source(source))]
     with GuardedDecoder() as decoder:
         for fetched in fetch_all(objects, model.limits.max_bytes):
-            ready = prepare(fetched, model.policy, model.limits, decoder)
-            if ready.error is not None:
-                log.warning("left out of the calibration: %s (%s)", ready.source.uri, ready.error.code)
+            ready = prepare(fetched, model.policy, model.limits, decoder, [domain])
+            why = ready.error.code if ready.error is not None else ready.refused[0]
+            if why is not None:
+                log.warning("left out of the calibration: %s (%s)", ready.source.uri, why)
             for frame in ready.frames:
                 yield frame.pixels

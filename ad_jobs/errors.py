@@ -136,9 +136,11 @@ class ErrorCode(StrEnum):
     NON_FINITE_SCORE = "non_finite_score"
     # A DICOM object without an image (SR, PR, KO, SEG...): skipped, not failed.
     NOT_AN_IMAGE = "not_an_image"
+    # An image of a kind that the model's fit saw none of (domain.json): skipped, unless scan --accept names it.
+    OUT_OF_DOMAIN = "out_of_domain"
 
 
-SKIP_CODES = frozenset({ErrorCode.NOT_AN_IMAGE})
+SKIP_CODES = frozenset({ErrorCode.NOT_AN_IMAGE, ErrorCode.OUT_OF_DOMAIN})
 
 
 class ImageError(Exception):

@@ -21,6 +21,7 @@ from ad_jobs.fitting.image_set import ImageSet, Reader, decode_all
 from ad_jobs.fitting.intent import FitIntent, resolve
 from ad_jobs.fitting.split import split_anomalous, split_by_group
 from ad_jobs.fitting.worker import divided, fitted
+from ad_jobs.images.domain import DomainFile, Seen
 from ad_jobs.results.run import versions
 from ad_jobs.scoring.calibration import calibrate_on
 from ad_jobs.scoring.model_store import open_model, publish, read_record, write_calibration
@@ -50,6 +51,11 @@ class _Data(NamedTuple):
     def grey(self) -> bool:
         """Whether none of them is in colour."""
         return self.normal.grey and (self.anomalous is None or self.anomalous.grey)
+
+    def domain(self) -> DomainFile:
+        """What the fit saw, normal and anomalous, and what the model takes therefore."""
+        seen = Seen.of([*self.normal.seen, *(self.anomalous.seen if self.anomalous else ())])
+        return DomainFile(accepts=seen.accepted(), seen=seen)
 
 
 @takes(FitSpec)
@@ -110,7 +116,7 @@ def fit(spec: FitSpec) -> dict[str, Any]:
             "fitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "data": _fingerprint(spec, data),
         }
-        model = publish(spec.out, spec.detector, detector, intent.policy, record)
+        model = publish(spec.out, spec.detector, detector, intent.policy, record, data.domain())
         _calibrate(spec, detector, str(model["model_id"]), data)
     return model
 

@@ -26,23 +26,27 @@ def score(spec: ScoreSpec) -> list[dict[str, Any]]:
     model = open_model(spec.model)
     threshold = model.calibration.threshold
     scorer = Scorer(model.detector)
+    domain = model.domain.accepts.widened(spec.accept)
     sources = [Source(number, uri) for number, uri in enumerate(spec.places)]
     rows: list[dict[str, Any]] = []
     with GuardedDecoder() as decoder:
         for fetched in fetch_all(sources, model.limits.max_bytes):
-            prepared = prepare(fetched, model.policy, model.limits, decoder)
+            prepared = prepare(fetched, model.policy, model.limits, decoder, [domain])
             common = {
                 "image": _named(spec.images[prepared.source.object_id]),
                 "model_id": model.model_id,
                 "threshold": threshold,
             }
             if prepared.error is not None:
-                rows.append(common | _failed(0, prepared.error.code, prepared.error.detail))
+                rows.append(common | _unscored(0, prepared.error.code, prepared.error.detail))
+                continue
+            if (reason := prepared.refused[0]) is not None:
+                rows.append(common | _unscored(0, ErrorCode.OUT_OF_DOMAIN, reason))
                 continue
             found = scorer.score(frame.pixels for frame in prepared.frames)
             for frame, answer in zip(prepared.frames, found, strict=True):
                 if not answer.finite:
-                    rows.append(common | _failed(frame.index, ErrorCode.NON_FINITE_SCORE, "the detector's answer"))
+                    rows.append(common | _unscored(frame.index, ErrorCode.NON_FINITE_SCORE, "the detector's answer"))
                     continue
                 scored = {
                     "frame": frame.index,
@@ -61,7 +65,7 @@ def _named(image: str) -> str:
     return image if storable(image) == image else place(image)
 
 
-def _failed(frame: int, code: ErrorCode, detail: str) -> dict[str, Any]:
+def _unscored(frame: int, code: ErrorCode, detail: str) -> dict[str, Any]:
     return {
         "frame": frame,
         "status": status_of(code),

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from ad_jobs.errors import UsageError, refused
+from ad_jobs.images.domain import check_accept
 from ad_jobs.images.policy import Limits, Window
 from ad_jobs.values import parse_size, parse_window, place, run_place, several, size_text, source_place
 
@@ -55,6 +56,8 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 KeyFile = Annotated[Path, AfterValidator(Path.absolute)]
 Names = Annotated[Sequence[str], BeforeValidator(several), AfterValidator(tuple)]
+# What is scored although a model's fit saw none of it.
+Accept = Annotated[Sequence[str], BeforeValidator(several), AfterValidator(check_accept)]
 
 
 class Spec(BaseModel):
@@ -167,6 +170,8 @@ class CalibrateSpec(Spec):
     max_fnr: Rate | None = None
     # With `max_fnr`: lowers the threshold by this share of its height.
     margin: Rate = 0.05
+    # As of a scan.
+    accept: Accept = ()
 
     @model_validator(mode="after")
     def _one_rate_and_its_images(self) -> Self:
@@ -199,6 +204,8 @@ class ScanSpec(Spec):
     out: RunPlace
     # SQL condition over the manifest's columns.
     where: str | None = None
+    # What to score although the models' fits saw none of it: `all`, a field of domain.json, or FIELD=VALUE.
+    accept: Accept = ()
     heatmaps: KeepPolicy = "flagged"
     identifiers: IdentifierMode = "plain"
     # File with the key of hashed identifiers.
@@ -258,11 +265,19 @@ class ScoreSpec(Spec):
     model: Place
     # As they are named by who asks; the result names them so.
     images: Names = Field(min_length=1)
+    # As of a scan.
+    accept: Accept = ()
 
     @property
     def places(self) -> tuple[str, ...]:
         """Where the images lie."""
         return tuple(map(place, self.images))
+
+
+class ShowSpec(Spec):
+    """Say what the model or the run in `folder` is."""
+
+    folder: Place
 
 
 class DemoSpec(Spec):

@@ -88,11 +88,11 @@ def object_costs(form: str, side: int, folder: Path) -> dict[str, Any]:
     manifest = pa.Table.from_pylist([source._asdict() for source in sources])
     with GuardedDecoder() as decoder:
         # Starts the child.
-        prepare_objects(manifest.slice(0, 2), [policy], limits, decoder, Identifiers())
+        prepare_objects(manifest.slice(0, 2), [policy], limits, decoder, Identifiers(), [])
         gets = [fetched.fetch_ms for fetched in fetch_all(sources, limits.max_bytes)]
         _, fetch_cpu_s = spent(lambda: list(fetch_all(sources, limits.max_bytes)))
         clock_s, cpu_s = spent(
-            lambda: prepare_objects(manifest, [policy], limits, decoder, Identifiers()), psutil.Process(decoder.pid)
+            lambda: prepare_objects(manifest, [policy], limits, decoder, Identifiers(), []), psutil.Process(decoder.pid)
         )
     return {
         "bytes": sum(source.bytes or 0 for source in sources) / count,
@@ -158,7 +158,7 @@ def _prepared(folder: Path, policy: PixelPolicy, count: int) -> pa.Table:
             path.write_bytes(encoded(number, "png", 256))
         rows.append(Source(number, str(path), path.stat().st_size, None)._asdict())
     with GuardedDecoder() as decoder:
-        return prepare_objects(pa.Table.from_pylist(rows), [policy], Limits(), decoder, Identifiers())
+        return prepare_objects(pa.Table.from_pylist(rows), [policy], Limits(), decoder, Identifiers(), [])
 
 
 def measure_copy(models: dict[str, str], barrier: Any, answers: Any) -> None:

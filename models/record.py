@@ -17,6 +17,8 @@ FORMAT = 2
 FORMATS = (1, FORMAT)
 DETECTOR = "detector.json"
 WEIGHTS = "weights.safetensors"
+# Of the acceptance domain that lies beside them.
+DOMAIN_SHA256 = "domain_sha256"
 # What decides a score. The rest of the record (data, versions, times) tells how the model came to be.
 DECIDING = ("format", "kind", "config", "spec", "policy", "source")
 
@@ -24,6 +26,9 @@ DECIDING = ("format", "kind", "config", "spec", "policy", "source")
 def model_id(record: dict[str, Any]) -> str:
     """12 hex digits of sha256 over the deciding part of detector.json and the weights."""
     deciding = {key: record.get(key) for key in (*DECIDING, "weights_sha256")}
+    # Which objects are scored at all; models of earlier versions take every one.
+    if DOMAIN_SHA256 in record:
+        deciding[DOMAIN_SHA256] = record[DOMAIN_SHA256]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -96,6 +96,11 @@ def _saved(image: Image.Image, kind: str) -> bytes:
 
 def dicom(number: int, frames: int = 1) -> bytes:
     """An MR image, or a multi-frame capture: 12 bits in 16, MONOCHROME2."""
+    return dicom_of(number, frames)
+
+
+def dicom_of(number: int, frames: int = 1, **elements: Any) -> bytes:
+    """The same, with more elements or others."""
     data = _dataset(number, MRImageStorage if frames == 1 else MultiFrameGrayscaleWordSecondaryCaptureImageStorage)
     pixels = np.stack([np.rint(picture(number + 1000 * k) * 4095).astype("<u2") for k in range(frames)])
     data.Modality = "MR" if frames == 1 else "OT"
@@ -103,6 +108,8 @@ def dicom(number: int, frames: int = 1) -> bytes:
     if frames > 1:
         data.NumberOfFrames = frames
     data.PixelData = pixels.tobytes()
+    for keyword, value in elements.items():
+        setattr(data, keyword, value)
     return written(data)
 
 

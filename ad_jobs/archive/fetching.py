@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from ad_jobs.errors import SKIP_CODES, ErrorCode, ImageError, JobError
 from ad_jobs.images.decode import Decoded, Frame
+from ad_jobs.images.domain import Domain
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.schema import FAILED, SCORED, SKIPPED, storable, storable_values
 from cluster import storage
@@ -76,12 +77,16 @@ class Prepared(NamedTuple):
     frames: list[Frame]
     fetch_ms: float
     decode_ms: float | None
+    # Of each domain: why it does not take the object, None where it does; empty where none was given.
+    refused: tuple[str | None, ...] = ()
 
 
 class Decoder(Protocol):
     """What turns bytes into frames: a GuardedDecoder, or one that is shared."""
 
-    def decode_each(self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits) -> list[Decoded]: ...
+    def decode_each(
+        self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits, *, domains: Sequence[Domain] = ()
+    ) -> list[Decoded]: ...
 
 
 def status_of(code: str | None) -> str:
@@ -209,16 +214,22 @@ def _detail(error: storage.StorageError) -> str:
     return detail
 
 
-def prepare(fetched: FetchedObject, policy: PixelPolicy, limits: Limits, decoder: Decoder) -> Prepared:
+def prepare(
+    fetched: FetchedObject, policy: PixelPolicy, limits: Limits, decoder: Decoder, domains: Sequence[Domain] = ()
+) -> Prepared:
     """As `prepare_each`, under one policy."""
-    (prepared,) = prepare_each(fetched, [policy], limits, decoder)
+    (prepared,) = prepare_each(fetched, [policy], limits, decoder, domains)
     return prepared
 
 
 def prepare_each(
-    fetched: FetchedObject, policies: Sequence[PixelPolicy], limits: Limits, decoder: Decoder
+    fetched: FetchedObject,
+    policies: Sequence[PixelPolicy],
+    limits: Limits,
+    decoder: Decoder,
+    domains: Sequence[Domain] = (),
 ) -> list[Prepared]:
-    """The object's frames at each policy's input size, from one decoding of the bytes.
+    """The object's frames at each policy's input size, from one decoding of the bytes; none if no domain takes it.
 
     What is wrong with the object is in `error`, the same for every policy, never raised.
     """
@@ -230,8 +241,8 @@ def prepare_each(
     decoded = [Decoded([], {}) for _ in policies]
     error: ImageError | None = None
     try:
-        decoded = decoder.decode_each(data, policies, limits)
-        if not decoded[0].frames:
+        decoded = decoder.decode_each(data, policies, limits, domains=domains)
+        if not decoded[0].frames and (None in decoded[0].refused or not domains):
             raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, "it holds no frame")
     except ImageError as bad:
         error = ImageError(bad.code, storable(bad.detail))
@@ -249,6 +260,7 @@ def prepare_each(
             one.frames,
             fetched.fetch_ms,
             decode_ms,
+            one.refused,
         )
         for one in decoded
     ]

@@ -86,6 +86,7 @@ VERBS = (
     (commands.evaluate, "retroscan evaluate ./run --labels labels.csv"),
     (commands.report, "retroscan report ./run"),
     (commands.verify, "retroscan verify ./run --sample 100"),
+    (commands.show_, "retroscan show ./model"),
     (commands.score, "retroscan score ./model image.dcm other.png"),
     (
         cluster_commands.submit,
@@ -98,7 +99,8 @@ VERBS = (
 for _verb, _example in VERBS:
     # What stands after the verb that is submitted is that verb's.
     _settings = {"allow_interspersed_args": _verb is not cluster_commands.submit}
-    app.command(context_settings=_settings, epilog=options.example(_example))(_verb)
+    _name = _verb.__name__.removesuffix("_")
+    app.command(_name, context_settings=_settings, epilog=options.example(_example))(_verb)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -112,6 +112,7 @@ def calibrate(
     max_fpr: Annotated[float | None, typer.Option(help="Share of normal images that may be flagged.")] = None,
     max_fnr: Annotated[float | None, typer.Option(help="Share of the anomalous images that may be missed.")] = None,
     margin: Annotated[float, typer.Option(help="With --max-fnr: lower the threshold by this share.")] = 0.05,
+    accept: o.Accept = None,
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
@@ -130,6 +131,7 @@ def scan(
     where: Annotated[
         str | None, typer.Option(help="SQL condition over the manifest's columns, as \"modality = 'MR'\".")
     ] = None,
+    accept: o.Accept = None,
     heatmaps: Annotated[
         o.Heatmaps, typer.Option(help="Which to keep: flagged images and 1 % of the rest, all, or none.")
     ] = o.Heatmaps.flagged,
@@ -228,10 +230,24 @@ def verify(
     found.raise_if_different()
 
 
+def show_(
+    context: typer.Context,
+    folder: Annotated[str, typer.Argument(help="Folder of a model or of a finished run.", show_default=False)],
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """What a model or a run is: a model's domain says what it takes, and may be edited (domain.json)."""
+    spec = o.given(specs.ShowSpec, context)
+    from ad_jobs.show import show as verb
+
+    show.result(verb(spec), json_, show.shown_text)
+
+
 def score(
     context: typer.Context,
     model: o.Model,
     images: Annotated[list[str], typer.Argument(help="Image files or s3:// objects.", show_default=False)],
+    accept: o.Accept = None,
     json_: o.Json = True,
     config: o.Config = None,
 ) -> None:

@@ -237,6 +237,14 @@ Limits = Annotated[
         metavar="KEY=VALUE",
     ),
 ]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept",
+        help="Score what the model's fit saw none of, repeatable: modality=CT, spacing_mm, all.",
+        metavar="FIELD[=VALUE]",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")]
 Source = Annotated[str, typer.Argument(help=SOURCE, show_default=False)]
 Model = Annotated[str, typer.Argument(help="Folder of the model.", show_default=False)]

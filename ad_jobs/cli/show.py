@@ -148,8 +148,65 @@ def balance_text(record: dict[str, Any], folder: str) -> str:
         + f"scored {counts['scored']} + failed {counts['failed']} + skipped {counts['skipped']} "
         f"= {whole} {counts['objects']}\n"
         f"{counts['rows']} rows, {counts['flagged']} flagged, {counts['heatmaps']} heatmaps kept, "
-        f"run {record['run_id']} in {folder}" + (f"\n{codes}" if codes else "")
+        f"run {record['run_id']} in {folder}" + (f"\n{codes}" if codes else "") + _outside_text(counts)
     )
+
+
+def _outside_text(counts: dict[str, Any]) -> str:
+    """What to do about objects that no fit saw the like of; nothing where there are none."""
+    outside = counts["by_code"].get("out_of_domain", 0)
+    if not outside:
+        return ""
+    return (
+        f"\n{outside} objects are of a kind that the model's fit saw none of: error_detail says why, "
+        "and --accept FIELD=VALUE scores them all the same"
+    )
+
+
+def shown_text(value: dict[str, Any]) -> str:
+    """What a model or a run is, a line for each thing to know."""
+    return _model_text(value["model"]) if "model" in value else _run_text(value["run"])
+
+
+def _model_text(model: dict[str, Any]) -> str:
+    spec, policy, data = model["spec"], model["policy"], model.get("data")
+    lines = [
+        f"model {model['model_id']} ({model['kind']}) in {model['uri']}",
+        f"  input        {spec['height_px']} x {spec['width_px']} px, channels {policy['channels']}, "
+        + ", ".join(f"{name} {_plain(policy[name])}" for name in policy if name not in _OF_THE_INPUT),
+        "  options      " + ", ".join(f"{name} {_plain(option)}" for name, option in model["config"].items()),
+    ]
+    if data is not None:
+        lines.append(
+            f"  fitted on    {data['n_fitted']} images of {data['normal']}, {data['n_held_out']} held out, "
+            f"{model['fitted_at']}"
+        )
+    calibration = model["calibration"]
+    lines.append(f"  calibration  {calibration_text(calibration) if calibration else 'none'}")
+    domain = model["domain"]
+    takes = [f"{name} {_plain(field)}" for name, field in domain["accepts"].items() if field is not None]
+    lines.append(f"  takes        {', '.join(takes) or 'every image'}")
+    if domain["seen"]:
+        saw = [f"{name} {_counted(found)}" for name, found in domain["seen"].items() if found]
+        lines.append(f"  saw          {', '.join(saw)}")
+    lines.append(f"  (what it takes stands in {domain['file']}: edited, it is another model)")
+    return "\n".join(lines)
+
+
+_OF_THE_INPUT = ("channels", "height_px", "width_px")
+
+
+def _counted(found: Any) -> str:
+    return " + ".join(f"{name} ({n})" for name, n in found.items()) if isinstance(found, dict) else _plain(found)
+
+
+def _run_text(run: dict[str, Any]) -> str:
+    models = [
+        f"  model        {model['model_id']} ({model['kind']}), threshold {model['threshold']:.6g}, {model['uri']}"
+        for model in run["models"]
+    ]
+    ended = f"  finished     {run['ended_at']}, retroscan {run['versions'].get('retroscan', 'unknown')}"
+    return "\n".join([balance_text(run, run["uri"]), f"  source       {run['source']}", *models, ended])
 
 
 METRICS = ("image_auroc", "image_ap", "f1_max", "accuracy_max", "accuracy_zero_fn", "pixel_auroc", "aupro", "pixel_ap")

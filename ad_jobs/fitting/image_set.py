@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ad_jobs.archive.fetching import Source, fetch_all, prepare
 from ad_jobs.archive.sources import SourceObject
 from ad_jobs.errors import ImageError, JobError
+from ad_jobs.images.domain import Sight
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits, PixelPolicy
 from cluster import object_store as store
@@ -65,6 +66,8 @@ class ImageSet:
     failed: dict[str, int]
     # None of them is in colour.
     grey: bool
+    # Of every object that could be decoded.
+    seen: list[Sight]
     policy: PixelPolicy
     limits: Limits
     chunk_objects: int = CHUNK
@@ -151,6 +154,8 @@ def room_for_images(nodes: Sequence[Node]) -> int:
 class Report(NamedTuple):
     """What a task found in one object."""
 
+    sight: Sight
+
     object: int
     frames: int
     study: str | None
@@ -193,6 +198,7 @@ def decode_all(
     left = keep_bytes
     kept_bytes = 0
     grey = True
+    seen: list[Sight] = []
 
     def chunks() -> Iterator[tuple[list[Source], PixelPolicy, Limits, int]]:
         for start in range(0, len(sources), chunk_objects):
@@ -211,6 +217,7 @@ def decode_all(
                 failed[report.code] += 1
                 log.warning("%s image left out: %s (%s)", what, o.uri, report.code)
                 continue
+            seen.append(report.sight)
             grey = grey and report.grey
             for frame in range(report.frames):
                 places.append(Place(report.object, frame, row))
@@ -226,7 +233,9 @@ def decode_all(
     if None in kept:
         share = 100 * kept.count(None) / len(kept)
         log.info("%.0f %% of the %s images are decoded again in every epoch: no more fit into memory.", share, what)
-    return ImageSet(sources, places, group, sha256, kept, kept_bytes, dict(failed), grey, policy, limits, chunk_objects)
+    return ImageSet(
+        sources, places, group, sha256, kept, kept_bytes, dict(failed), grey, seen, policy, limits, chunk_objects
+    )
 
 
 def _decode_chunk(
@@ -243,6 +252,7 @@ def _decode_chunk(
             study = ready.header.get("study_uid")
             reports.append(
                 Report(
+                    Sight.of(ready.header, ready.frames),
                     ready.source.object_id,
                     len(ready.frames),
                     str(study) if study else None,

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import dicom, jpeg, png, tiff
+from ad_jobs.images.domain import Domain, Traits
 from ad_jobs.images.geometry import Geometry, resize
 from ad_jobs.images.libraries import quiet
 from ad_jobs.images.model_input import FULL_SCALE
@@ -22,6 +23,8 @@ __all__ = ["Decoded", "Frame", "decode", "decode_each", "preview", "read_header"
 
 # Between the pixels that are looked at first.
 GRID_PX = 16
+# Between the channels of a grey picture in a colour format, once a lossy encoder has rounded them.
+TINT = 8 / 255
 # Rec. 601 luma, the Y of YBR_FULL in PS3.3 C.7.6.3.1.2: what a grey detector sees of a colour picture.
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -31,6 +34,7 @@ class Frame(NamedTuple):
 
     `pixels` are [c, height_px, width_px], 65535 = 1.0; c = 1 for grey, 3 for colour.
     `constant`: every pixel of the source is alike, as a decoder's silent zeros are.
+    `colour`: the source's channels differ by more than `TINT`, whatever `pixels` have of them.
     """
 
     # A frame is a record: tuple.index is of no use to it.
@@ -38,14 +42,20 @@ class Frame(NamedTuple):
     pixels: npt.NDArray[np.uint16]
     geometry: Geometry
     constant: bool
+    colour: bool = False
 
 
 class Decoded(NamedTuple):
-    """All frames of one object, what its header may tell (the keys of schema.HEADER), and remarks, in ABC order."""
+    """All frames of one object, what its header may tell, and remarks, in ABC order.
+
+    `header` has the keys of schema.HEADER, and of DICOM what else `domain.Traits` asks for.
+    `refused` says of each domain that was given why it does not take the object, None where it does.
+    """
 
     frames: list[Frame]
     header: dict[str, object]
     remarks: tuple[str, ...] = ()
+    refused: tuple[str | None, ...] = ()
 
 
 def decode(data: bytes, policy: PixelPolicy, limits: Limits, *, only: int | None = None) -> Decoded:
@@ -55,9 +65,16 @@ def decode(data: bytes, policy: PixelPolicy, limits: Limits, *, only: int | None
 
 
 def decode_each(
-    data: bytes, policies: Sequence[PixelPolicy], limits: Limits, *, only: int | None = None
+    data: bytes,
+    policies: Sequence[PixelPolicy],
+    limits: Limits,
+    *,
+    only: int | None = None,
+    domains: Sequence[Domain] = (),
 ) -> list[Decoded]:
     """Every frame of the object `data` (or frame `only`) under each of the policies, and its header.
+
+    An object that none of the `domains` takes has no frames: its pixels are not decoded.
 
     Frames are decoded and resized one by one, so memory holds one frame at its stored size.
     Policies of one window share a single decoding.
@@ -70,13 +87,21 @@ def decode_each(
     frames: list[list[Frame]] = [[] for _ in policies]
     with quiet():
         picture = _open(data, limits)
+        traits = Traits.of(picture.header)
+        refused = tuple(domain.refusal(traits) for domain in domains)
+        if refused and None not in refused:
+            return [Decoded([], picture.header, (), refused) for _ in policies]
         check_input(picture.frames if only is None else 1, policies, limits)
         for window in dict.fromkeys(policy.window for policy in policies):
             sharing = [number for number, policy in enumerate(policies) if policy.window == window]
             for index, pixels in picture.read(policies[sharing[0]], only=only):
                 for number in sharing:
                     frames[number].append(_frame(index, pixels, policies[number]))
-    return [Decoded(found, picture.header, tuple(sorted(picture.remarks))) for found in frames]
+    coloured = any(frame.colour for found in frames for frame in found)
+    refused = tuple(domain.refusal(traits, coloured) for domain in domains)
+    if refused and None not in refused:
+        frames = [[] for _ in policies]
+    return [Decoded(found, picture.header, tuple(sorted(picture.remarks)), refused) for found in frames]
 
 
 def preview(data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_side: int = 512) -> npt.NDArray[np.uint8]:
@@ -146,15 +171,16 @@ def _open(data: bytes, limits: Limits) -> Picture:
 def _frame(index: int, pixels: npt.NDArray[np.floating[Any]], policy: PixelPolicy) -> Frame:
     rows, columns = pixels.shape[:2]
     constant = _everywhere(pixels, lambda part: part == part[:1, :1])
+    colour = pixels.ndim == 3 and not _everywhere(pixels, lambda part: np.ptp(part, axis=-1) <= TINT)
     if pixels.ndim == 3 and policy.channels == 1:
         pixels = pixels @ LUMA
-    elif pixels.ndim == 3 and _everywhere(pixels, lambda part: part == part[..., :1]):
+    elif pixels.ndim == 3 and not colour and _everywhere(pixels, lambda part: part == part[..., :1]):
         pixels = pixels[..., 0]
     geometry = Geometry.of(policy, rows, columns)
     resized = geometry.to_input(pixels, policy.interpolation)
     stored = np.rint(np.clip(resized, 0.0, 1.0) * np.float32(FULL_SCALE)).astype(np.uint16)
     channels_first = stored[None] if stored.ndim == 2 else np.ascontiguousarray(stored.transpose(2, 0, 1))
-    return Frame(index, channels_first, geometry, constant)
+    return Frame(index, channels_first, geometry, constant, colour)
 
 
 def _everywhere(

@@ -19,7 +19,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import compressed, dicom_header
-from ad_jobs.images.attributes import uid_in_message
+from ad_jobs.images.attributes import functional_group, numbers, uid_in_message
 from ad_jobs.images.colour import to_rgb
 from ad_jobs.images.dicom_file import UNDEFINED_LENGTH, check_deflated, check_deflated_head, ends_cleanly
 from ad_jobs.images.fragments import frame_codes
@@ -102,6 +102,8 @@ class DicomPicture:
         self._module = module
         with _pydicom("header"):
             self.header = dicom_header.header_columns(_values(ds, dicom_header.HEADER_ATTRIBUTES), syntax)
+            self.header |= dicom_header.body_part(_values(ds, ("BodyPartExamined",)))
+            self.header["spacing_mm"] = _spacing_mm(ds)
             if syntax in _NATIVE:
                 self._native = NativePixels(ds, module)
             else:
@@ -157,6 +159,21 @@ def _read(data: bytes, limits: Limits) -> tuple[Any, bool]:
                 raise ImageError(ErrorCode.UNSUPPORTED_SYNTAX, "compressed pixels without a transfer syntax")
             ds.file_meta.TransferSyntaxUID = native
         return ds, deflated or ends_cleanly(ds, len(data))
+
+
+def _spacing_mm(ds: Any) -> float | None:
+    """Between the centres of neighbouring pixels, the larger of two values; None where the object does not say.
+
+    Pixel Spacing is what was calibrated, Imager Pixel Spacing is at the detector's face (PS3.3 10.7.1.3).
+    """
+    with suppress(*_UNREADABLE):
+        # Of enhanced objects (PS3.3 C.7.6.16.2.1).
+        measures = functional_group(ds, 0, "PixelMeasuresSequence")
+        for place, keyword in ((ds, "PixelSpacing"), (measures, "PixelSpacing"), (ds, "ImagerPixelSpacing")):
+            spacing = [] if place is None else numbers(place, keyword)
+            if found := [value for value in spacing if value is not None and value > 0]:
+                return max(found)
+    return None
 
 
 def _values(ds: Any, keywords: tuple[str, ...]) -> dict[str, Any]:

@@ -71,6 +71,11 @@ def manifest_columns(values: Mapping[str, Any], syntax: str) -> dict[str, object
     }
 
 
+def body_part(values: Mapping[str, Any]) -> dict[str, object]:
+    """The body part, which a model's acceptance domain asks for and a score table does not have."""
+    return {"body_part": _text(values, "BodyPartExamined")}
+
+
 def _text(values: Mapping[str, Any], keyword: str) -> str | None:
     """A value as text, None if absent or empty."""
     value = values.get(keyword)

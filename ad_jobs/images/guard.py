@@ -35,6 +35,7 @@ import numpy.typing as npt
 
 from ad_jobs.errors import ErrorCode, ImageError, JobError
 from ad_jobs.images.decode import Decoded, decode_each, preview
+from ad_jobs.images.domain import Domain
 from ad_jobs.images.policy import Limits, PixelPolicy
 
 # The child imports numpy and the codecs: a second on an idle machine, much more on one that is starved.
@@ -68,7 +69,13 @@ class GuardedDecoder:
         return decoded
 
     def decode_each(
-        self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits, *, only: int | None = None
+        self,
+        data: bytes,
+        policies: Sequence[PixelPolicy],
+        limits: Limits,
+        *,
+        only: int | None = None,
+        domains: Sequence[Domain] = (),
     ) -> list[Decoded]:
         """As `images.decode.decode_each`, within `limits.timeout_s` of wall clock and `limits.max_memory_bytes`.
 
@@ -78,7 +85,9 @@ class GuardedDecoder:
             JobError: no child process could be started.
         """
         decoded: list[Decoded] = self._work(
-            functools.partial(decode_each, data, list(policies), limits, only=only), data, limits
+            functools.partial(decode_each, data, list(policies), limits, only=only, domains=tuple(domains)),
+            data,
+            limits,
         )
         return decoded
 

@@ -48,4 +48,5 @@ ERRORS: dict[str, str] = {
     ErrorCode.DECODER_CRASHED: "the decoder's process died on it",
     ErrorCode.NON_FINITE_SCORE: "the detector's score was not a finite number",
     ErrorCode.NOT_AN_IMAGE: "a DICOM object without an image, left out on purpose",
+    ErrorCode.OUT_OF_DOMAIN: "of a kind that the model's fit saw none of, left out on purpose (scan --accept)",
 }

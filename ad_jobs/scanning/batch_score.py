@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ad_jobs.archive.fetching import FetchedObject, Source, fetch_all
 from ad_jobs.errors import ErrorCode, ImageError, UsageError
+from ad_jobs.images.domain import check_accept
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.scanning.identifiers import Identifiers
 from ad_jobs.scanning.judgement import Judgement, ModelUse
@@ -47,6 +48,7 @@ class Score:
     Args:
         model: the folder of a calibrated model, local or s3://.
         batch_size: frames scored at once; it does not change a score.
+        accept: what to score although the model's fit saw none of it, as `retroscan scan --accept`.
 
     Raises:
         UsageError: at the first batch: no model there, no Arrow table, no column that names objects, or columns that
@@ -54,8 +56,9 @@ class Score:
         JobError: at a batch: the store refuses the credentials, or was away for too long.
     """
 
-    def __init__(self, model: str | PathLike[str], *, batch_size: int = 32) -> None:
+    def __init__(self, model: str | PathLike[str], *, batch_size: int = 32, accept: Sequence[str] = ()) -> None:
         self._uri = place(model)
+        self._accept = check_accept(accept)
         if batch_size < 1:
             raise UsageError("batch_size is at least 1.", batch_size, "Leave it out, or give 32.")
         self._batch_size = batch_size
@@ -71,10 +74,10 @@ class Score:
                 "A batch is an Arrow table.", type(batch).__name__, 'Give map_batches batch_format="pyarrow".'
             )
         model, scorer, decoder = self._open()
-        use = ModelUse(Judgement.of(model, "none"), 0)
+        use = ModelUse(Judgement.of(model, "none"), 0, model.domain.accepts.widened(self._accept))
         policies = [model.policy]
         prepared = prepare_fetched(
-            _objects(batch, model.limits.max_bytes), policies, model.limits, decoder, Identifiers()
+            _objects(batch, model.limits.max_bytes), policies, model.limits, decoder, Identifiers(), [use.domain]
         )
         scored = score_objects(prepared, policies, [(scorer, use)])
         rows = finish_rows(scored, "", "", 0, [use])

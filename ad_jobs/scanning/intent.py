@@ -101,7 +101,12 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
     policies = tuple(dict.fromkeys(model.policy for model in models))
     calibrations = tuple(identifiers.calibration(model.calibration_file) for model in models)
     references = tuple(_reference(model, kept) for model, kept in zip(models, calibrations, strict=True))
-    uses = tuple(ModelUse(Judgement.of(model, spec.heatmaps), policies.index(model.policy)) for model in models)
+    uses = tuple(
+        ModelUse(
+            Judgement.of(model, spec.heatmaps), policies.index(model.policy), model.domain.accepts.widened(spec.accept)
+        )
+        for model in models
+    )
     run_id = id_of_run(
         manifest.digest,
         spec.where,
@@ -111,6 +116,7 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
         heatmaps=spec.heatmaps,
         amp=spec.amp,
         chapter_objects=spec.chapter_objects,
+        accept=spec.accept,
     )
     return Intent(spec, run_id, manifest, selection, references, calibrations, uses, policies, limits, identifiers)
 
@@ -125,6 +131,7 @@ def id_of_run(
     heatmaps: KeepPolicy,
     amp: bool,
     chapter_objects: int,
+    accept: Sequence[str],
 ) -> str:
     """12 hex digits over everything that decides the table."""
     deciding = {
@@ -137,6 +144,7 @@ def id_of_run(
         "identifiers": [identifiers.mode, hashlib.sha256(b"retroscan key" + identifiers.key).hexdigest()],
         **({"amp": True} if amp else {}),
         **({"chapter": chapter_objects} if chapter_objects != CHAPTER_OBJECTS else {}),
+        **({"accept": sorted(set(accept))} if accept else {}),
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
 

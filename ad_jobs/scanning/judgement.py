@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ad_jobs.images.domain import Domain
 from ad_jobs.results.heatmaps import on_scale
 from ad_jobs.schema import is_flagged
 from ad_jobs.scoring.model_store import CalibratedModel
@@ -38,7 +39,11 @@ class Judgement(NamedTuple):
 
 
 class ModelUse(NamedTuple):
-    """One of the scan's models: how its numbers are judged, and which of the scan's policies its pixels follow."""
+    """One of the scan's models: how its numbers are judged, and which of the scan's policies its pixels follow.
+
+    `domain` is what it is to score: its own domain, and what `--accept` adds.
+    """
 
     judgement: Judgement
     policy: int
+    domain: Domain = Domain()

@@ -22,6 +22,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from ad_jobs.archive.fetching import status_of
 from ad_jobs.errors import JobError, RetroscanError
+from ad_jobs.images.domain import Domain
 from ad_jobs.images.guard import of_this_process
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.scanning.identifiers import Identifiers
@@ -132,6 +133,7 @@ def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any
             policies=intent.policies,
             limits=intent.limits,
             identifiers=intent.identifiers,
+            domains=[use.domain for use in intent.uses],
             within=intent.manifest.root,
         ),
         # The slice; a number, even the same one, would keep Ray from fusing.
@@ -158,9 +160,14 @@ def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any
 
 
 def _fetch(
-    manifest: pa.Table, policies: Sequence[PixelPolicy], limits: Limits, identifiers: Identifiers, within: str | None
+    manifest: pa.Table,
+    policies: Sequence[PixelPolicy],
+    limits: Limits,
+    identifiers: Identifiers,
+    domains: Sequence[Domain],
+    within: str | None,
 ) -> pa.Table:
-    return prepare_objects(manifest, policies, limits, of_this_process(), identifiers, within)
+    return prepare_objects(manifest, policies, limits, of_this_process(), identifiers, domains, within)
 
 
 class _ScoringActor:

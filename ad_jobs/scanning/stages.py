@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ad_jobs.archive.fetching import Decoder, FetchedObject, Prepared, Source, fetch_all, prepare_each
 from ad_jobs.images.decode import Frame
+from ad_jobs.images.domain import Domain
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.heatmaps import FULL_SCALE, keep
 from ad_jobs.scanning.identifiers import Identifiers
@@ -46,6 +47,8 @@ _OBJECT = [
     # Of each policy: JSON of each frame.
     ("geometry", pa.list_(pa.list_(pa.string()))),
     ("constant", pa.list_(pa.bool_())),
+    # Of each model: why the object is outside of its domain, null where it is not.
+    ("refused", pa.list_(pa.string())),
 ]
 PREPARED = pa.schema(
     [
@@ -75,14 +78,15 @@ def prepare_objects(
     limits: Limits,
     decoder: Decoder,
     identifiers: Identifiers,
+    domains: Sequence[Domain],
     within: str | None = None,
 ) -> pa.Table:
     """PREPARED rows of manifest rows: each object fetched and decoded once, whatever the models; errors in columns.
 
-    `within` is the folder that no link may lead out of.
+    `domains` are the models'; `within` is the folder that no link may lead out of.
     """
     sources = [Source(**row, within=within) for row in manifest.select(MANIFEST_COLUMNS).to_pylist()]
-    return prepare_fetched(fetch_all(sources, limits.max_bytes), policies, limits, decoder, identifiers)
+    return prepare_fetched(fetch_all(sources, limits.max_bytes), policies, limits, decoder, identifiers, domains)
 
 
 def prepare_fetched(
@@ -91,9 +95,10 @@ def prepare_fetched(
     limits: Limits,
     decoder: Decoder,
     identifiers: Identifiers,
+    domains: Sequence[Domain],
 ) -> pa.Table:
     """PREPARED rows of objects whose bytes are here, in their order."""
-    rows = [_prepared_row(prepare_each(one, policies, limits, decoder), identifiers) for one in objects]
+    rows = [_prepared_row(prepare_each(one, policies, limits, decoder, domains), identifiers) for one in objects]
     return pa.Table.from_pylist(rows, schema=PREPARED)
 
 
@@ -118,6 +123,7 @@ def _prepared_row(under_each: list[Prepared], identifiers: Identifiers) -> dict[
         "frames": [frame.index for frame in prepared.frames],
         "geometry": [[json.dumps(frame.geometry._asdict()) for frame in p.frames] for p in under_each],
         "constant": [frame.constant for frame in prepared.frames],
+        "refused": list(prepared.refused),
         "channels": [[frame.pixels.shape[0] for frame in p.frames] for p in under_each],
         "pixels": [_concatenate(p.frames) for p in under_each],
     }
@@ -131,16 +137,23 @@ def score_objects(
     prepared: pa.Table, policies: Sequence[PixelPolicy], models: Sequence[tuple[Scorer, ModelUse]]
 ) -> pa.Table:
     """SCORED_OBJECTS rows of PREPARED rows: all frames of all objects scored in common batches, model after model."""
-    objects = prepared.select(["object_id", "frames", "channels"]).to_pylist()
+    objects = prepared.select(["object_id", "frames", "channels", "refused"]).to_pylist()
     by_model = []
-    for scorer, use in models:
+    for number, (scorer, use) in enumerate(models):
+        taken = [not row["refused"] or row["refused"][number] is None for row in objects]
         pixels = (
             frame
-            for row, buffers in zip(objects, prepared["pixels"], strict=True)
+            for row, buffers, takes in zip(objects, prepared["pixels"], taken, strict=True)
+            if takes
             for frame in _frames(buffers[use.policy].as_buffer(), row["channels"][use.policy], policies[use.policy])
         )
         found = scorer.score(pixels)
-        by_model.append([_scored_columns(row["object_id"], row["frames"], found, use.judgement) for row in objects])
+        by_model.append(
+            [
+                _scored_columns(row["object_id"], row["frames"] if takes else [], found, use.judgement)
+                for row, takes in zip(objects, taken, strict=True)
+            ]
+        )
     scored = prepared.select(pa.schema(_OBJECT).names)
     for name in ("scores", "score_ms", "heatmaps"):
         values = [[columns[name] for columns in of_object] for of_object in zip(*by_model, strict=True)]

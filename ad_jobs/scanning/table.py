@@ -63,7 +63,9 @@ def finish_rows(scored: pa.Table, run_uri: str, run_id: str, chapter: int, model
     return pa.table(arrays, schema=SCORES)
 
 
-_FRAME_INPUT = ["object_id", "remarks", "error_code", "error_detail", "frames", "constant", "scores", "score_ms"]
+_FRAME_INPUT = [
+    *("object_id", "remarks", "error_code", "error_detail", "refused", "frames", "constant", "scores", "score_ms")
+]
 _PER_FRAME = {
     "frame",
     "status",
@@ -79,17 +81,19 @@ _PER_FRAME = {
 
 
 def _frame_rows(row: dict[str, Any], model: int, judgement: Judgement) -> list[dict[str, Any]]:
-    """The columns that differ between an object's frames and models; one row for an object that failed whole."""
+    """The columns that differ between an object's frames and models; one row for an object without a score."""
     common = {"object_id": row["object_id"], "model_id": judgement.model_id, "threshold": judgement.threshold}
-    if row["error_code"] is not None:
-        code = row["error_code"]
+    code, detail = row["error_code"], row["error_detail"]
+    if code is None and row["refused"] and row["refused"][model] is not None:
+        code, detail = str(ErrorCode.OUT_OF_DOMAIN), row["refused"][model]
+    if code is not None:
         return [
             {
                 **common,
                 "frame": 0,
                 "status": status_of(code),
                 "error_code": code,
-                "error_detail": row["error_detail"],
+                "error_detail": detail,
                 "score": None,
                 "flagged": None,
                 "score_ms": None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ad_jobs.errors import UsageError
+from ad_jobs.images.domain import Domain, DomainFile
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.scoring.calibration import CALIBRATION, Calibration
 from cluster import storage
@@ -23,6 +25,11 @@ from models.errors import ArtifactError
 # Torch stands behind it, and who reads a model without building it does without.
 if TYPE_CHECKING:
     from models.detector import Detector
+
+log = logging.getLogger("retroscan.model")
+
+# The acceptance domain, beside detector.json.
+DOMAIN = "domain.json"
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,19 @@ class FittedModel:
     limits: Limits
     # Of the file with the record, as it lies there.
     record_sha256: str
+    domain: DomainFile
 
     @property
     def model_id(self) -> str:
-        return str(self.record["model_id"])
+        """12 hex digits over what decides a row: with another domain.json it is another model."""
+        if self.domain == DomainFile() and record.DOMAIN_SHA256 not in self.record:
+            return str(self.record["model_id"])
+        return record.model_id({**self.record, record.DOMAIN_SHA256: domain_sha256(self.domain)})
+
+    @property
+    def calibrated_as(self) -> tuple[str, ...]:
+        """The ids under which a calibration is this model's: a domain changes no score."""
+        return self.model_id, str(self.record["model_id"])
 
     @property
     def kind(self) -> str:
@@ -84,7 +100,7 @@ def read_calibration(uri: str, model_id: str) -> Calibration:
         UsageError: none there, a damaged one, or another model's.
     """
     with local_files(uri, (CALIBRATION,)) as folder:
-        return _read_calibration(folder, uri, model_id)[0]
+        return _read_calibration(folder, uri, (model_id,))[0]
 
 
 def open_model(uri: str) -> OpenModel:
@@ -96,6 +112,28 @@ def open_model(uri: str) -> OpenModel:
     with local_files(uri) as folder:
         found = _read_calibrated(folder, uri)
         return OpenModel(**vars(found), detector=_detector(folder, found))
+
+
+def read_fitted(uri: str) -> FittedModel:
+    """The model at `uri`, calibrated or not, its weights checked; its detector is not built.
+
+    Raises:
+        UsageError: as `read_model`, but for the calibration.
+    """
+    with local_files(uri) as folder:
+        return _read_fitted(folder, uri)
+
+
+def calibration_of(model: FittedModel) -> Calibration | None:
+    """A model's calibration, None where it has none.
+
+    Raises:
+        UsageError: a damaged one, or another model's.
+    """
+    with local_files(model.uri, (CALIBRATION,)) as folder:
+        if not (folder / CALIBRATION).is_file():
+            return None
+        return _read_calibration(folder, model.uri, model.calibrated_as)[0]
 
 
 def open_fitted(uri: str) -> tuple[FittedModel, Detector]:
@@ -119,12 +157,43 @@ def _read_fitted(folder: Path, uri: str) -> FittedModel:
         policy=PixelPolicy.model_validate(found["policy"]),
         limits=Limits.model_validate(found.get("limits", {})),
         record_sha256=hashlib.sha256((folder / record.DETECTOR).read_bytes()).hexdigest(),
+        domain=_read_domain(folder, uri, found),
     )
+
+
+def _read_domain(folder: Path, uri: str, found: dict[str, Any]) -> DomainFile:
+    """What the model takes: everything, if it is of a version without domain.json."""
+    path = folder / DOMAIN
+    if not path.is_file():
+        if record.DOMAIN_SHA256 in found:
+            raise UsageError(
+                f"A model whose fit wrote {DOMAIN} needs it.",
+                f"{uri}, without it",
+                'Restore it, or write {"accepts": {}} there: it then takes every object, as another model.',
+            )
+        return DomainFile()
+    try:
+        domain = DomainFile.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise UsageError(
+            f"{DOMAIN} says what a model takes.",
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            f"The fields of accepts are {', '.join(Domain.model_fields)}; null in one excludes nothing.",
+        ) from error
+    if found.get(record.DOMAIN_SHA256) != domain_sha256(domain):
+        log.info("%s of %s was edited since the fit: it counts as another model.", DOMAIN, uri)
+    return domain
+
+
+def domain_sha256(domain: DomainFile) -> str:
+    """64 hex digits over what a domain.json says, however it is laid out."""
+    return hashlib.sha256(json.dumps(domain.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 def _read_calibrated(folder: Path, uri: str) -> CalibratedModel:
     fitted = _read_fitted(folder, uri)
-    calibration, body = _read_calibration(folder, uri, fitted.model_id)
+    calibration, body = _read_calibration(folder, uri, fitted.calibrated_as)
     return CalibratedModel(**vars(fitted), calibration=calibration, calibration_file=body)
 
 
@@ -155,14 +224,18 @@ def read_record(uri: str) -> dict[str, Any] | None:
         return record.read_record(folder)
 
 
-def publish(uri: str, kind: str, detector: Detector, policy: PixelPolicy, told: dict[str, Any]) -> dict[str, Any]:
+def publish(
+    uri: str, kind: str, detector: Detector, policy: PixelPolicy, told: dict[str, Any], domain: DomainFile
+) -> dict[str, Any]:
     """Write a fitted detector to `uri`; its full record. detector.json comes last: a folder that has it is whole."""
     from models import artifact
 
     with tempfile.TemporaryDirectory(prefix="retroscan-model-") as scratch:
         folder = Path(scratch)
+        told = {**told, record.DOMAIN_SHA256: domain_sha256(domain)}
         artifact.save(folder, kind, detector, policy.model_dump(mode="json"), told)
-        for name in (record.WEIGHTS, record.DETECTOR):
+        (folder / DOMAIN).write_text(json.dumps(domain.model_dump(mode="json"), indent=2) + "\n")
+        for name in (record.WEIGHTS, DOMAIN, record.DETECTOR):
             storage.upload_file(folder / name, storage.join(uri, name))
         return record.read_record(folder)
 
@@ -174,7 +247,9 @@ def write_calibration(uri: str, calibration: Calibration) -> None:
 
 
 @contextmanager
-def local_files(uri: str, names: tuple[str, ...] = (record.DETECTOR, record.WEIGHTS, CALIBRATION)) -> Iterator[Path]:
+def local_files(
+    uri: str, names: tuple[str, ...] = (record.DETECTOR, record.WEIGHTS, DOMAIN, CALIBRATION)
+) -> Iterator[Path]:
     """A local folder with the named files of the model at `uri`: itself, or a copy that goes with the block."""
     if not storage.is_s3(uri):
         yield Path(uri)
@@ -189,7 +264,7 @@ def local_files(uri: str, names: tuple[str, ...] = (record.DETECTOR, record.WEIG
         yield Path(scratch)
 
 
-def _read_calibration(folder: Path, uri: str, model_id: str) -> tuple[Calibration, bytes]:
+def _read_calibration(folder: Path, uri: str, model_ids: tuple[str, ...]) -> tuple[Calibration, bytes]:
     path = folder / CALIBRATION
     remedy = f"Set one with `retroscan calibrate {uri} --normal SOURCE --max-fpr 0.01`."
     if not path.is_file():
@@ -201,10 +276,10 @@ def _read_calibration(folder: Path, uri: str, model_id: str) -> tuple[Calibratio
         raise UsageError(
             f"{CALIBRATION} must hold a threshold and a scale.", f"{uri}: {error.errors()[0]['msg']}", remedy
         ) from error
-    if calibration.model_id != model_id:
+    if calibration.model_id not in model_ids:
         raise UsageError(
             "A calibration holds for one model.",
-            f"one of model {calibration.model_id} beside model {model_id} in {uri}",
+            f"one of model {calibration.model_id} beside model {model_ids[0]} in {uri}",
             remedy,
         )
     return calibration, body

@@ -73,6 +73,7 @@ def check_run_id(record: RunRecord, archive: RunArchive) -> list[str]:
         heatmaps=record.config["heatmaps"],
         amp=bool(record.config.get("amp")),
         chapter_objects=record.chapter_objects,
+        accept=record.config.get("accept", ()),
     )
     if found == record.run_id:
         return []
@@ -108,8 +109,9 @@ def check_model(run_uri: str, recorded: ModelRef, *, kept: bool) -> tuple[Judge 
         ("threshold", recorded.threshold, calibration.threshold),
         ("heatmap_low", recorded.heatmap_low, calibration.heatmap_low),
         ("heatmap_high", recorded.heatmap_high, calibration.heatmap_high),
-        ("calibration's model_id", recorded.model_id, calibration.model_id),
     ]
+    if calibration.model_id not in model.calibrated_as:
+        then_and_now.append(("calibration's model_id", recorded.model_id, calibration.model_id))
     if recorded.detector_sha256 is not None:
         then_and_now.append(("sha256 of detector.json", recorded.detector_sha256, model.record_sha256))
     differences = [f"{called}: {name} is {now}; run.json has {then}" for name, then, now in then_and_now if now != then]

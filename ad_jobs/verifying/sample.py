@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ad_jobs.archive.fetching import ETAG_CHANGED, Prepared, detail_of_scored, fetch_all, prepare_each
-from ad_jobs.errors import RetroscanError
+from ad_jobs.errors import ErrorCode, ImageError, RetroscanError
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits
 from ad_jobs.results.heatmaps import on_scale
@@ -84,6 +84,7 @@ def check_sample(
     # Without a GPU here, in float32: what --amp did to a score is within its tolerance either way.
     scorers = [Scorer(judge.detector, amp=amp and best_device().amp) for judge in judges]
     policies = [judge.model.policy for judge in judges]
+    domains = [judge.model.domain.accepts.widened(record.config.get("accept", ())) for judge in judges]
     by_object = {int(group["object_id"].iloc[0]): group for _, group in rows.groupby("object_id")}
     sources = archive.sources(by_object)
     known = {source.object_id for source in sources}
@@ -92,13 +93,15 @@ def check_sample(
     with GuardedDecoder() as decoder:
         for fetched in watched(fetch_all(sources, limits.max_bytes), len(sources), "objects scored again"):
             source, group = fetched.source, by_object[fetched.source.object_id]
-            under_each = prepare_each(fetched, policies, limits, decoder)
+            under_each = prepare_each(fetched, policies, limits, decoder, domains)
             scored += any(prepared.frames for prepared in under_each)
             # As the run names it: what verify says may be handed on with the run.
             called = f"object {source.object_id} ({group['uri'].iloc[0]})"
             wrong = archive.wrong_names(group.iloc[0], under_each[0])
-            for judge, scorer, prepared in zip(judges, scorers, under_each, strict=True):
+            for number, (judge, scorer, prepared) in enumerate(zip(judges, scorers, under_each, strict=True)):
                 of_model = group[group["model_id"] == judge.model.model_id]
+                if prepared.error is None and prepared.refused and (reason := prepared.refused[number]) is not None:
+                    prepared = prepared._replace(error=ImageError(ErrorCode.OUT_OF_DOMAIN, reason), frames=[])
                 found = list(scorer.score(frame.pixels for frame in prepared.frames))
                 wrong += _object_differences(run_uri, judge, of_model, prepared, found, amp)
             differences += [f"{called}: {text}" for text in wrong]

@@ -11,7 +11,8 @@ from ad_jobs.errors import UsageError
 from ad_jobs.fit import fit
 from ad_jobs.results.read import open_heatmap, read_scores
 from ad_jobs.scan import scan
-from ad_jobs.scoring.model_store import open_model
+from ad_jobs.scoring.model_store import DOMAIN, open_model, read_model
+from ad_jobs.show import show
 from ad_jobs.specs import FitSpec
 from ad_jobs.verify import verify
 from cluster import storage
@@ -65,6 +66,20 @@ def test_everything_on_s3_gives_the_local_table(s3: S3Server, model: str, tmp_pa
     s3.client.put_object(Bucket=s3.bucket, Key="e2e-scan/mixed/good/0001.png", Body=kit.png(8))
     [only] = verify(out, sample=100).differences
     assert "good/0001.png" in only
+
+
+def test_a_models_domain_is_read_from_s3(s3: S3Server, tmp_path: Path) -> None:
+    kit.make_model(tmp_path / "model")
+    (tmp_path / "model" / DOMAIN).write_text('{"accepts": {"modality": ["MR"]}}')
+    model = s3.put_folder(tmp_path / "model", "models/brains")
+    source = upload(s3, "e2e-scan/domain", {"mr.dcm": kit.dicom(1), "ct.dcm": kit.dicom_of(2, Modality="CT")})
+    out = f"s3://{s3.bucket}/runs/domain"
+    record = scan(source, [model], out)
+    assert record.models[0].model_id == read_model(str(tmp_path / "model")).model_id
+    assert record.counts.by_code == {"out_of_domain": 1}
+    assert read_scores(out)["error_detail"].dropna().tolist() == ["modality CT, and the model takes MR"]
+    assert verify(out, sample=100).differences == []
+    assert show(model)["model"]["domain"]["accepts"]["modality"] == ["MR"]
 
 
 def test_wrong_keys_are_refused_before_any_work(

@@ -147,19 +147,19 @@ def test_texts_of_a_header_reach_a_row_as_unicode() -> None:
     good = FetchedObject(Source(0, "/x"), surrogate_dicom(), False, None, 0.0)
     bad = FetchedObject(Source(1, "/y"), None, False, ImageError(ErrorCode.NOT_FOUND, storable("/\udcff")), 0.0)
     with GuardedDecoder() as decoder:
-        rows = prepare_fetched([good, bad], [policy], Limits(), decoder, Identifiers("hashed", b"key")).to_pylist()
+        rows = prepare_fetched([good, bad], [policy], Limits(), decoder, Identifiers("hashed", b"key"), []).to_pylist()
     assert [row["error_code"] for row in rows] == [None, "not_found"]
     assert rows[0]["manufacturer"] == "\ufffdX"
 
 
 def test_what_a_decoder_says_of_an_object_reaches_a_row_as_unicode() -> None:
     class Decoder:
-        def decode_each(self, *_: object) -> list[Decoded]:
+        def decode_each(self, *_: object, **__: object) -> list[Decoded]:
             raise ImageError(ErrorCode.CORRUPT, "a \ud800 of its own")
 
     fetched = FetchedObject(Source(0, "/x"), b"data", False, None, 0.0)
     policy = PixelPolicy(channels=1, height_px=4, width_px=4)
-    rows = prepare_fetched([fetched], [policy], Limits(), Decoder(), Identifiers()).to_pylist()
+    rows = prepare_fetched([fetched], [policy], Limits(), Decoder(), Identifiers(), []).to_pylist()
     assert rows[0]["error_detail"] == "a \ufffd of its own"
 
 

@@ -1,0 +1,176 @@
+"""What a fit saw decides what a model takes: what it refuses, why, and what `--accept` adds."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import scankit as kit
+from PIL import Image
+
+from ad_jobs.errors import UsageError
+from ad_jobs.images.decode import Decoded, decode, decode_each
+from ad_jobs.images.dicom import DicomPicture
+from ad_jobs.images.domain import Domain, DomainFile, Seen, Sight, Traits, check_accept
+from ad_jobs.images.policy import Limits, PixelPolicy
+
+POLICY = PixelPolicy(channels=1, height_px=16, width_px=16)
+MR = {"transfer_syntax": "1.2.840.10008.1.2.1", "modality": "MR", "body_part": "BRAIN", "rows": 200, "columns": 100}
+
+
+def sight(**header: Any) -> Sight:
+    return Sight(Traits.of(MR | header), False, (0.2, 0.4))
+
+
+def fitted(*sights: Sight) -> Domain:
+    return Seen.of(sights).accepted()
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ({}, None),
+        ({"modality": "CT"}, "modality CT, and the model takes MR"),
+        ({"modality": " mr "}, None),
+        ({"modality": None}, None),
+        ({"body_part": "KNEE"}, "body_part KNEE, and the model takes BRAIN"),
+        # A name in the place of a code is not repeated.
+        ({"body_part": "Zzyzx^Planted, born 1970"}, "body_part another, and the model takes BRAIN"),
+        ({"transfer_syntax": "png"}, "kind picture, and the model takes dicom"),
+        ({"rows": 25, "columns": 800}, None),
+        ({"rows": 24}, "side_px 24 x 100, and the model takes 25 to 800"),
+        ({"columns": 801}, "side_px 200 x 801, and the model takes 25 to 800"),
+        ({"spacing_mm": 2.0}, None),
+        ({"spacing_mm": 2.1}, "spacing_mm 2.1, and the model takes 0.125 to 2"),
+        ({"spacing_mm": None}, None),
+    ],
+)
+def test_what_is_refused(header: dict[str, Any], reason: str | None) -> None:
+    domain = fitted(sight(spacing_mm=0.5))
+    assert domain.refusal(Traits.of(MR | {"spacing_mm": 0.5} | header)) == reason
+
+
+def test_what_the_fit_did_not_say_excludes_nothing() -> None:
+    domain = fitted(Sight(Traits(None, None, None, None, None, None, None, None), True, None))
+    assert domain == Domain(colour=True)
+    assert domain.refusal(Traits.of(MR), coloured=True) is None
+
+
+def test_several_values_are_all_taken() -> None:
+    domain = fitted(sight(), sight(modality="CT", rows=3000), sight(modality=None))
+    assert domain.modality == ("CT", "MR")
+    assert domain.side_px == (25, 12000)
+
+
+def test_what_was_seen_is_counted() -> None:
+    seen = Seen.of([sight(bits=12), sight(bits=12, photometric="MONOCHROME1"), sight(rows=512)])
+    assert seen.model_dump(exclude_defaults=True) == {
+        "objects": 3,
+        "coloured": 0,
+        "kind": {"dicom": 3},
+        "modality": {"MR": 3},
+        "body_part": {"BRAIN": 3},
+        "photometric": {"MONOCHROME1": 1},
+        "bits": {"12": 2},
+        "rows": (200, 512),
+        "columns": (100, 100),
+        "spacing_mm": None,
+        "intensity": (0.2, 0.4),
+    }
+
+
+def test_accept_widens() -> None:
+    domain = fitted(sight(spacing_mm=0.5))
+    ct = Traits.of(MR | {"modality": "CT"})
+    assert domain.refusal(ct)
+    assert domain.widened(["modality=ct"]).modality == ("MR", "CT")
+    assert domain.widened(["modality"]).modality is None
+    assert domain.widened(["kind=Picture"]).kind == ("dicom", "picture")
+    assert domain.widened(["spacing_mm", "side_px"]).refusal(ct) == "modality CT, and the model takes MR"
+    assert domain.widened(["colour", "all"]) == Domain()
+    assert Domain().widened(["modality=CT"]) == Domain(), "what takes every modality takes no other less"
+
+
+@pytest.mark.parametrize("wrong", ["Modality", "modality=", "side_px=3", "kind=cucumber", "", "all=1"])
+def test_what_cannot_be_accepted(wrong: str) -> None:
+    with pytest.raises(UsageError, match="--accept names"):
+        check_accept([wrong])
+
+
+@pytest.mark.parametrize("wrong", [{"side_px": [0, 5]}, {"side_px": [9, 5]}, {"kind": ["png"]}, {"age": 3}])
+def test_a_domain_that_is_none(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DomainFile.model_validate({"accepts": wrong})
+
+
+def decoded(data: bytes, *domains: Domain) -> Decoded:
+    (found,) = decode_each(data, [POLICY], Limits(), domains=domains)
+    return found
+
+
+def test_an_object_that_no_domain_takes_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = decoded(kit.dicom(9), Domain(modality=("CT",)), Domain(kind=("picture",)))
+    assert found.frames == []
+    assert found.refused == ("modality MR, and the model takes CT", "kind dicom, and the model takes picture")
+    assert found.header["modality"] == "MR"
+    monkeypatch.setattr(DicomPicture, "read", None)
+    assert decoded(kit.dicom(9), Domain(modality=("CT",))).frames == []
+    with pytest.raises(TypeError):
+        decoded(kit.dicom(9), Domain(modality=("MR",)))
+
+
+def test_one_that_one_domain_takes_is() -> None:
+    found = decoded(kit.dicom(9), Domain(modality=("CT",)), Domain(modality=("MR",)))
+    assert len(found.frames) == 1
+    assert found.refused == ("modality MR, and the model takes CT", None)
+
+
+def saved(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def test_colour_is_judged_by_the_pixels() -> None:
+    grey = np.repeat(np.arange(64, dtype=np.uint8).reshape(8, 8, 1) * 3, 3, axis=2)
+    tinted, coloured = grey.copy(), grey.copy()
+    tinted[3, 3, 0] += 8
+    coloured[3, 3, 0] += 9
+    only_grey = Domain(colour=False)
+    assert decoded(saved(grey), only_grey).refused == (None,)
+    assert decoded(saved(tinted), only_grey).refused == (None,), "a lossy encoder rounds"
+    assert decoded(saved(coloured), only_grey).refused == ("colour, and the model takes grey pictures",)
+    assert decoded(saved(coloured), only_grey).frames == []
+    assert decoded(saved(grey), Domain(colour=True)).refused == (None,)
+    assert [decode(saved(each), POLICY, Limits()).frames[0].colour for each in (grey, tinted, coloured)] == [
+        False,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("elements", "spacing"),
+    [
+        ({"PixelSpacing": [0.5, 0.25]}, 0.5),
+        ({"ImagerPixelSpacing": [0.2, 0.2]}, 0.2),
+        ({"PixelSpacing": [0.5, 0.5], "ImagerPixelSpacing": [0.2, 0.2]}, 0.5),
+        ({"PixelSpacing": [0, 0]}, None),
+        ({}, None),
+    ],
+)
+def test_spacing_and_body_part_of_a_dicom_object(elements: dict[str, list[float]], spacing: float | None) -> None:
+    data = kit.dicom_of(9, BodyPartExamined="BRAIN", **elements)
+    header = decode(data, POLICY, Limits()).header
+    assert header["spacing_mm"] == spacing
+    assert header["body_part"] == "BRAIN"
+
+
+def test_spacing_of_an_enhanced_object() -> None:
+    from pydicom.dataset import Dataset
+
+    measures, group = Dataset(), Dataset()
+    measures.PixelSpacing = [0.75, 0.5]
+    group.PixelMeasuresSequence = [measures]
+    data = kit.dicom_of(9, SharedFunctionalGroupsSequence=[group])
+    assert decode(data, POLICY, Limits()).header["spacing_mm"] == 0.75
