@@ -138,7 +138,10 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "address": "auto",
         },
     ),
-    "calibrate": (specs.CalibrateSpec, {"model": "m", "normal": "a", "anomalous": "b", "max_fnr": 0.0, "margin": 0.1}),
+    "calibrate": (
+        specs.CalibrateSpec,
+        {"model": "m", "normal": "a", "anomalous": "b", "max_fnr": 0.0, "margin": 0.1, "accept": ("all",)},
+    ),
     "scan": (
         specs.ScanSpec,
         {
@@ -146,6 +149,7 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "model": ["m", "s3://b/m, 2"],
             "out": "r",
             "where": "modality = 'MR' AND uri LIKE '%,%'",
+            "accept": ("modality=CT", "side_px"),
             "heatmaps": "all",
             "identifiers": "hashed",
             "identifiers_key": Path("key"),
@@ -171,7 +175,8 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "manifest": "manifest:m",
         },
     ),
-    "score": (specs.ScoreSpec, {"model": "m", "images": ("x, y.png", "z.dcm")}),
+    "score": (specs.ScoreSpec, {"model": "m", "images": ("x, y.png", "z.dcm"), "accept": ("colour",)}),
+    "show": (specs.ShowSpec, {"folder": "m"}),
     "doctor": (specs.DoctorSpec, {"address": "http://127.0.0.1:8265", "bucket": "b"}),
 }
 # Fields without an option: they say how a caller's own process works, and nothing of what comes out.

@@ -25,7 +25,10 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     dicom = {"mr-0.dcm": kit.dicom(50), "mr-1.dcm": kit.dicom(51), "cine.dcm": kit.dicom(52, kit.FRAMES)}
     bad = {"notes.png": kit.bad_objects()["bad/text.png"][0], "report.dcm": kit.structured_report(1)}
     kit.write_archive(folder / "archive", images | dicom | bad)
-    kit.write_archive(folder / "normal", {f"{number}.png": kit.png(number) for number in range(100, 120)})
+    normal = {f"{number}.png": kit.png(number) for number in range(100, 118)}
+    # Without which the model would skip them in the archive.
+    of_dicom = {"mr.dcm": kit.dicom(118), "capture.dcm": kit.dicom_of(119, Modality="OT")}
+    kit.write_archive(folder / "normal", normal | of_dicom)
     kit.write_archive(folder / "other_normal", {f"{number}.png": kit.png(number) for number in range(200, 210)})
     with pytest.MonkeyPatch.context() as patch, session(num_cpus=2):
         patch.chdir(folder)
