@@ -43,15 +43,13 @@ def write_header_parts(
         JobError: The store does not deliver, or does not take the parts.
         ClusterError: The cluster at `options.address` does not work.
     """
-    groups = [(pq.ParquetFile(path), number) for path in listed for number in range(_groups(path))]
-    objects = sum(file.metadata.row_group(number).num_rows for file, number in groups)
+    files = [pq.ParquetFile(path) for path in listed]
     digest = hashlib.sha256()
     parts: list[Part] = []
     with ExitStack() as stack:
-        watch = stack.enter_context(Watch(objects, "headers", log))
+        watch = stack.enter_context(Watch(sum(file.metadata.num_rows for file in files), "headers", log))
         read: Read | None = None
-        for file, number in groups:
-            rows = file.read_row_group(number)
+        for rows in _row_groups(files):
             uri = storage.join(out, part_name(len(parts)))
             data = _kept(uri, rows, options.schema)
             if data is not None:
@@ -69,8 +67,10 @@ def write_header_parts(
     return parts, digest.hexdigest()
 
 
-def _groups(path: Path) -> int:
-    return int(pq.read_metadata(path).num_row_groups)
+def _row_groups(files: Sequence[pq.ParquetFile]) -> Iterator[pa.Table]:
+    for file in files:
+        for number in range(file.num_row_groups):
+            yield file.read_row_group(number)
 
 
 def _kept(uri: str, rows: pa.Table, schema: pa.Schema) -> bytes | None:
