@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,24 +101,71 @@ MANIFEST = pa.schema(
     ]
 )
 
-# Added to the manifest by `index --headers`. burned_in and sop_class are warnings: text may be in the pixels (US, SC).
+# Added to the manifest by `index --headers`; null where the object is no DICOM file, or has no such value.
 MANIFEST_HEADERS = pa.schema(
     [
         *MANIFEST,
+        # The folder that holds the object, by its URI.
+        ("group", pa.string()),
+        # By its first bytes: dicom | png | jpeg | tiff | jp2 | other; null where they could not be fetched.
+        ("kind", pa.string()),
+        ("study_uid", pa.string()),
+        ("series_uid", pa.string()),
+        ("sop_uid", pa.string()),
         ("modality", pa.string()),
         ("body_part", pa.string()),
+        ("view_position", pa.string()),
+        # R, L, U (unpaired) or B (both).
+        ("laterality", pa.string()),
         ("manufacturer", pa.string()),
         ("model", pa.string()),
+        # Its values with backslashes between them, as stored.
+        ("image_type", pa.string()),
+        ("acquisition_number", pa.int32()),
+        ("instance_number", pa.int32()),
         ("rows", pa.int32()),
         ("columns", pa.int32()),
         ("frames", pa.int32()),
         ("bits", pa.int16()),
         ("photometric", pa.string()),
+        # Between rows, between columns, in mm.
+        ("pixel_spacing", pa.list_(pa.float64())),
+        # In mm.
+        ("slice_thickness", pa.float64()),
+        # x, y, z of the first pixel's centre in mm, and the direction cosines of a row and of a column.
+        ("image_position", pa.list_(pa.float64())),
+        ("image_orientation", pa.list_(pa.float64())),
         ("transfer_syntax", pa.string()),
+        ("compressed", pa.bool_()),
+        ("lossy", pa.bool_()),
         ("study_month", pa.string()),
+        # This and burned_in are warnings: text may be in the pixels (US, SC).
         ("sop_class", pa.string()),
         ("burned_in", pa.string()),
         # Why an object's header could not be read.
         ("header_error", pa.string()),
     ]
 )
+# Those that `index --identifiers none` leaves out.
+UIDS = ("study_uid", "series_uid", "sop_uid")
+# Added by `index --demographics`.
+DEMOGRAPHICS = pa.schema(
+    [
+        # Of five years: 00-04 to 85-89, and 90+.
+        ("age_band", pa.string()),
+        # M, F or O (other).
+        ("sex", pa.string()),
+    ]
+)
+# The columns of a manifest with headers by a version that did not write them down in its record.
+FIRST_HEADERS = (
+    *MANIFEST.names,
+    *("modality", "body_part", "manufacturer", "model", "rows", "columns", "frames", "bits", "photometric"),
+    *("transfer_syntax", "study_month", "sop_class", "burned_in", "header_error"),
+)
+
+
+def manifest_schema(columns: Sequence[str]) -> pa.Schema:
+    """The schema of a manifest of these columns; those that this version does not know are left out."""
+    known = pa.schema([*MANIFEST_HEADERS, *DEMOGRAPHICS])
+    return pa.schema([known.field(name) for name in columns if name in known.names])

@@ -82,7 +82,7 @@ class Spec(BaseModel):
         """The options that are set, as plain values by their names: a `--config` for the same request.
 
         >>> IndexSpec(source="s3://archive/2024", out="/m").config()
-        {'source': 's3://archive/2024', 'out': '/m', 'headers': False}
+        {'source': 's3://archive/2024', 'out': '/m', 'headers': False, 'demographics': False, 'identifiers': 'plain'}
         """
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
@@ -134,6 +134,28 @@ class IndexSpec(Spec):
     source: Source
     out: Place
     headers: bool = False
+    # The patient's age, as a band of five years, and sex.
+    demographics: bool = False
+    identifiers: IdentifierMode = "plain"
+    # File with the key of hashed identifiers.
+    identifiers_key: KeyFile | None = None
+    # A running Ray cluster that reads the headers; by default RAY_ADDRESS, else this process.
+    address: str | None = None
+
+    @model_validator(mode="after")
+    def _of_headers(self) -> Self:
+        given = {
+            "--demographics": self.demographics,
+            "--identifiers": self.identifiers != "plain",
+            "--identifiers-key": self.identifiers_key is not None,
+            "--address": self.address is not None,
+        }
+        asked = [option for option, is_given in given.items() if is_given]
+        if asked and not self.headers:
+            raise UsageError(
+                "What is said of headers needs them.", f"{', '.join(asked)} without --headers", "Add --headers."
+            )
+        return self
 
 
 class FitSpec(Spec):

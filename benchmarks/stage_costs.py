@@ -29,10 +29,10 @@ import pyarrow as pa
 import torch
 
 from ad_jobs.archive.fetching import Source, fetch_all
+from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.run import machine, versions
-from ad_jobs.scanning.identifiers import Identifiers
 from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.scanning.stages import prepare_objects, score_objects
 from ad_jobs.scanning.table import write_part

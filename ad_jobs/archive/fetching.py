@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
 from ad_jobs.errors import SKIP_CODES, ErrorCode, ImageError, JobError
@@ -24,6 +24,8 @@ from cluster import storage
 from cluster.storage import retries
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 # GETs under way in one worker: a store's latency is many decodes long.
 FETCH_THREADS = 8
@@ -120,12 +122,18 @@ class Fetcher:
             JobError: the store refuses the credentials as such, or was away for longer than `storage.PATIENCE_S`.
         """
         start = time.perf_counter()
-        data: bytes | None = None
-        changed = False
-        error: ImageError | None = None
+        fetched, error = self._answer(source.uri, lambda: self._fetch(source.uri, max_bytes, source.within))
+        data, etag = fetched or (None, None)
+        changed = None not in (etag, source.etag) and etag != source.etag
+        return FetchedObject(source, data, changed, error, 1e3 * (time.perf_counter() - start))
+
+    def get_range(self, uri: str, offset: int, length: int) -> tuple[bytes | None, ImageError | None]:
+        """`length` bytes of an object from `offset`, or as many as there are; or why they did not come. As `get`."""
+        return self._answer(uri, lambda: self._fetch_range(uri, offset, length))
+
+    def _answer(self, uri: str, ask: Callable[[], Answer]) -> tuple[Answer | None, ImageError | None]:
         try:
-            data, etag = self._insist(source, max_bytes)
-            changed = None not in (etag, source.etag) and etag != source.etag
+            return self._insist(uri, ask), None
         except storage.NotFound as refused:
             error = ImageError(ErrorCode.NOT_FOUND, _detail(refused))
         except storage.AccessDenied as refused:
@@ -139,19 +147,19 @@ class Fetcher:
             error = ImageError(ErrorCode.TOO_MANY_BYTES, _detail(refused))
         except storage.StorageError as refused:
             error = ImageError(ErrorCode.FETCH_FAILED, _detail(refused))
-        return FetchedObject(source, data, changed, error, 1e3 * (time.perf_counter() - start))
+        return None, error
 
-    def _insist(self, source: Source, max_bytes: int) -> storage.Fetched:
-        """The object, tried until it comes, or until it is seen that its store delivers others and not it."""
+    def _insist(self, uri: str, ask: Callable[[], Answer]) -> Answer:
+        """What is asked of an object, until it comes, or until it is seen that its store delivers others and not it."""
         deadline = self._monotonic() + storage.PATIENCE_S
         for attempt in itertools.count(1):
             try:
-                fetched = self._fetch(source.uri, max_bytes, source.within)
+                answer = ask()
             except storage.Unreachable as error:
                 if attempt >= FETCH_ATTEMPTS:
                     others_come = self._delivers()
                     # A disk that fails before it gave anything is no server that comes back.
-                    if others_come or (others_come is None and not storage.is_s3(source.uri)):
+                    if others_come or (others_come is None and not storage.is_s3(uri)):
                         raise
                 log.warning("%s: the store does not answer. Waiting for it.", _detail(error))
                 if self._monotonic() > deadline:
@@ -161,8 +169,8 @@ class Fetcher:
                     ) from error
                 self._sleep(retries.pause_s(attempt))
             else:
-                self._last_good = source.uri
-                return fetched
+                self._last_good = uri
+                return answer
         raise AssertionError("the loop ends by a return or an error")
 
     def _delivers(self) -> bool | None:

@@ -8,7 +8,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ad_jobs.archive.headers import header_columns
+from ad_jobs.archive.header_options import HeaderOptions
 from ad_jobs.archive.manifest import row_bytes
 from ad_jobs.archive.manifest_record import (
     RECORD,
     ManifestInfo,
     Part,
     Record,
+    changed_since,
     manifest_info,
     part_name,
     record_bytes,
     refusal,
     stored_manifest,
+    unwritable,
 )
 from ad_jobs.archive.sources import SourceObject, is_list, open_source
-from ad_jobs.errors import JobError, UsageError
-from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
+from ad_jobs.errors import UsageError
+from ad_jobs.schema import DEMOGRAPHICS, MANIFEST
 from cluster import storage
 
 log = logging.getLogger("retroscan.index")
@@ -39,13 +40,15 @@ log = logging.getLogger("retroscan.index")
 PART_ROWS = 1_000_000
 # Rows in memory, and in a row group; divides PART_ROWS.
 BATCH_ROWS = 50_000
-HEADER_THREADS = 32
-
-_HEADER_NAMES = [name for name in MANIFEST_HEADERS.names if name not in MANIFEST.names]
 
 
 def write_manifest(
-    source: str, out: str, *, headers: bool = False, part_rows: int = PART_ROWS, batch_rows: int = BATCH_ROWS
+    source: str,
+    out: str,
+    *,
+    headers: HeaderOptions | None = None,
+    part_rows: int = PART_ROWS,
+    batch_rows: int = BATCH_ROWS,
 ) -> ManifestInfo:
     """Write the manifest of `source` into the folder `out`, and return it.
 
@@ -55,13 +58,14 @@ def write_manifest(
     Args:
         source: A folder, `s3://bucket/prefix`, a manifest, or a list of images.
         out: A folder, local or S3, outside `source`.
-        headers: Also read the DICOM headers, the first bytes of each object, into columns.
-        part_rows: Rows of a part.
+        headers: Also read the headers, the first bytes of each object, into columns; how.
+        part_rows: Rows of a part; with headers a batch is a part.
         batch_rows: Rows in memory, and in a row group; divides `part_rows`.
 
     Raises:
         UsageError: The source cannot be listed, or `out` is unusable or holds another manifest.
-        JobError: The manifest could not be written.
+        JobError: The manifest could not be written, or the store did not deliver the headers.
+        ClusterError: The cluster that is to read headers does not work.
     """
     try:
         storage.check_bucket(out)
@@ -71,33 +75,43 @@ def write_manifest(
     with tempfile.TemporaryDirectory(prefix="retroscan-index-") as folder:
         staging = Path(folder)
         listing = open_source(source)
-        parts, digest = _stage(listing.objects, staging, headers, part_rows, batch_rows)
+        parts, digest = _stage(listing.objects, staging, part_rows, batch_rows)
+        if headers is not None:
+            # The decoders stand behind it, which a listing does without.
+            from ad_jobs.archive.header_index import write_header_parts
+
+            parts, digest = write_header_parts([staging / part.name for part in parts], out, headers, existing)
         if existing is not None:
             if existing.digest != digest:
-                raise UsageError(
-                    "A manifest is not rewritten, because runs refer to it.",
-                    f"{out} of {existing.created}, since when the source has changed",
-                    "Index into a new folder.",
-                )
+                raise changed_since(existing)
             return existing
         record = Record(
             source=source,
             root=listing.root,
             objects=sum(part.rows for part in parts),
             digest=digest,
-            headers=headers,
+            headers=headers is not None,
+            columns=_columns(headers),
+            identifiers=None if headers is None else headers.identifiers.mode,
             parts=tuple(parts),
             left_out=dict(sorted(listing.left_out.items())),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         try:
-            _publish(staging, record, out)
+            if headers is None:
+                for part in parts:
+                    storage.upload_file(staging / part.name, storage.join(out, part.name))
+            _finish(record, out)
         except storage.StorageError as error:
-            raise JobError(f"The manifest cannot be written: {error}.", "Check that --out is writable.") from error
+            raise unwritable(error) from error
     return manifest_info(out)
 
 
-def _existing(source: str, out: str, headers: bool) -> ManifestInfo | None:
+def _columns(headers: HeaderOptions | None) -> tuple[str, ...]:
+    return tuple(MANIFEST.names) if headers is None else headers.columns
+
+
+def _existing(source: str, out: str, headers: HeaderOptions | None) -> ManifestInfo | None:
     """The manifest of the same source and columns that is in `out` already, if any."""
     if not is_list(source) and (out + "/").startswith(source.removesuffix("/") + "/"):
         raise UsageError(
@@ -110,11 +124,11 @@ def _existing(source: str, out: str, headers: bool) -> ManifestInfo | None:
         if _of_another_kind(storage.join(out, RECORD)):
             raise UsageError(f"--out holds a {RECORD} of another kind.", out, "Name a new folder.")
         return None
-    if existing.source != source or existing.headers != headers:
-        kind = "with" if existing.headers else "without"
+    mode = None if headers is None else headers.identifiers.mode
+    if (existing.source, existing.names, existing.identifiers) != (source, _columns(headers), mode):
         raise UsageError(
             "A manifest is not rewritten, because runs refer to it.",
-            f"{out}, a manifest of {existing.source} {kind} headers",
+            f"{out}, a manifest of {existing.source} {_told(existing)}",
             "Index into a new folder.",
         )
     return existing
@@ -132,9 +146,18 @@ def _of_another_kind(uri: str) -> bool:
     return True
 
 
-def _publish(staging: Path, record: Record, out: str) -> None:
-    for part in record.parts:
-        storage.upload_file(staging / part.name, storage.join(out, part.name))
+def _told(existing: ManifestInfo) -> str:
+    """With which options a manifest was made, as far as they make its columns."""
+    if not existing.headers:
+        return "without headers"
+    if existing.identifiers is None:
+        return "with headers, by an earlier version"
+    told = "with demographics" if set(DEMOGRAPHICS.names) <= set(existing.names) else "without demographics"
+    return f"with headers, {told}, identifiers {existing.identifiers}"
+
+
+def _finish(record: Record, out: str) -> None:
+    """Write the record, last, where nothing lies any more that is not of it."""
     # An interrupted index of a larger source may have left more parts.
     for number in itertools.count(len(record.parts)):
         left = storage.join(out, part_name(number))
@@ -144,40 +167,31 @@ def _publish(staging: Path, record: Record, out: str) -> None:
     storage.write_bytes(storage.join(out, RECORD), record_bytes(record))
 
 
-def _stage(
-    objects: Iterable[SourceObject], folder: Path, headers: bool, part_rows: int, batch_rows: int
-) -> tuple[list[Part], str]:
-    """Write the parts into a local folder: the parts, and the digest over all rows."""
-    schema = MANIFEST_HEADERS if headers else MANIFEST
+def _stage(objects: Iterable[SourceObject], folder: Path, part_rows: int, batch_rows: int) -> tuple[list[Part], str]:
+    """Write the listing into a local folder: its parts, and the digest over all rows."""
     digest = hashlib.sha256()
     parts: list[Part] = []
-    rows = _rows(objects, headers, batch_rows)
+    rows = _rows(objects, batch_rows)
     for first in rows:
         path = folder / part_name(len(parts))
         count = 0
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(path, MANIFEST, compression="zstd") as writer:
             for batch in itertools.chain([first], itertools.islice(rows, part_rows // batch_rows - 1)):
                 for row in batch:
                     digest.update(row_bytes(row))
                 columns = [
-                    pa.array(values, field.type) for values, field in zip(zip(*batch, strict=True), schema, strict=True)
+                    pa.array(values, field.type)
+                    for values, field in zip(zip(*batch, strict=True), MANIFEST, strict=True)
                 ]
-                writer.write_table(pa.table(columns, schema=schema), row_group_size=batch_rows)
+                writer.write_table(pa.table(columns, schema=MANIFEST), row_group_size=batch_rows)
                 count += len(batch)
         with path.open("rb") as file:
             parts.append(Part(name=path.name, rows=count, sha256=hashlib.file_digest(file, "sha256").hexdigest()))
     return parts, digest.hexdigest()
 
 
-def _rows(objects: Iterable[SourceObject], headers: bool, batch_rows: int) -> Iterator[list[tuple[Any, ...]]]:
+def _rows(objects: Iterable[SourceObject], batch_rows: int) -> Iterator[list[tuple[Any, ...]]]:
     """The manifest's rows in batches, numbered from 0."""
     numbered = enumerate(objects)
-    with ThreadPoolExecutor(HEADER_THREADS) as pool:
-        while batch := list(itertools.islice(numbered, batch_rows)):
-            rows: list[tuple[Any, ...]] = [(i, o.uri, o.bytes, o.etag, o.modified) for i, o in batch]
-            if headers:
-                read = pool.map(header_columns, [o.uri for _, o in batch], [o.bytes for _, o in batch])
-                rows = [
-                    (*row, *(found.get(name) for name in _HEADER_NAMES)) for row, found in zip(rows, read, strict=True)
-                ]
-            yield rows
+    while batch := list(itertools.islice(numbered, batch_rows)):
+        yield [(number, found.uri, found.bytes, found.etag, found.modified) for number, found in batch]

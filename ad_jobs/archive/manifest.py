@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ad_jobs.archive.condition import rows_where
 from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, Part, manifest_info
 from ad_jobs.errors import JobError, UsageError
-from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
+from ad_jobs.schema import DEMOGRAPHICS, MANIFEST_HEADERS, UIDS
 from ad_jobs.values import source_place
 from cluster import storage
 from cluster.storage import uris
@@ -141,17 +141,35 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None, where: str | N
         JobError: A part is missing or damaged.
     """
     info = manifest_info(source_place(uri))
-    names = (MANIFEST_HEADERS if info.headers else MANIFEST).names
+    names = info.table_schema.names
     if missing := sorted(set(columns or ()) - set(names)):
-        raise UsageError(
-            f"Columns of this manifest are {', '.join(names)}.",
-            ", ".join(missing),
-            "DICOM columns need: retroscan index --headers.",
-        )
-    table = pa.concat_tables(read_parts(info, columns))
+        raise UsageError(f"Columns of this manifest are {', '.join(names)}.", ", ".join(missing), _lacking(info))
+    table = pa.concat_tables(read_parts(info, columns or names))
     if where is not None:
         table = table.take(pa.array(select(info, where).ids))
     return table if columns is None else table.select(list(columns))
+
+
+def _in_sql(name: str) -> str:
+    """A column's name as a condition has it."""
+    # A word of SQL.
+    return f'"{name}"' if name == "group" else name
+
+
+def _lacking(info: ManifestInfo) -> str:
+    """How to come by the columns that the manifest does not have."""
+    lacking = {*MANIFEST_HEADERS.names, *DEMOGRAPHICS.names} - set(info.names)
+    hidden, personal = lacking & set(UIDS), lacking & set(DEMOGRAPHICS.names)
+    needed = []
+    if not info.headers:
+        needed.append("DICOM columns need: retroscan index --headers.")
+    elif lacking - hidden - personal:
+        needed.append("An earlier version made it. More need: retroscan index --headers, into a new folder.")
+    elif hidden:
+        needed.append("UIDs need an index with --identifiers plain or hashed.")
+    if info.headers and personal:
+        needed.append(f"{' and '.join(sorted(personal))} need: retroscan index --headers --demographics.")
+    return " ".join(needed)
 
 
 class Selection(NamedTuple):
@@ -170,20 +188,18 @@ def select(info: ManifestInfo, where: str) -> Selection:
 
     Raises as `read_manifest`.
     """
-    schema = MANIFEST_HEADERS if info.headers else MANIFEST
-    names = f"Columns: {', '.join(schema.names)}."
-    if not info.headers:
-        names += " DICOM columns need: retroscan index --headers."
+    schema = info.table_schema
+    help = f"Columns: {', '.join(map(_in_sql, schema.names))}. {_lacking(info)}".strip()
 
     def rows() -> pa.RecordBatchReader:
         # A part at a time: all names of ten million objects take more than a gigabyte.
-        batches = (batch for part in read_parts(info) for batch in part.cast(schema).to_batches())
+        batches = (batch for part in read_parts(info, schema.names) for batch in part.cast(schema).to_batches())
         return pa.RecordBatchReader.from_batches(schema, batches)
 
     def found(condition: str, *columns: str) -> pa.Table:
         columns = ("object_id", *columns)
         return rows_where(
-            rows(), "manifest", condition, columns=columns, order=["object_id"], help=names, option="--where"
+            rows(), "manifest", condition, columns=columns, order=["object_id"], help=help, option="--where"
         )
 
     first = found(where)["object_id"]
@@ -204,5 +220,5 @@ def select(info: ManifestInfo, where: str) -> Selection:
             if undecided
             else f"{where} (0 of {info.objects})"
         )
-        raise UsageError("--where must select at least one object.", value, names)
+        raise UsageError("--where must select at least one object.", value, help)
     return Selection(first.to_numpy(), again["met"].null_count)

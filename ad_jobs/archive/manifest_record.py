@@ -13,9 +13,12 @@ import logging
 import re
 from typing import Any, Self
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from ad_jobs.errors import UsageError
+from ad_jobs.errors import JobError, UsageError
+from ad_jobs.schema import FIRST_HEADERS, MANIFEST, manifest_schema
+from ad_jobs.specs import IdentifierMode
 from ad_jobs.values import MANIFEST as NAMED
 from cluster import storage
 
@@ -48,6 +51,10 @@ class Record(BaseModel):
     # A sha256 over all rows.
     digest: str
     headers: bool
+    # None in those of a version that did not write them down.
+    columns: tuple[str, ...] | None = None
+    # How studies, series and instances are named; None without them.
+    identifiers: IdentifierMode | None = None
     parts: tuple[Part, ...]
     # What lies below the source and is no object, counted by why (`storage.LeftOut`).
     left_out: dict[str, int] = {}
@@ -66,6 +73,18 @@ class ManifestInfo(Record):
     """A finished manifest: what its `manifest.json` says, and the folder it lies in."""
 
     uri: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its columns, in order."""
+        if self.columns is not None:
+            return self.columns
+        return FIRST_HEADERS if self.headers else tuple(MANIFEST.names)
+
+    @property
+    def table_schema(self) -> pa.Schema:
+        """The schema of its rows, as far as this version knows the columns."""
+        return manifest_schema(self.names)
 
     @property
     def fingerprint(self) -> str:
@@ -190,3 +209,18 @@ def refusal(error: storage.StorageError) -> UsageError:
         rule = "The store must accept the request."
         remedy = "Check the URI and the AWS settings." if s3 else "Check the path."
     return UsageError(rule, f"{error.uri} ({error.detail})", remedy)
+
+
+def changed_since(existing: ManifestInfo) -> UsageError:
+    """The refusal to write a manifest where one lies that is of another source, or of the same before it changed."""
+    keyed = ", or the key of its identifiers," if existing.identifiers == "hashed" else ""
+    return UsageError(
+        "A manifest is not rewritten, because runs refer to it.",
+        f"{existing.uri} of {existing.created}, since when the source{keyed} has changed",
+        "Index into a new folder.",
+    )
+
+
+def unwritable(error: storage.StorageError) -> JobError:
+    """That the store does not take a part of the manifest, or its record."""
+    return JobError(f"The manifest cannot be written: {error}.", "Check that --out is writable.")

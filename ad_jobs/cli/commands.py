@@ -45,10 +45,26 @@ def index(
     headers: Annotated[
         bool, typer.Option("--headers", help="Also read DICOM headers into columns for --where.")
     ] = False,
+    demographics: Annotated[
+        bool, typer.Option("--demographics", help="With --headers: age by bands of five years, and sex.")
+    ] = False,
+    identifiers: Annotated[
+        o.Identifiers, typer.Option(help="With --headers: how studies, series and instances are named.")
+    ] = o.Identifiers.plain,
+    identifiers_key: Annotated[
+        Path | None, typer.Option(help="File with the key for --identifiers hashed.", metavar="FILE")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --headers: running Ray cluster that reads them; by default RAY_ADDRESS, else this process.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """List an archive once, into a manifest that scans refer to."""
+    """List an archive once, into a manifest that scans refer to. Run again to continue."""
     spec = o.given(specs.IndexSpec, context)
     from ad_jobs.index import index as verb
 

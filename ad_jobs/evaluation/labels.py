@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from ad_jobs.archive.identifiers import is_hashed
 from ad_jobs.archive.sources import resolve
 from ad_jobs.errors import UsageError
 from ad_jobs.results.read import as_pandas
 from ad_jobs.results.score_table import ORDER, ScoreTable
-from ad_jobs.scanning.identifiers import is_hashed
 from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from cluster import storage
 

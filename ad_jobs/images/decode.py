@@ -16,11 +16,13 @@ from ad_jobs.images.libraries import quiet
 from ad_jobs.images.model_input import FULL_SCALE
 from ad_jobs.images.picture import Picture, check_frames, check_input
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.images.sniff import sniff
-from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
+from ad_jobs.images.sniff import kind_of, sniff
+from ad_jobs.schema import DEMOGRAPHICS, MANIFEST, MANIFEST_HEADERS
 
-__all__ = ["Decoded", "Frame", "decode", "decode_each", "preview", "read_header", "sniff"]
+__all__ = ["Decoded", "Frame", "decode", "decode_each", "preview", "read_header"]
 
+# The columns of a manifest that an object's bytes tell; its name tells the others.
+_OF_THE_BYTES = tuple(name for name in MANIFEST_HEADERS.names if name not in (*MANIFEST.names, "group"))
 # Between the pixels that are looked at first.
 GRID_PX = 16
 # Between the channels of a grey picture in a colour format, once a lossy encoder has rounded them.
@@ -122,23 +124,28 @@ def preview(data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_si
     return shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, axis=2)
 
 
-def read_header(data: bytes, size: int | None = None) -> dict[str, Any]:
-    """What schema.MANIFEST_HEADERS tells of an object's header; never raises on bad bytes.
+def read_header(data: bytes, size: int | None = None, *, demographics: bool = False) -> dict[str, Any]:
+    """What schema.MANIFEST_HEADERS tells of an object's bytes; never raises on bad ones.
 
     `data` may be the object's first bytes, `size` then is its full length.
+    With `demographics` also the columns of schema.DEMOGRAPHICS.
     Where they do not suffice or the header cannot be read, `header_error` holds the code (`truncated`,
     `unknown_format`, ...) and the rest what was found.
     """
-    known: dict[str, Any] = dict.fromkeys(name for name in MANIFEST_HEADERS.names if name not in MANIFEST.names)
-    formats = {"dicom": dicom, "png": png, "jpeg": jpeg, "tiff": tiff}
+    known: dict[str, Any] = dict.fromkeys([*_OF_THE_BYTES, *(DEMOGRAPHICS.names if demographics else ())])
+    known["kind"] = kind_of(data[:4096])
+    formats = {"png": png, "jpeg": jpeg, "tiff": tiff}
     try:
         if not data:
             raise ImageError(ErrorCode.EMPTY, "zero bytes")
-        kind = sniff(data[:4096])
-        if kind is None:
+        if known["kind"] not in ("dicom", *formats):
             raise ImageError(ErrorCode.UNKNOWN_FORMAT, "no known format")
+        length = len(data) if size is None else size
         with quiet():
-            known.update(formats[kind].read_header(data, len(data) if size is None else size))
+            if known["kind"] == "dicom":
+                known.update(dicom.read_header(data, length, demographics=demographics))
+            else:
+                known.update(formats[known["kind"]].read_header(data, length))
     except ImageError as error:
         # Whatever goes wrong with a part may go well with the whole.
         certain = error.code in (ErrorCode.UNKNOWN_FORMAT, ErrorCode.TOO_MANY_BYTES)

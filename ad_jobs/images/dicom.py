@@ -18,9 +18,10 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ad_jobs.errors import ErrorCode, ImageError
-from ad_jobs.images import compressed, dicom_header
+from ad_jobs.images import compressed, dicom_header, manifest_header, representation
 from ad_jobs.images.attributes import functional_group, numbers, uid_in_message
 from ad_jobs.images.colour import to_rgb
+from ad_jobs.images.demographics import DEMOGRAPHIC_ATTRIBUTES, demographic_columns
 from ad_jobs.images.dicom_file import UNDEFINED_LENGTH, check_deflated, check_deflated_head, ends_cleanly
 from ad_jobs.images.fragments import frame_codes
 from ad_jobs.images.greyscale import greyscale
@@ -73,8 +74,10 @@ def open_dicom(data: bytes, limits: Limits) -> DicomPicture:
     return DicomPicture(ds, syntax, module, remarks, limits)
 
 
-def read_header(data: bytes, size: int) -> dict[str, Any]:
+def read_header(data: bytes, size: int, *, demographics: bool = False) -> dict[str, Any]:
     """The DICOM columns of schema.MANIFEST_HEADERS from an object's first bytes; `size` is its full length.
+
+    With `demographics` those of schema.DEMOGRAPHICS, too.
 
     Raises:
         ImageError: the header cannot be read, or does not end within `data` although the object goes on.
@@ -85,10 +88,13 @@ def read_header(data: bytes, size: int) -> dict[str, Any]:
         ds = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
         # Reading stops at the pixels.
         # Where it ran into the end instead, all columns are there only if what follows the last of them was met.
-        if len(data) < size and stream.tell() >= len(data) and max(ds.keys(), default=0) <= dicom_header.LAST_TAG:
+        if len(data) < size and stream.tell() >= len(data) and max(ds.keys(), default=0) <= manifest_header.LAST_TAG:
             raise ImageError(ErrorCode.TRUNCATED, f"the header does not end within {len(data)} bytes")
         syntax = str(ds.file_meta.get("TransferSyntaxUID") or "")
-        return dicom_header.manifest_columns(_values(ds, dicom_header.MANIFEST_ATTRIBUTES), syntax)
+        found = manifest_header.manifest_columns(_values(ds, manifest_header.MANIFEST_ATTRIBUTES), syntax)
+        if demographics:
+            found |= demographic_columns(_values(ds, DEMOGRAPHIC_ATTRIBUTES))
+        return found
 
 
 class DicomPicture:
@@ -102,7 +108,8 @@ class DicomPicture:
         self._module = module
         with _pydicom("header"):
             self.header = dicom_header.header_columns(_values(ds, dicom_header.HEADER_ATTRIBUTES), syntax)
-            self.header |= dicom_header.body_part(_values(ds, ("BodyPartExamined",)))
+            # For a model's acceptance domain alone: no column of a score table.
+            self.header["body_part"] = representation.code(_values(ds, ("BodyPartExamined",)), "BodyPartExamined")
             self.header["spacing_mm"] = _spacing_mm(ds)
             if syntax in _NATIVE:
                 self._native = NativePixels(ds, module)

@@ -22,18 +22,6 @@ HEADER_ATTRIBUTES = (
     "BitsStored",
     "PhotometricInterpretation",
 )
-MANIFEST_ATTRIBUTES = (
-    *HEADER_ATTRIBUTES,
-    "BodyPartExamined",
-    "ManufacturerModelName",
-    "NumberOfFrames",
-    "SOPClassUID",
-    "BurnedInAnnotation",
-)
-# Elements are in ascending order: behind Burned In Annotation no more of these columns follow.
-LAST_TAG = 0x00280301
-
-_SHARED = ["modality", "manufacturer", "rows", "columns", "bits", "photometric", "transfer_syntax", "study_month"]
 _MONTH = re.compile(r"((?:19|20)\d\d)[.\-]?(0[1-9]|1[0-2])")
 # No UI, LO or CS is longer.
 _MAX_CHARACTERS = 64
@@ -55,25 +43,6 @@ def header_columns(values: Mapping[str, Any], syntax: str) -> dict[str, object]:
         photometric=_known(values, "PhotometricInterpretation", named_photometric),
         transfer_syntax=syntax or None,
     )
-
-
-def manifest_columns(values: Mapping[str, Any], syntax: str) -> dict[str, object]:
-    """The columns of schema.MANIFEST_HEADERS from the values of MANIFEST_ATTRIBUTES that an object has."""
-    header = header_columns(values, syntax)
-    return {
-        **{name: header[name] for name in _SHARED},
-        "body_part": _text(values, "BodyPartExamined"),
-        "model": _text(values, "ManufacturerModelName"),
-        # PS3.3 C.7.6.6: absent means a single frame; what has no rows has no frames.
-        "frames": (_number(values, "NumberOfFrames", 2**31 - 1) or 1) if "Rows" in values else None,
-        "sop_class": _text(values, "SOPClassUID"),
-        "burned_in": _known(values, "BurnedInAnnotation", {"YES": "YES", "NO": "NO"}.get),
-    }
-
-
-def body_part(values: Mapping[str, Any]) -> dict[str, object]:
-    """The body part, which a model's acceptance domain asks for and a score table does not have."""
-    return {"body_part": _text(values, "BodyPartExamined")}
 
 
 def _text(values: Mapping[str, Any], keyword: str) -> str | None:

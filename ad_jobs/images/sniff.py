@@ -30,6 +30,13 @@ def sniff(head: bytes) -> Format | None:
     return "dicom" if is_headless(head) else None
 
 
+def kind_of(head: bytes) -> str:
+    """What the first bytes of an object (256 or more) are, in a manifest's word: a Format, jp2 or other."""
+    # The signature box of JP2 (ISO/IEC 15444-1 I.5.1), the first two markers of a bare code stream (A.4.1, A.5.1).
+    jpeg2000 = head.startswith((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"))
+    return sniff(head) or ("jp2" if jpeg2000 else "other")
+
+
 def has_preamble(head: bytes) -> bool:
     """Whether the bytes open with a preamble and the DICM prefix (PS3.10 7.1)."""
     return head[128:132] == b"DICM"

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ad_jobs.archive.identifiers import is_hashed
 from ad_jobs.errors import ImageError, JobError
 from ad_jobs.images.guard import of_this_process
 from ad_jobs.images.policy import Limits, PixelPolicy
@@ -19,7 +20,6 @@ from ad_jobs.page.colours import overlay
 from ad_jobs.results.read import open_heatmap
 from ad_jobs.results.run import ModelRef
 from ad_jobs.results.score_table import ORDER, ScoreTable
-from ad_jobs.scanning.identifiers import is_hashed
 from ad_jobs.schema import SCORED
 from cluster import storage
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ad_jobs.archive.fetching import FetchedObject, Source, fetch_all
+from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.errors import ErrorCode, ImageError, UsageError
 from ad_jobs.images.domain import check_accept
 from ad_jobs.images.guard import GuardedDecoder
-from ad_jobs.scanning.identifiers import Identifiers
 from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.scanning.stages import prepare_fetched, score_objects
 from ad_jobs.scanning.table import finish_rows

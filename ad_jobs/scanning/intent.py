@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ad_jobs.archive.identifiers import Identifiers, read_identifiers
 from ad_jobs.archive.listing import write_manifest
 from ad_jobs.archive.manifest import RowReader, Selection, select
 from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, find_manifest, refusal, stored_manifest
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.run import ModelRef
-from ad_jobs.scanning.identifiers import Identifiers, read_identifiers
 from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.schema import SCORES_VERSION
 from ad_jobs.scoring.model_store import CalibratedModel, read_model

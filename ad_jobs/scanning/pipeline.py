@@ -21,11 +21,11 @@ from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
 from ad_jobs.archive.fetching import status_of
+from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.errors import JobError, RetroscanError
 from ad_jobs.images.domain import Domain
 from ad_jobs.images.guard import of_this_process
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.scanning.identifiers import Identifiers
 from ad_jobs.scanning.intent import Intent
 from ad_jobs.scanning.judgement import ModelUse
 from ad_jobs.scanning.progress import ScanProgress

@@ -18,11 +18,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ad_jobs.archive.fetching import Decoder, FetchedObject, Prepared, Source, fetch_all, prepare_each
+from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.images.decode import Frame
 from ad_jobs.images.domain import Domain
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.heatmaps import FULL_SCALE, keep
-from ad_jobs.scanning.identifiers import Identifiers
 from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.schema import HEADER
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from ad_jobs.archive.identifiers import is_hashed
 from ad_jobs.errors import RetroscanError
 from ad_jobs.images.policy import Limits
 from ad_jobs.results.run import RUN_FILE, ModelRef, RunRecord
 from ad_jobs.results.seal import Signature, digest_holds, signature_of
-from ad_jobs.scanning.identifiers import is_hashed
 from ad_jobs.scanning.intent import id_of_run
 from ad_jobs.scoring.calibration import Calibration, judged_by
 from ad_jobs.scoring.model_store import FittedModel, open_fitted

@@ -13,17 +13,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ad_jobs.archive.fetching import Prepared, Source
+from ad_jobs.archive.identifiers import Identifiers, is_hashed, read_identifiers
 from ad_jobs.archive.manifest import RowReader, Selection, read_parts, row_bytes, select
 from ad_jobs.archive.manifest_record import ManifestInfo, manifest_info
 from ad_jobs.errors import RetroscanError, UsageError
 from ad_jobs.results.run import RunRecord
 from ad_jobs.results.score_table import ScoreTable
-from ad_jobs.scanning.identifiers import Identifiers, is_hashed, read_identifiers
 from ad_jobs.scanning.intent import manifest_beside
-from ad_jobs.schema import MANIFEST
+from ad_jobs.schema import MANIFEST, UIDS
 from cluster import storage
 
-UIDS = ("study_uid", "series_uid", "sop_uid")
 # The place of the URI in a manifest's row.
 _URI = MANIFEST.names.index("uri")
 _BATCH_ROWS = 65_536

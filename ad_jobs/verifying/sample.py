@@ -16,13 +16,13 @@ from ad_jobs.results.heatmaps import on_scale
 from ad_jobs.results.read import as_pandas, open_heatmap
 from ad_jobs.results.run import RunRecord
 from ad_jobs.results.score_table import ScoreTable, equal
-from ad_jobs.schema import HEADER, SCORED
+from ad_jobs.schema import HEADER, SCORED, UIDS
 from ad_jobs.scoring.calibration import Calibration
 from ad_jobs.scoring.devices import best_device
 from ad_jobs.scoring.scorer import AMP_TOLERANCE, FrameScore, Scorer
 from ad_jobs.verifying.progress import watched
 from ad_jobs.verifying.record import Judge
-from ad_jobs.verifying.run_archive import UIDS, RunArchive
+from ad_jobs.verifying.run_archive import RunArchive
 from cluster import storage
 
 # Relative above 1, absolute below: float32 convolutions differ by that between batch sizes.

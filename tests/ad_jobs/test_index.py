@@ -14,7 +14,7 @@ from ad_jobs.archive.manifest import read_manifest, select
 from ad_jobs.archive.manifest_record import manifest_info
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.index import index
-from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
+from ad_jobs.schema import MANIFEST
 from cluster import storage
 
 NAMES = ["a-b", "a/x", "a0", "b ü#?", "c/é/d", "￿", "𝄞"]
@@ -251,111 +251,6 @@ def test_where_must_select_the_same_each_time(tmp_path: Path) -> None:
         read_manifest(info.uri, where="random() < 0.5")
 
 
-# --- --headers
-
-
-def dicom(path: Path, *, private_bytes: int = 0, frames: int = 1, modality: str = "MR") -> None:
-    """A small DICOM file whose header is longer by `private_bytes`, before the image's size."""
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
-    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.name])
-    ds.PatientName, ds.PatientID = "Doe^Jane", "4711"
-    ds.Modality, ds.BodyPartExamined = modality, "KNEE"
-    ds.Manufacturer, ds.ManufacturerModelName = "Maker", "Model 1"
-    ds.StudyDate = "20240229"
-    if private_bytes:
-        ds.private_block(0x0009, "RETROSCAN TEST", create=True).add_new(0x01, "OB", b"\0" * private_bytes)
-    ds.Rows, ds.Columns, ds.NumberOfFrames = 3, 5, frames
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.PixelData = bytes(3 * 5 * 2 * frames)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ds.save_as(path, enforce_file_format=True)
-
-
-@pytest.fixture
-def mixed(tmp_path: Path) -> Path:
-    folder = tmp_path / "mixed"
-    dicom(folder / "a.dcm")
-    dicom(folder / "b", private_bytes=700_000, frames=4, modality="CT")
-    (folder / "c.txt").write_text("no image")
-    (folder / "d.dcm").write_bytes((folder / "a.dcm").read_bytes()[:300])
-    (folder / "e.dcm").write_bytes(b"")
-    return folder
-
-
-EXPECTED = {
-    "modality": "MR",
-    "body_part": "KNEE",
-    "manufacturer": "Maker",
-    "model": "Model 1",
-    "rows": 3,
-    "columns": 5,
-    "frames": 1,
-    "bits": 12,
-    "photometric": "MONOCHROME2",
-    "transfer_syntax": "1.2.840.10008.1.2.1",
-    "study_month": "2024-02",
-    "sop_class": "1.2.840.10008.5.1.4.1.1.4",
-    "burned_in": None,
-    "header_error": None,
-}
-
-
-def check_headers(uri: str) -> None:
-    table = read_manifest(uri)
-    assert table.schema.equals(MANIFEST_HEADERS)
-    rows = [{name: row[name] for name in EXPECTED} for row in table.to_pylist()]
-    assert rows[0] == EXPECTED
-    assert rows[1] == {**EXPECTED, "modality": "CT", "frames": 4}
-    assert set(rows[2].values()) == {None}
-    assert rows[3]["rows"] is None
-    assert set(rows[4].values()) == {None}
-    assert "Doe" not in str(table.to_pylist())
-    assert read_manifest(uri, ["object_id"], "modality = 'CT'")["object_id"].to_pylist() == [1]
-
-
-def test_headers(mixed: Path, tmp_path: Path) -> None:
-    one = index(str(mixed), str(tmp_path / "one"), headers=True)
-    assert one.headers
-    check_headers(one.uri)
-    assert one.parts == index(str(mixed), str(tmp_path / "two"), headers=True).parts
-
-
-def test_headers_read_no_more_than_they_need(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, int]] = []
-    fetch_range = storage.fetch_range
-
-    def note(uri: str, offset: int, length: int) -> bytes:
-        asked.append((uri.rpartition("/")[2], length))
-        return fetch_range(uri, offset, length)
-
-    monkeypatch.setattr(storage, "fetch_range", note)
-    index(str(mixed), str(tmp_path / "out"), headers=True)
-    once = 64 * 1024
-    assert sorted(asked) == [
-        ("a.dcm", once),
-        ("b", once),
-        ("b", 8 * once),
-        ("b", 64 * once),
-        ("c.txt", once),
-        ("d.dcm", once),
-        ("e.dcm", once),
-    ]
-
-
-def test_headers_of_what_is_gone(mixed: Path, tmp_path: Path) -> None:
-    listed = mixed / "list.csv"
-    listed.write_text("image\na.dcm\ngone.dcm\n")
-    table = read_manifest(index(str(listed), str(tmp_path / "out"), headers=True).uri)
-    assert table["header_error"].to_pylist() == [None, "not_found"]
-
-
 # --- S3
 
 
@@ -371,10 +266,6 @@ class TestS3:
         assert json.loads(storage.read_bytes(f"{out}/manifest.json"))["digest"] == info.digest
         assert index(s3.uri("index"), out) == info
         assert index(s3.uri("index"), s3.uri("index-two")).parts == info.parts
-
-    def test_headers_by_ranged_reads(self, s3: Any, mixed: Path) -> None:
-        s3.put_folder(mixed, "index-dicom")
-        check_headers(index(s3.uri("index-dicom"), s3.uri("index-dicom-out"), headers=True).uri)
 
     def test_the_bucket_of_out_is_asked_for_before_the_work(self, s3: Any, archive: Path) -> None:
         assert s3.bucket

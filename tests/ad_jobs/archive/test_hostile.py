@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from scankit import describe_grey, png, written
 
 from ad_jobs.archive.fetching import FetchedObject, Source
+from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.archive.manifest import read_manifest
 from ad_jobs.archive.sources import open_source, read_source
 from ad_jobs.errors import ErrorCode, ImageError, UsageError
@@ -25,7 +26,6 @@ from ad_jobs.images.decode import Decoded
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.index import index
-from ad_jobs.scanning.identifiers import Identifiers
 from ad_jobs.scanning.stages import prepare_fetched
 from ad_jobs.schema import storable
 from cluster import storage

@@ -74,7 +74,7 @@ def test_read_header_fills_the_manifests_columns() -> None:
         BurnedInAnnotation="NO",
     )
     found = read_header(data)
-    assert list(found) == [name for name in MANIFEST_HEADERS.names if name not in MANIFEST.names]
+    assert list(found) == [name for name in MANIFEST_HEADERS.names if name not in (*MANIFEST.names, "group")]
     assert (found["frames"], found["bits"], found["body_part"], found["burned_in"]) == (3, 12, "CHEST", "NO")
     assert (found["rows"], found["columns"], found["sop_class"]) == (ROWS, COLUMNS, "1.2.840.10008.5.1.4.1.1.2")
     assert found["header_error"] is None

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from scankit import make_model, png
 
+from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.archive.manifest_record import manifest_info
 from ad_jobs.errors import UsageError
 from ad_jobs.index import index
-from ad_jobs.scanning.identifiers import Identifiers
 from ad_jobs.scanning.intent import Intent, manifest_beside, resolve
 from ad_jobs.specs import ScanSpec
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ad_jobs.verifying import progress
+from ad_jobs.archive import progress
 from ad_jobs.verifying.progress import watched
 
 

@@ -10,10 +10,10 @@ import pytest
 from scankit import png
 
 from ad_jobs.archive.fetching import Prepared
+from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.errors import UsageError
 from ad_jobs.index import index
 from ad_jobs.results.run import RunRecord, read_record
-from ad_jobs.scanning.identifiers import Identifiers
 from ad_jobs.scanning.intent import manifest_beside
 from ad_jobs.verifying.run_archive import RunArchive
 
