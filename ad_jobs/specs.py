@@ -33,6 +33,8 @@ from ad_jobs.values import parse_size, parse_window, place, run_place, several, 
 KeepPolicy = Literal["flagged", "all", "none"]
 # How a table names studies, series and instances.
 IdentifierMode = Literal["plain", "hashed", "none"]
+# What `scan --since` scores again although an earlier run has it.
+Retry = Literal["failed"]
 Preset = Literal["fast", "paper"]
 
 CHAPTER_OBJECTS = 200_000
@@ -199,6 +201,9 @@ class ScanSpec(Spec):
     out: RunPlace
     # SQL condition over the manifest's columns.
     where: str | None = None
+    # A finished run: objects that it has are left out.
+    since: Place | None = None
+    retry: Retry | None = None
     heatmaps: KeepPolicy = "flagged"
     identifiers: IdentifierMode = "plain"
     # File with the key of hashed identifiers.
@@ -220,6 +225,16 @@ class ScanSpec(Spec):
     num_cpus: int | None = Field(default=None, ge=1, exclude=True)
     # Objects of a chapter, each committed as a whole: its end costs seconds, in which its last parts are waited for.
     chapter_objects: int = Field(default=CHAPTER_OBJECTS, ge=1, exclude=True)
+
+    @model_validator(mode="after")
+    def _retry_of_a_run(self) -> Self:
+        if self.retry is not None and self.since is None:
+            raise UsageError(
+                "--retry is of objects that an earlier run has.", f"--retry {self.retry}", "Name that run with --since."
+            )
+        if self.since == self.out:
+            raise UsageError("--since is another run than --out.", self.out, "Name a new folder with --out.")
+        return self
 
 
 class EvaluateSpec(Spec):

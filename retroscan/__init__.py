@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ad_jobs.report import report
     from ad_jobs.results.handle import Run, open_run
     from ad_jobs.results.read import Heatmap, open_heatmap, read_scores
+    from ad_jobs.results.runs import Runs, open_runs
     from ad_jobs.scan import scan
     from ad_jobs.score import score
     from ad_jobs.specs import (
@@ -52,6 +53,7 @@ _HOMES = {
     "ad_jobs.report": ("report",),
     "ad_jobs.results.handle": ("Run", "open_run"),
     "ad_jobs.results.read": ("Heatmap", "open_heatmap", "read_scores"),
+    "ad_jobs.results.runs": ("Runs", "open_runs"),
     "ad_jobs.scan": ("scan",),
     "ad_jobs.score": ("score",),
     "ad_jobs.specs": (

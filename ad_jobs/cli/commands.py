@@ -130,6 +130,10 @@ def scan(
     where: Annotated[
         str | None, typer.Option(help="SQL condition over the manifest's columns, as \"modality = 'MR'\".")
     ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="A finished run: what it has, or a run before it, is left out unless it changed.")
+    ] = None,
+    retry: Annotated[o.Retry | None, typer.Option(help="With --since, also score again what failed there.")] = None,
     heatmaps: Annotated[
         o.Heatmaps, typer.Option(help="Which to keep: flagged images and 1 % of the rest, all, or none.")
     ] = o.Heatmaps.flagged,

@@ -104,6 +104,7 @@ def verification_text(value: dict[str, Any]) -> str:
         f"{value['heatmap_parts']} heatmap shards, {value['sampled']} objects fetched again, {value['scored']} of them "
         f"scored again within {value['tolerance']:g}; {_SIGNATURES[value['signature']]}"
         + ("" if value["names_checked"] else "; the names of objects were not checked (--identifiers-key, --manifest)")
+        + ("" if value["parent_checked"] else "; what the run's parent has was not checked: it is gone")
     )
 
 
@@ -127,24 +128,33 @@ def calibration_text(value: dict[str, Any]) -> str:
     )
 
 
-def selection_text(manifest: dict[str, Any]) -> str:
-    """What a condition left of the manifest, a line with its end; nothing without a condition."""
+def selection_text(manifest: dict[str, Any], parent: dict[str, Any] | None) -> str:
+    """What a condition and a parent left of the manifest, a line with its end; nothing without either."""
     listed, selected, undecided = (manifest[name] for name in ("listed", "objects", "undecided"))
-    if manifest["where"] is None or listed is None:
+    if (manifest["where"] is None and parent is None) or listed is None:
         return ""
-    line = f"manifest {listed} = selected {selected} + not selected {listed - selected - undecided}"
+    line, already = f"manifest {listed} = selected {selected}", 0
+    if parent is not None:
+        already = manifest["already"]
+        line += f" + already in {parent['run_id']} {already}"
+    if manifest["where"] is not None:
+        line += f" + not selected {listed - selected - already - undecided}"
     if undecided:
         line += f" + undecided {undecided} (the condition is NULL, as for objects without a header)"
+    if parent is not None and parent["retried"]:
+        line += f"\nselected {selected} = new {selected - parent['retried']} + failed there {parent['retried']}"
+    if parent is not None and not selected:
+        line += f"\nnothing is new since {parent['run_id']}: this run is empty, and can be the next one's --since"
     return line + "\n"
 
 
 def balance_text(record: dict[str, Any], folder: str) -> str:
     """A run's counts, which add up to its manifest's, or to what was selected of it."""
-    counts, manifest = record["counts"], record["manifest"]
+    counts, manifest, parent = record["counts"], record["manifest"], record.get("parent")
     codes = ", ".join(f"{code} {count}" for code, count in sorted(counts["by_code"].items()))
-    whole = "manifest" if manifest["where"] is None else "selected"
+    whole = "manifest" if manifest["where"] is None and parent is None else "selected"
     return (
-        selection_text(manifest)
+        selection_text(manifest, parent)
         + f"scored {counts['scored']} + failed {counts['failed']} + skipped {counts['skipped']} "
         f"= {whole} {counts['objects']}\n"
         f"{counts['rows']} rows, {counts['flagged']} flagged, {counts['heatmaps']} heatmaps kept, "

@@ -146,6 +146,8 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "model": ["m", "s3://b/m, 2"],
             "out": "r",
             "where": "modality = 'MR' AND uri LIKE '%,%'",
+            "since": "s3://b/run-1",
+            "retry": "failed",
             "heatmaps": "all",
             "identifiers": "hashed",
             "identifiers_key": Path("key"),

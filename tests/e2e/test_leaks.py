@@ -22,7 +22,7 @@ from scankit import describe_grey, dicom, make_model, png, written
 
 from ad_jobs.index import index
 from ad_jobs.results.read import read_run, read_scores
-from ad_jobs.scanning.intent import BESIDE
+from ad_jobs.scanning.identifiers import BESIDE
 from cluster import storage
 
 pytestmark = pytest.mark.ray
