@@ -253,6 +253,14 @@ class ReportSpec(Spec):
     top: int = Field(default=24, ge=1)
 
 
+class CompareSpec(Spec):
+    """Compare two runs, and write what differs to `out`; by default below run B."""
+
+    run_a: Place
+    run_b: Place
+    out: Place | None = None
+
+
 class VerifySpec(Spec):
     """Check a run against its record, and score `sample` of its objects again."""
 

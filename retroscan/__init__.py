@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ad_jobs.archive.manifest import read_manifest
     from ad_jobs.calibrate import calibrate
+    from ad_jobs.compare import compare
     from ad_jobs.errors import ErrorCode, ImageError, JobError, RetroscanError, TooManyFailed, UsageError
     from ad_jobs.evaluate import evaluate
     from ad_jobs.fit import fit
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ad_jobs.score import score
     from ad_jobs.specs import (
         CalibrateSpec,
+        CompareSpec,
         EvaluateSpec,
         FitSpec,
         IndexSpec,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ad_jobs.archive.manifest": ("read_manifest",),
     "ad_jobs.calibrate": ("calibrate",),
+    "ad_jobs.compare": ("compare",),
     "ad_jobs.errors": ("ErrorCode", "ImageError", "JobError", "RetroscanError", "TooManyFailed", "UsageError"),
     "ad_jobs.evaluate": ("evaluate",),
     "ad_jobs.fit": ("fit",),
@@ -58,6 +61,7 @@ _HOMES = {
     "ad_jobs.score": ("score",),
     "ad_jobs.specs": (
         "CalibrateSpec",
+        "CompareSpec",
         "EvaluateSpec",
         "FitSpec",
         "IndexSpec",

@@ -208,6 +208,23 @@ def report(
     show.result({"report": str(verb(spec))}, json_, lambda v: v["report"])
 
 
+def compare(
+    context: typer.Context,
+    run_a: Annotated[str, typer.Argument(help="Folder of a finished run.", show_default=False)],
+    run_b: Annotated[str, typer.Argument(help="Folder of the run to compare with it.", show_default=False)],
+    out: Annotated[
+        str | None, typer.Option(help="Folder for the page and the rows that differ; RUN_B/compared/ID_OF_A.")
+    ] = None,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """What differs between two runs: objects, content, statuses, scores, flags. A page and a table of it."""
+    spec = o.given(specs.CompareSpec, context)
+    from ad_jobs.compare import compare as verb
+
+    show.result(verb(spec), json_, show.comparison_text)
+
+
 def verify(
     context: typer.Context,
     run: o.Run,

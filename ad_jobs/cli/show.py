@@ -108,6 +108,34 @@ def verification_text(value: dict[str, Any]) -> str:
     )
 
 
+def comparison_text(value: dict[str, Any]) -> str:
+    """What differs between two runs: first what they were made with."""
+    a, b, objects = value["a"], value["b"], value["objects"]
+    lines = [f"A {a['run_id']} in {a['uri']}", f"B {b['run_id']} in {b['uri']}"]
+    lines += [value["relation"]] if value["relation"] else []
+    lines += [f"different: {one['name']}: {one['a']} in A, {one['b']} in B" for one in value["settings"]]
+    lines.append(
+        f"objects: {objects['both']} in both, {objects['only_a']} only in A, {objects['only_b']} only in B; "
+        f"{objects['content_changed']} with other content"
+    )
+    lines += [f"{one['rows']} rows: {one['a']} in A, {one['b']} in B" for one in value["statuses"]]
+    for model in value["models"]:
+        same = model["model_id_a"] == model["model_id_b"]
+        correlation = "-" if model["rank_correlation"] is None else f"{model['rank_correlation']:.4f}"
+        lines.append(
+            f"model {model['model_id_a']}{'' if same else ' and ' + model['model_id_b']}: rank correlation "
+            f"{correlation} over {model['rows']} rows"
+            + (f", {model['scores_differ']} scores differ by more than {value['tolerance']:g}" if same else "")
+        )
+        if model["largest_difference"]:
+            lines[-1] += f", at most by {model['largest_difference']:.6g}"
+        lines.append(
+            f"  flagged in both {model['flagged_both']}, only in A {model['flagged_only_a']}, only in B "
+            f"{model['flagged_only_b']}; thresholds {model['threshold_a']:.6g} and {model['threshold_b']:.6g}"
+        )
+    return "\n".join([*lines, f"{value['rows_differ']} rows differ: {value['differences']}", value["page"]])
+
+
 def raise_if_failed(rows: list[dict[str, Any]]) -> None:
     """Raise JobError where an image has no score: the exit code of `score` says so, too."""
     from ad_jobs.schema import FAILED

@@ -42,6 +42,8 @@ def streaming(tables: Mapping[str, Stream]) -> Iterator[duckdb.DuckDBPyConnectio
             "memory_limit": QUERY_MEMORY,
             "temp_directory": spill,
             "threads": str(QUERY_THREADS),
+            # A table is what was named, never a variable of the caller.
+            "python_enable_replacements": "false",
             # Rows are told by what is in them; their order would have to be held.
             "preserve_insertion_order": "false",
         }

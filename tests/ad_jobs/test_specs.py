@@ -161,6 +161,7 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
         },
     ),
     "evaluate": (specs.EvaluateSpec, {"run": "r", "labels": "l.csv", "seed": 1, "bootstrap": 10}),
+    "compare": (specs.CompareSpec, {"run_a": "a", "run_b": "s3://b/r", "out": "o"}),
     "report": (specs.ReportSpec, {"run": "r", "top": 5}),
     "verify": (
         specs.VerifySpec,
