@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def run_of(spec: ScanSpec, *, failed: Iterable[str] = (), rows: Rows | None = No
             known = [
                 _judged(row, model.threshold)
                 | {"object_id": held["object_id"], "uri": held["uri"], "run_id": intent.run_id}
+                | {"content_sha256": _sha256(Path(held["uri"]))}
                 for held in objects.to_pylist()
                 for model in intent.models
                 for row in (rows or plain)(held["uri"], model.model_id)
@@ -50,6 +52,10 @@ def run_of(spec: ScanSpec, *, failed: Iterable[str] = (), rows: Rows | None = No
             models = [model.model_id for model in intent.models]
             assert chapters.commit(intent.checkpoint, spec.out, intent.run_id, 0, objects, models) is not None
         return run_state.close(intent)
+
+
+def _sha256(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def _judged(row: dict[str, Any], threshold: float) -> dict[str, Any]:

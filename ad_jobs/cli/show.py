@@ -212,11 +212,11 @@ def metrics_table(value: dict[str, Any]) -> Table:
 
 
 def _left_out(labels: dict[str, Any]) -> str:
-    """How many of them the run's condition left out, as far as that is known."""
+    """How many of them the run left out, as far as that is known."""
     count = labels.get("not_selected", 0)
     if count is None:
-        return ", which has a condition (--where)"
-    return f": {count} of them were left out by its condition (--where)" if count else ""
+        return ", which leaves something out (--where, --since)"
+    return f": {count} of them were left out of it (--where, --since)" if count else ""
 
 
 def demo_table(value: dict[str, Any]) -> Any:

@@ -9,10 +9,13 @@ import pytest
 import scankit as kit
 from s3server import S3Server
 
+from ad_jobs.compare import compare
 from ad_jobs.errors import TooManyFailed
 from ad_jobs.results.read import read_scores
+from ad_jobs.results.runs import open_runs
 from ad_jobs.scan import scan
 from ad_jobs.verify import verify
+from cluster import storage
 from cluster.session import session
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
@@ -98,3 +101,29 @@ def test_an_archive_that_changes_is_scored_where_it_does(archive: Archive) -> No
     assert (resumed.parent.retried, resumed.counts.failed) == (len(failed), len(failed))
     found = verify(fourth, sample=100)
     assert (found.differences, found.parent_checked) == ([], True)
+
+    # As one: every object that ever was, as it was seen last.
+    as_one = open_runs(fourth)
+    rows = kit.named(as_one.scores())
+    assert not rows.index.duplicated().any()
+    names = rows.index.get_level_values("name")
+    assert set(names) == {*GOOD, *BAD, *added, "good/later.png"}
+    newest = {name: run for run in (first, second, fourth) for name in scanned(run)}
+    ids = {run.uri: run.record.run_id for run in as_one.runs}
+    assert rows["run_id"].tolist() == [ids[newest[name]] for name in names]
+    assert as_one.heatmap(rows[rows["heatmap"].notna()].iloc[0]).values.shape == (kit.SIZE_PX, kit.SIZE_PX)
+
+    compared = compare(first, second)
+    assert compared["relation"] == "B was scanned since A: it has only what is new, or was tried again."
+    assert compared["objects"] == {
+        "both": 3,
+        "only_a": len(GOOD | BAD) - 3,
+        "only_b": len(added),
+        "content_changed": len(changed),
+    }
+    assert {(one["a"], one["b"]) for one in compared["statuses"]} == {
+        ("scored", "truncated"),
+        ("unknown_format", "scored"),
+    }
+    assert storage.read_bytes(compared["page"]).startswith(b"<!doctype html>")
+    assert verify(second, sample=0).differences == [], "what is written below a run is no part of it"

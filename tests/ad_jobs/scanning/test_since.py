@@ -15,6 +15,7 @@ from sincekit import run_of, write_objects
 
 from ad_jobs.archive.manifest import RowReader
 from ad_jobs.errors import JobError, RetroscanError, UsageError
+from ad_jobs.evaluate import evaluate
 from ad_jobs.index import index
 from ad_jobs.report import report
 from ad_jobs.results.read import read_scores
@@ -165,6 +166,16 @@ def test_the_record_accounts_for_the_manifest_and_names_the_parent(home: Home) -
         2,
     )
     assert "new since run" in Path(report(str(home.folder / "run-2"))).read_text()
+
+
+def test_labels_of_what_the_parent_has_are_told_from_labels_of_what_never_was(home: Home) -> None:
+    home.write("g.png", b"g")
+    home.write("h.png", b"h")
+    home.run("run-2", since=str(home.folder / "run-1"))
+    lines = [f"{home.archive}/{letter}.png,{int(letter == 'g')}" for letter in "abcdefghx"]
+    (home.folder / "labels.csv").write_text("\n".join(["image,anomalous", *lines]) + "\n")
+    found = evaluate(str(home.folder / "run-2"), str(home.folder / "labels.csv"), bootstrap=0)
+    assert (found["n_missing"], found["labels"]["not_selected"]) == (7, 6)
 
 
 def test_the_id_of_a_run_follows_from_its_parent(home: Home) -> None:
