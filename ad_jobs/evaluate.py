@@ -75,11 +75,11 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
 
 
 def _not_selected(record: RunRecord, missing: pd.Series[str]) -> int | None:
-    """Of labels that the run knows nothing of, how many are of objects that its condition left out.
+    """Of labels that the run knows nothing of, how many are of objects that its condition, or its parent, left out.
 
     None where that cannot be told: the manifest is hidden, gone, or another one by now.
     """
-    if record.manifest.where is None or missing.empty:
+    if (record.manifest.where is None and record.parent is None) or missing.empty:
         return 0
     try:
         info = manifest_info(record.manifest.uri)

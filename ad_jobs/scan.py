@@ -32,6 +32,7 @@ def scan(spec: ScanSpec) -> RunRecord:
     A source that is no manifest is indexed, once: into `manifest_out`, by default `out`/manifest, and with hashed
     identifiers `out`.manifest.
     Each object is fetched and decoded once for all models.
+    With `since`, objects that an earlier run has are left out; where that has all of them, the run is an empty one.
     The same call again continues an interrupted run, or returns a finished one.
 
     Raises:
@@ -48,6 +49,15 @@ def scan(spec: ScanSpec) -> RunRecord:
             "those of the header where there is none.",
             intent.undecided,
             intent.manifest.objects,
+        )
+    if intent.parent is not None:
+        log.info(
+            "%d of %d objects are as run %s has them, and left out; %d are left%s.",
+            intent.already,
+            intent.manifest.objects,
+            intent.parent.run_id,
+            intent.objects,
+            f", {intent.parent.retried} of which failed there" if intent.parent.retried else "",
         )
     record = run_state.finished(intent)
     if record is not None:
@@ -71,7 +81,7 @@ def scan(spec: ScanSpec) -> RunRecord:
         counts.failed,
         counts.skipped,
         counts.objects,
-        "in the manifest" if spec.where is None else f"selected of {intent.manifest.objects}",
+        "in the manifest" if intent.selection is None else f"selected of {intent.manifest.objects}",
         counts.rows,
         counts.flagged,
         time.monotonic() - started,

@@ -34,6 +34,8 @@ from ad_jobs.values import parse_size, parse_window, place, run_place, several, 
 KeepPolicy = Literal["flagged", "all", "none"]
 # How a table names studies, series and instances.
 IdentifierMode = Literal["plain", "hashed", "none"]
+# What `scan --since` scores again although an earlier run has it.
+Retry = Literal["failed"]
 Preset = Literal["fast", "paper"]
 
 CHAPTER_OBJECTS = 200_000
@@ -228,6 +230,9 @@ class ScanSpec(Spec):
     where: str | None = None
     # What to score although the models' fits saw none of it: `all`, a field of domain.json, or FIELD=VALUE.
     accept: Accept = ()
+    # A finished run: objects that it has are left out.
+    since: Place | None = None
+    retry: Retry | None = None
     heatmaps: KeepPolicy = "flagged"
     identifiers: IdentifierMode = "plain"
     # File with the key of hashed identifiers.
@@ -250,6 +255,16 @@ class ScanSpec(Spec):
     # Objects of a chapter, each committed as a whole: its end costs seconds, in which its last parts are waited for.
     chapter_objects: int = Field(default=CHAPTER_OBJECTS, ge=1, exclude=True)
 
+    @model_validator(mode="after")
+    def _retry_of_a_run(self) -> Self:
+        if self.retry is not None and self.since is None:
+            raise UsageError(
+                "--retry is of objects that an earlier run has.", f"--retry {self.retry}", "Name that run with --since."
+            )
+        if self.since == self.out:
+            raise UsageError("--since is another run than --out.", self.out, "Name a new folder with --out.")
+        return self
+
 
 class EvaluateSpec(Spec):
     """Compare a run with labels; `bootstrap` replicates give the intervals, none if 0."""
@@ -265,6 +280,14 @@ class ReportSpec(Spec):
 
     run: Place
     top: int = Field(default=24, ge=1)
+
+
+class CompareSpec(Spec):
+    """Compare two runs, and write what differs to `out`; by default below run B."""
+
+    run_a: Place
+    run_b: Place
+    out: Place | None = None
 
 
 class VerifySpec(Spec):

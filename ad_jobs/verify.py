@@ -13,12 +13,12 @@ from ad_jobs.results.read import read_run
 from ad_jobs.results.run import RunRecord
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.results.seal import Signature, signing_key
-from ad_jobs.scoring.scorer import AMP_TOLERANCE
+from ad_jobs.scoring.tolerances import AMP_TOLERANCE, SCORE_TOLERANCE
 from ad_jobs.specs import VerifySpec, takes
 from ad_jobs.verifying import files, table
 from ad_jobs.verifying.record import Judge, check_config, check_model, check_run_id, check_seal
 from ad_jobs.verifying.run_archive import RunArchive
-from ad_jobs.verifying.sample import SCORE_TOLERANCE, Sampled, check_sample, choose
+from ad_jobs.verifying.sample import Sampled, check_sample, choose
 from cluster import storage
 
 MAX_LISTED = 20
@@ -41,6 +41,8 @@ class Verification(NamedTuple):
     rows_checked: bool
     # False where names are hashed, and their key was not given.
     names_checked: bool
+    # False where a run was made since another, and that or its manifest is gone: what it has was not looked at.
+    parent_checked: bool
     differences: list[str]
 
     @property
@@ -97,6 +99,8 @@ def verify(spec: VerifySpec) -> Verification:
                 drawn = choose(rows, archive.manifest.objects, spec.sample, spec.seed)
                 sampled = check_sample(run_uri, record, archive, judges, drawn)
                 differences += sampled.differences
+    parent_gone, missing = _parent_gone(archive)
+    differences += missing
     return Verification(
         record.run_id,
         len(record.parts),
@@ -107,8 +111,16 @@ def verify(spec: VerifySpec) -> Verification:
         signature,
         not broken,
         archive is not None and archive.identifiers is not None,
+        archive is not None and parent_gone is None,
         differences,
     )
+
+
+def _parent_gone(archive: RunArchive | None) -> tuple[str | None, list[str]]:
+    try:
+        return None if archive is None else archive.parent_gone, []
+    except (RetroscanError, storage.StorageError) as error:
+        return str(error), [f"parent: {error}"]
 
 
 def _archive(spec: VerifySpec, record: RunRecord) -> tuple[RunArchive | None, list[str]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ad_jobs.archive.manifest import read_manifest
     from ad_jobs.calibrate import calibrate
+    from ad_jobs.compare import compare
     from ad_jobs.errors import ErrorCode, ImageError, JobError, RetroscanError, TooManyFailed, UsageError
     from ad_jobs.evaluate import evaluate
     from ad_jobs.fit import fit
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
     from ad_jobs.report import report
     from ad_jobs.results.handle import Run, open_run
     from ad_jobs.results.read import Heatmap, open_heatmap, read_scores
+    from ad_jobs.results.runs import Runs, open_runs
     from ad_jobs.scan import scan
     from ad_jobs.score import score
     from ad_jobs.specs import (
         CalibrateSpec,
+        CompareSpec,
         EvaluateSpec,
         FitSpec,
         IndexSpec,
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ad_jobs.archive.manifest": ("read_manifest",),
     "ad_jobs.calibrate": ("calibrate",),
+    "ad_jobs.compare": ("compare",),
     "ad_jobs.errors": ("ErrorCode", "ImageError", "JobError", "RetroscanError", "TooManyFailed", "UsageError"),
     "ad_jobs.evaluate": ("evaluate",),
     "ad_jobs.fit": ("fit",),
@@ -52,10 +56,12 @@ _HOMES = {
     "ad_jobs.report": ("report",),
     "ad_jobs.results.handle": ("Run", "open_run"),
     "ad_jobs.results.read": ("Heatmap", "open_heatmap", "read_scores"),
+    "ad_jobs.results.runs": ("Runs", "open_runs"),
     "ad_jobs.scan": ("scan",),
     "ad_jobs.score": ("score",),
     "ad_jobs.specs": (
         "CalibrateSpec",
+        "CompareSpec",
         "EvaluateSpec",
         "FitSpec",
         "IndexSpec",

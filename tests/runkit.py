@@ -17,6 +17,7 @@ from ad_jobs.schema import SCORES
 
 MODEL, SECOND = "0123456789ab", "ba9876543210"
 RUN_ID = "d00d00d00d00"
+MOMENT = datetime(2025, 3, 4, 9, 30, tzinfo=UTC)
 # Not square, and padded on two sides, so that a swap of height and width cannot pass.
 GEOMETRY = Geometry.of(PixelPolicy(channels=1, height_px=20, width_px=33, resize="pad"), 47, 31)
 
@@ -55,12 +56,11 @@ def heatmap_parts(run: str) -> list[run_module.HeatmapPart]:
 
 def record(run: Path, objects: int) -> run_module.RunRecord:
     """The record of the run as it lies there."""
-    moment = datetime(2025, 3, 4, 9, 30, tzinfo=UTC)
     table = run_module.count_table(run_module.part_uris(str(run)), objects=objects, run_id=RUN_ID, model_ids=[MODEL])
     return run_module.RunRecord(
         run_id=RUN_ID,
-        started_at=moment,
-        ended_at=moment,
+        started_at=MOMENT,
+        ended_at=MOMENT,
         source="/a",
         manifest=run_module.ManifestRef(uri="/m", digest="00", objects=objects),
         models=[

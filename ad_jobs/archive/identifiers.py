@@ -15,9 +15,12 @@ from typing import Any, NamedTuple
 from ad_jobs.errors import UsageError
 from ad_jobs.specs import IdentifierMode
 from ad_jobs.values import read_key
+from cluster import storage
 
 # What a hash begins with.
 HASHED = "hmac:"
+# Where the run's own folder must not hold its manifest: RUN.manifest.
+BESIDE = ".manifest"
 # Of a request: what may hold names of the archive.
 _OF_THE_ARCHIVE = ("source", "where", "manifest_out")
 
@@ -57,6 +60,21 @@ class Identifiers(NamedTuple):
 def is_hashed(text: str | None) -> bool:
     """Whether a run shows this instead of something else."""
     return text is not None and text.startswith(HASHED)
+
+
+def manifest_beside(out: str) -> str:
+    """Where the manifest of a run lies that may not say where its objects lie.
+
+    Raises:
+        UsageError: the run is a whole bucket, beside which there is nothing.
+    """
+    if storage.is_s3(out) and "/" not in out.removeprefix("s3://"):
+        raise UsageError(
+            "The manifest of a run with hashed identifiers lies beside its folder.",
+            f"--out {out}, a whole bucket",
+            "Name a prefix in it, or say where the manifest is to lie with --manifest-out.",
+        )
+    return out + BESIDE
 
 
 def read_identifiers(mode: IdentifierMode, key: Path | None) -> Identifiers:

@@ -173,14 +173,18 @@ def _lacking(info: ManifestInfo) -> str:
 
 
 class Selection(NamedTuple):
-    """What of a manifest an SQL condition selects.
+    """What of a manifest is to be scanned.
 
-    `ids` int64, ascending; `undecided` counts the rows for which the condition is NULL, neither met nor not: a column
-    that it asks for has no value there, as those of the header in an object without one.
+    `ids` int64, ascending; `undecided` counts the rows for which an SQL condition is NULL, neither met nor not: a
+    column that it asks for has no value there, as those of the header in an object without one.
+    Of the rows that meet it, `already` counts those that are left out because an earlier run has them, and `retried`
+    those that are in `ids` because they failed there.
     """
 
     ids: NDArray[np.int64]
     undecided: int
+    already: int = 0
+    retried: int = 0
 
 
 def select(info: ManifestInfo, where: str) -> Selection:

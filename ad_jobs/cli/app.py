@@ -85,6 +85,7 @@ VERBS = (
     (commands.scan, "retroscan scan s3://archive/2024 --model ./model --out s3://results/run-1 --heatmaps flagged"),
     (commands.evaluate, "retroscan evaluate ./run --labels labels.csv"),
     (commands.report, "retroscan report ./run"),
+    (commands.compare, "retroscan compare ./run-1 ./run-2 --out ./compared"),
     (commands.verify, "retroscan verify ./run --sample 100"),
     (commands.show_, "retroscan show ./model"),
     (commands.score, "retroscan score ./model image.dcm other.png"),

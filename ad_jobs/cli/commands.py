@@ -148,6 +148,10 @@ def scan(
         str | None, typer.Option(help="SQL condition over the manifest's columns, as \"modality = 'MR'\".")
     ] = None,
     accept: o.Accept = None,
+    since: Annotated[
+        str | None, typer.Option(help="A finished run: what it has, or a run before it, is left out unless it changed.")
+    ] = None,
+    retry: Annotated[o.Retry | None, typer.Option(help="With --since, also score again what failed there.")] = None,
     heatmaps: Annotated[
         o.Heatmaps, typer.Option(help="Which to keep: flagged images and 1 % of the rest, all, or none.")
     ] = o.Heatmaps.flagged,
@@ -220,6 +224,23 @@ def report(
     from ad_jobs.report import report as verb
 
     show.result({"report": str(verb(spec))}, json_, lambda v: v["report"])
+
+
+def compare(
+    context: typer.Context,
+    run_a: Annotated[str, typer.Argument(help="Folder of a finished run.", show_default=False)],
+    run_b: Annotated[str, typer.Argument(help="Folder of the run to compare with it.", show_default=False)],
+    out: Annotated[
+        str | None, typer.Option(help="Folder for the page and the rows that differ; RUN_B/compared/ID_OF_A.")
+    ] = None,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """What differs between two runs: objects, content, statuses, scores, flags. A page and a table of it."""
+    spec = o.given(specs.CompareSpec, context)
+    from ad_jobs.compare import compare as verb
+
+    show.result(verb(spec), json_, show.comparison_text)
 
 
 def verify(

@@ -61,12 +61,14 @@ def scan_outlook(spec: ScanSpec) -> dict[str, Any]:
         "fetch_cpus": division.fetch_cpus,
         "write_cpus": division.write_cpus,
         "batch_size": division.batch_size,
-        "block_rows": block_rows(max(left), division),
+        "block_rows": block_rows(max(left, default=0), division),
         "part_rows": part_rows(intent, division),
         "chapters": intent.chapters,
         "chapters_left": sum(count > 0 for count in left),
         "listed": intent.manifest.objects,
         "undecided": intent.undecided,
+        "already": intent.already,
+        "since": None if intent.parent is None else intent.parent.run_id,
         "objects": intent.objects,
         "objects_left": sum(left),
         "fetch_task_bytes": fetch_task_bytes(intent.limits, intent.policies),
@@ -183,7 +185,8 @@ def scan_text(found: dict[str, Any]) -> str:
         (
             "manifest",
             f"{found['listed']:,} = {found['objects']:,} selected + "
-            f"{found['listed'] - found['objects'] - found['undecided']:,} not selected + "
+            + (f"{found['already']:,} already in {found['since']} + " if found["since"] else "")
+            + f"{found['listed'] - found['objects'] - found['already'] - found['undecided']:,} not selected + "
             f"{found['undecided']:,} undecided (--where is NULL)",
         ),
         ("objects", f"{found['objects']:,}: {done:,} done, {found['objects_left']:,} left"),

@@ -35,6 +35,10 @@ class Identifiers(StrEnum):
     none = "none"
 
 
+class Retry(StrEnum):
+    failed = "failed"
+
+
 class Resize(StrEnum):
     stretch = "stretch"
     pad = "pad"

@@ -104,7 +104,36 @@ def verification_text(value: dict[str, Any]) -> str:
         f"{value['heatmap_parts']} heatmap shards, {value['sampled']} objects fetched again, {value['scored']} of them "
         f"scored again within {value['tolerance']:g}; {_SIGNATURES[value['signature']]}"
         + ("" if value["names_checked"] else "; the names of objects were not checked (--identifiers-key, --manifest)")
+        + ("" if value["parent_checked"] else "; what the run's parent has was not checked: it is gone")
     )
+
+
+def comparison_text(value: dict[str, Any]) -> str:
+    """What differs between two runs: first what they were made with."""
+    a, b, objects = value["a"], value["b"], value["objects"]
+    lines = [f"A {a['run_id']} in {a['uri']}", f"B {b['run_id']} in {b['uri']}"]
+    lines += [value["relation"]] if value["relation"] else []
+    lines += [f"different: {one['name']}: {one['a']} in A, {one['b']} in B" for one in value["settings"]]
+    lines.append(
+        f"objects: {objects['both']} in both, {objects['only_a']} only in A, {objects['only_b']} only in B; "
+        f"{objects['content_changed']} with other content"
+    )
+    lines += [f"{one['rows']} rows: {one['a']} in A, {one['b']} in B" for one in value["statuses"]]
+    for model in value["models"]:
+        same = model["model_id_a"] == model["model_id_b"]
+        correlation = "-" if model["rank_correlation"] is None else f"{model['rank_correlation']:.4f}"
+        lines.append(
+            f"model {model['model_id_a']}{'' if same else ' and ' + model['model_id_b']}: rank correlation "
+            f"{correlation} over {model['rows']} rows"
+            + (f", {model['scores_differ']} scores differ by more than {value['tolerance']:g}" if same else "")
+        )
+        if model["largest_difference"]:
+            lines[-1] += f", at most by {model['largest_difference']:.6g}"
+        lines.append(
+            f"  flagged in both {model['flagged_both']}, only in A {model['flagged_only_a']}, only in B "
+            f"{model['flagged_only_b']}; thresholds {model['threshold_a']:.6g} and {model['threshold_b']:.6g}"
+        )
+    return "\n".join([*lines, f"{value['rows_differ']} rows differ: {value['differences']}", value["page"]])
 
 
 def raise_if_failed(rows: list[dict[str, Any]]) -> None:
@@ -127,24 +156,33 @@ def calibration_text(value: dict[str, Any]) -> str:
     )
 
 
-def selection_text(manifest: dict[str, Any]) -> str:
-    """What a condition left of the manifest, a line with its end; nothing without a condition."""
+def selection_text(manifest: dict[str, Any], parent: dict[str, Any] | None) -> str:
+    """What a condition and a parent left of the manifest, a line with its end; nothing without either."""
     listed, selected, undecided = (manifest[name] for name in ("listed", "objects", "undecided"))
-    if manifest["where"] is None or listed is None:
+    if (manifest["where"] is None and parent is None) or listed is None:
         return ""
-    line = f"manifest {listed} = selected {selected} + not selected {listed - selected - undecided}"
+    line, already = f"manifest {listed} = selected {selected}", 0
+    if parent is not None:
+        already = manifest["already"]
+        line += f" + already in {parent['run_id']} {already}"
+    if manifest["where"] is not None:
+        line += f" + not selected {listed - selected - already - undecided}"
     if undecided:
         line += f" + undecided {undecided} (the condition is NULL, as for objects without a header)"
+    if parent is not None and parent["retried"]:
+        line += f"\nselected {selected} = new {selected - parent['retried']} + failed there {parent['retried']}"
+    if parent is not None and not selected:
+        line += f"\nnothing is new since {parent['run_id']}: this run is empty, and can be the next one's --since"
     return line + "\n"
 
 
 def balance_text(record: dict[str, Any], folder: str) -> str:
     """A run's counts, which add up to its manifest's, or to what was selected of it."""
-    counts, manifest = record["counts"], record["manifest"]
+    counts, manifest, parent = record["counts"], record["manifest"], record.get("parent")
     codes = ", ".join(f"{code} {count}" for code, count in sorted(counts["by_code"].items()))
-    whole = "manifest" if manifest["where"] is None else "selected"
+    whole = "manifest" if manifest["where"] is None and parent is None else "selected"
     return (
-        selection_text(manifest)
+        selection_text(manifest, parent)
         + f"scored {counts['scored']} + failed {counts['failed']} + skipped {counts['skipped']} "
         f"= {whole} {counts['objects']}\n"
         f"{counts['rows']} rows, {counts['flagged']} flagged, {counts['heatmaps']} heatmaps kept, "
@@ -231,11 +269,11 @@ def metrics_table(value: dict[str, Any]) -> Table:
 
 
 def _left_out(labels: dict[str, Any]) -> str:
-    """How many of them the run's condition left out, as far as that is known."""
+    """How many of them the run left out, as far as that is known."""
     count = labels.get("not_selected", 0)
     if count is None:
-        return ", which has a condition (--where)"
-    return f": {count} of them were left out by its condition (--where)" if count else ""
+        return ", which leaves something out (--where, --since)"
+    return f": {count} of them were left out of it (--where, --since)" if count else ""
 
 
 def demo_table(value: dict[str, Any]) -> Any:

@@ -120,7 +120,8 @@ def labelled_rows(table: ScoreTable, labels: Labels) -> pd.DataFrame:
             "Relative paths are resolved against the labels file's folder. "
             "Write the image column as the run's column uri. "
             "A run with hashed identifiers can only be joined by the hashed forms."
-            + ("" if table.record.manifest.where is None else " The run's --where may have left them out."),
+            + ("" if table.record.manifest.where is None else " The run's --where may have left them out.")
+            + ("" if table.record.parent is None else " The run that it was made --since may have them."),
         )
     return as_pandas(rows)
 

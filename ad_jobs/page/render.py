@@ -1,4 +1,4 @@
-"""The template of the report, filled in: one self-contained page.
+"""Templates of pages, filled in: each one self-contained.
 
 Styles and script stand in it, pictures are data URIs, and its content security policy forbids the rest.
 Whatever comes from the archive (names, URIs, details) is escaped by the template.
@@ -15,12 +15,20 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+_HERE = Path(__file__).parent
+
 
 def render(context: dict[str, Any]) -> str:
-    """The page as HTML; `context` is what page.html.j2 names."""
-    here = Path(__file__).parent
+    """The report as HTML; `context` is what page.html.j2 names."""
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return fill("page.html.j2", {**context, "script": Markup(script), "script_hash": digest})
+
+
+def fill(template: str, context: dict[str, Any]) -> str:
+    """A template of this folder as HTML, with the one style sheet; `context` is what else it names."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
+        loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -36,14 +44,8 @@ def render(context: dict[str, Any]) -> str:
         "size": _size,
         "duration": _duration,
     }
-    script = (here / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html.j2").render(
-        context,
-        style=Markup((here / "style.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=digest,
-    )
+    style = Markup((_HERE / "style.css").read_text(encoding="utf-8"))
+    return environment.get_template(template).render(context, style=style)
 
 
 def _number(value: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.results.heatmaps import decode_png, parse_reference
+from ad_jobs.results.newest import as_one
 from ad_jobs.results.run import RunRecord, read_record
 from ad_jobs.results.score_table import Rows, ScoreTable, UnfinishedTable
 from ad_jobs.schema import SCORES
@@ -49,12 +51,16 @@ def read_run(run: str) -> RunRecord:
 
 
 def read_scores(
-    run: str, *, columns: Sequence[str] | None = None, where: str | None = None, allow_unfinished: bool = False
+    run: str | Sequence[str],
+    *,
+    columns: Sequence[str] | None = None,
+    where: str | None = None,
+    allow_unfinished: bool = False,
 ) -> pd.DataFrame:
     """The score table, one row a frame and model, ordered by object, frame and model.
 
     Args:
-        run: folder or s3:// URI of the run.
+        run: folder or s3:// URI of the run; or several, read as one table as `open_runs` does.
         columns: some of the table's columns, in the wanted order; all by default.
         where: an SQL condition over the table (DuckDB's dialect), as `flagged AND modality = 'MR'`; only the rows that
             meet it are read into memory.
@@ -70,6 +76,10 @@ def read_scores(
         UsageError: not a run, an unfinished one (unless allowed), an unknown column, or no condition.
         JobError: a part that run.json lists is missing or has another number of rows.
     """
+    if not isinstance(run, str | PathLike):
+        if allow_unfinished:
+            raise UsageError("allow_unfinished is for one run.", f"{len(run)} runs", "Read it by itself.")
+        return scores_of(as_one([ScoreTable(place(one), read_run(one)) for one in run]), columns, where)
     run = place(run)
     record = read_record(run, allow_unfinished)
     table = UnfinishedTable(run) if record is None else ScoreTable(run, record)

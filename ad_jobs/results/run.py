@@ -27,7 +27,7 @@ from ad_jobs.results.parts import (
     part_uris,
 )
 from ad_jobs.results.seal import sealed
-from ad_jobs.specs import CHAPTER_OBJECTS
+from ad_jobs.specs import CHAPTER_OBJECTS, Retry
 from cluster import storage
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "HeatmapPart",
     "ManifestRef",
     "ModelRef",
+    "ParentRef",
     "RunRecord",
     "ScorePart",
     "TableCounts",
@@ -85,12 +86,14 @@ class ManifestRef(_Record):
 
     uri: str
     digest: str
-    # Selected by `where`, all without it.
+    # Selected by `where`, all without it; not those that the run's parent has.
     objects: int = Field(ge=0)
     where: str | None = None
     # All objects of the manifest, and those for which `where` is NULL; not in runs of earlier versions.
     listed: int | None = Field(default=None, ge=0)
     undecided: int | None = Field(default=None, ge=0)
+    # Left out because the run's parent, or one of its own, has them.
+    already: int = Field(default=0, ge=0)
     # Over what it lists and how; not in runs of version 1.
     fingerprint: str | None = None
 
@@ -99,7 +102,7 @@ class ManifestRef(_Record):
         """For how many objects `where` is false; None where the record does not say."""
         if self.listed is None or self.undecided is None:
             return None
-        return self.listed - self.objects - self.undecided
+        return self.listed - self.objects - self.undecided - self.already
 
 
 class ModelRef(_Record):
@@ -120,6 +123,21 @@ class ModelRef(_Record):
     kept_calibration_sha256: str | None = None
 
 
+class ParentRef(_Record):
+    """The run that this one was made since: objects that it has, or its own parents, were left out."""
+
+    uri: str
+    run_id: str
+    # Of its run.json.
+    sha256: str
+    # What of an object must be the same for it to be had.
+    same: tuple[str, ...] = ("uri", "etag", "bytes")
+    # What is scored again although it is had.
+    retry: Retry | None = None
+    # So many of the run's objects are there for that reason.
+    retried: int = Field(ge=0)
+
+
 class RunRecord(_Record):
     """The content of run.json. Version 1 had no digest."""
 
@@ -130,6 +148,7 @@ class RunRecord(_Record):
     ended_at: datetime
     source: str
     manifest: ManifestRef
+    parent: ParentRef | None = None
     models: list[ModelRef] = Field(min_length=1)
     config: dict[str, Any]
     versions: dict[str, str]

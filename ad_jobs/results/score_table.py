@@ -36,6 +36,9 @@ FOOTERS = 8
 class Rows(ABC):
     """Rows of the score table, wherever they are read from."""
 
+    # By which columns they are ordered where their order counts.
+    order: tuple[str, ...] = ORDER
+
     @abstractmethod
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """All rows, these columns of them, in no order.
@@ -68,16 +71,16 @@ class Rows(ABC):
             UsageError: it is no condition over this table.
             JobError: as `batches`.
         """
-        needed = dict.fromkeys([*columns, *ORDER])
+        needed = dict.fromkeys([*columns, *self.order])
         if where is not None:
             needed |= dict.fromkeys(columns_in(where, SCORES.names))
         schema = _schema(needed)
         if where is None:
             found = pa.Table.from_batches(self.batches(list(needed)), schema)
-            return found.sort_by([(name, "ascending") for name in ORDER]).select(list(columns))
+            return found.sort_by([(name, "ascending") for name in self.order]).select(list(columns))
         names = f"Columns: {', '.join(SCORES.names)}."
         with self._reader(schema) as reader:
-            found = rows_where(reader, "scores", where, columns=columns, order=ORDER, help=names)
+            found = rows_where(reader, "scores", where, columns=columns, order=self.order, help=names)
         return found.cast(_schema(columns))
 
     @contextmanager

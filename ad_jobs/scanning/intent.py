@@ -13,24 +13,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ad_jobs.archive.identifiers import Identifiers, read_identifiers
+from ad_jobs.archive.identifiers import Identifiers, manifest_beside, read_identifiers
 from ad_jobs.archive.listing import write_manifest
 from ad_jobs.archive.manifest import RowReader, Selection, select
 from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, find_manifest, refusal, stored_manifest
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.results.run import ModelRef
+from ad_jobs.results.lineage import Ancestor, lineage
+from ad_jobs.results.run import ModelRef, ParentRef
 from ad_jobs.scanning.judgement import Judgement, ModelUse
+from ad_jobs.scanning.since import earlier, select_since
 from ad_jobs.schema import SCORES_VERSION
 from ad_jobs.scoring.model_store import CalibratedModel, read_model
-from ad_jobs.specs import CHAPTER_OBJECTS, KeepPolicy, ScanSpec
+from ad_jobs.specs import CHAPTER_OBJECTS, KeepPolicy, Retry, ScanSpec
 from cluster import storage
 
 MANIFEST_FOLDER = "manifest"
 # Of the folder of committed chapters; the run's id follows.
 CHECKPOINT = "checkpoint-"
-# Where the run's own folder must not hold its manifest: RUN.manifest.
-BESIDE = ".manifest"
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,10 @@ class Intent:
     spec: ScanSpec
     run_id: str
     manifest: ManifestInfo
-    # What `where` selects; None without it.
+    # What `where` and `since` select; None without them.
     selection: Selection | None
+    # The run that this one is made since.
+    parent: ParentRef | None
     models: tuple[ModelRef, ...]
     # Of each model: the calibration.json that the run keeps.
     calibrations: tuple[bytes, ...]
@@ -68,6 +70,11 @@ class Intent:
         return 0 if self.selection is None else self.selection.undecided
 
     @property
+    def already(self) -> int:
+        """How many objects are left out because `since` has them."""
+        return 0 if self.selection is None else self.selection.already
+
+    @property
     def chapters(self) -> int:
         """In how many chapters."""
         return -(-self.objects // self.spec.chapter_objects)
@@ -92,6 +99,8 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
     limits = spec.limits or _common_limits(models)
     identifiers = read_identifiers(spec.identifiers, spec.identifiers_key)
     try:
+        # Before anything is listed.
+        ancestors = [] if spec.since is None else lineage(spec.since)
         manifest = _manifest(spec, index_to)
         selection = None if spec.where is None else select(manifest, spec.where)
         first = np.zeros(1, np.int64) if selection is None else selection.ids[:1]
@@ -107,18 +116,26 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
         )
         for model in models
     )
+    parent = None
+    if ancestors:
+        had = earlier(ancestors, manifest, references, identifiers, spec.accept)
+        selection = select_since(manifest, selection, had, [model.model_id for model in models], spec.retry)
+        parent = _parent(ancestors[0], spec.retry, selection.retried)
     run_id = id_of_run(
         manifest.digest,
         spec.where,
         references,
         limits,
         identifiers,
+        parent,
         heatmaps=spec.heatmaps,
         amp=spec.amp,
         chapter_objects=spec.chapter_objects,
         accept=spec.accept,
     )
-    return Intent(spec, run_id, manifest, selection, references, calibrations, uses, policies, limits, identifiers)
+    return Intent(
+        spec, run_id, manifest, selection, parent, references, calibrations, uses, policies, limits, identifiers
+    )
 
 
 def id_of_run(
@@ -127,6 +144,7 @@ def id_of_run(
     models: Sequence[ModelRef],
     limits: Limits,
     identifiers: Identifiers,
+    parent: ParentRef | None,
     *,
     heatmaps: KeepPolicy,
     amp: bool,
@@ -142,11 +160,16 @@ def id_of_run(
         "heatmaps": heatmaps,
         "limits": limits.model_dump(mode="json"),
         "identifiers": [identifiers.mode, hashlib.sha256(b"retroscan key" + identifiers.key).hexdigest()],
+        **({"since": [parent.sha256, parent.retry]} if parent is not None else {}),
         **({"amp": True} if amp else {}),
         **({"chapter": chapter_objects} if chapter_objects != CHAPTER_OBJECTS else {}),
         **({"accept": sorted(set(accept))} if accept else {}),
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _parent(run: Ancestor, retry: Retry | None, retried: int) -> ParentRef:
+    return ParentRef(uri=run.uri, run_id=run.record.run_id, sha256=run.sha256, retry=retry, retried=retried)
 
 
 def _models(uris: Sequence[str]) -> list[CalibratedModel]:
@@ -223,21 +246,6 @@ def _manifest(spec: ScanSpec, index_to: str | None) -> ManifestInfo:
             )
         raise folder_in_use(spec.out, f"a scan of {stored.source}")
     return stored
-
-
-def manifest_beside(out: str) -> str:
-    """Where the manifest of a run lies that may not say where its objects lie.
-
-    Raises:
-        UsageError: the run is a whole bucket, beside which there is nothing.
-    """
-    if storage.is_s3(out) and "/" not in out.removeprefix("s3://"):
-        raise UsageError(
-            "The manifest of a run with hashed identifiers lies beside its folder.",
-            f"--out {out}, a whole bucket",
-            "Name a prefix in it, or say where the manifest is to lie with --manifest-out.",
-        )
-    return out + BESIDE
 
 
 def _check_nothing_plain(spec: ScanSpec, manifest: str) -> None:

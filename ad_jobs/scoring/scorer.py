@@ -14,14 +14,11 @@ from numpy.typing import NDArray
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.model_input import to_input
 from ad_jobs.scoring.devices import Answer, Device, best_device, pipelined
+from ad_jobs.scoring.tolerances import AMP_TOLERANCE
 from models.detector import Detector
 
 # float16 and not bfloat16: eight times the precision, and what overflows becomes a failed row, never a wrong one.
 AMP_DTYPE = torch.float16
-# By how much a score or a heatmap in reduced precision may differ from that in float32, as a share of the largest
-# value of its kind.
-# Measured on small models: MKD, SSM and Cycle-GAN stay within 0.5 %; FYD and PMAD, and MKD's gradient map, do not.
-AMP_TOLERANCE = 0.02
 
 
 class FrameScore(NamedTuple):

@@ -55,6 +55,10 @@ def check_config(record: RunRecord) -> list[str]:
         for name, value in wanted.items()
         if name in record.config and record.config[name] != value
     ]
+    parent = record.parent
+    asked = (record.config.get("since"), record.config.get("retry"))
+    if asked != ((parent.uri, parent.retry) if parent else (None, None)):
+        differences.append(f"run.json: config.since and config.retry are {asked}, and the run's parent is {parent}")
     if record.ended_at < record.started_at:
         differences.append(f"run.json: it ended at {record.ended_at}, before it started at {record.started_at}")
     return differences
@@ -70,6 +74,7 @@ def check_run_id(record: RunRecord, archive: RunArchive) -> list[str]:
         record.models,
         Limits.model_validate(record.config["limits"]),
         archive.identifiers,
+        record.parent,
         heatmaps=record.config["heatmaps"],
         amp=bool(record.config.get("amp")),
         chapter_objects=record.chapter_objects,

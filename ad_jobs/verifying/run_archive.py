@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ad_jobs.archive.fetching import Prepared, Source
-from ad_jobs.archive.identifiers import Identifiers, is_hashed, read_identifiers
+from ad_jobs.archive.identifiers import Identifiers, is_hashed, manifest_beside, read_identifiers
 from ad_jobs.archive.manifest import RowReader, Selection, read_parts, row_bytes, select
 from ad_jobs.archive.manifest_record import ManifestInfo, manifest_info
 from ad_jobs.errors import RetroscanError, UsageError
-from ad_jobs.results.run import RunRecord
+from ad_jobs.results.lineage import ParentGone, lineage, read_parent
+from ad_jobs.results.run import ParentRef, RunRecord
 from ad_jobs.results.score_table import ScoreTable
-from ad_jobs.scanning.intent import manifest_beside
+from ad_jobs.scanning.since import Had, manifest_of, select_since
 from ad_jobs.schema import MANIFEST, UIDS
 from cluster import storage
 
@@ -67,22 +69,51 @@ class RunArchive:
     def selection(self) -> Selection | None:
         """The objects that were to be scanned; None where they are all of the manifest's.
 
-        How many are undecided is what the record says where the condition is hashed.
+        What hangs on a hashed condition, or on a parent that is gone, is what the record and the table say.
 
         Raises:
-            UsageError: the run's condition is no longer one.
+            UsageError: the run's condition is no longer one; a parent is unfinished, or another run by now.
+            JobError: a parent is damaged.
         """
-        where = self._record.manifest.where
-        if where is None:
+        where, parent = self._record.manifest.where, self._record.parent
+        if where is None and parent is None:
             return None
-        if is_hashed(where):
-            # What it selected stands in the table, if it is as many as there were.
-            present = np.zeros(self.manifest.objects, bool)
-            for batch in ScoreTable(self._run_uri, self._record).batches(["object_id"]):
-                ids = batch["object_id"].to_numpy()
-                present[ids[(ids >= 0) & (ids < len(present))]] = True
-            return Selection(np.flatnonzero(present), self._record.manifest.undecided or 0)
-        return select(self.manifest, where)
+        if is_hashed(where) or self.parent_gone is not None:
+            return self._in_the_table()
+        selection = None if where is None else select(self.manifest, where)
+        if parent is None:
+            return selection
+        models = [model.model_id for model in self._record.models]
+        return select_since(self.manifest, selection, self._had(parent), models, parent.retry)
+
+    @cached_property
+    def parent_gone(self) -> str | None:
+        """Why what the run's parents have cannot be read; None where it can, or there are none.
+
+        Raises:
+            UsageError: a parent is unfinished, or another run by now.
+        """
+        if self._record.parent is None:
+            return None
+        try:
+            self._had(self._record.parent)
+        except ParentGone as error:
+            return str(error)
+        return None
+
+    def _had(self, parent: ParentRef) -> list[Had]:
+        read_parent(self._run_uri, parent)
+        return [Had(run, manifest_of(run.uri, run.record)) for run in lineage(parent.uri)]
+
+    def _in_the_table(self) -> Selection:
+        """What was selected stands in the table, if it is as many as there were."""
+        present = np.zeros(self.manifest.objects, bool)
+        for batch in ScoreTable(self._run_uri, self._record).batches(["object_id"]):
+            ids = batch["object_id"].to_numpy()
+            present[ids[(ids >= 0) & (ids < len(present))]] = True
+        manifest, parent = self._record.manifest, self._record.parent
+        retried = 0 if parent is None else parent.retried
+        return Selection(np.flatnonzero(present), manifest.undecided or 0, manifest.already, retried)
 
     def names(self, ids: NDArray[np.int64]) -> list[str | None] | None:
         """What the run must call these objects, None for each that the manifest does not have.

@@ -19,14 +19,13 @@ from ad_jobs.results.score_table import ScoreTable, equal
 from ad_jobs.schema import HEADER, SCORED, UIDS
 from ad_jobs.scoring.calibration import Calibration
 from ad_jobs.scoring.devices import best_device
-from ad_jobs.scoring.scorer import AMP_TOLERANCE, FrameScore, Scorer
+from ad_jobs.scoring.scorer import FrameScore, Scorer
+from ad_jobs.scoring.tolerances import AMP_TOLERANCE, SCORE_TOLERANCE
 from ad_jobs.verifying.progress import watched
 from ad_jobs.verifying.record import Judge
 from ad_jobs.verifying.run_archive import RunArchive
 from cluster import storage
 
-# Relative above 1, absolute below: float32 convolutions differ by that between batch sizes.
-SCORE_TOLERANCE = 1e-5
 # Of the global scale: sixty-five steps of its 16-bit picture.
 HEATMAP_TOLERANCE = 1e-3
 # One sampled object in five is one without a score, where there are that many.

@@ -34,7 +34,11 @@ def check_counts(table: CopiedTable, archive: RunArchive) -> list[str]:
     objects = listed if selection is None else len(selection.ids)
     if objects != record.manifest.objects:
         return [f"{called}: {objects} objects; the run had {record.manifest.objects}"]
-    left_out = {"listed": listed, "undecided": 0 if selection is None else selection.undecided}
+    left_out = {
+        "listed": listed,
+        "undecided": 0 if selection is None else selection.undecided,
+        "already": 0 if selection is None else selection.already,
+    }
     counted = count_table(
         [str(table.path)],
         objects=objects,
@@ -47,6 +51,11 @@ def check_counts(table: CopiedTable, archive: RunArchive) -> list[str]:
         # Earlier versions did not write it.
         if (recorded := getattr(record.manifest, name)) not in (None, count):
             differences.append(f"{called}: {count} objects {name}; run.json has {recorded}")
+    if record.parent is not None and selection is not None and selection.retried != record.parent.retried:
+        differences.append(
+            f"parent {record.parent.uri}: {selection.retried} of the objects failed there; run.json has "
+            f"{record.parent.retried}"
+        )
     if counted.counts != record.counts:
         differences.append(f"counts {counted.counts}; run.json has {record.counts}")
     return differences

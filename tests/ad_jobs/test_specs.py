@@ -161,6 +161,8 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "out": "r",
             "where": "modality = 'MR' AND uri LIKE '%,%'",
             "accept": ("modality=CT", "side_px"),
+            "since": "s3://b/run-1",
+            "retry": "failed",
             "heatmaps": "all",
             "identifiers": "hashed",
             "identifiers_key": Path("key"),
@@ -174,6 +176,7 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
         },
     ),
     "evaluate": (specs.EvaluateSpec, {"run": "r", "labels": "l.csv", "seed": 1, "bootstrap": 10}),
+    "compare": (specs.CompareSpec, {"run_a": "a", "run_b": "s3://b/r", "out": "o"}),
     "report": (specs.ReportSpec, {"run": "r", "top": 5}),
     "verify": (
         specs.VerifySpec,

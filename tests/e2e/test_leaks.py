@@ -20,9 +20,9 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 from pydicom.dataset import Dataset
 from scankit import describe_grey, dicom, make_model, png, written
 
+from ad_jobs.archive.identifiers import BESIDE
 from ad_jobs.index import index
 from ad_jobs.results.read import read_run, read_scores
-from ad_jobs.scanning.intent import BESIDE
 from cluster import storage
 
 pytestmark = pytest.mark.ray
