@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 from urllib.parse import quote
 
+from ad_jobs.archive import objects
 from ad_jobs.errors import SKIP_CODES, ErrorCode, ImageError, JobError
 from ad_jobs.images.decode import Decoded, Frame
 from ad_jobs.images.policy import Limits, PixelPolicy
@@ -51,7 +52,7 @@ class Source(NamedTuple):
 
 
 class FetchedObject(NamedTuple):
-    """An object's bytes, or why there are none; the time is that of the GET alone."""
+    """An object's bytes, or why there are none; the time is that of the GET, and of unpacking."""
 
     source: Source
     data: bytes | None
@@ -59,6 +60,8 @@ class FetchedObject(NamedTuple):
     changed: bool
     error: ImageError | None
     fetch_ms: float
+    # The name of what is to be unpacked from the bytes, where they are gzip; of what `fetch_all` gives, none are.
+    gzip: str | None = None
 
 
 class Prepared(NamedTuple):
@@ -97,7 +100,7 @@ class Fetcher:
     def __init__(
         self,
         *,
-        fetch: Callable[[str, int, str | None], storage.Fetched] = storage.fetch,
+        fetch: Callable[[str, int, str | None, str | None], objects.Packed] = objects.fetch_packed,
         fetch_range: Callable[[str, int, int], bytes] = storage.fetch_range,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -118,9 +121,12 @@ class Fetcher:
         data: bytes | None = None
         changed = False
         error: ImageError | None = None
+        gzip: str | None = None
         try:
-            data, etag = self._insist(source, max_bytes)
+            data, etag, gzip = self._insist(source, max_bytes)
             changed = None not in (etag, source.etag) and etag != source.etag
+        except ImageError as bad:
+            error = bad
         except storage.NotFound as refused:
             error = ImageError(ErrorCode.NOT_FOUND, _detail(refused))
         except storage.AccessDenied as refused:
@@ -134,14 +140,14 @@ class Fetcher:
             error = ImageError(ErrorCode.TOO_MANY_BYTES, _detail(refused))
         except storage.StorageError as refused:
             error = ImageError(ErrorCode.FETCH_FAILED, _detail(refused))
-        return FetchedObject(source, data, changed, error, 1e3 * (time.perf_counter() - start))
+        return FetchedObject(source, data, changed, error, 1e3 * (time.perf_counter() - start), gzip)
 
-    def _insist(self, source: Source, max_bytes: int) -> storage.Fetched:
+    def _insist(self, source: Source, max_bytes: int) -> objects.Packed:
         """The object, tried until it comes, or until it is seen that its store delivers others and not it."""
         deadline = self._monotonic() + storage.PATIENCE_S
         for attempt in itertools.count(1):
             try:
-                fetched = self._fetch(source.uri, max_bytes, source.within)
+                fetched = self._fetch(source.uri, max_bytes, source.within, source.etag)
             except storage.Unreachable as error:
                 if attempt >= FETCH_ATTEMPTS:
                     others_come = self._delivers()
@@ -156,7 +162,7 @@ class Fetcher:
                     ) from error
                 self._sleep(retries.pause_s(attempt))
             else:
-                self._last_good = source.uri
+                self._last_good = objects.held_by(source.uri)
                 return fetched
         raise AssertionError("the loop ends by a return or an error")
 
@@ -179,7 +185,10 @@ _OF_THIS_PROCESS = Fetcher()
 def fetch_all(
     sources: Sequence[Source], max_bytes: int, fetcher: Fetcher = _OF_THIS_PROCESS
 ) -> Generator[FetchedObject, None, None]:
-    """Every source in order, fetched by one GET each, a bounded number of bytes ahead of the caller."""
+    """Every source in order, fetched by one GET each, a bounded number of bytes ahead of the caller.
+
+    A .gz is unpacked when it is its turn: how much comes of it is not known before.
+    """
     waiting = deque(sources)
     under_way: deque[tuple[Source, Future[FetchedObject]]] = deque()
     ahead = 0
@@ -192,8 +201,22 @@ def fetch_all(
                 ahead += _size(source)
                 under_way.append((source, pool.submit(fetcher.get, source, max_bytes)))
             source, future = under_way.popleft()
-            yield future.result()
+            yield _unpacked(future.result(), max_bytes)
             ahead -= _size(source)
+
+
+def _unpacked(fetched: FetchedObject, max_bytes: int) -> FetchedObject:
+    if fetched.data is None or fetched.gzip is None:
+        return fetched
+    start = time.perf_counter()
+    data: bytes | None = None
+    error: ImageError | None = None
+    try:
+        data = objects.Packed(fetched.data, None, fetched.gzip).content(max_bytes)
+    except ImageError as bad:
+        error = bad
+    took_ms = fetched.fetch_ms + 1e3 * (time.perf_counter() - start)
+    return fetched._replace(data=data, error=error, fetch_ms=took_ms, gzip=None)
 
 
 def _size(source: Source) -> int:

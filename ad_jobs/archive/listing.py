@@ -176,7 +176,7 @@ def _rows(objects: Iterable[SourceObject], headers: bool, batch_rows: int) -> It
         while batch := list(itertools.islice(numbered, batch_rows)):
             rows: list[tuple[Any, ...]] = [(i, o.uri, o.bytes, o.etag, o.modified) for i, o in batch]
             if headers:
-                read = pool.map(header_columns, [o.uri for _, o in batch], [o.bytes for _, o in batch])
+                read = pool.map(header_columns, *zip(*((o.uri, o.bytes, o.etag) for _, o in batch), strict=True))
                 rows = [
                     (*row, *(found.get(name) for name in _HEADER_NAMES)) for row, found in zip(rows, read, strict=True)
                 ]

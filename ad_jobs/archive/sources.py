@@ -2,6 +2,7 @@
 
 All four give the same thing, the objects sorted by URI. `index`, `fit` and `calibrate` read them here alone,
 and so see the same objects in the same order.
+A ZIP, TAR or .gz is taken for the members in it (`containers`), in a folder or as the source itself.
 What lies in a folder and is no object is counted, and told; it never ends a listing.
 """
 
@@ -19,9 +20,12 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ad_jobs.archive import objects
+from ad_jobs.archive.containers import members, with_members
+from ad_jobs.archive.containers_names import NotAContainer, kind_of
 from ad_jobs.archive.manifest import read_parts
 from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, find_manifest, is_own, part_name, refusal
-from ad_jobs.errors import UsageError
+from ad_jobs.errors import ImageError, UsageError
 from ad_jobs.values import MANIFEST as NAMED
 from cluster import storage
 from cluster.storage.uris import is_foreign
@@ -86,7 +90,41 @@ def open_source(source: str) -> Listing:
     if info is not None:
         return Listing(info.root, _refusing(_manifest_objects(info)), Counter(info.left_out))
     left_out: Counter[str] = Counter()
+    try:
+        container = _container(source)
+    except storage.StorageError as error:
+        raise refusal(error) from error
+    if container is not None:
+        found = _members(container, left_out)
+        return Listing(storage.parent(source), _refusing(found), left_out)
     return Listing(source, _refusing(_folder_objects(source, left_out)), left_out)
+
+
+def _container(source: str) -> storage.ObjectInfo | None:
+    """The container that a source is; None for a folder, whatever its name."""
+    if kind_of(source) is None or not storage.exists(source):
+        return None
+    return storage.stat(source)
+
+
+def _members(container: storage.ObjectInfo, left_out: Counter[str]) -> Iterator[SourceObject]:
+    counted: Counter[storage.LeftOut] = Counter()
+    within = storage.parent(container.uri)
+    empty = True
+    try:
+        for info in members(container, counted, within):
+            empty = False
+            yield SourceObject(*info, group=None, within=within)
+    except (NotAContainer, ImageError) as error:
+        reason = error.detail if isinstance(error, ImageError) else "it is none, whatever its name says"
+        raise UsageError(
+            "A SOURCE that is a ZIP, TAR or .gz can be read whole.",
+            f"{container.uri}: {reason}",
+            "Fetch or write it anew, or unpack it and name the folder.",
+        ) from error
+    _tell(counted, left_out)
+    if empty:
+        raise _empty(container.uri)
 
 
 def _refusing(objects: Iterator[SourceObject]) -> Iterator[SourceObject]:
@@ -121,7 +159,7 @@ def _folder_objects(source: str, left_out: Counter[str]) -> Iterator[SourceObjec
     empty = True
     counted: Counter[storage.LeftOut] = Counter()
     try:
-        for info in storage.list_objects(source, counted):
+        for info in with_members(storage.list_objects(source, counted), counted, source):
             empty = False
             yield SourceObject(*info, group=None, within=source)
     except storage.NotFound as error:
@@ -130,11 +168,19 @@ def _folder_objects(source: str, left_out: Counter[str]) -> Iterator[SourceObjec
                 _FORMS, f"{source} (a single file)", "For single images there is: retroscan score MODEL IMAGE..."
             ) from error
         raise
+    _tell(counted, left_out)
+    if empty:
+        raise _empty(source)
+
+
+def _tell(counted: Counter[storage.LeftOut], left_out: Counter[str]) -> None:
     for kind, count in sorted(counted.items()):
         log.warning("listing: %s.", told(kind, count))
         left_out[kind.value] += count
-    if empty:
-        raise UsageError("A SOURCE holds at least one object.", source, "Check the folder or prefix.")
+
+
+def _empty(source: str) -> UsageError:
+    return UsageError("A SOURCE holds at least one object.", source, "Check the folder, prefix or container.")
 
 
 def _is_unfinished_manifest(source: str) -> bool:
@@ -154,6 +200,11 @@ _TOLD = {
     storage.LeftOut.TOO_LONG: (
         "name is longer than the system takes and was left out",
         "names are longer than the system takes and were left out",
+    ),
+    storage.LeftOut.EMPTY_CONTAINER: ("container has no file in it", "containers have no file in them"),
+    storage.LeftOut.REPLACED: (
+        "file was left out for another of the same name",
+        "files were left out for others of the same names",
     ),
 }
 
@@ -201,11 +252,11 @@ def _list_objects(uri: str) -> Iterator[SourceObject]:
 
 def _stat(uri: str) -> storage.ObjectInfo | None:
     try:
-        return storage.stat(uri)
+        return objects.stat(uri)
     except (storage.KeysRefused, storage.Unreachable):
         raise
-    except storage.StorageError:
-        # Of this one: it is missing or refused, or its name is one that no store takes.
+    except (storage.StorageError, ImageError):
+        # Of this one: it is missing or refused, its container is damaged, or its name is one that no store takes.
         return None
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ad_jobs.archive.containers_names import held_by
 from ad_jobs.archive.listing import write_manifest
 from ad_jobs.archive.manifest import RowReader, Selection, select
 from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, find_manifest, refusal, stored_manifest
@@ -257,4 +258,4 @@ def folder_in_use(out: str, holds: str) -> UsageError:
 def _probe(uri: str) -> None:
     """Raise StorageError if the store refuses or does not answer: one message, not a table of failures."""
     if storage.is_s3(uri):
-        storage.exists(uri)
+        storage.exists(held_by(uri))
