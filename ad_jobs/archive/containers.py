@@ -24,8 +24,8 @@ from ad_jobs.archive.containers_names import (
     member_etag,
     member_uri,
 )
-from ad_jobs.archive.containers_reading import Pieces, PlainTape, within_limits
-from ad_jobs.errors import ImageError
+from ad_jobs.archive.containers_reading import Pieces, PlainTape, Replaced, within_limits
+from ad_jobs.errors import ImageError, UsageError
 from cluster import storage
 from cluster.storage.listing import sort_bounded
 
@@ -95,7 +95,7 @@ def with_members(
                 _push(opened, members(info, left_out, within))
             except NotAContainer:
                 yield info
-            except ImageError:
+            except (ImageError, Replaced):
                 refused += 1
                 yield info
             except storage.KeysRefused:
@@ -112,7 +112,7 @@ def with_members(
         last = info.uri
         yield info
     if refused:
-        log.warning("listing: %d containers cannot be opened: each stands as one object, which fails.", refused)
+        log.warning("listing: containers that cannot be opened, each one object that fails: %d.", refused)
 
 
 def _push(
@@ -161,3 +161,23 @@ def members(
             yield member
         member = following
     left_out.update(counted)
+
+
+def members_of_source(
+    container: storage.ObjectInfo, left_out: Counter[storage.LeftOut], within: str | None
+) -> Iterator[storage.ObjectInfo]:
+    """The members of a container that a user named as SOURCE.
+
+    Raises:
+        UsageError: it cannot be opened.
+        StorageError: as `entries`.
+    """
+    try:
+        yield from members(container, left_out, within)
+    except (NotAContainer, ImageError) as error:
+        reason = error.detail if isinstance(error, ImageError) else "it is none, whatever its name says"
+        raise UsageError(
+            "A SOURCE that is a ZIP, TAR or .gz can be read whole.",
+            f"{container.uri}: {reason}",
+            "Fetch or write it anew, or unpack it and name the folder.",
+        ) from error

@@ -20,6 +20,10 @@ FREE_BYTES = 64 << 20
 WINDOW_BYTES = 256 << 10
 
 
+class Replaced(storage.Unreachable):
+    """A container was replaced by another while it was read: who reads it anew may have it whole."""
+
+
 class Pieces:
     """An object of a store, read at any place in windows.
 
@@ -35,7 +39,7 @@ class Pieces:
         """`length` bytes from `offset`, or as many as there are.
 
         Raises:
-            StorageError: as `storage.fetch`; Unreachable where the object is another one by now.
+            StorageError: as `storage.fetch`; Replaced where the object is another one by now.
         """
         begin = offset - self._start
         if begin < 0 or begin + length > len(self._window):
@@ -44,7 +48,7 @@ class Pieces:
                 return b""
             piece = storage.fetch_piece(self.uri, offset, wanted, self._within)
             if piece.etag != self.etag:
-                raise storage.Unreachable(self.uri, "it was replaced while it was read")
+                raise Replaced(self.uri, "it was replaced while it was read")
             self._start, self._window, begin = offset, piece.data, 0
         return self._window[begin : begin + length]
 

@@ -23,6 +23,7 @@ from ad_jobs.archive.containers_names import (
     member_etag,
     splits,
 )
+from ad_jobs.archive.containers_reading import Replaced
 from ad_jobs.errors import ErrorCode, ImageError
 from cluster import storage
 
@@ -197,7 +198,7 @@ def _unwrapped(container: str, name: str, raw: bytes, found: Known) -> Packed:
 
 def _refuse_other(container: str, etag: str | None, wanted: str | None) -> None:
     if etag != wanted:
-        raise storage.Unreachable(container, "it was replaced while it was read")
+        raise Replaced(container, "it was replaced while it was read")
 
 
 def _refuse_sparse(address: Address) -> None:

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ad_jobs.archive import objects
-from ad_jobs.archive.containers import members, with_members
-from ad_jobs.archive.containers_names import NotAContainer, kind_of
+from ad_jobs.archive.containers import members_of_source, with_members
+from ad_jobs.archive.containers_names import kind_of
 from ad_jobs.archive.manifest import read_parts
 from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, find_manifest, is_own, part_name, refusal
 from ad_jobs.errors import ImageError, UsageError
@@ -36,7 +36,9 @@ STAT_THREADS = 32
 # Queued at a time.
 STAT_NAMES = 4_096
 
-_FORMS = "A SOURCE is a folder, s3://bucket/prefix, a manifest, or a .csv or .parquet list with a column image."
+_FORMS = (
+    "A SOURCE is a folder, s3://bucket/prefix, a ZIP or TAR, a manifest, or a .csv or .parquet with a column image."
+)
 _LISTS = (".csv", ".parquet")
 
 
@@ -110,21 +112,7 @@ def _container(source: str) -> storage.ObjectInfo | None:
 def _members(container: storage.ObjectInfo, left_out: Counter[str]) -> Iterator[SourceObject]:
     counted: Counter[storage.LeftOut] = Counter()
     within = storage.parent(container.uri)
-    empty = True
-    try:
-        for info in members(container, counted, within):
-            empty = False
-            yield SourceObject(*info, group=None, within=within)
-    except (NotAContainer, ImageError) as error:
-        reason = error.detail if isinstance(error, ImageError) else "it is none, whatever its name says"
-        raise UsageError(
-            "A SOURCE that is a ZIP, TAR or .gz can be read whole.",
-            f"{container.uri}: {reason}",
-            "Fetch or write it anew, or unpack it and name the folder.",
-        ) from error
-    _tell(counted, left_out)
-    if empty:
-        raise _empty(container.uri)
+    yield from _objects(container.uri, members_of_source(container, counted, within), within, counted, left_out)
 
 
 def _refusing(objects: Iterator[SourceObject]) -> Iterator[SourceObject]:
@@ -156,31 +144,34 @@ def _folder_objects(source: str, left_out: Counter[str]) -> Iterator[SourceObjec
             f"{source} (with {part_name(0)}, without a readable {RECORD})",
             "Remove the folder and index again.",
         )
-    empty = True
     counted: Counter[storage.LeftOut] = Counter()
+    found = with_members(storage.list_objects(source, counted), counted, source)
     try:
-        for info in with_members(storage.list_objects(source, counted), counted, source):
-            empty = False
-            yield SourceObject(*info, group=None, within=source)
+        yield from _objects(source, found, source, counted, left_out)
     except storage.NotFound as error:
         if storage.exists(source):
             raise UsageError(
                 _FORMS, f"{source} (a single file)", "For single images there is: retroscan score MODEL IMAGE..."
             ) from error
         raise
-    _tell(counted, left_out)
-    if empty:
-        raise _empty(source)
 
 
-def _tell(counted: Counter[storage.LeftOut], left_out: Counter[str]) -> None:
+def _objects(
+    source: str,
+    found: Iterator[storage.ObjectInfo],
+    within: str,
+    counted: Counter[storage.LeftOut],
+    left_out: Counter[str],
+) -> Iterator[SourceObject]:
+    """What was found; then what was left out is told. Raises UsageError where nothing was found."""
+    info = None
+    for info in found:
+        yield SourceObject(*info, group=None, within=within)
     for kind, count in sorted(counted.items()):
         log.warning("listing: %s.", told(kind, count))
         left_out[kind.value] += count
-
-
-def _empty(source: str) -> UsageError:
-    return UsageError("A SOURCE holds at least one object.", source, "Check the folder, prefix or container.")
+    if info is None:
+        raise UsageError("A SOURCE holds at least one object.", source, "Check the folder, prefix or container.")
 
 
 def _is_unfinished_manifest(source: str) -> bool:

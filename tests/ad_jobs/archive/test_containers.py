@@ -192,7 +192,7 @@ def test_a_container_that_cannot_be_opened_is_one_object(
 ) -> None:
     write(tmp_path, {name: damaged()[name], "y.png": b"1"})
     assert listed(tmp_path) == (sorted([name, "y.png"]), {})
-    assert "1 containers cannot be opened" in caplog.text
+    assert "cannot be opened, each one object that fails: 1." in caplog.text
     with pytest.raises(UsageError, match=r"can be read whole.*unpack it"):
         read_source(f"{tmp_path}/{name}")
 
@@ -262,6 +262,15 @@ def test_a_container_that_may_not_be_read_is_an_object(tmp_path: Path, monkeypat
         raise storage.AccessDenied(uri, "no")
 
     monkeypatch.setattr(storage, "fetch_piece", refused)
+    assert listed(tmp_path) == (["x.zip", "y.png"], {})
+
+
+def test_a_container_that_is_replaced_meanwhile_ends_no_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, {"x.zip": kit.zipped(FILES), "y.png": b"1"})
+    piece = storage.fetch_piece
+    monkeypatch.setattr(storage, "fetch_piece", lambda *asked: piece(*asked)._replace(etag="another"))
     assert listed(tmp_path) == (["x.zip", "y.png"], {})
 
 
