@@ -45,7 +45,7 @@ def calibrate(spec: CalibrateSpec) -> Calibration:
 
 def _pixels(source: str, model: FittedModel, domain: Domain) -> Iterator[NDArray[np.uint16]]:
     """The frames of every object that decodes and that a scan would score, uint16 [c, H, W]."""
-    objects = [Source(number, o.uri, o.bytes, within=o.within) for number, o in enumerate(read_source(source))]
+    objects = [Source(number, o.uri, o.bytes, o.etag, o.within) for number, o in enumerate(read_source(source))]
     with GuardedDecoder() as decoder:
         for fetched in fetch_all(objects, model.limits.max_bytes):
             ready = prepare(fetched, model.policy, model.limits, decoder, [domain])

@@ -134,6 +134,12 @@ class ErrorCode(StrEnum):
     DECODER_CRASHED = "decoder_crashed"
     # The detector returned NaN or infinity.
     NON_FINITE_SCORE = "non_finite_score"
+    # A ZIP, TAR or gzip file that is damaged or over a limit: its members are not known.
+    UNREADABLE_CONTAINER = "unreadable_container"
+    # A member of a ZIP or TAR that is itself one.
+    NESTED_CONTAINER = "nested_container"
+    # A member that is encrypted, sparse, or compressed by a method that is not read here.
+    UNSUPPORTED_MEMBER = "unsupported_member"
     # A DICOM object without an image (SR, PR, KO, SEG...): skipped, not failed.
     NOT_AN_IMAGE = "not_an_image"
     # An image of a kind that the model's fit saw none of (domain.json): skipped, unless scan --accept names it.

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
+from ad_jobs.archive import objects
 from ad_jobs.errors import SKIP_CODES, ErrorCode, ImageError, JobError
 from ad_jobs.images.decode import Decoded, Frame
 from ad_jobs.images.domain import Domain
@@ -54,7 +55,7 @@ class Source(NamedTuple):
 
 
 class FetchedObject(NamedTuple):
-    """An object's bytes, or why there are none; the time is that of the GET alone."""
+    """An object's bytes, or why there are none; the time is that of the GET, and of unpacking."""
 
     source: Source
     data: bytes | None
@@ -62,6 +63,8 @@ class FetchedObject(NamedTuple):
     changed: bool
     error: ImageError | None
     fetch_ms: float
+    # The name of what is to be unpacked from the bytes, where they are gzip; of what `fetch_all` gives, none are.
+    gzip: str | None = None
 
 
 class Prepared(NamedTuple):
@@ -104,7 +107,7 @@ class Fetcher:
     def __init__(
         self,
         *,
-        fetch: Callable[[str, int, str | None], storage.Fetched] = storage.fetch,
+        fetch: Callable[[str, int, str | None, str | None], objects.Packed] = objects.fetch_packed,
         fetch_range: Callable[[str, int, int], bytes] = storage.fetch_range,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -122,18 +125,26 @@ class Fetcher:
             JobError: the store refuses the credentials as such, or was away for longer than `storage.PATIENCE_S`.
         """
         start = time.perf_counter()
-        fetched, error = self._answer(source.uri, lambda: self._fetch(source.uri, max_bytes, source.within))
-        data, etag = fetched or (None, None)
+        fetched, error = self._answer(
+            source.uri, lambda: self._fetch(source.uri, max_bytes, source.within, source.etag)
+        )
+        data, etag, gzip = fetched or (None, None, None)
         changed = None not in (etag, source.etag) and etag != source.etag
-        return FetchedObject(source, data, changed, error, 1e3 * (time.perf_counter() - start))
+        return FetchedObject(source, data, changed, error, 1e3 * (time.perf_counter() - start), gzip)
 
     def get_range(self, uri: str, offset: int, length: int) -> tuple[bytes | None, ImageError | None]:
         """`length` bytes of an object from `offset`, or as many as there are; or why they did not come. As `get`."""
         return self._answer(uri, lambda: self._fetch_range(uri, offset, length))
 
+    def get_beginning(self, uri: str, length: int, etag: str | None) -> tuple[bytes | None, ImageError | None]:
+        """The first `length` bytes of a container's member; or why they did not come. As `get`."""
+        return self._answer(uri, lambda: objects.beginning(uri, length, etag))
+
     def _answer(self, uri: str, ask: Callable[[], Answer]) -> tuple[Answer | None, ImageError | None]:
         try:
             return self._insist(uri, ask), None
+        except ImageError as bad:
+            error = bad
         except storage.NotFound as refused:
             error = ImageError(ErrorCode.NOT_FOUND, _detail(refused))
         except storage.AccessDenied as refused:
@@ -169,7 +180,7 @@ class Fetcher:
                     ) from error
                 self._sleep(retries.pause_s(attempt))
             else:
-                self._last_good = uri
+                self._last_good = objects.held_by(uri)
                 return answer
         raise AssertionError("the loop ends by a return or an error")
 
@@ -192,7 +203,10 @@ _OF_THIS_PROCESS = Fetcher()
 def fetch_all(
     sources: Sequence[Source], max_bytes: int, fetcher: Fetcher = _OF_THIS_PROCESS
 ) -> Generator[FetchedObject, None, None]:
-    """Every source in order, fetched by one GET each, a bounded number of bytes ahead of the caller."""
+    """Every source in order, fetched by one GET each, a bounded number of bytes ahead of the caller.
+
+    A .gz is unpacked when it is its turn: how much comes of it is not known before.
+    """
     waiting = deque(sources)
     under_way: deque[tuple[Source, Future[FetchedObject]]] = deque()
     ahead = 0
@@ -205,8 +219,22 @@ def fetch_all(
                 ahead += _size(source)
                 under_way.append((source, pool.submit(fetcher.get, source, max_bytes)))
             source, future = under_way.popleft()
-            yield future.result()
+            yield _unpacked(future.result(), max_bytes)
             ahead -= _size(source)
+
+
+def _unpacked(fetched: FetchedObject, max_bytes: int) -> FetchedObject:
+    if fetched.data is None or fetched.gzip is None:
+        return fetched
+    start = time.perf_counter()
+    data: bytes | None = None
+    error: ImageError | None = None
+    try:
+        data = objects.Packed(fetched.data, None, fetched.gzip).content(max_bytes)
+    except ImageError as bad:
+        error = bad
+    took_ms = fetched.fetch_ms + 1e3 * (time.perf_counter() - start)
+    return fetched._replace(data=data, error=error, fetch_ms=took_ms, gzip=None)
 
 
 def _size(source: Source) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ad_jobs.archive.containers_names import folder_of
 from ad_jobs.archive.header_options import HeaderOptions
 from ad_jobs.archive.headers import Listed, Read, header_reader
 from ad_jobs.archive.manifest import row_bytes
@@ -88,10 +89,11 @@ def _kept(uri: str, rows: pa.Table, schema: pa.Schema) -> bytes | None:
 def _with_headers(rows: pa.Table, read: Read, options: HeaderOptions, watch: Watch) -> pa.Table:
     uris = rows["uri"].to_pylist()
     columns: dict[str, list[object]] = {name: [] for name in options.columns if name not in MANIFEST.names}
-    for uri, found in zip(uris, read(list(map(Listed, uris, rows["bytes"].to_pylist()))), strict=True):
+    listed = list(map(Listed, uris, rows["bytes"].to_pylist(), rows["etag"].to_pylist()))
+    for uri, found in zip(uris, read(listed), strict=True):
         shown = found | {name: options.identifiers.uid(found.get(name)) for name in UIDS}
         for name, values in columns.items():
-            values.append(storage.parent(uri) if name == "group" else shown.get(name))
+            values.append(folder_of(uri) if name == "group" else shown.get(name))
         watch.advance()
     schema = options.schema
     arrays = [

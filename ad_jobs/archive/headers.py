@@ -11,6 +11,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
+from ad_jobs.archive import containers_names as containers
 from ad_jobs.archive.fetching import Fetcher
 from ad_jobs.errors import ErrorCode, ImageError, RetroscanError
 from ad_jobs.images.decode import read_header
@@ -39,6 +40,14 @@ class Listed(NamedTuple):
 
     uri: str
     bytes: int | None
+    # Which of a container's member says where it lies.
+    etag: str | None = None
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has: more than are read of a header where nobody says, as gzip does not."""
+        packed = any(containers.kind_of(holder) is containers.Kind.GZIP for holder, _ in containers.splits(self.uri))
+        return MAX_HEADER_BYTES + 1 if self.bytes is None or packed else self.bytes
 
 
 Columns = dict[str, Any]
@@ -54,10 +63,9 @@ def header_columns(listed: Listed, demographics: bool = False) -> Columns:
     Raises:
         JobError: the store refuses the credentials as such, or was away for longer than `storage.PATIENCE_S`.
     """
-    # A list may not say: take no cut head for a whole object.
-    size = MAX_HEADER_BYTES + 1 if listed.bytes is None else listed.bytes
+    size = listed.size
     try:
-        head = _bytes(listed.uri, 0, HEADER_BYTES)
+        head = _beginning(listed, HEADER_BYTES)
         kind = kind_of(head)
         if kind != "dicom":
             return {"kind": kind}
@@ -65,19 +73,24 @@ def header_columns(listed: Listed, demographics: bool = False) -> Columns:
         found = _read(head, size, demographics)
         while found["header_error"] == ErrorCode.TRUNCATED and len(head) == asked < MAX_HEADER_BYTES:
             asked *= GROWTH
-            head += _bytes(listed.uri, len(head), asked - len(head))
+            head = _beginning(listed, asked, head)
             found = _read(head, size, demographics)
     except ImageError as error:
         return {"header_error": error.code.value}
     return storable_values(found)
 
 
-def _bytes(uri: str, offset: int, length: int) -> bytes:
-    data, error = _FETCHER.get_range(uri, offset, length)
+def _beginning(listed: Listed, length: int, head: bytes = b"") -> bytes:
+    """The first `length` bytes of an object; `head` is what came of them before, which comes again of a member alone."""
+    if containers.known(listed.etag) is not None:
+        head = b""
+        data, error = _FETCHER.get_beginning(listed.uri, length, listed.etag)
+    else:
+        data, error = _FETCHER.get_range(listed.uri, len(head), length - len(head))
     if data is None:
         assert error is not None
         raise error
-    return data
+    return head + data
 
 
 def _read(head: bytes, size: int, demographics: bool) -> Columns:

@@ -2,6 +2,7 @@
 
 All four give the same thing, the objects sorted by URI. `index`, `fit` and `calibrate` read them here alone,
 and so see the same objects in the same order.
+A ZIP, TAR or .gz is taken for the members in it (`containers`), in a folder or as the source itself.
 What lies in a folder and is no object is counted, and told; it never ends a listing.
 """
 
@@ -19,9 +20,12 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ad_jobs.archive import objects
+from ad_jobs.archive.containers import members_of_source, with_members
+from ad_jobs.archive.containers_names import kind_of
 from ad_jobs.archive.manifest import read_parts
 from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, find_manifest, is_own, part_name, refusal
-from ad_jobs.errors import UsageError
+from ad_jobs.errors import ImageError, UsageError
 from ad_jobs.values import MANIFEST as NAMED
 from cluster import storage
 from cluster.storage.uris import is_foreign
@@ -32,7 +36,9 @@ STAT_THREADS = 32
 # Queued at a time.
 STAT_NAMES = 4_096
 
-_FORMS = "A SOURCE is a folder, s3://bucket/prefix, a manifest, or a .csv or .parquet list with a column image."
+_FORMS = (
+    "A SOURCE is a folder, s3://bucket/prefix, a ZIP or TAR, a manifest, or a .csv or .parquet with a column image."
+)
 _LISTS = (".csv", ".parquet")
 
 
@@ -86,7 +92,27 @@ def open_source(source: str) -> Listing:
     if info is not None:
         return Listing(info.root, _refusing(_manifest_objects(info)), Counter(info.left_out))
     left_out: Counter[str] = Counter()
+    try:
+        container = _container(source)
+    except storage.StorageError as error:
+        raise refusal(error) from error
+    if container is not None:
+        found = _members(container, left_out)
+        return Listing(storage.parent(source), _refusing(found), left_out)
     return Listing(source, _refusing(_folder_objects(source, left_out)), left_out)
+
+
+def _container(source: str) -> storage.ObjectInfo | None:
+    """The container that a source is; None for a folder, whatever its name."""
+    if kind_of(source) is None or not storage.exists(source):
+        return None
+    return storage.stat(source)
+
+
+def _members(container: storage.ObjectInfo, left_out: Counter[str]) -> Iterator[SourceObject]:
+    counted: Counter[storage.LeftOut] = Counter()
+    within = storage.parent(container.uri)
+    yield from _objects(container.uri, members_of_source(container, counted, within), within, counted, left_out)
 
 
 def _refusing(objects: Iterator[SourceObject]) -> Iterator[SourceObject]:
@@ -118,23 +144,34 @@ def _folder_objects(source: str, left_out: Counter[str]) -> Iterator[SourceObjec
             f"{source} (with {part_name(0)}, without a readable {RECORD})",
             "Remove the folder and index again.",
         )
-    empty = True
     counted: Counter[storage.LeftOut] = Counter()
+    found = with_members(storage.list_objects(source, counted), counted, source)
     try:
-        for info in storage.list_objects(source, counted):
-            empty = False
-            yield SourceObject(*info, group=None, within=source)
+        yield from _objects(source, found, source, counted, left_out)
     except storage.NotFound as error:
         if storage.exists(source):
             raise UsageError(
                 _FORMS, f"{source} (a single file)", "For single images there is: retroscan score MODEL IMAGE..."
             ) from error
         raise
+
+
+def _objects(
+    source: str,
+    found: Iterator[storage.ObjectInfo],
+    within: str,
+    counted: Counter[storage.LeftOut],
+    left_out: Counter[str],
+) -> Iterator[SourceObject]:
+    """What was found; then what was left out is told. Raises UsageError where nothing was found."""
+    info = None
+    for info in found:
+        yield SourceObject(*info, group=None, within=within)
     for kind, count in sorted(counted.items()):
         log.warning("listing: %s.", told(kind, count))
         left_out[kind.value] += count
-    if empty:
-        raise UsageError("A SOURCE holds at least one object.", source, "Check the folder or prefix.")
+    if info is None:
+        raise UsageError("A SOURCE holds at least one object.", source, "Check the folder, prefix or container.")
 
 
 def _is_unfinished_manifest(source: str) -> bool:
@@ -154,6 +191,11 @@ _TOLD = {
     storage.LeftOut.TOO_LONG: (
         "name is longer than the system takes and was left out",
         "names are longer than the system takes and were left out",
+    ),
+    storage.LeftOut.EMPTY_CONTAINER: ("container has no file in it", "containers have no file in them"),
+    storage.LeftOut.REPLACED: (
+        "file was left out for another of the same name",
+        "files were left out for others of the same names",
     ),
 }
 
@@ -201,11 +243,11 @@ def _list_objects(uri: str) -> Iterator[SourceObject]:
 
 def _stat(uri: str) -> storage.ObjectInfo | None:
     try:
-        return storage.stat(uri)
+        return objects.stat(uri)
     except (storage.KeysRefused, storage.Unreachable):
         raise
-    except storage.StorageError:
-        # Of this one: it is missing or refused, or its name is one that no store takes.
+    except (storage.StorageError, ImageError):
+        # Of this one: it is missing or refused, its container is damaged, or its name is one that no store takes.
         return None
 
 

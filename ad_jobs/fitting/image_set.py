@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ad_jobs.archive.containers_names import group_of
 from ad_jobs.archive.fetching import Source, fetch_all, prepare
 from ad_jobs.archive.sources import SourceObject
 from ad_jobs.errors import ImageError, JobError
@@ -189,7 +190,7 @@ def decode_all(
     Raises:
         JobError: not one image could be decoded.
     """
-    sources = [Source(number, o.uri, o.bytes, within=o.within) for number, o in enumerate(objects)]
+    sources = [Source(number, o.uri, o.bytes, o.etag, o.within) for number, o in enumerate(objects)]
     places: list[Place] = []
     group: list[str] = []
     sha256: list[str] = []
@@ -221,8 +222,8 @@ def decode_all(
             grey = grey and report.grey
             for frame in range(report.frames):
                 places.append(Place(report.object, frame, row))
-                # Images of one study, or of one group of the list, are held out together or not at all.
-                group.append(o.group or report.study or o.uri)
+                # Images of one group of the list, of one study or of one container are held out together or not at all.
+                group.append(o.group or report.study or group_of(o.uri))
                 sha256.append(str(report.sha256))
                 row += 1
     if not places:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ad_jobs.archive import objects
 from ad_jobs.archive.identifiers import is_hashed
 from ad_jobs.errors import ImageError, JobError
 from ad_jobs.images.guard import of_this_process
@@ -138,13 +139,15 @@ def _original(
         notes.append("Identifiers are hashed, so the original is not shown.")
         return None
     try:
-        data = storage.fetch(uri, limits.max_bytes).data
+        data = objects.fetch(uri, limits.max_bytes).data
     except storage.NotFound:
         notes.append("The original is gone from the archive.")
     except storage.AccessDenied:
         notes.append("The archive refuses the original.")
     except storage.StorageError as error:
         notes.append(f"The original cannot be fetched: {error.detail}.")
+    except ImageError as error:
+        notes.append(f"The original cannot be fetched ({error.code}).")
     else:
         if hashlib.sha256(data).hexdigest() != sha256:
             notes.append("The original has changed since the scan, so it is not shown.")

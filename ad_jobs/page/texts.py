@@ -47,6 +47,9 @@ ERRORS: dict[str, str] = {
     ErrorCode.DECODE_TIMEOUT: "took longer to decode than the limit",
     ErrorCode.DECODER_CRASHED: "the decoder's process died on it",
     ErrorCode.NON_FINITE_SCORE: "the detector's score was not a finite number",
+    ErrorCode.UNREADABLE_CONTAINER: "a ZIP or TAR that is damaged or over a limit",
+    ErrorCode.NESTED_CONTAINER: "a container within a container",
+    ErrorCode.UNSUPPORTED_MEMBER: "encrypted, sparse, or of an unknown compression in its container",
     ErrorCode.NOT_AN_IMAGE: "a DICOM object without an image, left out on purpose",
     ErrorCode.OUT_OF_DOMAIN: "of a kind that the model's fit saw none of, left out on purpose (scan --accept)",
 }

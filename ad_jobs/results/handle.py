@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
+from ad_jobs.archive import objects
 from ad_jobs.errors import UsageError
 from ad_jobs.images.guard import of_this_process
 from ad_jobs.images.policy import MAX_SIDE_PX, Limits, PixelPolicy
@@ -18,7 +19,6 @@ from ad_jobs.results.read import Heatmap, open_heatmap, scores_of
 from ad_jobs.results.run import ModelRef, RunRecord, read_record
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.values import place
-from cluster import storage
 
 
 def open_run(run: str | PathLike[str]) -> Run:
@@ -91,7 +91,7 @@ class Run:
         Raises:
             UsageError: the table's URIs are hashed.
             StorageError: the object cannot be fetched.
-            ImageError: it cannot be decoded within the run's limits.
+            ImageError: it cannot be decoded within the run's limits, or its container cannot be read.
         """
         uri = str(_one(row, "uri", "frame", "model_id")["uri"])
         if self.record.config.get("identifiers") == "hashed":
@@ -100,7 +100,7 @@ class Run:
             )
         model = self._model(str(row["model_id"]))
         limits = Limits.model_validate(self.record.config.get("limits", {}))
-        data = storage.fetch(uri, limits.max_bytes).data
+        data = objects.fetch(uri, limits.max_bytes).data
         policy = PixelPolicy.model_validate(model.policy)
         return of_this_process().preview(data, int(row["frame"]), policy, limits, max_side=MAX_SIDE_PX)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ad_jobs.archive.containers_names import held_by
 from ad_jobs.archive.identifiers import Identifiers, manifest_beside, read_identifiers
 from ad_jobs.archive.listing import write_manifest
 from ad_jobs.archive.manifest import RowReader, Selection, select
@@ -273,4 +274,4 @@ def folder_in_use(out: str, holds: str) -> UsageError:
 def _probe(uri: str) -> None:
     """Raise StorageError if the store refuses or does not answer: one message, not a table of failures."""
     if storage.is_s3(uri):
-        storage.exists(uri)
+        storage.exists(held_by(uri))

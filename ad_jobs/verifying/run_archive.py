@@ -160,8 +160,8 @@ class RunArchive:
         known = np.array(sorted(i for i in ids if 0 <= i < self.manifest.objects), np.int64)
         if not len(known):
             return []
-        rows = self._rows.rows(known, ["object_id", "uri"]).to_pylist()
-        return [Source(row["object_id"], row["uri"], within=self.manifest.root) for row in rows]
+        rows = self._rows.rows(known, ["object_id", "uri", "etag"]).to_pylist()
+        return [Source(**row, within=self.manifest.root) for row in rows]
 
     def wrong_names(self, row: Mapping[str, Any] | pd.Series[Any], prepared: Prepared) -> list[str]:
         """What of the names in a row is not the object's; nothing where hashes are to be checked without their key."""

@@ -23,7 +23,7 @@ class ObjectInfo(NamedTuple):
 
 
 class LeftOut(StrEnum):
-    """What lies below a folder and is no object, by why it is left out of a listing."""
+    """What lies below a folder, or in a container there, and is no object, by why it is left out of a listing."""
 
     # A symbolic link out of the folder, to another folder, to nowhere, or to itself.
     LINK = "links"
@@ -33,10 +33,14 @@ class LeftOut(StrEnum):
     UNREADABLE = "unreadable"
     # Longer with its folders than the system takes.
     TOO_LONG = "too_long"
+    # A ZIP or TAR without a file in it.
+    EMPTY_CONTAINER = "empty_containers"
+    # A file in a ZIP or TAR that a later one of the same name replaces.
+    REPLACED = "replaced_members"
 
 
 class Fetched(NamedTuple):
-    """An object's content, and the etag it had in the same answer."""
+    """An object's content, or the part of it that was asked for, and the etag it had in the same answer."""
 
     data: bytes
     etag: str | None
@@ -58,7 +62,7 @@ class Store(Protocol):
 
     def fetch(self, uri: str, max_bytes: int | None, within: str | None) -> Fetched: ...
 
-    def fetch_range(self, uri: str, offset: int, length: int) -> bytes: ...
+    def fetch_piece(self, uri: str, offset: int, length: int, within: str | None) -> Fetched: ...
 
     def write_bytes(self, uri: str, data: bytes) -> None: ...
 

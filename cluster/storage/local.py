@@ -115,11 +115,12 @@ def fetch(uri: str, max_bytes: int | None, within: str | None) -> Fetched:
         return Fetched(data, _etag(status))
 
 
-def fetch_range(uri: str, offset: int, length: int) -> bytes:
+def fetch_piece(uri: str, offset: int, length: int, within: str | None) -> Fetched:
     """Part of the content; empty where it begins at or after the end."""
-    with local_errors(uri), _open_regular(uri) as file:
+    with local_errors(uri), _open_regular(uri, within) as file:
+        status = os.fstat(file.fileno())
         file.seek(offset)
-        return file.read(length)
+        return Fetched(file.read(length), _etag(status))
 
 
 def _open_regular(uri: str, within: str | None = None) -> IO[bytes]:

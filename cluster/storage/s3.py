@@ -101,23 +101,24 @@ def _read_in_time(uri: str, body: StreamingBody, length: int) -> bytes:
     return bytes(pieces)
 
 
-def fetch_range(uri: str, offset: int, length: int) -> bytes:
-    """Part of the content, by one GET with a Range; empty where it begins at or after the end."""
+def fetch_piece(uri: str, offset: int, length: int, within: str | None) -> Fetched:  # noqa: ARG001 - no links here
+    """Part of the content, by one GET with a Range; empty, and without etag, where it begins at or after the end."""
     bucket, key = uris.split(uri)
 
-    def once() -> bytes:
+    def once() -> Fetched:
         answer = s3_client.client().get_object(Bucket=bucket, Key=key, Range=f"bytes={offset}-{offset + length - 1}")
         with closing(answer["Body"]) as body:
             data: bytes = body.read()
         # RFC 9110 14.2: a server may ignore Range and send everything.
-        return data if "ContentRange" in answer else data[offset : offset + length]
+        part = data if "ContentRange" in answer else data[offset : offset + length]
+        return Fetched(part, _etag(answer.get("ETag")))
 
     with s3_errors(uri):
         try:
             return retries.whole_body(once)
         except boto_errors.ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == 416:
-                return b""
+                return Fetched(b"", None)
             raise
 
 

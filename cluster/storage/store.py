@@ -124,9 +124,18 @@ def fetch(uri: str, max_bytes: int | None = None, within: str | None = None) -> 
     return _store(uri).fetch(uri, max_bytes, within)
 
 
+def fetch_piece(uri: str, offset: int, length: int, within: str | None = None) -> Fetched:
+    """`length` bytes from `offset`, one or more, or as many as there are, and the etag of the whole object.
+
+    `within` and what is raised are those of `fetch`.
+    The etag is None where no byte is there, too.
+    """
+    return _store(uri).fetch_piece(uri, offset, length, within)
+
+
 def fetch_range(uri: str, offset: int, length: int) -> bytes:
     """`length` bytes from `offset`, or as many as there are; raises as `fetch` does."""
-    return _store(uri).fetch_range(uri, offset, length) if length > 0 else b""
+    return fetch_piece(uri, offset, length).data if length > 0 else b""
 
 
 def read_bytes(uri: str) -> bytes:

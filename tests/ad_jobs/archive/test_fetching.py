@@ -8,6 +8,7 @@ import pytest
 
 from ad_jobs.archive import fetching
 from ad_jobs.archive.fetching import Fetcher, Source, fetch_all
+from ad_jobs.archive.objects import Packed
 from ad_jobs.errors import ErrorCode, JobError
 from cluster import storage
 from cluster.errors import AccessDenied, KeysRefused, NotFound, StorageError, Unreachable
@@ -28,13 +29,13 @@ class Store:
             fetch=self.fetch, fetch_range=self.fetch_range, monotonic=lambda: self.now_s, sleep=self.sleep
         )
 
-    def fetch(self, uri: str, max_bytes: int, within: str | None) -> storage.Fetched:
-        del max_bytes, within
+    def fetch(self, uri: str, max_bytes: int, within: str | None, etag: str | None) -> Packed:
+        del max_bytes, within, etag
         self.calls.append(uri)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, StorageError):
             raise answer
-        return storage.Fetched(answer, "e1")
+        return Packed(answer, "e1")
 
     def fetch_range(self, uri: str, first: int, count: int) -> bytes:
         del first, count

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import containerkit
 import imagecodecs
 import numpy as np
 import pytest
@@ -103,3 +104,21 @@ def test_a_source_without_an_image_is_refused(tmp_path: Path):
     source = kit.write_archive(tmp_path, {"bad/empty.png": b""})
     with pytest.raises(JobError, match=r"None of the 1 normal images could be decoded \(\{'empty': 1\}\)"):
         decoded(source, 1 << 20)
+
+
+@pytest.mark.usefixtures("connected")
+def test_pictures_of_a_container_without_folders_belong_together(tmp_path: Path) -> None:
+    pictures = {f"{name}.png": kit.png(number) for number, name in enumerate(("1", "2", "folder/3"))}
+    images = {**pictures, "4.dcm": kit.dicom(4)}
+    objects = {"x.zip": containerkit.zipped(images), "y.tgz": containerkit.gzipped(containerkit.tarred(images))}
+    root = kit.write_archive(tmp_path / "archive", objects | {"z.png.gz": containerkit.gzipped(kit.png(5))})
+    found = decoded(root, 1 << 20)
+    assert found.failed == {}
+    for name in ("x.zip", "y.tgz"):
+        own = f"{root}/{name}!/folder/3.png"
+        by_name = [found.group[p] for p, place in enumerate(found.places) if found.sources[place.object].uri == own]
+        assert by_name == [own]
+        assert found.group.count(f"{root}/{name}") == 2
+    studies = {group for group in found.group if not group.startswith(root)}
+    assert len(studies) == 1
+    assert found.group[-1] == f"{root}/z.png.gz!/z.png"

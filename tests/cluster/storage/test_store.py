@@ -69,6 +69,13 @@ def test_ranges_end_where_the_object_does(root: str) -> None:
     assert storage.fetch(empty).data == b""
 
 
+def test_a_piece_has_the_etag_of_its_object(root: str) -> None:
+    uri = f"{root}/a"
+    storage.write_bytes(uri, b"0123456789")
+    assert storage.fetch_piece(uri, 3, 4) == (b"3456", storage.stat(uri).etag)
+    assert storage.fetch_piece(uri, 10, 1).data == b""
+
+
 def test_a_write_replaces_and_a_deletion_may_come_twice(root: str) -> None:
     uri = f"{root}/deep/down/a"
     storage.write_bytes(uri, b"old")
