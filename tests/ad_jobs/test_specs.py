@@ -132,6 +132,7 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "seed": 2,
             "window": (-100.0, 300.5),
             "resize": "pad",
+            "decode": "reduced",
             "workers": 2,
             "options": {"cells": [2, 4], "backbone": "vgg16", "blur": 2.5, "contrast": False, "weights": "a=b, c"},
             "limits": {"max_bytes": 5, "timeout_s": 1.5},
