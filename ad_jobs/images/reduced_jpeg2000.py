@@ -51,7 +51,7 @@ def decode(code: bytes, factor: int) -> tuple[npt.NDArray[Any], Grid] | None:
     """
     size = _Size(*struct.unpack_from(">HLLLLLLLLH", code, 6))
     described = code[42 : 42 + 3 * size.components]
-    sign_and_bits = described[0]
+    sign_and_bits = code[42]
     bits = (sign_and_bits & 0x7F) + 1
     signed = bool(sign_and_bits >> 7)
     mode = _MODES.get((size.components, -(-bits // 8)))
@@ -85,7 +85,7 @@ def _levels(code: bytes) -> int:
     for marker, offset in segments(code, 2):
         if marker == COD:
             # T.800 A.6.1: style, progression, layers, transformation, levels.
-            levels = code[offset + 9]
+            levels = int.from_bytes(code[offset + 9 : offset + 10])
         elif marker == START_OF_TILE_PART:
             start = offset
         elif marker in _OWN_WAYS:

@@ -37,6 +37,7 @@ SCAN = {"source": "a", "model": "m", "out": "r"}
         ({"epochs": 0}, ("--epochs", "0")),
         ({"preset": "slow"}, ("--preset", "slow", "fast")),
         ({"resize": "crop"}, ("--resize", "crop", "stretch")),
+        ({"decode": "reduced", "window": "percentile"}, ("every pixel", "--decode reduced", "Leave --decode out")),
         ({"limits": {"max_bytes": -1}}, ("--limits max_bytes", "-1")),
         ({"limits": {"max_byte": 1}}, ("--limits max_byte", "known")),
         ({"nonsense": 1}, ("nonsense", "Options are those of the verb", "detector")),
