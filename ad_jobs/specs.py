@@ -175,6 +175,7 @@ class FitSpec(Spec):
     seed: Seed = 0
     window: FixedWindow = "dicom"
     resize: Literal["stretch", "pad"] = "stretch"
+    decode: Literal["full", "reduced"] = "full"
     workers: int = Field(default=1, ge=1)
     # Of the detector: backbone, layers, ...
     options: dict[str, Any] = Field(default_factory=dict, alias="set")
@@ -182,6 +183,16 @@ class FitSpec(Spec):
     address: str | None = None
     # Of decoded images in memory; by default half of the object store. What is beyond is decoded again in every epoch.
     keep_mib: int | None = Field(default=None, ge=0, exclude=True)
+
+    @model_validator(mode="after")
+    def _percentiles_of_every_pixel(self) -> Self:
+        if self.decode == "reduced" and self.window == "percentile":
+            raise UsageError(
+                "Percentiles are those of every pixel of a frame.",
+                "--decode reduced --window percentile",
+                "Leave --decode out, or give a fixed --window or the object's own, dicom.",
+            )
+        return self
 
 
 class CalibrateSpec(Spec):

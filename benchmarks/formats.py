@@ -36,6 +36,23 @@ Stacks behind one page are those of ImageJ, MetaMorph and tifffile; pages of Sca
 Of an Aperio slide the baseline alone is the picture: thumbnail, label, macro and levels are no frames.
 Pixels of GDAL's nodata value (TIFF tag 42113) are padding: black, and no part of a range that the picture gives.
 
+## Decoded at a smaller size
+
+A model of `fit --decode reduced` has JPEG 2000, HTJ2K and JPEG of 8 bits decoded at a half, a quarter, ... of their
+size, as far as either side keeps twice the pixels that the input shows of it, and the mean by area taken from there;
+`rows`, `columns` and heatmaps are the whole frame's. Other models decode whole frames, as does what is shown of a run.
+[Measured](../benchmarks/results/reduced.md): what that saves, and by how much scores move.
+
+- Whole as well, without a remark: what has one size alone (native, RLE, JPEG-LS, lossless JPEG, JPEG of 12 bits or
+  four inks, PNG, TIFF), palettes, an older High Bit, and objects with Pixel Padding Value, of which a mean would mix
+  padding into its border. `--window percentile` looks at every pixel, and goes with whole frames alone.
+- Whole, with the remark `decoded_whole`: JPEG 2000 without resolutions, with an offset, a region of interest, tiles
+  that do not halve, components or tiles of their own ways, or bits or a sign that are not the header's; colour of more
+  than 8 bits; colour JPEG whose space the header and the stream name differently; a turned JPEG with part of a block;
+  and what is damaged, which is judged as a whole.
+- Windows and LUTs come after the reduction: where a reduced pixel lies across an edge that a narrow window cuts, it may
+  be another grey. JPEG 2000's reversible transformation rounds up by as much as half a stored step each time it halves.
+
 ## Kinds of DICOM pixels that are easily got wrong
 
 What stands under a form is what becomes of such a file: `shown` as the clause says, `refused` with a reason that names

@@ -94,6 +94,9 @@ def fit(
     resize: Annotated[
         o.Resize, typer.Option(help="Stretch to the input size, or keep the aspect and pad.")
     ] = o.Resize.stretch,
+    decode: Annotated[
+        o.Decode, typer.Option(help="Frames whole, or no larger than the input needs: JPEG and JPEG 2000 can.")
+    ] = o.Decode.full,
     workers: Annotated[int, typer.Option(min=1, help="Training workers.")] = 1,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Detector option key=value, repeatable.", metavar="KEY=VALUE")

@@ -44,6 +44,11 @@ class Resize(StrEnum):
     pad = "pad"
 
 
+class Decode(StrEnum):
+    full = "full"
+    reduced = "reduced"
+
+
 class Preset(StrEnum):
     fast = "fast"
     paper = "paper"

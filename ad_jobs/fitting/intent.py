@@ -105,6 +105,7 @@ def resolve(spec: FitSpec) -> FitIntent:
             "width_px": width,
             "window": spec.window,
             "resize": spec.resize,
+            "decode": spec.decode,
         }
     )
     return FitIntent(spec, config, input_spec, policy)

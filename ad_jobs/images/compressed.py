@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ad_jobs.errors import ErrorCode, ImageError
-from ad_jobs.images import jpeg2000, libjpeg
+from ad_jobs.images import jpeg2000, libjpeg, reduced_jpeg2000
 from ad_jobs.images.codestream import JpegFrame, jpeg_frame
+from ad_jobs.images.geometry import Grid
 from ad_jobs.images.libraries import foreign
 from ad_jobs.images.pixel_module import MONOCHROME, PALETTE, YBR, YBR_JPEG_2000, PixelModule
 from ad_jobs.images.remarks import Remark
@@ -44,6 +45,19 @@ class _Cells(NamedTuple):
     photometric: str
     # It may hold values that were never there, and no bits above theirs.
     lossy: bool = False
+    # Of the values, where they were reduced.
+    grid: Grid | None = None
+
+
+class StoredFrame(NamedTuple):
+    """Stored values [rows, columns] or [rows, columns, 3] of a frame, and what its pixels turn out to be.
+
+    Of a reduced frame `grid` tells how they lie over the whole one.
+    """
+
+    values: Array
+    module: PixelModule
+    grid: Grid | None = None
 
 
 def decodable(syntax: str) -> bool:
@@ -57,10 +71,18 @@ def decodable(syntax: str) -> bool:
     return any(codec.available for syntaxes, codec in codecs if syntax in syntaxes)
 
 
+def most_reduced(code: bytes) -> int:
+    """By how much a code stream of this kind can be reduced at most: 1 where its codec knows one size alone."""
+    frame = jpeg_frame(code)
+    if frame is not None:
+        return libjpeg.MOST_REDUCED if libjpeg.reducible(frame) else 1
+    return jpeg2000.MOST_REDUCED if jpeg2000.contiguous(code) else 1
+
+
 def decode_frame(
-    code: bytes, index: int, syntax: str, module: PixelModule, remarks: set[str]
-) -> tuple[Array, PixelModule]:
-    """Stored values [rows, columns] or [rows, columns, 3] of a frame, and what its pixels turn out to be.
+    code: bytes, index: int, syntax: str, module: PixelModule, remarks: set[str], factor: int = 1
+) -> StoredFrame:
+    """A frame's stored values, reduced by `factor` (a power of two) where its code stream can be.
 
     A code stream says itself what it is: neither Planar Configuration (PS3.3 C.7.6.3.1.3 is of native frames) nor the
     transfer syntax is asked where it does.
@@ -70,14 +92,18 @@ def decode_frame(
     """
     jpeg = jpeg_frame(code)
     if jpeg is not None:
-        cells = _jpeg_ls(code, jpeg, module) if jpeg.marker == _SOF_JPEG_LS else _jpeg(code, jpeg, module, remarks)
+        if jpeg.marker == _SOF_JPEG_LS:
+            cells = _jpeg_ls(code, jpeg, module)
+        else:
+            cells = _jpeg(code, jpeg, module, remarks, factor)
         belongs = syntax in _JPEG
     elif jpeg_2000 := jpeg2000.contiguous(code):
         # PS3.5 A.4.4: the boxes of a JP2 file, if any, do not count.
-        cells = _jpeg_2000(jpeg_2000, module, lossy=syntax not in _JPEG_2000_LOSSLESS)
+        cells = _jpeg_2000(jpeg_2000, module, remarks, factor, lossy=syntax not in _JPEG_2000_LOSSLESS)
         belongs = syntax in _JPEG_2000
     elif syntax == RLE:
-        return from_cells(_rle(code, module), module), module._replace(photometric=_decoded(module.photometric))
+        values = from_cells(_rle(code, module), module)
+        return StoredFrame(values, module._replace(photometric=_decoded(module.photometric)))
     else:
         raise ImageError(ErrorCode.CORRUPT, f"frame {index} is no code stream that TransferSyntaxUID may mean")
     if not belongs:
@@ -96,10 +122,10 @@ def decode_frame(
     if cells.bits < module.stored and complete and module.photometric != PALETTE:
         remarks.add(Remark.BITS_STORED)
         module = module._replace(stored=cells.bits, high=cells.bits - 1)
-    return stored, module
+    return StoredFrame(stored, module, cells.grid)
 
 
-def _jpeg(code: bytes, frame: JpegFrame, module: PixelModule, remarks: set[str]) -> _Cells:
+def _jpeg(code: bytes, frame: JpegFrame, module: PixelModule, remarks: set[str], factor: int) -> _Cells:
     photometric = module.photometric
     if frame.components == 3 and photometric not in MONOCHROME:
         photometric = _jpeg_colours(code, frame, photometric, remarks)
@@ -110,6 +136,13 @@ def _jpeg(code: bytes, frame: JpegFrame, module: PixelModule, remarks: set[str])
         convert = lossy and photometric in ("YBR_FULL", "YBR_FULL_422")
         spaces = ("YCBCR", "RGB") if convert else ("RGB", "RGB")
         photometric = "RGB" if convert else photometric
+    if factor > 1 and libjpeg.reducible(frame):
+        # Whole values alone have a mean: not the bits of signed ones, nor such with others above them.
+        values_alone = frame.bits <= module.stored and not module.signed
+        as_guessed = spaces is None or spaces[0] == libjpeg.guessed_space(code, frame)
+        if values_alone and as_guessed and (found := libjpeg.decode_reduced(code, frame, factor)):
+            return _Cells(found[0], frame.bits, photometric, lossy, found[1])
+        remarks.add(Remark.DECODED_WHOLE)
     values, told = libjpeg.decode(code, frame, spaces)
     remarks |= told
     return _Cells(values, frame.bits, photometric, lossy)
@@ -138,13 +171,19 @@ def _jpeg_ls(code: bytes, frame: JpegFrame, module: PixelModule) -> _Cells:
     return _Cells(values, frame.bits, module.photometric, near > 0)
 
 
-def _jpeg_2000(code: bytes, module: PixelModule, *, lossy: bool) -> _Cells:
+def _jpeg_2000(code: bytes, module: PixelModule, remarks: set[str], factor: int, *, lossy: bool) -> _Cells:
     # T.800 A.5.1: the precision of the first component, its first bit the sign.
     sign_and_bits = code[42]
+    bits = (sign_and_bits & 0x7F) + 1
     jpeg2000.check_zeros(code)
+    if factor > 1:
+        # As for JPEG.
+        values_alone = bits <= module.stored and bool(sign_and_bits >> 7) == module.signed
+        if values_alone and (found := reduced_jpeg2000.decode(code, factor)):
+            return _Cells(found[0], bits, _decoded(module.photometric), lossy, found[1])
+        remarks.add(Remark.DECODED_WHOLE)
     with foreign("OpenJPEG"):
         values = imagecodecs.jpeg2k_decode(code)
-    bits = (sign_and_bits & 0x7F) + 1
     if sign_and_bits >> 7 and not module.signed:
         # Two's complement of so many bits, whatever the header calls them.
         values = values.view(f"u{values.dtype.itemsize}") & ((1 << bits) - 1)

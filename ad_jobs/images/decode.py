@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,9 @@ from ad_jobs.images.domain import Domain, Traits
 from ad_jobs.images.geometry import Geometry, resize
 from ad_jobs.images.libraries import quiet
 from ad_jobs.images.model_input import FULL_SCALE
-from ad_jobs.images.picture import Picture, check_frames, check_input
+from ad_jobs.images.picture import Picture, Shown, check_frames, check_input
 from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.images.remarks import Remark
 from ad_jobs.images.sniff import kind_of, sniff
 from ad_jobs.schema import DEMOGRAPHICS, MANIFEST, MANIFEST_HEADERS
 
@@ -34,6 +35,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 class Frame(NamedTuple):
     """One frame at a detector's input size, ready to be stored and stacked.
 
+    `geometry` is that of the whole frame, however it was decoded.
     `pixels` are [c, height_px, width_px], 65535 = 1.0; c = 1 for grey, 3 for colour.
     `constant`: every pixel of the source is alike, as a decoder's silent zeros are.
     `colour`: the source's channels differ by more than `TINT`, whatever `pixels` have of them.
@@ -79,7 +81,7 @@ def decode_each(
     An object that none of the `domains` takes has no frames: its pixels are not decoded.
 
     Frames are decoded and resized one by one, so memory holds one frame at its stored size.
-    Policies of one window share a single decoding.
+    Policies of one window and one reduction share a single decoding.
     The pixels of a grey source have one channel; those of a colour source have `policy.channels` (one channel is its
     luma), or one where its channels are equal: it is grey.
 
@@ -94,16 +96,22 @@ def decode_each(
         if refused and None not in refused:
             return [Decoded([], picture.header, (), refused) for _ in policies]
         check_input(picture.frames if only is None else 1, policies, limits)
-        for window in dict.fromkeys(policy.window for policy in policies):
-            sharing = [number for number, policy in enumerate(policies) if policy.window == window]
-            for index, pixels in picture.read(policies[sharing[0]], only=only):
+        ways = [(policy.window, picture.reduction(policy)) for policy in policies]
+        for way in dict.fromkeys(ways):
+            sharing = [number for number, other in enumerate(ways) if other == way]
+            for shown in _read(picture, policies[sharing[0]], only):
                 for number in sharing:
-                    frames[number].append(_frame(index, pixels, policies[number]))
+                    frames[number].append(_frame(shown, policies[number]))
     coloured = any(frame.colour for found in frames for frame in found)
     refused = tuple(domain.refusal(traits, coloured) for domain in domains)
     if refused and None not in refused:
         frames = [[] for _ in policies]
-    return [Decoded(found, picture.header, tuple(sorted(picture.remarks)), refused) for found in frames]
+    # Who wanted it whole is not told that it was.
+    told = [picture.remarks - ({Remark.DECODED_WHOLE} if factor == 1 else set()) for _, factor in ways]
+    return [
+        Decoded(found, picture.header, tuple(sorted(remarks)), refused)
+        for found, remarks in zip(frames, told, strict=True)
+    ]
 
 
 def preview(data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_side: int = 512) -> npt.NDArray[np.uint8]:
@@ -116,7 +124,7 @@ def preview(data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_si
         picture = _open(data, limits)
         if not 0 <= frame < picture.frames:
             raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"no frame {frame}: the object has {picture.frames}")
-        _, pixels = next(iter(picture.read(policy, only=frame)))
+        pixels = next(picture.read(_whole(policy), only=frame)).pixels
     rows, columns = pixels.shape[:2]
     scale = min(1.0, max_side / max(rows, columns))
     small = resize(pixels, max(1, round(rows * scale)), max(1, round(columns * scale)))
@@ -175,19 +183,40 @@ def _open(data: bytes, limits: Limits) -> Picture:
     return picture
 
 
-def _frame(index: int, pixels: npt.NDArray[np.floating[Any]], policy: PixelPolicy) -> Frame:
-    rows, columns = pixels.shape[:2]
-    constant = _everywhere(pixels, lambda part: part == part[:1, :1])
+def _read(picture: Picture, policy: PixelPolicy, only: int | None) -> Iterator[Shown]:
+    """As `picture.read`, but for frames that are constant once they are reduced: of these every pixel is looked at."""
+    for shown in picture.read(policy, only=only):
+        if shown.grid is not None and _is_constant(shown.pixels):
+            yield from picture.read(_whole(policy), only=shown.number)
+        else:
+            yield shown
+
+
+def _whole(policy: PixelPolicy) -> PixelPolicy:
+    return policy.model_copy(update={"decode": "full"})
+
+
+def _frame(shown: Shown, policy: PixelPolicy) -> Frame:
+    index, pixels, grid = shown
+    rows, columns = pixels.shape[:2] if grid is None else (grid.rows, grid.columns)
+    constant = _is_constant(pixels)
     colour = pixels.ndim == 3 and not _everywhere(pixels, lambda part: np.ptp(part, axis=-1) <= TINT)
     if pixels.ndim == 3 and policy.channels == 1:
         pixels = pixels @ LUMA
     elif pixels.ndim == 3 and not colour and _everywhere(pixels, lambda part: part == part[..., :1]):
         pixels = pixels[..., 0]
     geometry = Geometry.of(policy, rows, columns)
-    resized = geometry.to_input(pixels, policy.interpolation)
+    if grid is None:
+        resized = geometry.to_input(pixels, policy.interpolation)
+    else:
+        resized = geometry.reduced_to_input(pixels, grid)
     stored = np.rint(np.clip(resized, 0.0, 1.0) * np.float32(FULL_SCALE)).astype(np.uint16)
     channels_first = stored[None] if stored.ndim == 2 else np.ascontiguousarray(stored.transpose(2, 0, 1))
     return Frame(index, channels_first, geometry, constant, colour)
+
+
+def _is_constant(pixels: npt.NDArray[np.floating[Any]]) -> bool:
+    return _everywhere(pixels, lambda part: part == part[:1, :1])
 
 
 def _everywhere(

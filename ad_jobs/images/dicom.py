@@ -12,7 +12,6 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -21,16 +20,18 @@ from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import compressed, dicom_header, manifest_header, representation
 from ad_jobs.images.attributes import functional_group, numbers, uid_in_message
 from ad_jobs.images.colour import to_rgb
+from ad_jobs.images.compressed import StoredFrame
 from ad_jobs.images.demographics import DEMOGRAPHIC_ATTRIBUTES, demographic_columns
 from ad_jobs.images.dicom_file import UNDEFINED_LENGTH, check_deflated, check_deflated_head, ends_cleanly
 from ad_jobs.images.fragments import frame_codes
 from ad_jobs.images.greyscale import greyscale
 from ad_jobs.images.libraries import foreign
 from ad_jobs.images.native import NativePixels
-from ad_jobs.images.picture import Numbered, Pixels, check_finite, check_frames, check_size
+from ad_jobs.images.picture import Numbered, Pixels, Shown, check_finite, check_frames, check_size
 from ad_jobs.images.pixel_data import check_codestreams
-from ad_jobs.images.pixel_module import MONOCHROME, PixelModule, read_pixel_module
+from ad_jobs.images.pixel_module import MONOCHROME, PALETTE, PixelModule, read_pixel_module
 from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.images.reduction import factor
 from ad_jobs.images.sop_class import require_image
 
 # PS3.6 table A-1: those without encapsulation; the last is deflated as a whole.
@@ -123,16 +124,30 @@ class DicomPicture:
         """As `Picture.read`."""
         for index in range(self.frames) if only is None else [only]:
             with _pydicom("pixels"):
-                yield index, self._show(*self._stored(index), index, policy)
+                found = self._stored(index, self.reduction(policy))
+                yield Shown(index, self._show(found, index, policy), found.grid)
 
-    def _stored(self, index: int) -> tuple[npt.NDArray[Any], PixelModule]:
+    def reduction(self, policy: PixelPolicy) -> int:
+        """As `Picture.reduction`."""
+        module = self._module
+        # A mean of values is none of a palette's numbers, nor of cells in which something else lies beside the value;
+        # and one of padding and of what it borders on is neither (PS3.3 C.7.5.1.1.2).
+        values_alone = module.photometric != PALETTE and module.high == module.stored - 1
+        if self._syntax in _NATIVE or not values_alone or "PixelPaddingValue" in self._ds:
+            return 1
+        wanted = factor(policy, *module.size)
+        return min(wanted, compressed.most_reduced(self._codes[0])) if wanted > 1 else 1
+
+    def _stored(self, index: int, reduction: int) -> StoredFrame:
         """Stored values of a frame, and what they are."""
         if self._syntax in _NATIVE:
-            return self._native.frame(index), self._module
-        return compressed.decode_frame(self._codes[index], index, self._syntax, self._module, self.remarks)
+            return StoredFrame(self._native.frame(index), self._module)
+        code = self._codes[index]
+        return compressed.decode_frame(code, index, self._syntax, self._module, self.remarks, reduction)
 
-    def _show(self, stored: npt.NDArray[Any], module: PixelModule, index: int, policy: PixelPolicy) -> Pixels:
-        if stored.shape[:2] != module.size:
+    def _show(self, found: StoredFrame, index: int, policy: PixelPolicy) -> Pixels:
+        stored, module, grid = found
+        if stored.shape[:2] != (module.size if grid is None else grid.size):
             detail = f"frame {index} is {stored.shape[0]} x {stored.shape[1]}, not as announced"
             raise ImageError(ErrorCode.CORRUPT, detail)
         if module.photometric in MONOCHROME:

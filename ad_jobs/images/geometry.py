@@ -19,6 +19,28 @@ from ad_jobs.images.policy import PixelPolicy
 FloatArray = npt.NDArray[np.floating[Any]]
 
 
+class Grid(NamedTuple):
+    """How the pixels of a reduced frame lie over the whole one of `rows` x `columns`.
+
+    Along either axis there is a pixel for every `factor` of the whole frame, a last one for fewer; pixel n is centred
+    on position n * factor + offset.
+    """
+
+    rows: int
+    columns: int
+    factor: int
+    offset: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the reduced frame."""
+        return -(-self.rows // self.factor), -(-self.columns // self.factor)
+
+    def transposed(self) -> Grid:
+        """That of the same frame with rows for columns."""
+        return self._replace(rows=self.columns, columns=self.rows)
+
+
 class Geometry(NamedTuple):
     """The box of a detector's input that a source fills, in pixels.
 
@@ -72,7 +94,24 @@ class Geometry(NamedTuple):
             ValueError: `pixels` is not of this geometry's source size.
         """
         self._require(pixels, (self.rows, self.columns), "source")
-        box = resize(pixels, self.height, self.width, interpolation)
+        return self._placed(resize(pixels, self.height, self.width, interpolation))
+
+    def reduced_to_input(self, pixels: FloatArray, grid: Grid) -> npt.NDArray[np.float32]:
+        """A frame that was reduced, as `to_input` by area gives it from the whole one but for what was lost.
+
+        Raises:
+            ValueError: `pixels` is not of the grid's size, or the grid not of this geometry's source.
+        """
+        self._require(pixels, grid.size, "reduced source")
+        if (grid.rows, grid.columns) != (self.rows, self.columns):
+            raise ValueError(
+                f"A reduced frame lies over the source of its geometry, {self.rows} x {self.columns}. "
+                f"Got: {grid.rows} x {grid.columns}. Use the grid that came with these pixels."
+            )
+        return self._placed(_from_grid(pixels, grid, self.height, self.width))
+
+    def _placed(self, box: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The box at its place in the input, padding 0."""
         if (self.height, self.width) == (self.height_px, self.width_px):
             return box
         canvas = np.zeros((self.height_px, self.width_px, *box.shape[2:]), np.float32)
@@ -120,7 +159,7 @@ def _along_rows(pixels: FloatArray, height: int, interpolation: str) -> npt.NDAr
         return np.asarray(pixels, np.float32)
     flat = np.ascontiguousarray(pixels, np.float32).reshape(rows, -1)
     if height < rows and interpolation == "area":
-        out = _area(flat, height)
+        out = _area(flat, np.arange(height + 1) * rows / height, height / rows)
     else:
         # Pillow's 32-bit float mode sums in double precision and widens the triangle when it shrinks.
         size = (flat.shape[1], height)
@@ -134,19 +173,35 @@ def _along_columns(pixels: npt.NDArray[np.float32], width: int, interpolation: s
     return np.ascontiguousarray(_along_rows(pixels.swapaxes(0, 1), width, interpolation).swapaxes(0, 1))
 
 
-def _area(flat: npt.NDArray[np.float32], height: int) -> npt.NDArray[np.float32]:
-    """Exact means of `height` equal bands of the rows of [rows, M]; height < rows."""
-    rows = flat.shape[0]
-    # Band i covers source rows edges[i] to edges[i + 1].
-    edges = np.arange(height + 1) * rows / height
+def _from_grid(pixels: FloatArray, grid: Grid, height: int, width: int) -> npt.NDArray[np.float32]:
+    """The area means of the whole frame's `height` x `width` equal parts, from a reduced one [h, w] or [h, w, C]."""
+    for length, parts in ((grid.rows, height), (grid.columns, width)):
+        # Edges of pixels lie half a pixel before their centres.
+        edges = (np.arange(parts + 1) * length / parts - 0.5 - grid.offset) / grid.factor + 0.5
+        flat = np.ascontiguousarray(pixels, np.float32).reshape(len(pixels), -1)
+        # The whole frame may end up to half a pixel behind the last reduced one, which stands for that part as well.
+        flat = np.concatenate([flat, flat[-1:]])
+        means = _area(flat, edges, parts * grid.factor / length)
+        # The other axis next; after both they are in order again.
+        pixels = means.reshape(parts, *pixels.shape[1:]).swapaxes(0, 1)
+    return np.ascontiguousarray(pixels, np.float32)
+
+
+def _area(flat: npt.NDArray[np.float32], edges: npt.NDArray[np.float64], weight: float) -> npt.NDArray[np.float32]:
+    """Exact sums, times `weight`, of the bands of rows of [rows, M] between `edges`: band i from edge i to edge i + 1.
+
+    Row n spans from n to n + 1; edges ascend from 0 or more to at most the number of rows.
+    """
+    rows, bands = len(flat), len(edges) - 1
     whole = np.minimum(edges.astype(np.int64), rows)
     part = edges - whole
     # Rows between the edges rounded down, then the fractions of the rows that the edges cut.
     # A loop, because np.add.reduceat along the first axis takes ten times as long.
-    sums = np.empty((height, flat.shape[1]))
-    for band in range(height):
+    sums = np.empty((bands, flat.shape[1]))
+    for band in range(bands):
         np.add.reduce(flat[whole[band] : whole[band + 1]], axis=0, dtype=np.float64, out=sums[band])
-    cut = part[:-1, None] * flat[whole[:-1]]
-    sums -= cut
-    sums[:-1] += cut[1:]
-    return (sums * (height / rows)).astype(np.float32)
+    # The last edge may be the end of the rows, and cuts none.
+    cut = part[:, None] * flat[np.minimum(whole, rows - 1)]
+    sums -= cut[:-1]
+    sums += cut[1:]
+    return (sums * weight).astype(np.float32)

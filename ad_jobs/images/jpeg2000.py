@@ -6,6 +6,7 @@ OpenJPEG notices a tile part that is cut short, and nothing else: to it a zeroed
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 from ad_jobs.errors import ErrorCode, ImageError
 
@@ -13,9 +14,12 @@ from ad_jobs.errors import ErrorCode, ImageError
 START = b"\xff\x4f\xff\x51"
 # With one component.
 SIZ_END = 45
+# T.800 A.6.1: a code stream holds at most 32 halved resolutions.
+MOST_REDUCED = 1 << 32
 _JP2 = b"\x00\x00\x00\x0cjP  "
-_COD = 0xFF52
-_START_OF_TILE_PART = 0xFF90
+COD = 0xFF52
+START_OF_TILE_PART = 0xFF90
+_START_OF_DATA = 0xFF93
 # Coded data looks random: as many zeros in a row do not come about.
 _ZEROS = 64
 
@@ -62,6 +66,21 @@ def components(code: bytes) -> int:
     return int.from_bytes(code[40:42])
 
 
+def segments(code: bytes, offset: int) -> Iterator[tuple[int, int]]:
+    """Yield (marker, its offset) of each marker segment of a header that goes on at `offset`, T.800 A.1.
+
+    The last is the one that ends the header: of the first tile part, or of a tile part's data.
+    """
+    while offset + 4 <= len(code):
+        marker, length = struct.unpack_from(">HH", code, offset)
+        if marker < 0xFF00:
+            return
+        yield marker, offset
+        if marker in (START_OF_TILE_PART, _START_OF_DATA):
+            return
+        offset += 2 + length
+
+
 def check_zeros(code: bytes) -> None:
     """Raise ImageError if more zeros follow one another in a code stream than empty packets of a tile take.
 
@@ -74,19 +93,14 @@ def check_zeros(code: bytes) -> None:
 def _packets(code: bytes) -> int:
     """As many packets as one tile can have by the main header: layers x resolutions x components x precincts."""
     rows, columns = size(code)
-    offset = 2
-    while offset + 4 <= len(code):
-        marker, length = struct.unpack_from(">HH", code, offset)
-        if marker == _COD and offset + 14 <= len(code):
+    for marker, offset in segments(code, 2):
+        if marker == COD and offset + 14 <= len(code):
             # T.800 A.6.1: style, progression, layers, transformation, levels, ..., precincts if the style says so.
-            style, _, layers, _, levels = struct.unpack_from(">BBHBB", code, offset + 4)
+            length, style, _, layers, _, levels = struct.unpack_from(">HBBHBB", code, offset + 2)
             exponents = code[offset + 14 : offset + 2 + length] if style & 1 else b""
             precincts = 1
             if exponents:
                 width, height = min(one & 15 for one in exponents), min(one >> 4 for one in exponents)
                 precincts = ((columns >> width) + 2) * ((rows >> height) + 2)
             return layers * (levels + 1) * components(code) * precincts
-        if marker == _START_OF_TILE_PART or marker < 0xFF00:
-            break
-        offset += 2 + length
     return 0

@@ -16,7 +16,18 @@ import numpy.typing as npt
 import simplejpeg  # type: ignore[import-untyped]
 
 from ad_jobs.errors import ErrorCode, ImageError
-from ad_jobs.images.codestream import EOI, JpegFrame, bare_jpeg, called_eight_bits, has_scan, jpeg_frame, with_end
+from ad_jobs.images.codestream import (
+    EOI,
+    JpegFrame,
+    bare_jpeg,
+    called_eight_bits,
+    has_end,
+    has_scan,
+    jpeg_frame,
+    segments,
+    with_end,
+)
+from ad_jobs.images.geometry import Grid
 from ad_jobs.images.libraries import foreign, stderr_of_c
 from ad_jobs.images.lossless_jpeg import LOSSLESS, surplus_bytes
 from ad_jobs.images.remarks import Remark
@@ -26,6 +37,11 @@ from ad_jobs.images.remarks import Remark
 STRAY_BYTES = 64
 # Start of frame markers, T.81 table B.1.
 _ARITHMETIC = frozenset({0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
+# By the discrete cosine transform and Huffman codes: baseline, extended, progressive.
+_COSINE = frozenset({0xC0, 0xC1, 0xC2})
+# How far `decode_reduced` goes: a block becomes one pixel.
+MOST_REDUCED = 8
+_JFIF, _ADOBE = 0xE0, 0xEE
 _ZEROS = bytes(16)
 # simplejpeg's names, by the number of components.
 _COLOURS = {1: "GRAY", 3: "RGB", 4: "CMYK"}
@@ -71,6 +87,45 @@ def decode(code: bytes, frame: JpegFrame, spaces: tuple[str, str] | None = None)
     if warning is None and surplus is not None:
         return values, _judge_lossless(*surplus, code, ended)
     return values, judge(_warning(ended) if warning is None else warning, code, ended)
+
+
+def reducible(frame: JpegFrame) -> bool:
+    """Whether `decode_reduced` reads such a JPEG: 8 bits by the discrete cosine transform, grey or colour."""
+    return frame.bits == 8 and frame.marker in _COSINE and frame.components in (1, 3)
+
+
+def decode_reduced(code: bytes, frame: JpegFrame, factor: int) -> tuple[npt.NDArray[Any], Grid] | None:
+    """The samples of a reducible JPEG at 1 / `factor` (2, 4 or 8) of its size, and how they lie over the whole.
+
+    Colour comes as RGB from the space that `guessed_space` tells.
+    None where there is anything to judge, or that simplejpeg does not read: the whole decides.
+    """
+    # Of the blocks' middles: a block of coefficients becomes fewer pixels that lie symmetrically in it.
+    grid = Grid(frame.rows, frame.columns, factor, (factor - 1) / 2)
+    rows, columns = grid.size
+    if not has_end(code):
+        return None
+    with foreign("libjpeg"):
+        try:
+            samples = simplejpeg.decode_jpeg(
+                code, _COLOURS[frame.components], min_height=rows, min_width=columns, min_factor=factor
+            )
+        except ValueError:
+            # A warning, or a kind that it does not read.
+            return None
+    if samples.shape[:2] != grid.size:
+        return None
+    return (samples[..., 0] if frame.components == 1 else samples), grid
+
+
+def guessed_space(code: bytes, frame: JpegFrame) -> str | None:
+    """The colour space that libjpeg takes three components for; None where Adobe's marker says it."""
+    markers = {marker for marker, _, _ in segments(code)}
+    if _ADOBE in markers:
+        return None
+    # jdapimin.c: JFIF is YCbCr; without it the components' names decide.
+    named = code[frame.end - 9 : frame.end : 3] == b"RGB"
+    return "RGB" if named and _JFIF not in markers else "YCBCR"
 
 
 def _judge_lossless(surplus: int, stray: bytes, code: bytes, ended: bytes) -> set[str]:

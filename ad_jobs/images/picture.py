@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ad_jobs.errors import ErrorCode, ImageError
+from ad_jobs.images.geometry import Grid
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.schema import HEADER
 
 # [rows, columns] or [rows, columns, 3] in [0, 1], 1 = white.
 Pixels = npt.NDArray[np.floating[Any]]
-Numbered = Iterator[tuple[int, Pixels]]
+
+
+class Shown(NamedTuple):
+    """Frame `number` of a picture; `grid` tells how its pixels lie over the whole frame, None where they are all."""
+
+    number: int
+    pixels: Pixels
+    grid: Grid | None = None
+
+
+Numbered = Iterator[Shown]
 
 
 class Picture(Protocol):
@@ -27,8 +38,11 @@ class Picture(Protocol):
     frames: int
     remarks: set[str]
 
+    def reduction(self, policy: PixelPolicy) -> int:
+        """The factor, a power of two, by which `read` reduces frames under the policy; 1 where it reads them whole."""
+
     def read(self, policy: PixelPolicy, only: int | None = None) -> Numbered:
-        """Yield (number, pixels [rows, columns] or [rows, columns, 3] in [0, 1]) of each frame, in order.
+        """Yield each frame, in order: pixels [rows, columns] or [rows, columns, 3] in [0, 1].
 
         Only frame `only`, if given.
         Nothing of a frame is kept once the next is asked for.

@@ -6,7 +6,15 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, WrapValidator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    WrapValidator,
+    model_serializer,
+)
 from pydantic import ValidatorFunctionWrapHandler as Parse
 from pydantic_core import PydanticCustomError
 
@@ -60,6 +68,7 @@ class PixelPolicy(BaseModel):
     `[low, high]` is fixed, in modality units (Hounsfield units for CT; stored values for ordinary pictures).
     Colour frames are never windowed.
     `resize: pad` keeps the aspect and fills with 0 (black).
+    `decode: reduced` takes a frame at a half, a quarter, ... of its size where its format can: see `reduction`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,6 +79,15 @@ class PixelPolicy(BaseModel):
     window: Annotated[Window, WrapValidator(_check_window)] = "dicom"
     resize: Literal["stretch", "pad"] = "stretch"
     interpolation: Literal["area", "bilinear"] = "area"
+    decode: Literal["full", "reduced"] = "full"
+
+    @model_serializer(mode="wrap")
+    def _without_full(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A record without it means full, as those do that were written before there was a choice: ids follow from it.
+        values: dict[str, Any] = handler(self)
+        if self.decode == "full":
+            values.pop("decode", None)
+        return values
 
 
 class Limits(BaseModel):

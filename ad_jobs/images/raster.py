@@ -19,7 +19,7 @@ from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import window
 from ad_jobs.images.libraries import foreign
 from ad_jobs.images.lut import Grey, map_values
-from ad_jobs.images.picture import Numbered, Pixels
+from ad_jobs.images.picture import Numbered, Pixels, Shown
 from ad_jobs.images.policy import PixelPolicy
 
 # The EXIF and TIFF tag.
@@ -41,9 +41,15 @@ class RasterPicture:
 
     def read(self, policy: PixelPolicy, only: int | None = None) -> Numbered:  # noqa: ARG002
         """As `Picture.read`; there is only frame 0."""
-        samples, orientation = self._samples()
+        yield Shown(0, self._show(*self._samples(), policy))
+
+    def reduction(self, policy: PixelPolicy) -> int:  # noqa: ARG002
+        """As `Picture.reduction`: none."""
+        return 1
+
+    def _show(self, samples: npt.NDArray[Any], orientation: int, policy: PixelPolicy) -> Pixels:
         full_scale = float(2**self._bits - 1)
-        yield 0, oriented(shown(samples, (0.0, full_scale), policy, alpha_scale=full_scale), orientation)
+        return oriented(shown(samples, (0.0, full_scale), policy, alpha_scale=full_scale), orientation)
 
 
 def shown(
@@ -85,10 +91,14 @@ def shown(
     return pixels
 
 
+def lies_across(orientation: int) -> bool:
+    """Whether stored columns are displayed rows under an EXIF or TIFF orientation."""
+    return orientation in (5, 6, 7, 8)
+
+
 def oriented(pixels: Pixels, orientation: int) -> Pixels:
     """Pixels as displayed, from the EXIF or TIFF orientation 1 to 8 (TIFF 6.0, section 8)."""
-    # Stored columns are displayed rows.
-    if orientation in (5, 6, 7, 8):
+    if lies_across(orientation):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]

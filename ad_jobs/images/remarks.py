@@ -32,3 +32,5 @@ class Remark(StrEnum):
     SHAPE = "presentation_lut_shape_ignored"
     PADDING = "pixel_padding_assumed"
     NODATA = "nodata_ignored"
+    # Nothing was assumed: what was to be decoded at a smaller size could not be.
+    DECODED_WHOLE = "decoded_whole"

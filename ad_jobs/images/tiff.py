@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import window
 from ad_jobs.images.libraries import foreign
-from ad_jobs.images.picture import Numbered, Picture, Pixels, check_finite, check_size, empty_header
+from ad_jobs.images.picture import Numbered, Picture, Pixels, Shown, check_finite, check_size, empty_header
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.images.raster import ORIENTATION, oriented, shown
 from ad_jobs.images.remarks import Remark
@@ -54,6 +54,10 @@ class TiffPicture:
                     _check_page(frame.page, index, len(data), limits)
             self.header = empty_header(**_known(frames[0].page), transfer_syntax="tiff")
 
+    def reduction(self, policy: PixelPolicy) -> int:  # noqa: ARG002
+        """As `Picture.reduction`: none."""
+        return 1
+
     def read(self, policy: PixelPolicy, only: int | None = None) -> Numbered:
         """As `Picture.read`."""
         for index in range(self.frames) if only is None else [only]:
@@ -80,7 +84,7 @@ class TiffPicture:
                     samples = np.where(padding[..., None], _any_other(samples, padding), samples)
                 check_finite(samples, index)
             pixels = self._page(samples, photometric, bits, extra, policy, padding)
-            yield index, oriented(pixels, orientation)
+            yield Shown(index, oriented(pixels, orientation))
 
     def _page(
         self,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ad_jobs.images.geometry import Geometry, resize
+from ad_jobs.images.geometry import Geometry, Grid, resize
 from ad_jobs.images.policy import PixelPolicy
 
 SIZES = st.integers(1, 70)
@@ -141,9 +141,64 @@ def test_a_spot_comes_back_to_where_it_was(
     assert abs(found[1] - x) <= max(1, columns / geometry.width)
 
 
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[Geometry, Grid]:
+    """A frame reduced by its middle pixels or its first ones, to twice an input's side and more."""
+    factor = draw(st.sampled_from([2, 4, 8]))
+    height, width = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    rows = draw(st.integers(2 * factor * height, 2 * factor * height + 30))
+    columns = draw(st.integers(2 * factor * width, 2 * factor * width + 30))
+    policy = PixelPolicy(channels=1, height_px=height, width_px=width)
+    offset = draw(st.sampled_from([0.0, (factor - 1) / 2]))
+    return Geometry.of(policy, rows, columns), Grid(rows, columns, factor, offset)
+
+
+@given(grids(), st.booleans())
+def test_a_reduced_ramp_comes_to_the_input_as_the_whole_one_does(found: tuple[Geometry, Grid], colour: bool) -> None:
+    geometry, grid = found
+    rows, columns = np.arange(grid.rows), np.arange(grid.columns)
+    whole = (rows[:, None] + 3.0 * columns).astype(np.float32)
+    # A ramp at the places where the reduced frame has pixels, also beyond the last row and column.
+    y, x = (np.arange(size) * grid.factor + grid.offset for size in grid.size)
+    reduced = (y[:, None] + 3.0 * x).astype(np.float32)
+    if colour:
+        whole, reduced = np.stack([whole, -whole], axis=-1), np.stack([reduced, -reduced], axis=-1)
+    placed, expected = geometry.reduced_to_input(reduced, grid), geometry.to_input(whole)
+    assert placed.shape == expected.shape
+    # A mean over steps of the factor is that of the ramp but for its ends, cut within a step.
+    assert np.abs(placed - expected).max() <= 4 * grid.factor / 4
+    assert np.allclose(placed[1:-1, 1:-1], expected[1:-1, 1:-1], atol=4 * grid.factor / 8)
+
+
+@given(grids())
+def test_a_reduced_constant_stays_constant(found: tuple[Geometry, Grid]) -> None:
+    geometry, grid = found
+    placed = geometry.reduced_to_input(np.full(grid.size, 0.75, np.float32), grid)
+    assert np.allclose(placed, 0.75, atol=MEAN_TOLERANCE)
+
+
+@given(grids())
+def test_blocks_of_means_are_meant_as_the_whole_frame_is(found: tuple[Geometry, Grid]) -> None:
+    geometry, grid = found
+    # Where a reduced pixel is the mean of its block, parts that end with blocks have exactly the whole frame's means.
+    grid = grid._replace(offset=(grid.factor - 1) / 2)
+    unit = 2 * grid.factor
+    rows, columns = unit * geometry.height, unit * geometry.width
+    whole = np.random.default_rng(rows).random((rows, columns), dtype=np.float32)
+    blocks = whole.reshape(rows // grid.factor, grid.factor, columns // grid.factor, grid.factor).mean((1, 3))
+    even = Geometry.of(PixelPolicy(channels=1, height_px=geometry.height, width_px=geometry.width), rows, columns)
+    placed = even.reduced_to_input(blocks, grid._replace(rows=rows, columns=columns))
+    assert np.allclose(placed, even.to_input(whole), atol=MEAN_TOLERANCE)
+
+
 def test_sizes_that_do_not_fit_are_refused() -> None:
     geometry = Geometry.of(PixelPolicy(channels=1, height_px=8, width_px=16), 20, 30)
     with pytest.raises(ValueError, match="20 rows and 30 columns"):
         geometry.to_input(np.zeros((30, 20), np.float32))
     with pytest.raises(ValueError, match="8 rows and 16 columns"):
         geometry.heatmap_to_source(np.zeros((16, 8), np.float32))
+    grid = Grid(20, 30, 2, 0.0)
+    with pytest.raises(ValueError, match="10 rows and 15 columns"):
+        geometry.reduced_to_input(np.zeros((20, 30), np.float32), grid)
+    with pytest.raises(ValueError, match=r"20 x 30.*Got: 19 x 30"):
+        geometry.reduced_to_input(np.zeros((10, 15), np.float32), grid._replace(rows=19))

@@ -45,6 +45,20 @@ def test_a_policy_survives_json_and_pickling(window: Any) -> None:
     assert pickle.loads(pickle.dumps(policy)) == policy
 
 
+def test_a_record_without_a_way_to_decode_means_whole_frames_and_stays_as_it_is() -> None:
+    before = {**SIZE, "window": "dicom", "resize": "stretch", "interpolation": "area"}
+    policy = PixelPolicy.model_validate(before)
+    assert policy.decode == "full"
+    # Model ids follow from it.
+    assert policy.model_dump(mode="json") == PixelPolicy(**SIZE, decode="full").model_dump(mode="json") == before
+
+
+def test_a_record_of_reduced_frames_says_so() -> None:
+    policy = PixelPolicy(**SIZE, decode="reduced")
+    assert policy.model_dump(mode="json")["decode"] == "reduced"
+    assert PixelPolicy.model_validate_json(policy.model_dump_json()) == policy
+
+
 @pytest.mark.parametrize("name", ["max_bytes", "max_pixels", "max_frames"])
 def test_limits_are_counts(name: str) -> None:
     assert message(Limits, **{name: 0}) == ((name,), "must be 1 or more")
