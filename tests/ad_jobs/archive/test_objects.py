@@ -15,7 +15,7 @@ from scankit import dicom, png
 
 from ad_jobs.archive import containers_gzip, objects
 from ad_jobs.archive.fetching import FetchedObject, Source, fetch_all
-from ad_jobs.archive.headers import HEADER_BYTES, header_columns
+from ad_jobs.archive.headers import HEADER_BYTES, Listed, header_columns
 from ad_jobs.archive.sources import SourceObject, read_source
 from ad_jobs.errors import ErrorCode, ImageError, JobError
 from cluster import storage
@@ -276,11 +276,12 @@ def test_headers_are_read_from_the_beginning_of_members(place: Place, requests: 
     place.put("cut.gz", kit.gzipped(large[:50]))
     found = place.objects()
     requests.clear()
-    columns = {name: header_columns(o.uri, o.bytes, o.etag) for name, o in found.items()}
+    columns = {name: header_columns(Listed(o.uri, o.bytes, o.etag)) for name, o in found.items()}
     wanted = ("OT", 200, None)
     for name in ("x.zip!/IM1", "x.tar!/IM1", "x.tgz!/IM1", "IM1.gz!/IM1"):
         assert tuple(columns[name][key] for key in ("modality", "frames", "header_error")) == wanted, name
-    assert columns["x.zip!/p.png"] == columns["cut.gz!/cut"] == {}
+    assert columns["x.zip!/p.png"] == {"kind": "png"}
+    assert columns["cut.gz!/cut"] == {"kind": "other"}
     assert max(came for name, came in requests if name != "x.tgz") < HEADER_BYTES + 4096
 
 
