@@ -109,7 +109,8 @@ def page(cells: list[Cell], load: float) -> str:
     return f"""# The header index
 
 `python -m benchmarks.header_index` on {about["cpu"]}, {about["cores"]} cores, with a load of {load:.0f} by others;
-CT slices of {SIDE_PX} x {SIDE_PX} pixels of 16 bits, {len(slice_of(0)) // 1024} KiB each; one process, {headers.HEADER_THREADS} requests at a time.
+CT slices of {SIDE_PX} x {SIDE_PX} pixels of 16 bits, {len(slice_of(0)) // 1024} KiB each.
+One process with {headers.HEADER_THREADS} requests at a time.
 Where others take the cores, objects/s is what they leave: CPU ms an object is what a header costs.
 
 | archive | objects | objects/s | CPU ms an object | requests an object | KiB read of an object |

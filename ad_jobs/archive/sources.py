@@ -142,7 +142,7 @@ def _folder_objects(source: str, left_out: Counter[str]) -> Iterator[SourceObjec
         raise UsageError(
             f"A manifest is finished when its {RECORD} is written.",
             f"{source} (with {part_name(0)}, without a readable {RECORD})",
-            "Remove the folder and index again.",
+            "Run its index again: it continues.",
         )
     counted: Counter[storage.LeftOut] = Counter()
     found = with_members(storage.list_objects(source, counted), counted, source)
