@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import resource
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def main() -> None:
         "# What containers cost",
         "",
         f"`python -m benchmarks.containers` on {machine()['cpu']}: objects of 512 KiB, fetched in blocks of {BLOCK} by "
-        "one process, from a local disk.",
+        f"one process, from a local disk, under a load of {os.getloadavg()[0]:.0f}: compare rows, not seconds.",
         "",
         "| | objects | listed in s | fetched in s | ms an object |",
         "| --- | ---: | ---: | ---: | ---: |",

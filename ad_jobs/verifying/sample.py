@@ -147,7 +147,7 @@ def _object_differences(
 
 def _remarks(detail: str | None) -> list[str]:
     """The remarks in a scored row's error_detail, but for the one that is of its time."""
-    return [remark for remark in (detail or "").split(", ") if remark != ETAG_CHANGED]
+    return [remark for remark in (detail or "").split(", ") if remark not in ("", ETAG_CHANGED)]
 
 
 def _of_the_object(prepared: Prepared) -> dict[str, Any]:

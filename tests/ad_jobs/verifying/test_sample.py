@@ -65,3 +65,9 @@ def test_rows_of_no_object_of_the_manifest_are_not_drawn(table: ScoreTable, tmp_
     write_part(tmp_path, [scored(i, model_id=SECOND) for i in (-1, 40, 7)], "part-2")
     strange = ScoreTable(table.uri, record(tmp_path, 40))
     assert drawn(strange, 1000) == list(range(40))
+
+
+@pytest.mark.parametrize("then", [None, "constant_frame"])
+def test_that_an_etag_is_another_now_is_no_difference(then: str | None) -> None:
+    now = ", ".join(filter(None, [then, "etag_changed"]))
+    assert sample._remarks(then) == sample._remarks(now) == ([] if then is None else [then])
