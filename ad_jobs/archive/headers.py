@@ -81,7 +81,7 @@ def header_columns(listed: Listed, demographics: bool = False) -> Columns:
 
 
 def _beginning(listed: Listed, length: int, head: bytes = b"") -> bytes:
-    """The first `length` bytes of an object; `head` is what came of them before, which comes again of a member alone."""
+    """The first `length` bytes of an object; `head` is what came of them before, and comes again of members alone."""
     if containers.known(listed.etag) is not None:
         head = b""
         data, error = _FETCHER.get_beginning(listed.uri, length, listed.etag)
