@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "reduced.md"
 TIMED_PX = (512, 2048)
 INPUTS_PX = (64, 128)
-REPEATS = 3
+REPEATS = 5
 Scores = NDArray[np.float32]
 # [c, height_px, width_px].
 Pixels = NDArray[np.uint16]
@@ -214,7 +214,7 @@ def cpu_ms(data: bytes, policy: PixelPolicy) -> float:
 TOP = """\
 # Decoding at the size that the detector sees
 
-{machine}; Python {versions[python]}, imagecodecs {imagecodecs}; load average {load:.1f}; written by
+{machine}; Python {versions[python]}, imagecodecs {imagecodecs}; load average {load:.1f} when this was written, by
 `python -m benchmarks.reduced`.
 
 ## Milliseconds
@@ -258,7 +258,9 @@ def main() -> None:
         repeats=REPEATS,
     )
     cut = SCORES.format(**MOST._asdict(), phantom=PHANTOM_PX)
-    text = top + "\n".join(times) + "\n" + cut + "\n".join(scores) + "\n"
+    missing = [name for name in SETS if not any(line.startswith(f"| {name} |") for line in scores)]
+    left_out = f"\nNot run: {', '.join(missing)}.\n" if missing else ""
+    text = top + "\n".join(times) + "\n" + cut + "\n".join(scores) + "\n" + left_out
     print(text)
     RESULT.write_text(text)
 
