@@ -48,6 +48,8 @@ def streaming(tables: Mapping[str, Stream]) -> Iterator[duckdb.DuckDBPyConnectio
             "preserve_insertion_order": "false",
         }
         with duckdb.connect(":memory:", config=settings) as connection:
+            # It would go to stdout, which is the verb's; a setting of a connection, not of the configuration.
+            connection.execute("SET enable_progress_bar = false")
             for name, (schema, batches) in tables.items():
                 connection.register(name, pa.RecordBatchReader.from_batches(schema, rows(batches)))
             try:
