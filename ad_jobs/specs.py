@@ -258,7 +258,7 @@ class ScanSpec(Spec):
     key: KeyFile | None = None
     # Frames scored at once; it does not change a score.
     batch_size: int | None = Field(default=None, ge=1)
-    # Reduced precision, on GPUs alone: scores then agree within `scorer.AMP_TOLERANCE`.
+    # Reduced precision, on GPUs alone: scores then agree within `tolerances.AMP_TOLERANCE`.
     amp: bool = False
     # A running Ray cluster; embedded by default, with `num_cpus` logical CPUs.
     address: str | None = None
