@@ -22,6 +22,9 @@ START_OF_TILE_PART = 0xFF90
 _START_OF_DATA = 0xFF93
 # Coded data looks random: as many zeros in a row do not come about.
 _ZEROS = 64
+_HIGH_THROUGHPUT = 0x40
+# Bits by which the transformations may widen a sample, and its sign.
+_GAIN = 4
 
 
 def contiguous(code: bytes) -> bytes:
@@ -82,12 +85,25 @@ def segments(code: bytes, offset: int) -> Iterator[tuple[int, int]]:
 
 
 def check_zeros(code: bytes) -> None:
-    """Raise ImageError if more zeros follow one another in a code stream than empty packets of a tile take.
+    """Raise ImageError if more zeros follow one another in a code stream than an undamaged one has.
 
-    T.800 B.10.3: a packet without content is a zero bit, in a byte of its own.
+    T.800 B.10.3: a packet without content is a zero bit, in a byte of its own, and a tile may have no others.
+    T.814 7.1: of high throughput the magnitudes of a code block stand as they are, and those of a smooth picture are
+    zeros; what a block ends with, its lengths, is none, and OpenJPEG refuses a block without.
     """
-    if code.find(bytes(_ZEROS + _packets(code))) >= 0:
+    if code.find(bytes(_ZEROS + _packets(code) + _block_bytes(code))) >= 0:
         raise ImageError(ErrorCode.CORRUPT, "JPEG 2000: a part of the code stream is zeroed")
+
+
+def _block_bytes(code: bytes) -> int:
+    """As many bytes as the samples of one code block can take, where it is of high throughput; else 0."""
+    for marker, offset in segments(code, 2):
+        if marker == COD and offset + 14 <= len(code):
+            # T.800 A.6.1: exponents of the block's sides less 2, and the block's style, whose bit 6 T.814 A.4 defines.
+            width, height, style = code[offset + 10 : offset + 13]
+            bits = (code[42] & 0x7F) + 1
+            return (bits + _GAIN) << (width & 15) + (height & 15) + 4 >> 3 if style & _HIGH_THROUGHPUT else 0
+    return 0
 
 
 def _packets(code: bytes) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from dicomkit import COLUMNS, ROWS
+from PIL import Image
 from pydicom.uid import (
     HTJ2KLossless,
     JPEG2000Lossless,
@@ -21,7 +22,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from ad_jobs.errors import ErrorCode
+from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images.decode import decode
 
 # Smooth: a lossy encoder keeps it.
@@ -102,6 +103,20 @@ def test_jpeg_2000_in_its_file_format_and_of_high_throughput() -> None:
     assert np.array_equal(kit.grey(file([boxed], JPEG2000Lossless, GREY12, bits=12)), plain)
     fast = bytes(imagecodecs.htj2k_encode(GREY12))
     assert np.array_equal(kit.grey(file([fast], HTJ2KLossless, GREY12, bits=12)), plain)
+
+
+def test_a_smooth_picture_of_high_throughput_is_whole_although_it_has_zeros() -> None:
+    wave = (128 + 100 * np.sin(np.arange(64) / 9)).astype(np.uint8)
+    smooth = np.asarray(
+        Image.fromarray(np.repeat(wave[:, None], 64, axis=1)).resize((512, 512), Image.Resampling.BICUBIC)
+    )
+    code = bytes(imagecodecs.htj2k_encode(smooth, reversible=True))
+    assert bytes(128) in code
+    assert np.array_equal(kit.grey(file([code], HTJ2KLossless, smooth)), kit.grey(kit.dicom(smooth)))
+    half = len(code) // 2
+    for zeroed in (code[:half] + bytes(len(code) - half), code[:half] + bytes(half // 2) + code[half + half // 2 :]):
+        with pytest.raises(ImageError):
+            kit.grey(file([zeroed], HTJ2KLossless, smooth))
 
 
 @pytest.mark.parametrize("photometric", ["YBR_RCT", "RGB"])
