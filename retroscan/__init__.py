@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ad_jobs.evaluate import evaluate
     from ad_jobs.fit import fit
     from ad_jobs.index import index
+    from ad_jobs.plan import plan
     from ad_jobs.report import report
     from ad_jobs.results.handle import Run, open_run
     from ad_jobs.results.read import Heatmap, open_heatmap, read_scores
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         EvaluateSpec,
         FitSpec,
         IndexSpec,
+        PlanSpec,
         ReportSpec,
         ScanSpec,
         ScoreSpec,
@@ -53,6 +55,7 @@ _HOMES = {
     "ad_jobs.evaluate": ("evaluate",),
     "ad_jobs.fit": ("fit",),
     "ad_jobs.index": ("index",),
+    "ad_jobs.plan": ("plan",),
     "ad_jobs.report": ("report",),
     "ad_jobs.results.handle": ("Run", "open_run"),
     "ad_jobs.results.read": ("Heatmap", "open_heatmap", "read_scores"),
@@ -65,6 +68,7 @@ _HOMES = {
         "EvaluateSpec",
         "FitSpec",
         "IndexSpec",
+        "PlanSpec",
         "ReportSpec",
         "ScanSpec",
         "ScoreSpec",
