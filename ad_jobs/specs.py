@@ -7,27 +7,17 @@ Places (a source, a model, a run) become absolute here, and nowhere else.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    PlainSerializer,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
-from ad_jobs.errors import UsageError, refused
+from ad_jobs.errors import UsageError
 from ad_jobs.images.domain import check_accept
 from ad_jobs.images.policy import Limits, Window
+from ad_jobs.specification import Spec as Spec
+from ad_jobs.specification import takes as takes
 from ad_jobs.values import parse_size, parse_window, place, run_place, several, size_text, source_place
 
 # Which heatmaps a run keeps: flagged ones and 1 % of the rest, ...
@@ -39,11 +29,6 @@ Retry = Literal["failed"]
 Preset = Literal["fast", "paper"]
 
 CHAPTER_OBJECTS = 200_000
-
-Options = ParamSpec("Options")
-SpecT = TypeVar("SpecT")
-SpecIn = TypeVar("SpecIn", contravariant=True)
-Result = TypeVar("Result", covariant=True)
 
 Place = Annotated[str, BeforeValidator(place)]
 # A place, or `manifest:` and one.
@@ -60,74 +45,6 @@ KeyFile = Annotated[Path, AfterValidator(Path.absolute)]
 Names = Annotated[Sequence[str], BeforeValidator(several), AfterValidator(tuple)]
 # What is scored although a model's fit saw none of it.
 Accept = Annotated[Sequence[str], BeforeValidator(several), AfterValidator(check_accept)]
-
-
-class Spec(BaseModel):
-    """What one verb is asked to do.
-
-    Raises:
-        UsageError: a value that breaks a rule: the option, the value, and the remedy.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _in_words(cls, options: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return handler(options)
-        except ValidationError as error:
-            names = {field.alias or name for name, field in cls.model_fields.items()}
-            raise refused(error, names) from error
-
-    def config(self) -> dict[str, Any]:
-        """The options that are set, as plain values by their names: a `--config` for the same request.
-
-        >>> IndexSpec(source="s3://archive/2024", out="/m").config()
-        {'source': 's3://archive/2024', 'out': '/m', 'headers': False, 'demographics': False, 'identifiers': 'plain'}
-        """
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-class Verb(Protocol[Options, SpecIn, Result]):
-    """A verb: takes its specification, or the specification's fields by name (or in their order)."""
-
-    @overload
-    def __call__(self, spec: SpecIn, /) -> Result: ...
-    @overload
-    def __call__(self, *args: Options.args, **kwargs: Options.kwargs) -> Result: ...
-
-
-def takes(spec: Callable[Options, SpecT]) -> Callable[[Callable[[SpecT], Result]], Verb[Options, SpecT, Result]]:
-    """A decorator that makes a function of a specification a verb.
-
-    >>> @takes(ReportSpec)
-    ... def pictures(spec: ReportSpec) -> int:
-    ...     return spec.top
-    >>> pictures(run="run", top=3), pictures(ReportSpec(run="run"))
-    (3, 24)
-    """
-    assert isinstance(spec, type)
-    assert issubclass(spec, Spec)
-    kind: type[Spec] = spec
-
-    def decorate(function: Callable[[SpecT], Result]) -> Verb[Options, SpecT, Result]:
-        @wraps(function)
-        def verb(*args: Any, **options: Any) -> Result:
-            if len(args) == 1 and not options and isinstance(args[0], kind):
-                asked: Any = args[0]
-            elif len(args) > len(kind.model_fields):
-                raise TypeError(
-                    f"{function.__name__} takes at most {len(kind.model_fields)} arguments, not {len(args)}"
-                )
-            else:
-                asked = kind(**dict(zip(kind.model_fields, args, strict=False)), **options)
-            return function(asked)
-
-        verb.__signature__ = inspect.signature(kind)  # type: ignore[attr-defined]
-        return verb
-
-    return decorate
 
 
 class IndexSpec(Spec):
@@ -275,6 +192,30 @@ class ScanSpec(Spec):
         if self.since == self.out:
             raise UsageError("--since is another run than --out.", self.out, "Name a new folder with --out.")
         return self
+
+
+class PlanSpec(Spec):
+    """Say what a scan of `source` by every `model` will score, what it will not and why, and what it takes."""
+
+    source: Source
+    model: Places = Field(min_length=1)
+    # As of a scan.
+    where: str | None = None
+    accept: Accept = ()
+    since: Place | None = None
+    retry: Retry | None = None
+    heatmaps: KeepPolicy = "flagged"
+    limits: Limits | None = None
+    # Of the cluster that times are told for, beside this machine's; CPUs of a node.
+    nodes: int = Field(default=1, ge=1)
+    cores: int | None = Field(default=None, ge=1)
+    # Of one node.
+    price_per_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    # Objects that are fetched, decoded and scored to see what one takes.
+    sample: int = Field(default=32, ge=2)
+    # Objects whose headers are read where the source is no manifest with them.
+    headers: int = Field(default=1000, ge=1)
+    seed: Seed = 0
 
 
 class EvaluateSpec(Spec):

@@ -21,9 +21,9 @@ from ad_jobs.results.read import read_scores
 from ad_jobs.results.run import machine, versions
 from ad_jobs.scan import scan
 from benchmarks.capacity_inputs import assumptions, costs_of
-from benchmarks.capacity_model import NodeType, Prediction, predict
 from benchmarks.measuring import cost_of
 from benchmarks.scan import make_model, write_archive
+from cluster.capacity import NodeType, Prediction, predict
 from cluster.division import GIB, Node
 from cluster.session import IDLE_WORKER, IDLE_WORKER_MS
 

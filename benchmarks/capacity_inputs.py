@@ -9,7 +9,7 @@ import numpy as np
 from ad_jobs.archive.fetching import FETCH_THREADS
 from ad_jobs.results.read import read_run, read_scores
 from ad_jobs.specs import CHAPTER_OBJECTS
-from benchmarks.capacity_model import Assumptions, Costs, NodeType, Timing
+from cluster.capacity import Assumptions, Costs, NodeType, Timing
 from cluster.division import GIB, Node
 
 

@@ -9,7 +9,7 @@ from ad_jobs.archive.fetching import FETCH_THREADS
 from ad_jobs.specs import CHAPTER_OBJECTS
 from benchmarks.capacity_check import CASES, key, predicted
 from benchmarks.capacity_inputs import assumptions, costs_of, costs_of_run, from_s3, types_of
-from benchmarks.capacity_model import hours, predict, price_per_hour
+from cluster.capacity import hours, predict, price_per_hour
 
 
 def page(config: dict[str, Any], measured: dict[str, Any], checked: dict[str, Any], runs: list[str]) -> list[str]:
@@ -18,7 +18,7 @@ def page(config: dict[str, Any], measured: dict[str, Any], checked: dict[str, An
     lines = [
         "# What a cluster achieves",
         "",
-        "`python -m benchmarks.capacity`: the model of `benchmarks/capacity_model.py`, which divides a cluster as a "
+        "`python -m benchmarks.capacity`: the model of `cluster/capacity.py`, which divides a cluster as a "
         f"scan does, on the costs of `benchmarks/stage_costs.py`, measured on {measured['machine']['cpu']}, "
         f"{measured['machine']['cores']} cores, "
         f"torch {measured['versions']['torch']}, clocks with one core at work, CPU with all of them.",

@@ -23,21 +23,25 @@ if TYPE_CHECKING:
     from ad_jobs.evaluate import evaluate
     from ad_jobs.fit import fit
     from ad_jobs.index import index
+    from ad_jobs.plan import plan
     from ad_jobs.report import report
     from ad_jobs.results.handle import Run, open_run
     from ad_jobs.results.read import Heatmap, open_heatmap, read_scores
     from ad_jobs.results.runs import Runs, open_runs
     from ad_jobs.scan import scan
     from ad_jobs.score import score
+    from ad_jobs.show import show
     from ad_jobs.specs import (
         CalibrateSpec,
         CompareSpec,
         EvaluateSpec,
         FitSpec,
         IndexSpec,
+        PlanSpec,
         ReportSpec,
         ScanSpec,
         ScoreSpec,
+        ShowSpec,
         VerifySpec,
     )
     from ad_jobs.verify import verify
@@ -53,21 +57,25 @@ _HOMES = {
     "ad_jobs.evaluate": ("evaluate",),
     "ad_jobs.fit": ("fit",),
     "ad_jobs.index": ("index",),
+    "ad_jobs.plan": ("plan",),
     "ad_jobs.report": ("report",),
     "ad_jobs.results.handle": ("Run", "open_run"),
     "ad_jobs.results.read": ("Heatmap", "open_heatmap", "read_scores"),
     "ad_jobs.results.runs": ("Runs", "open_runs"),
     "ad_jobs.scan": ("scan",),
     "ad_jobs.score": ("score",),
+    "ad_jobs.show": ("show",),
     "ad_jobs.specs": (
         "CalibrateSpec",
         "CompareSpec",
         "EvaluateSpec",
         "FitSpec",
         "IndexSpec",
+        "PlanSpec",
         "ReportSpec",
         "ScanSpec",
         "ScoreSpec",
+        "ShowSpec",
         "VerifySpec",
     ),
     "ad_jobs.verify": ("verify",),

@@ -142,18 +142,43 @@ def calibrate(
     show.result(verb(spec).model_dump(mode="json"), json_, show.calibration_text)
 
 
+def plan(
+    context: typer.Context,
+    source: o.Source,
+    model: Annotated[list[str], typer.Option(help="Folder of a fitted model.")],
+    where: o.Where = None,
+    accept: o.Accept = None,
+    since: o.Since = None,
+    retry: Annotated[o.Retry | None, typer.Option(help="With --since, also what failed there.")] = None,
+    heatmaps: Annotated[o.Heatmaps, typer.Option(help="Which a scan is to keep.")] = o.Heatmaps.flagged,
+    limits: o.Limits = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of the cluster to tell times for.")] = 1,
+    cores: Annotated[int | None, typer.Option(min=1, help="CPUs of a node; by default this machine's.")] = None,
+    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Price of a node for an hour.")] = None,
+    sample: Annotated[int, typer.Option(min=2, help="Objects to fetch, decode and score, to see what one takes.")] = 32,
+    headers: Annotated[
+        int, typer.Option(min=1, help="Objects whose headers are read if SOURCE is no manifest with headers.")
+    ] = 1000,
+    seed: o.Seed = 0,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """What a scan will score, what it will not and why, and what it takes: before it, and without writing anything."""
+    spec = o.given(specs.PlanSpec, context)
+    from ad_jobs.cli.show_plan import plan_text
+    from ad_jobs.plan import plan as verb
+
+    show.result(verb(spec), json_, plan_text)
+
+
 def scan(
     context: typer.Context,
     source: o.Source,
     model: Annotated[list[str], typer.Option(help="Folder of a fitted model.")],
     out: Annotated[str, typer.Option(help="Folder of the run, local or s3://. Run again to continue.")],
-    where: Annotated[
-        str | None, typer.Option(help="SQL condition over the manifest's columns, as \"modality = 'MR'\".")
-    ] = None,
+    where: o.Where = None,
     accept: o.Accept = None,
-    since: Annotated[
-        str | None, typer.Option(help="A finished run: what it has, or a run before it, is left out unless it changed.")
-    ] = None,
+    since: o.Since = None,
     retry: Annotated[o.Retry | None, typer.Option(help="With --since, also score again what failed there.")] = None,
     heatmaps: Annotated[
         o.Heatmaps, typer.Option(help="Which to keep: flagged images and 1 % of the rest, all, or none.")

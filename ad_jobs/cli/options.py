@@ -246,6 +246,10 @@ Limits = Annotated[
         metavar="KEY=VALUE",
     ),
 ]
+Where = Annotated[str | None, typer.Option(help="SQL condition over the manifest's columns, as \"modality = 'MR'\".")]
+Since = Annotated[
+    str | None, typer.Option(help="A finished run: what it has, or a run before it, is left out unless it changed.")
+]
 Accept = Annotated[
     list[str] | None,
     typer.Option(

@@ -54,6 +54,12 @@ def decodable(transfer_syntax: str) -> bool:
     return transfer_syntax in _NATIVE or compressed.decodable(transfer_syntax)
 
 
+def syntax_name(transfer_syntax: str) -> str | None:
+    """The name of a transfer syntax (a UID) in PS3.6 table A-1; None where it has none there."""
+    uid = pydicom.uid.UID(transfer_syntax)
+    return None if uid.name == transfer_syntax else str(uid.name)
+
+
 def open_dicom(data: bytes, limits: Limits) -> DicomPicture:
     """The picture in a DICOM object, checked against the limits but not decoded.
 

@@ -24,6 +24,11 @@ _NOT_IMAGES = {
 _NOT_IMAGE_MODALITIES = frozenset({"SR", "PR", "KO", "SEG", "ECG", "RTSTRUCT", "RTPLAN", "REG", "FID", "DOC"})
 
 
+def is_no_image(sop_class: str, modality: str) -> bool:
+    """Whether objects of a SOP class (a UID) are no images, whatever they carry; by the modality where it is empty."""
+    return sop_class.startswith(tuple(_NOT_IMAGES)) or (not sop_class and modality in _NOT_IMAGE_MODALITIES)
+
+
 def require_image(ds: Any, syntax: str, *, decodable: bool, whole: bool) -> None:
     """Raise ImageError unless the object is of an image class and has pixel data.
 
@@ -35,7 +40,7 @@ def require_image(ds: Any, syntax: str, *, decodable: bool, whole: bool) -> None
     """
     sop_class = str(ds.get("SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID") or "")
     modality = str(ds.get("Modality") or "")
-    if sop_class.startswith(tuple(_NOT_IMAGES)) or (not sop_class and modality in _NOT_IMAGE_MODALITIES):
+    if is_no_image(sop_class, modality):
         raise ImageError(ErrorCode.NOT_AN_IMAGE, f"SOP class {uid_in_message(sop_class)}")
     if any(tag in ds for tag in PIXEL_TAGS):
         return

@@ -155,6 +155,25 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
         specs.CalibrateSpec,
         {"model": "m", "normal": "a", "anomalous": "b", "max_fnr": 0.0, "margin": 0.1, "accept": ("all",)},
     ),
+    "plan": (
+        specs.PlanSpec,
+        {
+            "source": "a",
+            "model": ["m", "n"],
+            "where": "rows > 2",
+            "accept": ("modality=CT",),
+            "since": "s3://b/run-1",
+            "retry": "failed",
+            "heatmaps": "all",
+            "limits": {"max_frames": 3},
+            "nodes": 4,
+            "cores": 16,
+            "price_per_hour": 0.7,
+            "sample": 20,
+            "headers": 50,
+            "seed": 1,
+        },
+    ),
     "scan": (
         specs.ScanSpec,
         {

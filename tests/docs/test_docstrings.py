@@ -12,11 +12,12 @@ import pytest
 # Modules whose docstrings show how they are used.
 MODULES = (
     "retroscan",
+    "ad_jobs.cli.show_plan",
     "ad_jobs.errors",
     "ad_jobs.results",
     "ad_jobs.results.handle",
     "ad_jobs.results.read",
-    "ad_jobs.specs",
+    "ad_jobs.specification",
 )
 # What differs from run to run stands as ..., and an exception without its module.
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL

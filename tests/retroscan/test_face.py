@@ -47,7 +47,9 @@ def test_a_name_that_is_not_public_is_no_attribute() -> None:
 
 def test_every_verb_has_its_specification() -> None:
     verbs = {name for name in NAMES if hasattr(retroscan, f"{name.capitalize()}Spec")}
-    assert verbs == {"calibrate", "compare", "evaluate", "fit", "index", "report", "scan", "score", "verify"}
+    assert verbs == {
+        *("calibrate", "compare", "evaluate", "fit", "index", "plan", "report", "scan", "score", "show", "verify")
+    }
     given = {name for name in NAMES if name.endswith("Spec")}
     assert given == {f"{verb.capitalize()}Spec" for verb in verbs}
     assert all(issubclass(getattr(retroscan, name), specs.Spec) for name in given)

@@ -91,6 +91,26 @@ class Prediction(NamedTuple):
         return min(self.limits.values())
 
 
+class Layout(NamedTuple):
+    """How a scan divides the nodes of a cluster: all of them, in order, and what comes to each."""
+
+    members: Sequence[NodeType]
+    division: ScanDivision
+    placed: Sequence[Placement]
+
+
+def laid_out(types: Sequence[NodeType], objects: int | None = None) -> Layout:
+    """How a scan of so many objects divides the nodes; a small scan has fewer actors.
+
+    Raises:
+        ClusterError: the nodes have no CPU.
+    """
+    members = [of_type for of_type in types for _ in range(of_type.size)]
+    nodes = [of_type.node for of_type in members]
+    found = divide_for_scan(nodes, objects=objects)
+    return Layout(members, found, layout(nodes, found))
+
+
 def predict(costs: Costs, types: Sequence[NodeType], assumed: Assumptions, objects: int | None = None) -> Prediction:
     """The limits of a scan on the nodes, in the steady state; of so many objects, as a small scan has fewer actors.
 
@@ -98,15 +118,22 @@ def predict(costs: Costs, types: Sequence[NodeType], assumed: Assumptions, objec
         ClusterError: the nodes have no CPU.
         ValueError: the nodes have GPUs, and the costs lack the detector's time on one.
     """
-    members = [of_type for of_type in types for _ in range(of_type.size)]
-    nodes = [of_type.node for of_type in members]
-    found = divide_for_scan(nodes, objects=objects)
+    return predict_on(laid_out(types, objects), costs, assumed)
+
+
+def predict_on(cluster: Layout, costs: Costs, assumed: Assumptions) -> Prediction:
+    """The same on nodes that are divided already.
+
+    Raises:
+        ValueError: as `predict`.
+    """
+    found = cluster.division
     score = costs.gpu_score if found.actor_gpus else costs.score
     if score is None:
         raise ValueError("The nodes have GPUs, and the costs say nothing of scoring on one.")
     decode_ms = costs.decode.ms + assumed.task_ms / found.block_rows
     gets = decode = scoring = cores = 0.0
-    for member, placed in zip(members, layout(nodes, found), strict=True):
+    for member, placed in zip(cluster.members, cluster.placed, strict=True):
         power = max(0.0, member.node.cpus - assumed.ray_cores) * member.speed
         cores += power
         gets += placed.fetch_tasks * assumed.fetch_threads
@@ -123,7 +150,7 @@ def predict(costs: Costs, types: Sequence[NodeType], assumed: Assumptions, objec
             "decode": 1e3 * decode,
             "score": 1e3 * scoring,
             "cpu": 1e3 * cores / cpu_ms,
-            "network": sum(member.network_bytes_per_s for member in members) / costs.object_bytes,
+            "network": sum(member.network_bytes_per_s for member in cluster.members) / costs.object_bytes,
         },
     )
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.capacity_model import Assumptions, Costs, NodeType, Timing, hours, layout, predict, price_per_hour
+from cluster.capacity import Assumptions, Costs, NodeType, Timing, hours, layout, predict, price_per_hour
 from cluster.division import Node, divide_for_scan
 
 ASSUMED = Assumptions(
