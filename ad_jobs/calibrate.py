@@ -32,7 +32,8 @@ def calibrate(spec: CalibrateSpec) -> Calibration:
     calibration = calibrate_on(
         detector,
         _pixels(spec.normal, model, domain),
-        model_id=model.model_id,
+        # A domain changes no score.
+        model_id=str(model.record["model_id"]),
         source=" and ".join(filter(None, (spec.normal, spec.anomalous))),
         anomalous=_pixels(spec.anomalous, model, domain) if spec.anomalous else (),
         max_fpr=spec.max_fpr,

@@ -89,11 +89,16 @@ def _unreadable(error: ImageError) -> ImageError:
 
 def beginning(packed: bytes, length: int) -> bytes:
     """The first bytes of the one object in gzip data, of which `packed` has the beginning; raises as `unpacked`."""
-    engine = zlib.decompressobj(16 + zlib.MAX_WBITS)
-    try:
-        return engine.decompress(packed, length)
-    except zlib.error as error:
-        raise ImageError(ErrorCode.CORRUPT, f"it cannot be unpacked ({error})") from error
+    found = b""
+    # RFC 1952 2.2: one member after the other, as parts of one file.
+    while packed and len(found) < length:
+        engine = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            found += engine.decompress(packed, length - len(found))
+        except zlib.error as error:
+            raise ImageError(ErrorCode.CORRUPT, f"it cannot be unpacked ({error})") from error
+        packed = engine.unused_data.lstrip(b"\0")
+    return found
 
 
 class UnpackingTape:

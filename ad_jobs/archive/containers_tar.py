@@ -18,6 +18,8 @@ from cluster.storage import LeftOut
 BLOCK = tarfile.BLOCKSIZE
 # Of a long name or of pax records: what describes a member is no content.
 MAX_DESCRIPTION_BYTES = 1 << 20
+# How much behind the end mark is looked at: a TAR is padded to a multiple of ten blocks, or of some more.
+MAX_TAIL_BYTES = 1 << 20
 
 _LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE)
@@ -50,6 +52,9 @@ def walk(tape: Tape) -> Iterator[Entry]:
         if len(block) < BLOCK:
             raise NotAContainer if first else cut_off()
         if not any(block):
+            # POSIX ends it with two such blocks, and pads with more; one alone may be a header that was zeroed.
+            if any(tape.read(MAX_TAIL_BYTES)):
+                raise damaged()
             return
         header = _header(block, first)
         if header.type in _DESCRIPTIONS:

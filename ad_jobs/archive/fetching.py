@@ -18,7 +18,7 @@ from urllib.parse import quote
 from ad_jobs.archive import objects
 from ad_jobs.errors import SKIP_CODES, ErrorCode, ImageError, JobError
 from ad_jobs.images.decode import Decoded, Frame
-from ad_jobs.images.domain import Domain
+from ad_jobs.images.domain import Domain, Taker
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.schema import FAILED, SCORED, SKIPPED, storable, storable_values
 from cluster import storage
@@ -82,7 +82,7 @@ class Prepared(NamedTuple):
     frames: list[Frame]
     fetch_ms: float
     decode_ms: float | None
-    # Of each domain: why it does not take the object, None where it does; empty where none was given.
+    # Of each model: why it does not take the object, None where it does; empty where none was given.
     refused: tuple[str | None, ...] = ()
 
 
@@ -90,7 +90,7 @@ class Decoder(Protocol):
     """What turns bytes into frames: a GuardedDecoder, or one that is shared."""
 
     def decode_each(
-        self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits, *, domains: Sequence[Domain] = ()
+        self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits, *, takers: Sequence[Taker] = ()
     ) -> list[Decoded]: ...
 
 
@@ -254,7 +254,7 @@ def prepare(
     fetched: FetchedObject, policy: PixelPolicy, limits: Limits, decoder: Decoder, domains: Sequence[Domain] = ()
 ) -> Prepared:
     """As `prepare_each`, under one policy."""
-    (prepared,) = prepare_each(fetched, [policy], limits, decoder, domains)
+    (prepared,) = prepare_each(fetched, [policy], limits, decoder, [Taker(0, domain) for domain in domains])
     return prepared
 
 
@@ -263,9 +263,9 @@ def prepare_each(
     policies: Sequence[PixelPolicy],
     limits: Limits,
     decoder: Decoder,
-    domains: Sequence[Domain] = (),
+    takers: Sequence[Taker] = (),
 ) -> list[Prepared]:
-    """The object's frames at each policy's input size, from one decoding of the bytes; none if no domain takes it.
+    """The object's frames at each policy's input size, from one decoding of the bytes; none if no model takes it.
 
     What is wrong with the object is in `error`, the same for every policy, never raised.
     """
@@ -277,8 +277,9 @@ def prepare_each(
     decoded = [Decoded([], {}) for _ in policies]
     error: ImageError | None = None
     try:
-        decoded = decoder.decode_each(data, policies, limits, domains=domains)
-        if not decoded[0].frames and (None in decoded[0].refused or not domains):
+        decoded = decoder.decode_each(data, policies, limits, takers=takers)
+        error = decoded[0].error
+        if error is None and not any(one.frames for one in decoded) and (not takers or None in decoded[0].refused):
             raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, "it holds no frame")
     except ImageError as bad:
         error = ImageError(bad.code, storable(bad.detail))

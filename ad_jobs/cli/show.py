@@ -196,8 +196,8 @@ def _outside_text(counts: dict[str, Any]) -> str:
     if not outside:
         return ""
     return (
-        f"\n{outside} objects are of a kind that the model's fit saw none of: error_detail says why, "
-        "and --accept FIELD=VALUE scores them all the same"
+        "\nout_of_domain: a model's fit saw none of their kind; error_detail says by which fields, "
+        "and --accept names each that is not to count (modality=CT, body_part, spacing_mm, ...)"
     )
 
 

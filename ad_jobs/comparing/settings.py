@@ -9,7 +9,7 @@ from ad_jobs.errors import UsageError
 from ad_jobs.results.run import ModelRef, RunRecord
 
 # Of a request: what decides rows, or which of their heatmaps are kept.
-_OPTIONS = ("where", "since", "retry", "limits", "heatmaps", "identifiers", "amp")
+_OPTIONS = ("where", "accept", "since", "retry", "limits", "heatmaps", "identifiers", "amp")
 _OF_A_MODEL = ("kind", "weights_sha256", "detector_sha256", "calibration_sha256", "threshold")
 _SCALE = ("heatmap_low", "heatmap_high", "policy")
 
@@ -86,7 +86,8 @@ def _of_run(record: RunRecord) -> dict[str, Any]:
     return {
         "source": record.source,
         "manifest": record.manifest.digest,
-        **{name: record.config.get(name) for name in _OPTIONS},
+        # As of runs of versions without the option.
+        **{name: record.config.get(name) or None for name in _OPTIONS},
         "versions": record.versions,
         "machine": {name: value for name, value in record.machine.items() if name != "memory_bytes"},
     }

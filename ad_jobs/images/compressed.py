@@ -35,6 +35,8 @@ _JPEG_2000_LOSSLESS = {f"1.2.840.10008.1.2.4.{number}" for number in (90, 201, 2
 # T.87: the start of frame of JPEG-LS; ITU-T T.81 table B.1: those of lossy processes.
 _SOF_JPEG_LS = 0xF7
 _SOF_LOSSY = (0xC0, 0xC1, 0xC2)
+# Of a sample that may be reduced.
+MIN_BITS = 8
 
 
 class _Cells(NamedTuple):
@@ -178,7 +180,8 @@ def _jpeg_2000(code: bytes, module: PixelModule, remarks: set[str], factor: int,
     jpeg2000.check_zeros(code)
     if factor > 1:
         # As for JPEG.
-        values_alone = bits <= module.stored and bool(sign_and_bits >> 7) == module.signed
+        # With few levels the rounding of the transformations, up to half a level for each halving, would show.
+        values_alone = MIN_BITS <= bits <= module.stored and bool(sign_and_bits >> 7) == module.signed
         if values_alone and (found := reduced_jpeg2000.decode(code, factor)):
             return _Cells(found[0], bits, _decoded(module.photometric), lossy, found[1])
         remarks.add(Remark.DECODED_WHOLE)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import dicom, jpeg, png, tiff
-from ad_jobs.images.domain import Domain, Traits
+from ad_jobs.images.domain import Taker, Traits
 from ad_jobs.images.geometry import Geometry, resize
 from ad_jobs.images.libraries import quiet
 from ad_jobs.images.model_input import FULL_SCALE
@@ -53,13 +53,15 @@ class Decoded(NamedTuple):
     """All frames of one object, what its header may tell, and remarks, in ABC order.
 
     `header` has the keys of schema.HEADER, and of DICOM what else `domain.Traits` asks for.
-    `refused` says of each domain that was given why it does not take the object, None where it does.
+    `refused` says of each model that was given why it does not take the object, None where it does; `error` is what
+    keeps the others from it.
     """
 
     frames: list[Frame]
     header: dict[str, object]
     remarks: tuple[str, ...] = ()
     refused: tuple[str | None, ...] = ()
+    error: ImageError | None = None
 
 
 def decode(data: bytes, policy: PixelPolicy, limits: Limits, *, only: int | None = None) -> Decoded:
@@ -74,11 +76,11 @@ def decode_each(
     limits: Limits,
     *,
     only: int | None = None,
-    domains: Sequence[Domain] = (),
+    takers: Sequence[Taker] = (),
 ) -> list[Decoded]:
     """Every frame of the object `data` (or frame `only`) under each of the policies, and its header.
 
-    An object that none of the `domains` takes has no frames: its pixels are not decoded.
+    With `takers` frames are of the policies of those that take the object; where none does its pixels are not decoded.
 
     Frames are decoded and resized one by one, so memory holds one frame at its stored size.
     Policies of one window and one reduction share a single decoding.
@@ -86,32 +88,49 @@ def decode_each(
     luma), or one where its channels are equal: it is grey.
 
     Raises:
-        ImageError: the object cannot be scored; the code says why, the detail holds no header text.
+        ImageError: the object cannot be scored; the code says why, the detail holds no header text. Not raised where
+            one of the takers refuses it all the same: then it is the others' `error`.
     """
-    frames: list[list[Frame]] = [[] for _ in policies]
     with quiet():
         picture = _open(data, limits)
         traits = Traits.of(picture.header)
-        refused = tuple(domain.refusal(traits) for domain in domains)
-        if refused and None not in refused:
-            return [Decoded([], picture.header, (), refused) for _ in policies]
-        check_input(picture.frames if only is None else 1, policies, limits)
-        ways = [(policy.window, picture.reduction(policy)) for policy in policies]
-        for way in dict.fromkeys(ways):
-            sharing = [number for number, other in enumerate(ways) if other == way]
-            for shown in _read(picture, policies[sharing[0]], only):
-                for number in sharing:
-                    frames[number].append(_frame(shown, policies[number]))
+        refused = tuple(taker.domain.refusal(traits) for taker in takers)
+        wanted = {taker.policy for taker, reason in zip(takers, refused, strict=True) if reason is None}
+        if not takers:
+            wanted = set(range(len(policies)))
+        try:
+            frames = _frames(picture, policies, wanted, limits, only)
+        except ImageError as error:
+            if not any(refused):
+                raise
+            return [Decoded([], {}, (), refused, error) for _ in policies]
     coloured = any(frame.colour for found in frames for frame in found)
-    refused = tuple(domain.refusal(traits, coloured) for domain in domains)
+    refused = tuple(taker.domain.refusal(traits, coloured) for taker in takers)
     if refused and None not in refused:
         frames = [[] for _ in policies]
-    # Who wanted it whole is not told that it was.
-    told = [picture.remarks - ({Remark.DECODED_WHOLE} if factor == 1 else set()) for _, factor in ways]
-    return [
-        Decoded(found, picture.header, tuple(sorted(remarks)), refused)
-        for found, remarks in zip(frames, told, strict=True)
-    ]
+    found = []
+    for of_policy, policy in zip(frames, policies, strict=True):
+        # Who wanted it whole is not told that it was.
+        unsaid = {Remark.DECODED_WHOLE} if picture.reduction(policy) == 1 else set()
+        found.append(Decoded(of_policy, picture.header, tuple(sorted(picture.remarks - unsaid)), refused))
+    return found
+
+
+def _frames(
+    picture: Picture, policies: Sequence[PixelPolicy], wanted: set[int], limits: Limits, only: int | None
+) -> list[list[Frame]]:
+    """Of each policy the frames, none of those that are not wanted."""
+    frames: list[list[Frame]] = [[] for _ in policies]
+    if not wanted:
+        return frames
+    check_input(picture.frames if only is None else 1, [policies[number] for number in sorted(wanted)], limits)
+    ways = {number: (policies[number].window, picture.reduction(policies[number])) for number in sorted(wanted)}
+    for way in dict.fromkeys(ways.values()):
+        sharing = [number for number, other in ways.items() if other == way]
+        for shown in _read(picture, policies[sharing[0]], only):
+            for number in sharing:
+                frames[number].append(_frame(shown, policies[number]))
+    return frames
 
 
 def preview(data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_side: int = 512) -> npt.NDArray[np.uint8]:

@@ -37,6 +37,9 @@ from ad_jobs.images.sop_class import require_image
 # PS3.6 table A-1: those without encapsulation; the last is deflated as a whole.
 _NATIVE = frozenset(f"1.2.840.10008.1.2{tail}" for tail in ("", ".1", ".2", ".1.99"))
 
+# Between the centres of pixels: what is beyond is no distance in a picture of anything.
+LEAST_MM, MOST_MM = 1e-6, 1e6
+
 # An attribute that cannot be read leaves its column null: it need not keep the pixels from being scored.
 _UNREADABLE = (
     ValueError,
@@ -199,7 +202,7 @@ def _spacing_mm(ds: Any) -> float | None:
         measures = functional_group(ds, 0, "PixelMeasuresSequence")
         for place, keyword in ((ds, "PixelSpacing"), (measures, "PixelSpacing"), (ds, "ImagerPixelSpacing")):
             spacing = [] if place is None else numbers(place, keyword)
-            if found := [value for value in spacing if value is not None and value > 0]:
+            if found := [value for value in spacing if value is not None and LEAST_MM <= value <= MOST_MM]:
                 return max(found)
     return None
 

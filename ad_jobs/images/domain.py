@@ -5,14 +5,14 @@ A detector calls abnormal whatever it has not seen: a chest under a model of bra
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ad_jobs.errors import UsageError
+from ad_jobs.images import representation
 from ad_jobs.images.model_input import FULL_SCALE
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ MARGIN = 4
 EVERYTHING = "all"
 # What the column transfer_syntax says of what is no DICOM.
 _PICTURES = frozenset({"png", "jpeg", "tiff"})
-# A code string (PS3.5 6.2, CS): whatever else stands in its place may be a name, and is not repeated.
-_CODE = re.compile(r"[A-Z0-9 _]{1,16}")
 
 
 class Traits(NamedTuple):
@@ -48,8 +46,9 @@ class Traits(NamedTuple):
         syntax = header.get("transfer_syntax")
         return cls(
             kind=None if syntax is None else "picture" if syntax in _PICTURES else "dicom",
-            modality=_code(header.get("modality")),
-            body_part=_code(header.get("body_part")),
+            # What is no code says nothing: it may be a name.
+            modality=representation.code(header, "modality"),
+            body_part=representation.code(header, "body_part"),
             photometric=header.get("photometric"),
             bits=header.get("bits"),
             rows=header.get("rows"),
@@ -58,8 +57,11 @@ class Traits(NamedTuple):
         )
 
 
-def _code(text: str | None) -> str | None:
-    return None if text is None else text.strip().upper() or None
+class Taker(NamedTuple):
+    """A model among several: which of their pixel policies it has, and what it takes."""
+
+    policy: int
+    domain: Domain
 
 
 class Domain(BaseModel):
@@ -82,6 +84,11 @@ class Domain(BaseModel):
     # Least and greatest between the centres of neighbouring pixels.
     spacing_mm: tuple[float, float] | None = None
 
+    @field_validator("modality", "body_part")
+    @classmethod
+    def _as_codes(cls, values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if values is None else tuple(dict.fromkeys(_as_listed("modality", value) for value in values))
+
     @model_validator(mode="after")
     def _ascending(self) -> Self:
         for name in ("side_px", "spacing_mm"):
@@ -91,26 +98,34 @@ class Domain(BaseModel):
         return self
 
     def refusal(self, traits: Traits, coloured: bool = False) -> str | None:
-        """Why an object is not taken, with no text of its header that is not a code; None if it is.
+        """Why an object is not taken, by all that speaks against it; None if it is.
+
+        No text of its header stands in it but its modality, if that is a code.
 
         `coloured`: whether any of its frames is in colour, once that is known.
         """
+        reasons = [*self._unlisted(traits), *self._beyond(traits)]
+        if coloured and self.colour is False:
+            reasons.append("colour, and the model takes grey pictures")
+        return "; ".join(reasons) or None
+
+    def _unlisted(self, traits: Traits) -> Iterator[str]:
         for name in _LISTED:
             taken, found = getattr(self, name), getattr(traits, name)
             if taken is not None and found is not None and found not in taken:
-                shown = found if _CODE.fullmatch(found.upper()) else "another"
-                return f"{name} {shown}, and the model takes {', '.join(taken) or 'none'}"
+                # A body part is in no column of a score table, and a name in capitals is a code as well.
+                shown = "another" if name == "body_part" else found
+                yield f"{name} {shown}, and the model takes {', '.join(taken) or 'none'}"
+
+    def _beyond(self, traits: Traits) -> Iterator[str]:
         if self.side_px is not None and traits.rows and traits.columns:
             low, high = self.side_px
             if not (low <= min(traits.rows, traits.columns) and max(traits.rows, traits.columns) <= high):
-                return f"side_px {traits.rows} x {traits.columns}, and the model takes {low} to {high}"
+                yield f"side_px {traits.rows} x {traits.columns}, and the model takes {low} to {high}"
         if self.spacing_mm is not None and traits.spacing_mm:
             low_mm, high_mm = self.spacing_mm
             if not low_mm <= traits.spacing_mm <= high_mm:
-                return f"spacing_mm {traits.spacing_mm:g}, and the model takes {low_mm:g} to {high_mm:g}"
-        if coloured and self.colour is False:
-            return "colour, and the model takes grey pictures"
-        return None
+                yield f"spacing_mm {traits.spacing_mm:g}, and the model takes {low_mm:g} to {high_mm:g}"
 
     def widened(self, accept: Iterable[str]) -> Domain:
         """The domain with what `--accept` names: `all`, a field, or FIELD=VALUE for one more value of a list."""
@@ -132,7 +147,7 @@ def _as_listed(name: str, value: str) -> str:
 
 
 def check_accept(accept: Sequence[str]) -> tuple[str, ...]:
-    """What `--accept` names, checked.
+    """What `--accept` names, checked, each once and as a domain spells it.
 
     Raises:
         UsageError: no field of a domain, or a value where a field has none.
@@ -148,7 +163,12 @@ def check_accept(accept: Sequence[str]) -> tuple[str, ...]:
                 f"Write {EVERYTHING}, one of {', '.join(Domain.model_fields)}, or modality=CT, body_part=CHEST, "
                 "kind=picture.",
             )
-    return tuple(accept)
+    return tuple(dict.fromkeys(map(_spelt, accept)))
+
+
+def _spelt(one: str) -> str:
+    name, with_value, value = one.partition("=")
+    return f"{name}={_as_listed(name, value)}" if with_value else one
 
 
 _KINDS = ("dicom", "picture")

@@ -35,7 +35,7 @@ import numpy.typing as npt
 
 from ad_jobs.errors import ErrorCode, ImageError, JobError
 from ad_jobs.images.decode import Decoded, decode_each, preview
-from ad_jobs.images.domain import Domain
+from ad_jobs.images.domain import Taker
 from ad_jobs.images.policy import Limits, PixelPolicy
 
 # The child imports numpy and the codecs: a second on an idle machine, much more on one that is starved.
@@ -75,7 +75,7 @@ class GuardedDecoder:
         limits: Limits,
         *,
         only: int | None = None,
-        domains: Sequence[Domain] = (),
+        takers: Sequence[Taker] = (),
     ) -> list[Decoded]:
         """As `images.decode.decode_each`, within `limits.timeout_s` of wall clock and `limits.max_memory_bytes`.
 
@@ -85,9 +85,7 @@ class GuardedDecoder:
             JobError: no child process could be started.
         """
         decoded: list[Decoded] = self._work(
-            functools.partial(decode_each, data, list(policies), limits, only=only, domains=tuple(domains)),
-            data,
-            limits,
+            functools.partial(decode_each, data, list(policies), limits, only=only, takers=tuple(takers)), data, limits
         )
         return decoded
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.archive.manifest import RowReader
+from ad_jobs.images.domain import Taker
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.results.heatmaps import SAMPLE_SHARE, parse_reference
 from ad_jobs.scanning.intent import Intent
@@ -69,9 +70,9 @@ def time_sample(intent: Intent, ids: NDArray[np.int64], scratch: str) -> Timed:
         models = list(zip(scorers, uses, strict=True))
 
         def prepared(some: pa.Table) -> pa.Table:
-            domains = [use.domain for use in uses]
+            takers = [Taker(use.policy, use.domain) for use in uses]
             return prepare_objects(
-                some, intent.policies, intent.limits, decoder, Identifiers(), domains, intent.manifest.root
+                some, intent.policies, intent.limits, decoder, Identifiers(), takers, intent.manifest.root
             )
 
         score_objects(prepared(rows.slice(0, WARM_UP)), intent.policies, models)

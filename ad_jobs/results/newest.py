@@ -80,7 +80,7 @@ class NewestRows(Rows):
 
 
 def as_one(tables: Sequence[ScoreTable]) -> NewestRows:
-    """The tables of several runs as one; the run that was started last is the newest.
+    """The tables of several runs as one; the run that was started last is the newest, and newer than its parent.
 
     Raises:
         UsageError: there are none, a run stands there twice, or some hash their URIs and others do not.
@@ -97,7 +97,19 @@ def as_one(tables: Sequence[ScoreTable]) -> NewestRows:
             ", ".join(f"{uri} ({mode})" for uri, mode in modes.items()),
             "Read them one by one.",
         )
-    return NewestRows(sorted(tables, key=lambda table: table.record.started_at))
+    return NewestRows(_by_age(tables))
+
+
+def _by_age(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
+    """From the oldest on: by their start, but each behind the run that it was made since, whatever clocks said."""
+    left = sorted(tables, key=lambda table: table.record.started_at)
+    found: list[ScoreTable] = []
+    while left:
+        waiting = {table.record.run_id for table in left}
+        oldest = next(t for t in left if t.record.parent is None or t.record.parent.run_id not in waiting)
+        left.remove(oldest)
+        found.append(oldest)
+    return found
 
 
 def _ids(table: ScoreTable) -> int:

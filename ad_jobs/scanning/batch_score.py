@@ -12,7 +12,7 @@ import pyarrow as pa
 from ad_jobs.archive.fetching import FetchedObject, Source, fetch_all
 from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.errors import ErrorCode, ImageError, UsageError
-from ad_jobs.images.domain import check_accept
+from ad_jobs.images.domain import Taker, check_accept
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.scanning.stages import prepare_fetched, score_objects
@@ -77,7 +77,12 @@ class Score:
         use = ModelUse(Judgement.of(model, "none"), 0, model.domain.accepts.widened(self._accept))
         policies = [model.policy]
         prepared = prepare_fetched(
-            _objects(batch, model.limits.max_bytes), policies, model.limits, decoder, Identifiers(), [use.domain]
+            _objects(batch, model.limits.max_bytes),
+            policies,
+            model.limits,
+            decoder,
+            Identifiers(),
+            [Taker(0, use.domain)],
         )
         scored = score_objects(prepared, policies, [(scorer, use)])
         rows = finish_rows(scored, "", "", 0, [use])

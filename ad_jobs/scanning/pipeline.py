@@ -23,7 +23,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ad_jobs.archive.fetching import status_of
 from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.errors import JobError, RetroscanError
-from ad_jobs.images.domain import Domain
+from ad_jobs.images.domain import Taker
 from ad_jobs.images.guard import of_this_process
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.scanning.intent import Intent
@@ -133,7 +133,7 @@ def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any
             policies=intent.policies,
             limits=intent.limits,
             identifiers=intent.identifiers,
-            domains=[use.domain for use in intent.uses],
+            takers=[Taker(use.policy, use.domain) for use in intent.uses],
             within=intent.manifest.root,
         ),
         # The slice; a number, even the same one, would keep Ray from fusing.
@@ -164,10 +164,10 @@ def _fetch(
     policies: Sequence[PixelPolicy],
     limits: Limits,
     identifiers: Identifiers,
-    domains: Sequence[Domain],
+    takers: Sequence[Taker],
     within: str | None,
 ) -> pa.Table:
-    return prepare_objects(manifest, policies, limits, of_this_process(), identifiers, domains, within)
+    return prepare_objects(manifest, policies, limits, of_this_process(), identifiers, takers, within)
 
 
 class _ScoringActor:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ad_jobs.archive.fetching import Decoder, FetchedObject, Prepared, Source, fetch_all, prepare_each
 from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.images.decode import Frame
-from ad_jobs.images.domain import Domain
+from ad_jobs.images.domain import Taker
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.heatmaps import FULL_SCALE, keep
 from ad_jobs.scanning.judgement import Judgement, ModelUse
@@ -35,7 +35,8 @@ MANIFEST_COLUMNS = ["object_id", "uri", "bytes", "etag"]
 _OBJECT = [
     ("object_id", pa.int64()),
     ("uri", pa.string()),
-    ("remarks", pa.list_(pa.string())),
+    # Of each policy.
+    ("remarks", pa.list_(pa.list_(pa.string()))),
     ("error_code", pa.string()),
     ("error_detail", pa.string()),
     ("content_sha256", pa.string()),
@@ -78,15 +79,15 @@ def prepare_objects(
     limits: Limits,
     decoder: Decoder,
     identifiers: Identifiers,
-    domains: Sequence[Domain],
+    takers: Sequence[Taker],
     within: str | None = None,
 ) -> pa.Table:
     """PREPARED rows of manifest rows: each object fetched and decoded once, whatever the models; errors in columns.
 
-    `domains` are the models'; `within` is the folder that no link may lead out of.
+    `takers` are the models; `within` is the folder that no link may lead out of.
     """
     sources = [Source(**row, within=within) for row in manifest.select(MANIFEST_COLUMNS).to_pylist()]
-    return prepare_fetched(fetch_all(sources, limits.max_bytes), policies, limits, decoder, identifiers, domains)
+    return prepare_fetched(fetch_all(sources, limits.max_bytes), policies, limits, decoder, identifiers, takers)
 
 
 def prepare_fetched(
@@ -95,16 +96,16 @@ def prepare_fetched(
     limits: Limits,
     decoder: Decoder,
     identifiers: Identifiers,
-    domains: Sequence[Domain],
+    takers: Sequence[Taker],
 ) -> pa.Table:
     """PREPARED rows of objects whose bytes are here, in their order."""
-    rows = [_prepared_row(prepare_each(one, policies, limits, decoder, domains), identifiers) for one in objects]
+    rows = [_prepared_row(prepare_each(one, policies, limits, decoder, takers), identifiers) for one in objects]
     return pa.Table.from_pylist(rows, schema=PREPARED)
 
 
 def _prepared_row(under_each: list[Prepared], identifiers: Identifiers) -> dict[str, Any]:
-    # All that does not depend on a policy.
-    prepared = under_each[0]
+    # All that does not depend on a policy; one that no model needs has no frames.
+    prepared = next((one for one in under_each if one.frames), under_each[0])
     header = {name: prepared.header.get(name) for name in HEADER.names}
     for name in ("study_uid", "series_uid", "sop_uid"):
         uid = header[name]
@@ -112,7 +113,7 @@ def _prepared_row(under_each: list[Prepared], identifiers: Identifiers) -> dict[
     return {
         "object_id": prepared.source.object_id,
         "uri": identifiers.uri(prepared.source.uri),
-        "remarks": list(prepared.remarks),
+        "remarks": [list(one.remarks) for one in under_each],
         "error_code": str(prepared.error.code) if prepared.error else None,
         "error_detail": prepared.error.detail if prepared.error else None,
         "content_sha256": prepared.content_sha256,

@@ -41,7 +41,7 @@ def write_part(scored: pa.Table, run_uri: str, run_id: str, chapter: int, models
 def finish_rows(scored: pa.Table, run_uri: str, run_id: str, chapter: int, models: Sequence[ModelUse]) -> pa.Table:
     """SCORES rows of SCORED_OBJECTS rows, one a frame and model; heatmaps are packed and written below `run_uri`."""
     frames = [
-        [_frame_rows(row, number, use.judgement) for number, use in enumerate(models)]
+        [_frame_rows(row, number, use) for number, use in enumerate(models)]
         for row in scored.select(_FRAME_INPUT).to_pylist()
     ]
     references = write_shard(_members(scored, frames, models), run_uri, chapter)
@@ -80,11 +80,12 @@ _PER_FRAME = {
 }
 
 
-def _frame_rows(row: dict[str, Any], model: int, judgement: Judgement) -> list[dict[str, Any]]:
+def _frame_rows(row: dict[str, Any], model: int, use: ModelUse) -> list[dict[str, Any]]:
     """The columns that differ between an object's frames and models; one row for an object without a score."""
+    judgement = use.judgement
     common = {"object_id": row["object_id"], "model_id": judgement.model_id, "threshold": judgement.threshold}
     code, detail = row["error_code"], row["error_detail"]
-    if code is None and row["refused"] and row["refused"][model] is not None:
+    if row["refused"] and row["refused"][model] is not None:
         code, detail = str(ErrorCode.OUT_OF_DOMAIN), row["refused"][model]
     if code is not None:
         return [
@@ -104,7 +105,7 @@ def _frame_rows(row: dict[str, Any], model: int, judgement: Judgement) -> list[d
         row["frames"], row["constant"], row["scores"][model], row["score_ms"][model], strict=True
     ):
         code = None if score is not None else str(ErrorCode.NON_FINITE_SCORE)
-        remarks = detail_of_scored(constant, row["remarks"])
+        remarks = detail_of_scored(constant, row["remarks"][use.policy])
         detail = remarks if score is not None else "the detector's answer is not finite"
         flagged = judgement.flags(score) if score is not None else None
         rows.append(

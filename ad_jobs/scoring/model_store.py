@@ -178,7 +178,7 @@ def _read_domain(folder: Path, uri: str, found: dict[str, Any]) -> DomainFile:
         first = error.errors(include_url=False, include_input=False)[0]
         raise UsageError(
             f"{DOMAIN} says what a model takes.",
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            f"{storage.join(uri, DOMAIN)}: {'.'.join(map(str, first['loc']))}: {first['msg']}",
             f"The fields of accepts are {', '.join(Domain.model_fields)}; null in one excludes nothing.",
         ) from error
     if found.get(record.DOMAIN_SHA256) != domain_sha256(domain):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ad_jobs.archive.fetching import ETAG_CHANGED, Prepared, detail_of_scored, fetch_all, prepare_each
 from ad_jobs.errors import ErrorCode, ImageError, RetroscanError
+from ad_jobs.images.domain import Taker
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits
 from ad_jobs.results.heatmaps import on_scale
@@ -83,7 +84,8 @@ def check_sample(
     # Without a GPU here, in float32: what --amp did to a score is within its tolerance either way.
     scorers = [Scorer(judge.detector, amp=amp and best_device().amp) for judge in judges]
     policies = [judge.model.policy for judge in judges]
-    domains = [judge.model.domain.accepts.widened(record.config.get("accept", ())) for judge in judges]
+    accept = record.config.get("accept", ())
+    takers = [Taker(number, judge.model.domain.accepts.widened(accept)) for number, judge in enumerate(judges)]
     by_object = {int(group["object_id"].iloc[0]): group for _, group in rows.groupby("object_id")}
     sources = archive.sources(by_object)
     known = {source.object_id for source in sources}
@@ -92,14 +94,14 @@ def check_sample(
     with GuardedDecoder() as decoder:
         for fetched in watched(fetch_all(sources, limits.max_bytes), len(sources), "objects scored again"):
             source, group = fetched.source, by_object[fetched.source.object_id]
-            under_each = prepare_each(fetched, policies, limits, decoder, domains)
+            under_each = prepare_each(fetched, policies, limits, decoder, takers)
             scored += any(prepared.frames for prepared in under_each)
             # As the run names it: what verify says may be handed on with the run.
             called = f"object {source.object_id} ({group['uri'].iloc[0]})"
             wrong = archive.wrong_names(group.iloc[0], under_each[0])
             for number, (judge, scorer, prepared) in enumerate(zip(judges, scorers, under_each, strict=True)):
                 of_model = group[group["model_id"] == judge.model.model_id]
-                if prepared.error is None and prepared.refused and (reason := prepared.refused[number]) is not None:
+                if prepared.refused and (reason := prepared.refused[number]) is not None:
                     prepared = prepared._replace(error=ImageError(ErrorCode.OUT_OF_DOMAIN, reason), frames=[])
                 found = list(scorer.score(frame.pixels for frame in prepared.frames))
                 wrong += _object_differences(run_uri, judge, of_model, prepared, found, amp)
@@ -126,6 +128,10 @@ def _object_differences(
     then = [(int(row["frame"]), _plain(row["error_code"])) for row in rows]
     if now != then:
         return [f"frames and error codes are {now}; the table has {then}"]
+    if code == ErrorCode.OUT_OF_DOMAIN and prepared.error is not None:
+        told = _plain(rows[0]["error_detail"])
+        if told != prepared.error.detail:
+            return [f"it is out of the domain by {prepared.error.detail!r}; the table has {told!r}"]
     differences = [
         f"frame {row['frame']}: {name} is {value!r}; the table has {_plain(row[name])!r}"
         for row in rows

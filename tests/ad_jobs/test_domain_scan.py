@@ -94,8 +94,8 @@ def test_objects_balance_and_the_terminal_says_what_to_do(run: str) -> None:
     assert counts.by_code == {"out_of_domain": 7, "not_an_image": 1, "truncated": 1}
     assert (counts.scored, counts.failed, counts.skipped) == (0, 1, 8)
     told = balance_text(record.model_dump(mode="json"), run)
-    assert "7 objects are of a kind that the model's fit saw none of" in told
-    assert "--accept FIELD=VALUE" in told
+    assert "out_of_domain 7" in told
+    assert "--accept names each that is not to count" in told
 
 
 def test_scores_are_those_of_a_model_that_takes_everything(run: str, home: Path, tmp_path: Path) -> None:
@@ -131,6 +131,23 @@ def test_verify_scores_again_what_the_run_did_and_nothing_else(run: str, home: P
         assert any("model_id is" in text for text in verify(run, sample=100).differences)
     finally:
         path.write_text(kept)
+
+
+def test_verify_compares_the_reasons(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Domain, "_unlisted", lambda *_: iter(["because"]))
+    told = verify(run, sample=100).differences
+    assert any("out of the domain by 'because'; the table has 'modality CT" in text for text in told)
+
+
+def test_one_model_of_several_fails_on_what_the_other_does_not_take(home: Path, tmp_path: Path) -> None:
+    cut = kit.jpeg(3)
+    source = kit.write_archive(tmp_path / "cut", {"cut.jpg": cut[: len(cut) // 2]})
+    out = str(tmp_path / "run")
+    record = scan(source, [str(home / name) for name in DOMAINS], out)
+    codes = [by_name(read_scores(out), model.model_id).loc["cut.jpg", "error_code"] for model in record.models]
+    assert codes == ["out_of_domain", "truncated"]
+    assert (record.counts.failed, record.counts.skipped) == (1, 0)
+    assert verify(out, sample=10).differences == []
 
 
 def test_score_and_batches_say_the_same(run: str, home: Path) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import ad_jobs.scan
 from ad_jobs.errors import UsageError
 from ad_jobs.images.decode import Decoded, decode_each
-from ad_jobs.images.domain import Domain
+from ad_jobs.images.domain import Taker
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.scanning.intent import Intent
 from ad_jobs.scanning.stages import prepare_objects, score_objects
@@ -39,9 +39,9 @@ class _Decoder:
     """A decoder in this process."""
 
     def decode_each(
-        self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits, *, domains: Sequence[Domain] = ()
+        self, data: bytes, policies: Sequence[PixelPolicy], limits: Limits, *, takers: Sequence[Taker] = ()
     ) -> list[Decoded]:
-        return decode_each(data, policies, limits, domains=domains)
+        return decode_each(data, policies, limits, takers=takers)
 
 
 @contextmanager
@@ -55,8 +55,8 @@ def _at_work(intent: Intent, *_: int) -> Iterator[Callable[[pa.Table, int], Iter
     def work(left: pa.Table, chapter: int) -> Iterator[dict[str, int]]:
         for start in range(0, left.num_rows, PART):
             rows = left.slice(start, PART)
-            domains = [use.domain for use in intent.uses]
-            prepared = prepare_objects(rows, intent.policies, intent.limits, _Decoder(), intent.identifiers, domains)
+            takers = [Taker(use.policy, use.domain) for use in intent.uses]
+            prepared = prepare_objects(rows, intent.policies, intent.limits, _Decoder(), intent.identifiers, takers)
             scored = score_objects(prepared, intent.policies, models)
             (part,) = write_part(scored, intent.spec.out, intent.run_id, chapter, intent.uses).to_pylist()
             yield part

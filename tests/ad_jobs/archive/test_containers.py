@@ -180,6 +180,10 @@ def damaged() -> dict[str, bytes]:
         "cut-data.tar": tape[:1500],
         "cut-at-a-member.tar": tape[: 512 + 2048],
         "header.tar": bytes(header),
+        # A header that is zeroed is no end, and what follows one is not lost.
+        "hole.tar": tape[:2560] + bytes(512) + tape[2560 + 512 :],
+        "two.tar": tape + tape,
+        "two.tgz": kit.gzipped(tape + tape),
         "cut.tgz": tgz[: len(tgz) // 2],
         "crc.tar.gz": bytes(flipped),
         "no-tar.tgz": kit.gzipped(b"no tar" * 200),

@@ -274,11 +274,13 @@ def test_headers_are_read_from_the_beginning_of_members(place: Place, requests: 
         place.put(name, make({"IM1": large, "p.png": png(1)}))
     place.put("IM1.gz", kit.gzipped(large))
     place.put("cut.gz", kit.gzipped(large[:50]))
+    # RFC 1952 2.2: several members, the first of them without content.
+    place.put("members.gz", kit.gzipped(b"") + kit.gzipped(large[:1000]) + kit.gzipped(large[1000:]))
     found = place.objects()
     requests.clear()
     columns = {name: header_columns(Listed(o.uri, o.bytes, o.etag)) for name, o in found.items()}
     wanted = ("OT", 200, None)
-    for name in ("x.zip!/IM1", "x.tar!/IM1", "x.tgz!/IM1", "IM1.gz!/IM1"):
+    for name in ("x.zip!/IM1", "x.tar!/IM1", "x.tgz!/IM1", "IM1.gz!/IM1", "members.gz!/members"):
         assert tuple(columns[name][key] for key in ("modality", "frames", "header_error")) == wanted, name
     assert columns["x.zip!/p.png"] == {"kind": "png"}
     assert columns["cut.gz!/cut"] == {"kind": "other"}

@@ -8,10 +8,10 @@ import pytest
 import scankit as kit
 from PIL import Image
 
-from ad_jobs.errors import UsageError
+from ad_jobs.errors import ImageError, UsageError
 from ad_jobs.images.decode import Decoded, decode, decode_each
 from ad_jobs.images.dicom import DicomPicture
-from ad_jobs.images.domain import Domain, DomainFile, Seen, Sight, Traits, check_accept
+from ad_jobs.images.domain import Domain, DomainFile, Seen, Sight, Taker, Traits, check_accept
 from ad_jobs.images.policy import Limits, PixelPolicy
 
 POLICY = PixelPolicy(channels=1, height_px=16, width_px=16)
@@ -31,11 +31,17 @@ def fitted(*sights: Sight) -> Domain:
     [
         ({}, None),
         ({"modality": "CT"}, "modality CT, and the model takes MR"),
-        ({"modality": " mr "}, None),
+        ({"modality": "MR "}, None),
+        ({"modality": "Doe^Jane 1950-01-02"}, None),
         ({"modality": None}, None),
-        ({"body_part": "KNEE"}, "body_part KNEE, and the model takes BRAIN"),
-        # A name in the place of a code is not repeated.
-        ({"body_part": "Zzyzx^Planted, born 1970"}, "body_part another, and the model takes BRAIN"),
+        # A name in capitals is a code as well.
+        ({"body_part": "DOE JANE"}, "body_part another, and the model takes BRAIN"),
+        ({"body_part": "Zzyzx^Planted, born 1970"}, None),
+        (
+            {"modality": "CT", "body_part": "KNEE", "rows": 24},
+            "modality CT, and the model takes MR; body_part another, and the model takes BRAIN; "
+            "side_px 24 x 100, and the model takes 25 to 800",
+        ),
         ({"transfer_syntax": "png"}, "kind picture, and the model takes dicom"),
         ({"rows": 25, "columns": 800}, None),
         ({"rows": 24}, "side_px 24 x 100, and the model takes 25 to 800"),
@@ -79,6 +85,21 @@ def test_what_was_seen_is_counted() -> None:
     }
 
 
+def test_a_name_in_the_place_of_a_code_is_not_seen() -> None:
+    seen = Seen.of([sight(modality="Doe^Jane 1950-01-02", body_part="Doe^Jane"), sight()])
+    assert (seen.modality, seen.body_part) == ({"MR": 1}, {"BRAIN": 1})
+    assert seen.accepted().modality == ("MR",)
+
+
+def test_codes_are_spelt_in_one_way() -> None:
+    assert DomainFile.model_validate({"accepts": {"modality": ["ct", "MR", "CT "]}}).accepts.modality == ("CT", "MR")
+    assert check_accept(["modality=ct", "side_px", "modality=CT", "kind=Picture"]) == (
+        "modality=CT",
+        "side_px",
+        "kind=picture",
+    )
+
+
 def test_accept_widens() -> None:
     domain = fitted(sight(spacing_mm=0.5))
     ct = Traits.of(MR | {"modality": "CT"})
@@ -104,7 +125,7 @@ def test_a_domain_that_is_none(wrong: dict[str, Any]) -> None:
 
 
 def decoded(data: bytes, *domains: Domain) -> Decoded:
-    (found,) = decode_each(data, [POLICY], Limits(), domains=domains)
+    (found,) = decode_each(data, [POLICY], Limits(), takers=[Taker(0, domain) for domain in domains])
     return found
 
 
@@ -123,6 +144,28 @@ def test_one_that_one_domain_takes_is() -> None:
     found = decoded(kit.dicom(9), Domain(modality=("CT",)), Domain(modality=("MR",)))
     assert len(found.frames) == 1
     assert found.refused == ("modality MR, and the model takes CT", None)
+
+
+def test_a_model_that_refuses_an_object_costs_the_others_nothing() -> None:
+    large = PixelPolicy(channels=1, height_px=64, width_px=64)
+    only_ct, only_mr = Domain(modality=("CT",)), Domain(modality=("MR",))
+    limits = Limits(max_input_pixels=16 * 16 * 5)
+    cine = kit.dicom_of(9, 5, Modality="MR")
+    small, none = decode_each(cine, [POLICY, large], limits, takers=[Taker(0, only_mr), Taker(1, only_ct)])
+    assert (len(small.frames), none.frames) == (5, [])
+    assert small.refused == none.refused == (None, "modality MR, and the model takes CT")
+
+
+def test_a_model_that_refuses_an_object_does_so_though_it_is_broken() -> None:
+    cut = kit.jpeg(3)
+    cut = cut[: len(cut) // 2]
+    takers = [Taker(0, Domain(kind=("picture",))), Taker(0, Domain(kind=("dicom",)))]
+    (found,) = decode_each(cut, [POLICY], Limits(), takers=takers)
+    assert found.refused == (None, "kind picture, and the model takes dicom")
+    assert found.error is not None
+    assert found.error.code == "truncated"
+    with pytest.raises(ImageError):
+        decode_each(cut, [POLICY], Limits(), takers=takers[:1])
 
 
 def saved(pixels: np.ndarray, kind: str = "PNG") -> bytes:
@@ -156,6 +199,9 @@ def test_colour_is_judged_by_the_pixels() -> None:
         ({"ImagerPixelSpacing": [0.2, 0.2]}, 0.2),
         ({"PixelSpacing": [0.5, 0.5], "ImagerPixelSpacing": [0.2, 0.2]}, 0.5),
         ({"PixelSpacing": [0, 0]}, None),
+        # Below and above what a float of a quarter or four times as much can hold.
+        ({"PixelSpacing": ["1e-323", "1e-323"]}, None),
+        ({"PixelSpacing": ["1e308", "1e308"]}, None),
         ({}, None),
     ],
 )

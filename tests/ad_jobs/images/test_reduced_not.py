@@ -44,6 +44,7 @@ UNUSUAL: dict[str, Callable[[], bytes]] = {
         [j2k(stored(12, -2048).view("u2") & 0xFFF, 12)], JPEG2000Lossless, stored(12, -2048), 12
     ),
     "signed values under an unsigned header": lambda: file([j2k(stored(12, -2048), 12)], JPEG2000Lossless, GREY12, 12),
+    "few levels": lambda: file([j2k(stored(12) >> 8, 4)], JPEG2000Lossless, stored(12) >> 8, 4),
     "bits above those stored": lambda: file([j2k(GREY12, 16)], JPEG2000Lossless, GREY12, 12),
     "deep colour": lambda: file(
         [j2k(np.stack([GREY12] * 3, axis=-1), 12)], JPEG2000Lossless, np.stack([GREY12] * 3, axis=-1), 12

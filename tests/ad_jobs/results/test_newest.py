@@ -13,6 +13,7 @@ from runskit import image, made
 
 from ad_jobs.errors import UsageError
 from ad_jobs.results.read import read_scores
+from ad_jobs.results.run import ParentRef
 from ad_jobs.results.runs import open_runs
 
 PAGE = Path(__file__).parents[3] / "docs" / "columns.md"
@@ -61,6 +62,14 @@ def test_the_newest_rows_of_an_object_and_a_model_win_whatever_the_order(runs: l
     assert rows(open_runs(found).scores()) == WANTED
     assert rows(read_scores(found)) == WANTED
     assert sum(batch.num_rows for batch in open_runs(found).batches(["score"])) == len(WANTED)
+
+
+def test_a_run_is_newer_than_its_parent_whatever_clocks_say(tmp_path: Path) -> None:
+    first = made(tmp_path / "1", 3, [image("a", score=1.0)])
+    parent = ParentRef(uri=first, run_id=f"{3:012x}", sha256="0" * 64, retry="failed", retried=1)
+    second = made(tmp_path / "2", 2, [image("a", score=2.0)], parent=parent)
+    for order in ([first, second], [second, first]):
+        assert open_runs(order).scores()["score"].tolist() == [2.0]
 
 
 def test_a_condition_sees_the_newest_rows_alone(runs: list[str]) -> None:

@@ -60,6 +60,11 @@ def test_edited_it_is_another_model_under_the_same_calibration(model: str) -> No
     assert after.calibration == before.calibration
     edit(model, ONLY_MR.model_dump_json(indent=7))
     assert read_model(model).model_id == before.model_id, "layout is no content"
+    # A calibration under an edited domain is the model's under any other.
+    edit(model, '{"accepts": {"modality": ["MR", "CT"]}}')
+    calibrate(model, str(Path(model).parent / "normal"), max_fpr=0.25)
+    edit(model, ONLY_MR.model_dump_json())
+    assert read_model(model).calibration.target == 0.25
     edit(model, '{"accepts": {}}')
     assert read_model(model).domain.accepts == Domain()
     assert read_model(model).model_id != before.model_id
@@ -78,6 +83,7 @@ def test_one_that_is_none_is_refused(model: str, text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words) as refused:
         read_model(model)
     assert "spacing_mm" in refused.value.remedy
+    assert f"{model}/{DOMAIN}" in str(refused.value)
 
 
 def test_one_that_is_gone_is_refused(model: str) -> None:
