@@ -17,7 +17,7 @@ from ad_jobs.errors import ErrorCode
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.results.heatmaps import FULL_SCALE, encode_png, member_name, write_shard
 from ad_jobs.results.parts import SCORES_FOLDER, part_name
-from ad_jobs.scanning.judgement import Judgement, ModelUse
+from ad_jobs.scanning.judgement import ModelUse
 from ad_jobs.schema import FAILED, SCORES
 from cluster import storage
 

@@ -145,13 +145,14 @@ def test_what_they_were_made_with_comes_first(two: tuple[str, str], tmp_path: Pa
         [flagged("same", 0.1)],
         versions=record.versions | {"torch": "99"},
         models=[other],
-        config={"limits": {"timeout_s": 5.0}},
+        config={"limits": {"timeout_s": 5.0}, "accept": ["all"]},
     )
     found = compare(two[0], changed)
     names = {one["name"]: (one["a"], one["b"]) for one in found["settings"]}
     assert names[f"model {MODEL}: threshold"] == (0.5, 0.75)
     assert names[f"model {MODEL}: policy.window"] == (None, "percentile")
     assert names["limits.timeout_s"] == (None, 5.0)
+    assert names["accept"] == (None, ["all"])
     assert names["versions.torch"][1] == "99"
     text = show.comparison_text(found).splitlines()
     assert text[2].startswith(f"different: model {MODEL}: threshold")

@@ -17,6 +17,7 @@ from pydicom.uid import JPEG2000Lossless
 
 from ad_jobs.fitting.intent import resolve
 from ad_jobs.images.decode import decode
+from ad_jobs.images.domain import DomainFile
 from ad_jobs.images.model_input import to_input
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.score import score
@@ -56,7 +57,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         detector = intent.detector()
         detectorkit.run_fit(detector, detectorkit.batches(stacked[:16], 16), detectorkit.batches(stacked[16:], 16))
         found[how] = str(folder / how)
-        record = publish(found[how], "linear", detector, intent.policy, {"seed": 0})
+        record = publish(found[how], "linear", detector, intent.policy, {"seed": 0}, DomainFile())
         given = calibrate_on(detector, images, model_id=record["model_id"], source="test", max_fpr=0.1)
         write_calibration(found[how], given)
     return found
