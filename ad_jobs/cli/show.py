@@ -77,16 +77,21 @@ def _plain(value: Any) -> str:
 
 def fitted_text(record: dict[str, Any], calibration: dict[str, Any], folder: str) -> str:
     """What was fitted on how many images, and what its first threshold is worth."""
-    from ad_jobs.scoring.thresholds import SMALL
-
     lines = [
         f"model {record['model_id']} ({record['kind']}) in {folder}: fitted on {record['data']['n_fitted']} images, "
         f"{record['data']['n_held_out']} held out",
         calibration_text(calibration),
     ]
-    if calibration["rule"] == "max_fpr" and calibration["n_normal"] < SMALL:
-        lines.append(f"(a guess, from fewer than {SMALL} images: set it from more with `retroscan calibrate`)")
-    return "\n".join(lines)
+    return "\n".join(lines + _guess(calibration))
+
+
+def _guess(calibration: dict[str, Any]) -> list[str]:
+    """A line about a threshold that too few images have set."""
+    from ad_jobs.scoring.thresholds import SMALL
+
+    if calibration["rule"] != "max_fpr" or calibration["n_normal"] >= SMALL:
+        return []
+    return [f"(a guess, from fewer than {SMALL} images: set it from more with `retroscan calibrate`)"]
 
 
 _SIGNATURES = {
@@ -221,6 +226,7 @@ def _model_text(model: dict[str, Any]) -> str:
         )
     calibration = model["calibration"]
     lines.append(f"  calibration  {calibration_text(calibration) if calibration else 'none'}")
+    lines += [f"               {line}" for line in (_guess(calibration) if calibration else [])]
     domain = model["domain"]
     takes = [f"{name} {_plain(field)}" for name, field in domain["accepts"].items() if field is not None]
     lines.append(f"  takes        {', '.join(takes) or 'every image'}")

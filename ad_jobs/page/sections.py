@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from ad_jobs.errors import SKIP_CODES
+from ad_jobs.errors import SKIP_CODES, ErrorCode
 from ad_jobs.evaluation.evaluation_file import Found
 from ad_jobs.images.policy import Limits
 from ad_jobs.page import charts, gallery, texts
@@ -154,7 +156,9 @@ def _metric(text: texts.Metric, found: dict[str, Any]) -> dict[str, Any]:
 def _failures(table: ScoreTable) -> list[dict[str, Any]]:
     """Objects that failed or were skipped, by error code, most frequent first; each object counts once."""
     kept = pd.DataFrame(columns=_OF_FAILURES)
+    fields: Counter[str] = Counter()
     for batch in table.batches(_OF_FAILURES):
+        fields.update(_fields(batch))
         kept = pd.concat([kept, batch.filter(batch["error_code"].is_valid()).to_pandas()]).sort_values(list(ORDER))
         # Of each code its first objects.
         kept = kept.drop_duplicates(["error_code", "object_id"]).groupby("error_code").head(_EXAMPLES)
@@ -164,10 +168,22 @@ def _failures(table: ScoreTable) -> list[dict[str, Any]]:
             "status": SKIPPED if code in SKIP_CODES else FAILED,
             "count": count,
             "what": texts.ERRORS.get(code, ""),
+            "fields": dict(fields.most_common()) if code == ErrorCode.OUT_OF_DOMAIN else {},
             "examples": kept.loc[kept["error_code"] == code, ["uri", "error_detail"]].to_dict("records"),
         }
         for code, count in sorted(table.record.counts.by_code.items(), key=lambda item: (-item[1], item[0]))
     ]
+
+
+def _fields(batch: pa.RecordBatch) -> Counter[str]:
+    """By which fields of a model's domain rows are outside of it, and how many; a row may be by several."""
+    reasons = batch.filter(equal(batch, "error_code", ErrorCode.OUT_OF_DOMAIN))["error_detail"].value_counts()
+    found: Counter[str] = Counter()
+    for reason in reasons.to_pylist():
+        for one in (reason["values"] or "").split("; "):
+            # As `Domain.refusal` writes them.
+            found[one.partition(" ")[0].rstrip(",")] += reason["counts"]
+    return found
 
 
 def _unit(scored_rows: int, record: RunRecord) -> str:

@@ -11,6 +11,7 @@ import scankit as kit
 
 from ad_jobs.cli.show import balance_text
 from ad_jobs.images.domain import Domain, DomainFile
+from ad_jobs.report import report
 from ad_jobs.results.read import read_run, read_scores
 from ad_jobs.scan import scan
 from ad_jobs.scanning.batch_score import Score
@@ -150,6 +151,12 @@ def test_one_model_of_several_fails_on_what_the_other_does_not_take(home: Path, 
     assert verify(out, sample=10).differences == []
 
 
+def test_the_report_says_by_which_fields_and_that_a_threshold_is_a_guess(run: str) -> None:
+    page = Path(str(report(run))).read_text()
+    assert "by kind 7, modality 2, colour 1" in page
+    assert page.count("<b>A guess</b>") == 2, "both models are calibrated on twelve images"
+
+
 def test_score_and_batches_say_the_same(run: str, home: Path) -> None:
     model = read_run(run).models[0]
     wanted = by_name(read_scores(run), model.model_id)
@@ -176,6 +183,7 @@ def test_show_says_what_a_model_takes_and_what_a_run_is(run: str, home: Path, co
     told = command("show", model.uri)
     assert f"model {model.model_id} (autoencoder)" in told
     assert "takes        kind [dicom], modality [MR]" in told
+    assert "(a guess, from fewer than 100 images" in told
     assert f"run {read_run(run).run_id}" in command("show", run)
     assert json.loads(command("show", run, "--json"))["run"]["counts"]["skipped"] == 8
     assert "a folder with detector.json" in command("show", str(home / "archive"), code=2)
