@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pytest
 import scankit as kit
 
+from ad_jobs.archive.fetching import Prepared
 from ad_jobs.cli.show import balance_text
 from ad_jobs.images.domain import Domain, DomainFile
 from ad_jobs.report import report
@@ -19,6 +21,7 @@ from ad_jobs.score import score
 from ad_jobs.scoring.model_store import DOMAIN
 from ad_jobs.show import show
 from ad_jobs.verify import verify
+from ad_jobs.verifying import sample
 from cluster.session import session
 
 pytestmark = pytest.mark.ray
@@ -135,7 +138,12 @@ def test_verify_scores_again_what_the_run_did_and_nothing_else(run: str, home: P
 
 
 def test_verify_compares_the_reasons(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Domain, "_unlisted", lambda *_: iter(["because"]))
+    real = sample.prepare_each
+
+    def for_another_reason(*arguments: Any) -> list[Prepared]:
+        return [one._replace(refused=tuple(why and "because" for why in one.refused)) for one in real(*arguments)]
+
+    monkeypatch.setattr(sample, "prepare_each", for_another_reason)
     told = verify(run, sample=100).differences
     assert any("out of the domain by 'because'; the table has 'modality CT" in text for text in told)
 
