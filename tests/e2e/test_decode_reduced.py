@@ -55,9 +55,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows(home: Path, name: str) -> pd.DataFrame:
     table = read_scores(str(home / "run"))
-    return table[table["model_id"] == read_model(str(home / name)).model_id].set_index(
-        table["uri"].map(lambda uri: Path(uri).name)
-    )
+    of_model = table[table["model_id"] == read_model(str(home / name)).model_id]
+    return of_model.set_index(of_model["uri"].map(lambda uri: Path(uri).name))
 
 
 def test_it_is_part_of_the_model(home: Path) -> None:
