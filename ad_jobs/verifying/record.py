@@ -6,7 +6,8 @@ import json
 from typing import Any, NamedTuple
 
 from ad_jobs.archive.identifiers import is_hashed
-from ad_jobs.errors import RetroscanError
+from ad_jobs.errors import RetroscanError, UsageError
+from ad_jobs.images.domain import check_accept
 from ad_jobs.images.policy import Limits
 from ad_jobs.results.run import RUN_FILE, ModelRef, RunRecord
 from ad_jobs.results.seal import Signature, digest_holds, signature_of
@@ -59,9 +60,19 @@ def check_config(record: RunRecord) -> list[str]:
     asked = (record.config.get("since"), record.config.get("retry"))
     if asked != ((parent.uri, parent.retry) if parent else (None, None)):
         differences.append(f"run.json: config.since and config.retry are {asked}, and the run's parent is {parent}")
+    if accepted(record) is None:
+        differences.append(f"run.json: config.accept is {record.config['accept']!r}, which names no fields of a domain")
     if record.ended_at < record.started_at:
         differences.append(f"run.json: it ended at {record.ended_at}, before it started at {record.started_at}")
     return differences
+
+
+def accepted(record: RunRecord) -> tuple[str, ...] | None:
+    """What the run scored although no fit saw the like of it; None where its record says what nobody can have asked."""
+    try:
+        return check_accept(record.config.get("accept", ()))
+    except (UsageError, TypeError, AttributeError):
+        return None
 
 
 def check_run_id(record: RunRecord, archive: RunArchive) -> list[str]:
@@ -78,7 +89,7 @@ def check_run_id(record: RunRecord, archive: RunArchive) -> list[str]:
         heatmaps=record.config["heatmaps"],
         amp=bool(record.config.get("amp")),
         chapter_objects=record.chapter_objects,
-        accept=record.config.get("accept", ()),
+        accept=accepted(record) or (),
     )
     if found == record.run_id:
         return []

@@ -23,7 +23,7 @@ from ad_jobs.scoring.devices import best_device
 from ad_jobs.scoring.scorer import FrameScore, Scorer
 from ad_jobs.scoring.tolerances import AMP_TOLERANCE, SCORE_TOLERANCE
 from ad_jobs.verifying.progress import watched
-from ad_jobs.verifying.record import Judge
+from ad_jobs.verifying.record import Judge, accepted
 from ad_jobs.verifying.run_archive import RunArchive
 from cluster import storage
 
@@ -84,7 +84,7 @@ def check_sample(
     # Without a GPU here, in float32: what --amp did to a score is within its tolerance either way.
     scorers = [Scorer(judge.detector, amp=amp and best_device().amp) for judge in judges]
     policies = [judge.model.policy for judge in judges]
-    accept = record.config.get("accept", ())
+    accept = accepted(record) or ()
     takers = [Taker(number, judge.model.domain.accepts.widened(accept)) for number, judge in enumerate(judges)]
     by_object = {int(group["object_id"].iloc[0]): group for _, group in rows.groupby("object_id")}
     sources = archive.sources(by_object)

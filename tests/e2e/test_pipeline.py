@@ -139,7 +139,9 @@ def blocks(page: str, language: str) -> list[str]:
 
 def test_the_queries_of_the_columns_page_run(outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(outcome.root)
-    by_manufacturer, by_outcome = (duckdb.sql(query).fetchall() for query in blocks("docs/columns.md", "sql"))
+    # One more is over several runs: tests/ad_jobs/results/test_newest.py.
+    of_one_run = [query for query in blocks("docs/columns.md", "sql") if "'run/scores/*.parquet'" in query]
+    by_manufacturer, by_outcome = (duckdb.sql(query).fetchall() for query in of_one_run)
     assert sum(row[1] for row in by_manufacturer) == outcome.phantoms.frames
     counts = outcome.scanned["counts"]
     assert dict(by_outcome)["scored"] == counts["scored"]
