@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ad_jobs.errors import SKIP_CODES
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.images.policy import PixelPolicy
 from ad_jobs.results import run as run_module
@@ -30,7 +31,7 @@ def scored(object_id: int, frame: int = 0, model_id: str = MODEL, **values: Any)
 
 def unscored(object_id: int, code: str, model_id: str = MODEL) -> dict[str, Any]:
     """A row of an object that failed or was skipped whole."""
-    status = "skipped" if code == "not_an_image" else "failed"
+    status = "skipped" if code in SKIP_CODES else "failed"
     return {
         "object_id": object_id,
         "frame": 0,
