@@ -58,7 +58,7 @@ class IndexSpec(Spec):
     identifiers: IdentifierMode = "plain"
     # File with the key of hashed identifiers.
     identifiers_key: KeyFile | None = None
-    # A running Ray cluster that reads the headers; by default RAY_ADDRESS, else this process.
+    # A running Ray cluster that reads headers, which a job is given always; by default RAY_ADDRESS, else this process.
     address: str | None = None
 
     @model_validator(mode="after")
@@ -67,7 +67,6 @@ class IndexSpec(Spec):
             "--demographics": self.demographics,
             "--identifiers": self.identifiers != "plain",
             "--identifiers-key": self.identifiers_key is not None,
-            "--address": self.address is not None,
         }
         asked = [option for option, is_given in given.items() if is_given]
         if asked and not self.headers:

@@ -41,6 +41,7 @@ PLACES = frozenset(
         "anomalous",
         "model",
         "run",
+        "folder",
         "run_a",
         "run_b",
         "since",

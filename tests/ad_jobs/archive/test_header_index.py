@@ -180,9 +180,7 @@ def test_demographics_are_columns_if_they_are_asked_for(mixed: Path, tmp_path: P
     assert read_manifest(info.uri, ["object_id"], "sex = 'F'")["object_id"].to_pylist() == [0, 1]
 
 
-@pytest.mark.parametrize(
-    "options", [{"demographics": True}, {"identifiers": "none"}, {"identifiers_key": "key"}, {"address": "auto"}]
-)
+@pytest.mark.parametrize("options", [{"demographics": True}, {"identifiers": "none"}, {"identifiers_key": "key"}])
 def test_what_is_said_of_headers_needs_them(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"without --headers\. Add --headers"):
         index("archive", "out", **options)
