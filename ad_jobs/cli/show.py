@@ -87,11 +87,10 @@ def fitted_text(record: dict[str, Any], calibration: dict[str, Any], folder: str
 
 def _guess(calibration: dict[str, Any]) -> list[str]:
     """A line about a threshold that too few images have set."""
-    from ad_jobs.scoring.thresholds import SMALL
-
-    if calibration["rule"] != "max_fpr" or calibration["n_normal"] >= SMALL:
+    target = calibration["target"]
+    if calibration["rule"] != "max_fpr" or not target or target * calibration["n_normal"] >= 1:
         return []
-    return [f"(a guess, from fewer than {SMALL} images: set it from more with `retroscan calibrate`)"]
+    return [f"(a guess, from fewer than {1 / target:.0f} images: set it from more with `retroscan calibrate`)"]
 
 
 _SIGNATURES = {

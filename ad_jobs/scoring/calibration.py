@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ad_jobs.errors import JobError
 from ad_jobs.results.run import ModelRef, calibration_copy
-from ad_jobs.scoring.thresholds import SMALL, Threshold, threshold_for_fnr, threshold_for_fpr
+from ad_jobs.scoring.thresholds import Threshold, threshold_for_fnr, threshold_for_fpr
 from cluster import storage
 
 # Torch stands behind it, and who reads a calibration does without.
@@ -40,8 +40,8 @@ class Calibration(Threshold):
 
     @property
     def guessed(self) -> bool:
-        """Whether there were too few normal images for a threshold at a small rate to follow from them."""
-        return self.rule == "max_fpr" and self.n_normal < SMALL
+        """Whether there were too few normal images for the rate: not one of them might have been flagged."""
+        return self.rule == "max_fpr" and self.target * self.n_normal < 1
 
 
 def judged_by(run_uri: str, model: ModelRef, *, copy_alone: bool = False) -> Calibration | None:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from ad_jobs.cli import show
+from ad_jobs.scoring.calibration import Calibration
 from ad_jobs.scoring.thresholds import threshold_for_fpr
 from models.registry import DETECTORS, configure, preset
 
@@ -28,6 +29,8 @@ def test_a_fit_says_what_its_first_threshold_is_worth(count: int, guessed: bool)
     assert f"of {count} normal" in text
     assert ("a guess, from fewer than 100 images" in text) == guessed
     assert ("retroscan calibrate" in text) == guessed
+    rest = {"model_id": "0", "n_anomalous": 0, "heatmap_low": 0, "heatmap_high": 1, "source": "", "set_at": ""}
+    assert Calibration.model_validate(calibration(count) | rest).guessed == guessed
 
 
 def test_an_evaluation_shows_what_the_runs_threshold_does():
