@@ -32,8 +32,7 @@ def calibrate(spec: CalibrateSpec) -> Calibration:
     calibration = calibrate_on(
         detector,
         _pixels(spec.normal, model, domain),
-        # A domain changes no score.
-        model_id=str(model.record["model_id"]),
+        model_id=model.calibrated_as,
         source=" and ".join(filter(None, (spec.normal, spec.anomalous))),
         anomalous=_pixels(spec.anomalous, model, domain) if spec.anomalous else (),
         max_fpr=spec.max_fpr,

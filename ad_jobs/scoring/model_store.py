@@ -52,9 +52,9 @@ class FittedModel:
         return record.model_id({**self.record, record.DOMAIN_SHA256: domain_sha256(self.domain)})
 
     @property
-    def calibrated_as(self) -> tuple[str, ...]:
-        """The ids under which a calibration is this model's: a domain changes no score."""
-        return self.model_id, str(self.record["model_id"])
+    def calibrated_as(self) -> str:
+        """The id under which a calibration is this model's: that of its fit, since a domain changes no score."""
+        return str(self.record["model_id"])
 
     @property
     def kind(self) -> str:
@@ -100,7 +100,7 @@ def read_calibration(uri: str, model_id: str) -> Calibration:
         UsageError: none there, a damaged one, or another model's.
     """
     with local_files(uri, (CALIBRATION,)) as folder:
-        return _read_calibration(folder, uri, (model_id,))[0]
+        return _read_calibration(folder, uri, model_id)[0]
 
 
 def open_model(uri: str) -> OpenModel:
@@ -264,7 +264,7 @@ def local_files(
         yield Path(scratch)
 
 
-def _read_calibration(folder: Path, uri: str, model_ids: tuple[str, ...]) -> tuple[Calibration, bytes]:
+def _read_calibration(folder: Path, uri: str, model_id: str) -> tuple[Calibration, bytes]:
     path = folder / CALIBRATION
     remedy = f"Set one with `retroscan calibrate {uri} --normal SOURCE --max-fpr 0.01`."
     if not path.is_file():
@@ -276,10 +276,10 @@ def _read_calibration(folder: Path, uri: str, model_ids: tuple[str, ...]) -> tup
         raise UsageError(
             f"{CALIBRATION} must hold a threshold and a scale.", f"{uri}: {error.errors()[0]['msg']}", remedy
         ) from error
-    if calibration.model_id not in model_ids:
+    if calibration.model_id != model_id:
         raise UsageError(
             "A calibration holds for one model.",
-            f"one of model {calibration.model_id} beside model {model_ids[0]} in {uri}",
+            f"one of model {calibration.model_id} beside model {model_id} in {uri}",
             remedy,
         )
     return calibration, body

@@ -125,9 +125,8 @@ def check_model(run_uri: str, recorded: ModelRef, *, kept: bool) -> tuple[Judge 
         ("threshold", recorded.threshold, calibration.threshold),
         ("heatmap_low", recorded.heatmap_low, calibration.heatmap_low),
         ("heatmap_high", recorded.heatmap_high, calibration.heatmap_high),
+        ("calibration's model_id", model.calibrated_as, calibration.model_id),
     ]
-    if calibration.model_id not in model.calibrated_as:
-        then_and_now.append(("calibration's model_id", recorded.model_id, calibration.model_id))
     if recorded.detector_sha256 is not None:
         then_and_now.append(("sha256 of detector.json", recorded.detector_sha256, model.record_sha256))
     differences = [f"{called}: {name} is {now}; run.json has {then}" for name, then, now in then_and_now if now != then]
