@@ -201,6 +201,10 @@ def assert_as_undisturbed(run: str, undisturbed: pd.DataFrame) -> None:
     found = table(run)
     assert not found.index.duplicated().any()
     assert found.index.tolist() == undisturbed.index.tolist()
+    # The first of them says of a row that failed why it did.
+    reasons = ["status", "error_code", "error_detail"]
+    unlike = (found[reasons].fillna("") != undisturbed[reasons].fillna("")).any(axis=1)
+    assert not unlike.any(), found.loc[unlike, reasons].to_string()
     np.testing.assert_allclose(found["score"], undisturbed["score"], rtol=0, atol=1e-5)
     for column in ("object_id", "flagged", "status", "error_code", "content_sha256", "bytes"):
         assert found[column].astype(object).where(found[column].notna(), None).tolist() == (

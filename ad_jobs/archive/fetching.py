@@ -163,6 +163,7 @@ class Fetcher:
     def _insist(self, uri: str, ask: Callable[[], Answer]) -> Answer:
         """What is asked of an object, until it comes, or until it is seen that its store delivers others and not it."""
         deadline = self._monotonic() + storage.PATIENCE_S
+        others_came = False
         for attempt in itertools.count(1):
             try:
                 answer = ask()
@@ -170,8 +171,13 @@ class Fetcher:
                 if attempt >= FETCH_ATTEMPTS:
                     others_come = self._delivers()
                     # A disk that fails before it gave anything is no server that comes back.
-                    if others_come or (others_come is None and not storage.is_s3(uri)):
+                    if others_come is None and not storage.is_s3(uri):
                         raise
+                    # Of a store that has come back between the two, the answer says nothing: others must have come
+                    # before the object was asked for, too.
+                    if others_come and others_came:
+                        raise
+                    others_came = bool(others_come)
                 log.warning("%s: the store does not answer. Waiting for it.", _detail(error))
                 if self._monotonic() > deadline:
                     raise JobError(

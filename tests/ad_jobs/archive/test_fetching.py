@@ -83,7 +83,17 @@ def test_an_object_that_alone_is_not_delivered_fails_by_itself() -> None:
     error = store.get(ONE).error
     assert error is not None
     assert error.code == ErrorCode.FETCH_FAILED
-    assert store.calls == [BEFORE.uri, *[ONE.uri] * fetching.FETCH_ATTEMPTS, f"probe {BEFORE.uri}"]
+    # Others come before the last of them, and after it.
+    probe = f"probe {BEFORE.uri}"
+    assert store.calls == [BEFORE.uri, *[ONE.uri] * fetching.FETCH_ATTEMPTS, probe, ONE.uri, probe]
+
+
+def test_a_store_that_comes_back_before_it_is_asked_for_another_blames_no_object() -> None:
+    store = Store(b"data", *[away()] * fetching.FETCH_ATTEMPTS, b"late")
+    assert store.get(BEFORE).error is None
+    fetched = store.get(ONE)
+    assert (fetched.data, fetched.error) == (b"late", None)
+    assert f"probe {BEFORE.uri}" in store.calls
 
 
 def test_a_disk_that_fails_before_it_gave_anything_is_not_waited_for() -> None:
