@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Generator
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from ad_jobs.fitting.worker import divided, fitted
 from ad_jobs.images.domain import DomainFile, Seen
 from ad_jobs.results.run import versions
 from ad_jobs.scoring.calibration import calibrate_on
+from ad_jobs.scoring.held_out import HeldOut
 from ad_jobs.scoring.model_store import open_model, publish, read_record, write_calibration
 from ad_jobs.specs import FitSpec, takes
 from cluster import object_store, storage
@@ -161,18 +163,29 @@ def _calibrate(spec: FitSpec, detector: Detector, model_id: str, data: _Data) ->
     rate: dict[str, float] = {"max_fpr": 0.01}
     if data.anomalous is not None:
         rate = {"max_fnr": 0.0, "margin": ZERO_FN_MARGIN}
-    with ExitStack() as opened:
-        normal = opened.enter_context(closing(Reader(data.normal)))
-        abnormal = None if data.anomalous is None else opened.enter_context(closing(Reader(data.anomalous)))
-        calibration = calibrate_on(
+    # Closed here, and not by whoever collects what was left of them: they may hold a decoder's process.
+    with (
+        closing(_held_out(data.normal, data.held_out)) as normal,
+        closing(_held_out(data.anomalous, data.anomalous_held_out)) as anomalous,
+    ):
+        calibrated = calibrate_on(
             detector,
-            normal.read(data.held_out),
+            normal,
             model_id=model_id,
-            anomalous=() if abnormal is None else abnormal.read(data.anomalous_held_out),
+            anomalous=anomalous,
             source="held out of " + " and ".join(filter(None, (spec.normal, spec.anomalous))),
             **rate,
         )
-    write_calibration(spec.out, calibration)
+    write_calibration(spec.out, calibrated)
+
+
+def _held_out(images: ImageSet | None, positions: list[int]) -> Generator[HeldOut, None, None]:
+    """The images at `positions`; none of a fit without such images."""
+    if images is None:
+        return
+    with closing(Reader(images)) as reader:
+        for position, pixels in zip(positions, reader.read(positions), strict=True):
+            yield HeldOut(pixels, images.sha256[position], images.places[position].frame, images.group[position])
 
 
 def _already(record: dict[str, Any], digest: str, out: str) -> dict[str, Any]:

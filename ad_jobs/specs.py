@@ -217,6 +217,37 @@ class PlanSpec(Spec):
     seed: Seed = 0
 
 
+class DecideSpec(Spec):
+    """Flag a finished run's rows by a rule, and write them to `run`/decisions."""
+
+    run: Place
+    # The share of normal images that may be flagged, by conformal p-values.
+    max_fpr: Rate | None = None
+    # The share of normals that may be expected among those flagged (Benjamini and Hochberg).
+    fdr: Rate | None = None
+    # The share of anomalous images that may be missed, as held-out ones show.
+    max_fnr: Rate | None = None
+    # So many of the highest scores.
+    top: int | None = Field(default=None, ge=1)
+    # Whose held-out scores to judge against: the id of one that the model keeps, or `current`; by default the run's.
+    calibration: str | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if len(self.rule()) != 1:
+            raise UsageError(
+                "A decision follows from one rule.",
+                ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.rule().items()) or "none",
+                "Give one of --max-fpr 0.01, --fdr 0.1, --max-fnr 0 and --top 50.",
+            )
+        return self
+
+    def rule(self) -> dict[str, float | int]:
+        """The rule's name and number."""
+        given = {name: getattr(self, name) for name in ("max_fpr", "fdr", "max_fnr", "top")}
+        return {name: value for name, value in given.items() if value is not None}
+
+
 class EvaluateSpec(Spec):
     """Compare a run with labels; `bootstrap` replicates give the intervals, none if 0."""
 

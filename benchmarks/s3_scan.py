@@ -32,6 +32,7 @@ from ad_jobs.index import index
 from ad_jobs.results.read import read_scores
 from ad_jobs.results.run import machine, versions
 from ad_jobs.scoring.calibration import calibrate_on
+from ad_jobs.scoring.held_out import HeldOut
 from ad_jobs.scoring.model_store import write_calibration
 from ad_jobs.verify import verify
 from cluster import storage
@@ -49,7 +50,9 @@ def make_model(folder: Path) -> str:
     policy = {"channels": 3, "height_px": SIZE_PX, "width_px": SIZE_PX}
     model_id = artifact.save(folder, "mkd", detector, policy, {})
     normal = (np.rint(65535 * kit.picture(n, SIZE_PX))[None].astype(np.uint16) for n in range(100))
-    write_calibration(str(folder), calibrate_on(detector, normal, model_id=model_id, max_fpr=0.1, source="benchmark"))
+    write_calibration(
+        str(folder), calibrate_on(detector, map(HeldOut, normal), model_id=model_id, max_fpr=0.1, source="benchmark")
+    )
     return str(folder)
 
 

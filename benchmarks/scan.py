@@ -36,6 +36,7 @@ from PIL import Image
 from ad_jobs.phantom.codecs import JPEG_2000_LOSSLESS, compress
 from ad_jobs.results.run import machine, versions
 from ad_jobs.scoring.calibration import calibrate_on
+from ad_jobs.scoring.held_out import HeldOut
 from ad_jobs.scoring.model_store import open_model, write_calibration
 from ad_jobs.scoring.scorer import Scorer
 from benchmarks.measuring import busy_s, cost_of
@@ -127,7 +128,7 @@ def make_model(folder: Path, name: str) -> str:
     policy = {"channels": 3, "height_px": size, "width_px": size}
     model_id = artifact.save(folder, kind, detector, policy, {})
     normal = [frame_of(picture(number, SIDE_PX), size) for number in range(40)]
-    found = calibrate_on(detector, iter(normal), model_id=model_id, max_fpr=0.1, source="benchmark")
+    found = calibrate_on(detector, map(HeldOut, normal), model_id=model_id, max_fpr=0.1, source="benchmark")
     write_calibration(str(folder), found)
     return str(folder)
 

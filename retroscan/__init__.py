@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ad_jobs.archive.manifest import read_manifest
     from ad_jobs.calibrate import calibrate
     from ad_jobs.compare import compare
+    from ad_jobs.decide import decide
     from ad_jobs.errors import ErrorCode, ImageError, JobError, RetroscanError, TooManyFailed, UsageError
     from ad_jobs.evaluate import evaluate
     from ad_jobs.fit import fit
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ad_jobs.specs import (
         CalibrateSpec,
         CompareSpec,
+        DecideSpec,
         EvaluateSpec,
         FitSpec,
         IndexSpec,
@@ -53,6 +55,7 @@ _HOMES = {
     "ad_jobs.archive.manifest": ("read_manifest",),
     "ad_jobs.calibrate": ("calibrate",),
     "ad_jobs.compare": ("compare",),
+    "ad_jobs.decide": ("decide",),
     "ad_jobs.errors": ("ErrorCode", "ImageError", "JobError", "RetroscanError", "TooManyFailed", "UsageError"),
     "ad_jobs.evaluate": ("evaluate",),
     "ad_jobs.fit": ("fit",),
@@ -68,6 +71,7 @@ _HOMES = {
     "ad_jobs.specs": (
         "CalibrateSpec",
         "CompareSpec",
+        "DecideSpec",
         "EvaluateSpec",
         "FitSpec",
         "IndexSpec",

@@ -32,6 +32,7 @@ from pydicom.uid import (
 
 from ad_jobs.results.read import read_scores
 from ad_jobs.scoring.calibration import calibrate_on
+from ad_jobs.scoring.held_out import HeldOut
 from ad_jobs.scoring.model_store import write_calibration
 from models import artifact, registry
 from models.detector import InputSpec
@@ -53,7 +54,7 @@ def make_model(folder: Path, seed: int = 0, size_px: int = SIZE_PX, source: str 
     model_id = artifact.save(folder, "autoencoder", detector, policy, {"seed": seed})
     normal = (np.rint(65535 * picture(number, size_px))[None].astype(np.uint16) for number in range(12))
     # Half of the normals: a good share of an archive is flagged, and a good share is not.
-    calibration = calibrate_on(detector, normal, model_id=model_id, max_fpr=0.5, source=source)
+    calibration = calibrate_on(detector, map(HeldOut, normal), model_id=model_id, max_fpr=0.5, source=source)
     write_calibration(str(folder), calibration)
     return str(folder)
 

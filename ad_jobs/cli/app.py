@@ -84,6 +84,7 @@ VERBS = (
     (commands.calibrate, "retroscan calibrate ./model --normal ./held_out --max-fpr 0.01"),
     (commands.plan, "retroscan plan s3://results/manifest --model ./model --nodes 4 --cores 16 --price-per-hour 0.70"),
     (commands.scan, "retroscan scan s3://archive/2024 --model ./model --out s3://results/run-1 --heatmaps flagged"),
+    (commands.decide, "retroscan decide ./run --fdr 0.1"),
     (commands.evaluate, "retroscan evaluate ./run --labels labels.csv"),
     (commands.report, "retroscan report ./run"),
     (commands.compare, "retroscan compare ./run-1 ./run-2 --out ./compared"),

@@ -224,6 +224,28 @@ def scan(
     show.result(verb(spec).model_dump(mode="json"), json_, lambda record: show.balance_text(record, out))
 
 
+def decide(
+    context: typer.Context,
+    run: o.Run,
+    max_fpr: Annotated[float | None, typer.Option(help="Share of normal images that may be flagged.")] = None,
+    fdr: Annotated[float | None, typer.Option(help="Share of the flagged that may be expected to be normal.")] = None,
+    max_fnr: Annotated[float | None, typer.Option(help="Share of the anomalous images that may be missed.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="The highest scores, so many of each model.")] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="Whose held-out scores to judge by: an id, or `current`; the run's own.", metavar="ID"),
+    ] = None,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Flag a run's rows by another rule, without a new scan: a table in RUN/decisions, and what it promises."""
+    spec = o.given(specs.DecideSpec, context)
+    from ad_jobs.cli.show_decision import decision_text
+    from ad_jobs.decide import decide as verb
+
+    show.result(verb(spec), json_, decision_text)
+
+
 def evaluate(
     context: typer.Context,
     run: o.Run,

@@ -121,6 +121,10 @@ class ModelRef(_Record):
     detector_sha256: str | None = None
     # Of the copy that the run keeps of the calibration, which with hashed identifiers is not the model's own.
     kept_calibration_sha256: str | None = None
+    # As the model keeps it, below calibrations/; not in runs of earlier versions.
+    calibration_id: str | None = None
+    # Of the copy that the run keeps of the scores the calibration came from; not of calibrations that kept none.
+    held_out_sha256: str | None = None
 
 
 class ParentRef(_Record):
@@ -173,14 +177,21 @@ def write_record(run_uri: str, record: RunRecord, key: bytes | None = None) -> R
     return RunRecord.model_validate(content)
 
 
-def write_calibration_copy(run_uri: str, model_id: str, body: bytes) -> None:
-    """Keep the calibration that a model's rows are judged by: the model may be given another."""
+def write_calibration_copy(run_uri: str, model_id: str, body: bytes, held_out: bytes | None) -> None:
+    """Keep the calibration that a model's rows are judged by, and its scores: the model may be given another."""
     storage.write_bytes(calibration_copy(run_uri, model_id), body)
+    if held_out is not None:
+        storage.write_bytes(held_out_copy(run_uri, model_id), held_out)
 
 
 def calibration_copy(run_uri: str, model_id: str) -> str:
-    """Where that copy lies."""
+    """Where that copy of the calibration lies."""
     return storage.join(run_uri, CALIBRATIONS_FOLDER, f"{model_id}.json")
+
+
+def held_out_copy(run_uri: str, model_id: str) -> str:
+    """Where that copy of its scores lies."""
+    return storage.join(run_uri, CALIBRATIONS_FOLDER, f"{model_id}.parquet")
 
 
 @overload

@@ -46,8 +46,8 @@ class Intent:
     # The run that this one is made since.
     parent: ParentRef | None
     models: tuple[ModelRef, ...]
-    # Of each model: the calibration.json that the run keeps.
-    calibrations: tuple[bytes, ...]
+    # Of each model: the calibration.json that the run keeps, and the scores it came from.
+    calibrations: tuple[tuple[bytes, bytes | None], ...]
     # Of each model.
     uses: tuple[ModelUse, ...]
     # The different ones among the models.
@@ -109,8 +109,8 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
     except storage.StorageError as error:
         raise refusal(error) from error
     policies = tuple(dict.fromkeys(model.policy for model in models))
-    calibrations = tuple(identifiers.calibration(model.calibration_file) for model in models)
-    references = tuple(_reference(model, kept) for model, kept in zip(models, calibrations, strict=True))
+    calibrations = tuple((identifiers.calibration(model.calibration_file), model.held_out_file()) for model in models)
+    references = tuple(_reference(model, kept) for model, (kept, _) in zip(models, calibrations, strict=True))
     uses = tuple(
         ModelUse(
             Judgement.of(model, spec.heatmaps), policies.index(model.policy), model.domain.accepts.widened(spec.accept)
@@ -217,6 +217,8 @@ def _reference(model: CalibratedModel, kept: bytes) -> ModelRef:
         heatmap_high=calibration.heatmap_high,
         detector_sha256=model.record_sha256,
         kept_calibration_sha256=hashlib.sha256(kept).hexdigest(),
+        calibration_id=calibration.id,
+        held_out_sha256=calibration.held_out_sha256,
     )
 
 

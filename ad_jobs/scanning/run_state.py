@@ -201,8 +201,8 @@ def begin(intent: Intent) -> None:
             marker = _Marker(run_id=intent.run_id, started_at=datetime.now(UTC), config=_config(intent))
             content = (marker.model_dump_json(indent=2) + "\n").encode()
             storage.write_bytes(storage.join(intent.spec.out, PENDING_FILE), content)
-        for model, body in zip(intent.models, intent.calibrations, strict=True):
-            write_calibration_copy(intent.spec.out, model.model_id, body)
+        for model, (body, held_out) in zip(intent.models, intent.calibrations, strict=True):
+            write_calibration_copy(intent.spec.out, model.model_id, body, held_out)
     except storage.StorageError as error:
         raise _unwritable(error) from error
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from pydantic import ValidationError
 
 from ad_jobs.errors import JobError
 from ad_jobs.results.run import ModelRef, calibration_copy
+from ad_jobs.scoring.held_out import HeldOut, Scored, to_parquet
 from ad_jobs.scoring.thresholds import Threshold, threshold_for_fnr, threshold_for_fpr
 from cluster import storage
 
@@ -20,8 +23,9 @@ from cluster import storage
 if TYPE_CHECKING:
     from models.detector import Detector
 
-# The name of a model's calibration in its folder.
+# The name of a model's current calibration in its folder; below KEPT are all that it ever had.
 CALIBRATION = "calibration.json"
+KEPT = "calibrations"
 # The scale's top: so many times as far above the typical normal pixel as the hottest 0.1 % of normal pixels are.
 # Normal images stay in the lowest third of the scale; a defect three times as hot as they ever are has its top.
 HEADROOM = 3.0
@@ -37,11 +41,38 @@ class Calibration(Threshold):
     heatmap_high: float
     source: str
     set_at: str
+    # What is held out together: studies, parts, containers; of the normal images. Earlier versions did not tell.
+    n_groups: int | None = None
+    # Of the file with the scores it came from, which earlier versions did not keep.
+    held_out_sha256: str | None = None
+
+    @property
+    def id(self) -> str:
+        """12 hex digits over what it says and what it came from, whenever it was set."""
+        said = self.model_dump(mode="json", exclude={"set_at"})
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def guessed(self) -> bool:
         """Whether there were too few normal images for the rate: not one of them might have been flagged."""
         return self.rule == "max_fpr" and self.target * self.n_normal < 1
+
+
+class Calibrated(NamedTuple):
+    """A calibration, and the file (held_out.HELD_OUT, as Parquet) of the scores it came from."""
+
+    calibration: Calibration
+    held_out: bytes
+
+
+def kept_calibration(uri: str, calibration_id: str) -> str:
+    """Where the model at `uri` keeps a calibration."""
+    return storage.join(uri, KEPT, f"{calibration_id}.json")
+
+
+def kept_held_out(uri: str, calibration_id: str) -> str:
+    """Where the model at `uri` keeps the scores that a calibration came from."""
+    return storage.join(uri, KEPT, f"{calibration_id}.parquet")
 
 
 def judged_by(run_uri: str, model: ModelRef, *, copy_alone: bool = False) -> Calibration | None:
@@ -64,45 +95,60 @@ def judged_by(run_uri: str, model: ModelRef, *, copy_alone: bool = False) -> Cal
 
 def calibrate_on(
     detector: Detector,
-    normal: Iterable[NDArray[np.uint16]],
+    normal: Iterable[HeldOut],
     *,
     model_id: str,
     source: str,
-    anomalous: Iterable[NDArray[np.uint16]] = (),
+    anomalous: Iterable[HeldOut] = (),
     max_fpr: float | None = None,
     max_fnr: float | None = None,
     margin: float = 0.0,
-) -> Calibration:
-    """A calibration from images that are already decoded, uint16 [c, H, W]; heatmap scale from the normals alone."""
+) -> Calibrated:
+    """A calibration from frames that are already decoded; heatmap scale from the normals alone.
+
+    Raises:
+        JobError: there is no normal frame, or a score that is not finite.
+        UsageError: a rate of misses, and no anomalous frame.
+    """
     from ad_jobs.scoring.scorer import Scorer
 
     scorer = Scorer(detector)
     heat = HeatmapRange()
-    normal_scores = []
-    for frame in scorer.score(normal):
-        _demand_finite(frame.finite)
-        normal_scores.append(frame.score)
-        heat.add(frame.heatmap)
+    scored: list[Scored] = []
+    for frames, abnormal in ((normal, False), (anomalous, True)):
+        # Where they are from; their pixels are let go.
+        origins: deque[tuple[str, int, str]] = deque()
+        for result in scorer.score(_noting(frames, origins)):
+            if not result.finite:
+                raise JobError(
+                    "The detector gave a score that is not finite on a held-out image.",
+                    "Fit it again, with a lower learning rate.",
+                )
+            scored.append(Scored(*origins.popleft(), abnormal, result.score))
+            if not abnormal:
+                heat.add(result.heatmap)
+    normal_scores = [one.score for one in scored if not one.anomalous]
     if not normal_scores:
         raise JobError(
             "A calibration needs normal images that decode, for the heatmaps' scale.", "Name others with --normal."
         )
-    anomalous_scores = []
-    for frame in scorer.score(anomalous):
-        _demand_finite(frame.finite)
-        anomalous_scores.append(frame.score)
-    found = _threshold(normal_scores, anomalous_scores, max_fpr, max_fnr, margin)
+    abnormal_scores = [one.score for one in scored if one.anomalous]
+    found = _threshold(normal_scores, abnormal_scores, max_fpr, max_fnr, margin)
     low, high = heat.scale()
-    return Calibration(
+    held_out = to_parquet(scored)
+    calibration = Calibration(
         model_id=model_id,
         n_normal=len(normal_scores),
-        n_anomalous=len(anomalous_scores),
+        n_anomalous=len(abnormal_scores),
+        n_groups=len({one.group or place for place, one in enumerate(scored) if not one.anomalous}),
         heatmap_low=low,
         heatmap_high=high,
         source=source,
         set_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        held_out_sha256=hashlib.sha256(held_out).hexdigest(),
         **found.model_dump(),
     )
+    return Calibrated(calibration, held_out)
 
 
 def _threshold(
@@ -114,12 +160,10 @@ def _threshold(
     return threshold_for_fnr(np.array(anomalous, np.float32), max_fnr, margin)
 
 
-def _demand_finite(finite: bool) -> None:
-    if not finite:
-        raise JobError(
-            "The detector gave a score that is not finite on a held-out image.",
-            "Fit it again, with a lower learning rate.",
-        )
+def _noting(frames: Iterable[HeldOut], origins: deque[tuple[str, int, str]]) -> Iterator[NDArray[np.uint16]]:
+    for one in frames:
+        origins.append((one.object, one.frame, one.group))
+        yield one.pixels
 
 
 class HeatmapRange:

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from ad_jobs.errors import UsageError
 from ad_jobs.images.domain import Domain, DomainFile
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.scoring.calibration import CALIBRATION, Calibration
+from ad_jobs.scoring.calibration import CALIBRATION, KEPT, Calibrated, Calibration, kept_calibration, kept_held_out
+from ad_jobs.scoring.held_out import held_out_file
 from cluster import storage
 from models import record
 from models.errors import ArtifactError
@@ -68,6 +69,17 @@ class CalibratedModel(FittedModel):
     calibration: Calibration
     # calibration.json as it lies there.
     calibration_file: bytes
+
+    def held_out_file(self) -> bytes | None:
+        """The scores that its calibration came from, as they lie there; None of a calibration that kept none.
+
+        Raises:
+            UsageError: they are gone, or were changed.
+        """
+        calibration = self.calibration
+        if calibration.held_out_sha256 is None:
+            return None
+        return held_out_file(kept_held_out(self.uri, calibration.id), calibration.held_out_sha256)
 
     @property
     def calibration_sha256(self) -> str:
@@ -240,10 +252,38 @@ def publish(
         return record.read_record(folder)
 
 
-def write_calibration(uri: str, calibration: Calibration) -> None:
-    """Put calibration.json beside the model it belongs to."""
-    body = json.dumps(calibration.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
-    storage.write_bytes(storage.join(uri, CALIBRATION), body.encode())
+def write_calibration(uri: str, calibrated: Calibrated) -> None:
+    """Keep a calibration beside the model it belongs to, and make it the current one; none that is there is lost."""
+    _keep_current(uri)
+    calibration, held_out = calibrated
+    kept = kept_calibration(uri, calibration.id)
+    if not storage.exists(kept):
+        storage.write_bytes(kept_held_out(uri, calibration.id), held_out)
+        # Last: a calibration that is there has its scores.
+        storage.write_bytes(
+            kept, (json.dumps(calibration.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode()
+        )
+    storage.write_bytes(storage.join(uri, CALIBRATION), storage.read_bytes(kept))
+
+
+def _keep_current(uri: str) -> None:
+    """Keep a calibration of an earlier version, which lies in one place alone."""
+    try:
+        body = storage.read_bytes(storage.join(uri, CALIBRATION))
+        kept = kept_calibration(uri, Calibration.model_validate_json(body).id)
+    except (storage.NotFound, ValidationError):
+        # There is none, or what is there is no calibration, which whoever reads it would have been told.
+        return
+    if not storage.exists(kept):
+        storage.write_bytes(kept, body)
+
+
+def kept_calibrations(uri: str) -> list[Calibration]:
+    """Every calibration that the model at `uri` ever had, from the first to the last; not those of earlier versions."""
+    folder = storage.join(uri, KEPT)
+    names = storage.list_names(folder) if storage.is_folder(folder) else []
+    found = [storage.read_bytes(storage.join(folder, name)) for name in names if name.endswith(".json")]
+    return sorted(map(Calibration.model_validate_json, found), key=lambda one: (one.set_at, one.id))
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from ad_jobs.archive.identifiers import is_hashed
 from ad_jobs.errors import RetroscanError, UsageError
 from ad_jobs.images.domain import check_accept
 from ad_jobs.images.policy import Limits
-from ad_jobs.results.run import RUN_FILE, ModelRef, RunRecord
+from ad_jobs.results.run import RUN_FILE, ModelRef, RunRecord, held_out_copy
 from ad_jobs.results.seal import Signature, digest_holds, signature_of
 from ad_jobs.scanning.intent import id_of_run
 from ad_jobs.scoring.calibration import Calibration, judged_by
+from ad_jobs.scoring.held_out import held_out_file
 from ad_jobs.scoring.model_store import FittedModel, open_fitted
 from ad_jobs.verifying.run_archive import RunArchive
 from cluster import storage
@@ -126,9 +127,15 @@ def check_model(run_uri: str, recorded: ModelRef, *, kept: bool) -> tuple[Judge 
         ("heatmap_low", recorded.heatmap_low, calibration.heatmap_low),
         ("heatmap_high", recorded.heatmap_high, calibration.heatmap_high),
         ("calibration's model_id", model.calibrated_as, calibration.model_id),
+        ("sha256 of the held-out scores", recorded.held_out_sha256, calibration.held_out_sha256),
     ]
     if recorded.detector_sha256 is not None:
         then_and_now.append(("sha256 of detector.json", recorded.detector_sha256, model.record_sha256))
     differences = [f"{called}: {name} is {now}; run.json has {then}" for name, then, now in then_and_now if now != then]
+    if recorded.held_out_sha256 is not None:
+        try:
+            held_out_file(held_out_copy(run_uri, recorded.model_id), recorded.held_out_sha256)
+        except UsageError as error:
+            differences.append(f"{called}: {error}")
     same = model.model_id == recorded.model_id
     return (Judge(model, detector, calibration) if same else None), differences

@@ -64,6 +64,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     verb("calibrate", model, "--normal", phantoms.calibration, "--max-fpr", "0.1")
     scanned = json.loads(verb("scan", manifest, "--model", model, "--out", run, "--heatmaps", "all", "--json"))
     evaluation = json.loads(verb("evaluate", run, "--labels", phantoms.labels, "--bootstrap", "50", "--json"))
+    verb("decide", run, "--max-fpr", "0.1")
     verb("report", run)
     verb("verify", run, "--sample", "10")
     return Outcome(root, phantoms, "\n".join(said), scanned, evaluation)
@@ -79,6 +80,20 @@ def test_every_object_is_accounted_for_once(outcome: Outcome) -> None:
     scores = read_scores(str(outcome.root / "run"))
     assert not scores.duplicated(["object_id", "frame"]).any()
     assert (scores.status == "scored").sum() == outcome.phantoms.frames
+
+
+def test_a_decision_flags_by_the_rule_of_the_calibration(outcome: Outcome) -> None:
+    run = outcome.root / "run"
+    (path,) = (run / "decisions").glob("*.parquet")
+    decided = pq.read_table(path).to_pandas()
+    scores = read_scores(str(run), where="status = 'scored'")
+    # The rule that the run was judged by is the same, at a p of (1 + k) / (n + 1): it flags as many, or fewer.
+    both = scores.merge(decided, on=["object_id", "frame", "model_id"], suffixes=("", "_decided"))
+    assert len(both) == len(decided) == len(scores)
+    assert (both["score"] == both["score_decided"]).all()
+    assert (both["flagged"] | ~both["flagged_decided"]).all()
+    assert re.search(r"decision [0-9a-f]{12} of run .*, --max-fpr 0.1\n", outcome.log)
+    assert "at most 10.00% are flagged" in outcome.log
 
 
 def test_every_bad_object_has_its_reason(outcome: Outcome) -> None:

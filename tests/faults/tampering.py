@@ -298,8 +298,18 @@ def put_another_model(run: Run) -> None:
 
 
 def change_the_kept_calibration(run: Run) -> None:
-    (path,) = (run.folder / "calibrations").iterdir()
+    (path,) = (run.folder / "calibrations").glob("*.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"threshold": 1e6}))
+
+
+def change_the_kept_scores(run: Run) -> None:
+    (path,) = (run.folder / "calibrations").glob("*.parquet")
+    kit.flip_byte(path, 40)
+
+
+def remove_the_kept_scores(run: Run) -> None:
+    (path,) = (run.folder / "calibrations").glob("*.parquet")
+    path.unlink()
 
 
 def remove_both_calibrations(run: Run) -> None:
@@ -357,6 +367,8 @@ CHANGES = [
     remove_the_model,
     put_another_model,
     change_the_kept_calibration,
+    change_the_kept_scores,
+    remove_the_kept_scores,
     remove_both_calibrations,
     change_an_image,
     remove_an_image,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from ad_jobs.cli.app import _OneLine, app
 from ad_jobs.cli.options import pairs
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import PixelPolicy
-from ad_jobs.scoring.calibration import Calibration
+from ad_jobs.scoring.calibration import Calibrated, Calibration
 from ad_jobs.scoring.model_store import write_calibration
 from ad_jobs.values import parse_size, parse_window
 from models import artifact, registry
@@ -54,25 +55,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     detector = registry.create("mkd", config, InputSpec(channels=3, height_px=32, width_px=32))
     policy = PixelPolicy(channels=3, height_px=32, width_px=32)
     model_id = artifact.save(folder, "mkd", detector, policy.model_dump(mode="json"), {})
-    write_calibration(
-        str(folder),
-        Calibration(
-            model_id=model_id,
-            threshold=0.5,
-            rule="max_fpr",
-            target=0.01,
-            method="quantile",
-            n_normal=3,
-            n_anomalous=0,
-            rate=0.0,
-            rate_low=0.0,
-            rate_high=0.7,
-            heatmap_low=0.0,
-            heatmap_high=1.0,
-            source="",
-            set_at="2026-01-01T00:00:00+00:00",
-        ),
+    calibration = Calibration(
+        model_id=model_id,
+        threshold=0.5,
+        rule="max_fpr",
+        target=0.01,
+        method="quantile",
+        n_normal=3,
+        n_anomalous=0,
+        rate=0.0,
+        rate_low=0.0,
+        rate_high=0.7,
+        heatmap_low=0.0,
+        heatmap_high=1.0,
+        source="",
+        set_at="2026-01-01T00:00:00+00:00",
     )
+    write_calibration(str(folder), Calibrated(calibration, b""))
     return folder
 
 
@@ -164,9 +163,7 @@ def test_anomalous_images_for_a_detector_that_takes_none(tmp_path: Path, picture
 
 def test_model_of_another_version(tmp_path: Path, model: Path, pictures: Path) -> None:
     other = tmp_path / "other"
-    other.mkdir()
-    for path in model.iterdir():
-        (other / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(model, other)
     record = json.loads((other / "detector.json").read_text())
     (other / "detector.json").write_text(json.dumps({**record, "format": 99}))
     refused(run("scan", pictures, "--model", other, "--out", tmp_path / "r"), "format 99")

@@ -23,6 +23,7 @@ from ad_jobs.results.run import RunRecord, read_record
 from ad_jobs.results.seal import sealed
 from ad_jobs.scanning.intent import Intent, resolve
 from ad_jobs.scoring.calibration import calibrate_on
+from ad_jobs.scoring.held_out import HeldOut
 from ad_jobs.scoring.model_store import open_fitted, write_calibration
 from ad_jobs.specs import ScanSpec
 from ad_jobs.verify import verify
@@ -326,7 +327,7 @@ def test_a_model_calibrated_anew_is_the_same_model_and_that_is_told(
     model, detector = open_fitted(home.model)
     normal = (np.rint(65535 * kit.picture(number, kit.SIZE_PX))[None].astype(np.uint16) for number in range(20, 40))
     write_calibration(
-        home.model, calibrate_on(detector, normal, model_id=model.model_id, max_fpr=0.2, source="another")
+        home.model, calibrate_on(detector, map(HeldOut, normal), model_id=model.model_id, max_fpr=0.2, source="another")
     )
     assert names(home.since("run-1")) == ""
     assert "was calibrated anew" in caplog.text

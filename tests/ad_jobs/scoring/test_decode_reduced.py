@@ -22,6 +22,7 @@ from ad_jobs.images.model_input import to_input
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.score import score
 from ad_jobs.scoring.calibration import calibrate_on
+from ad_jobs.scoring.held_out import HeldOut
 from ad_jobs.scoring.model_store import open_model, publish, write_calibration
 from ad_jobs.scoring.scorer import Scorer
 from ad_jobs.specs import FitSpec
@@ -58,7 +59,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         detectorkit.run_fit(detector, detectorkit.batches(stacked[:16], 16), detectorkit.batches(stacked[16:], 16))
         found[how] = str(folder / how)
         record = publish(found[how], "linear", detector, intent.policy, {"seed": 0}, DomainFile())
-        given = calibrate_on(detector, images, model_id=record["model_id"], source="test", max_fpr=0.1)
+        given = calibrate_on(detector, map(HeldOut, images), model_id=record["model_id"], source="test", max_fpr=0.1)
         write_calibration(found[how], given)
     return found
 

@@ -1,0 +1,1 @@
+"""From scores to decisions: p-values against held-out normals, rules over them, and the tables they leave."""

@@ -1,0 +1,59 @@
+"""The rules of a decision, each as what a model's rows are flagged by."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ad_jobs.deciding.p_values import Reference, q_values
+from ad_jobs.errors import UsageError
+from ad_jobs.scoring.thresholds import threshold_for_fnr
+from ad_jobs.specs import DecideSpec
+
+
+class Ruled(NamedTuple):
+    """What a model's rows are flagged by: a score above the threshold, or one of the `top` highest; the other is None.
+
+    A threshold of infinity flags nothing.
+    """
+
+    threshold: float | None
+    top: int | None = None
+
+
+def ruled(spec: DecideSpec, reference: Reference, anomalous: NDArray[np.float32], counts: NDArray[np.int64]) -> Ruled:
+    """The rule of `spec` for a model whose held-out scores and numbers of rows by level these are.
+
+    Raises:
+        UsageError: held-out images that cannot tell what is asked for.
+    """
+    if spec.top is not None:
+        return Ruled(None, spec.top)
+    if spec.max_fnr is not None:
+        if not len(anomalous):
+            raise UsageError(
+                "A share of misses is judged on held-out anomalous images.",
+                f"--max-fnr {spec.max_fnr:g}, and a calibration without any",
+                "Calibrate with --anomalous SOURCE --max-fnr, or decide by --max-fpr, --fdr or --top.",
+            )
+        return Ruled(threshold_for_fnr(anomalous, spec.max_fnr).threshold)
+    p = reference.p()
+    if spec.max_fpr is not None:
+        if spec.max_fpr < reference.smallest:
+            raise UsageError(
+                "A rate of A needs 1/A - 1 held-out normals: of fewer the best that can be promised is 1/(n + 1).",
+                f"--max-fpr {spec.max_fpr:g} with n = {reference.n}",
+                f"Calibrate with {int(np.ceil(1 / spec.max_fpr)) - 1 if spec.max_fpr else 'more'} normals, ask for "
+                f"--max-fpr {np.ceil(1e4 * reference.smallest) / 1e4:g}, or decide by --fdr or --top.",
+            )
+        return Ruled(_above(reference, p <= spec.max_fpr))
+    assert spec.fdr is not None
+    return Ruled(_above(reference, q_values(counts, p) <= spec.fdr))
+
+
+def _above(reference: Reference, flagged: NDArray[np.bool_]) -> float:
+    """The threshold above which lie the levels that are flagged: the first ones, or none."""
+    levels = int(flagged.sum())
+    return reference.threshold(levels - 1) if levels else float("inf")

@@ -1,0 +1,216 @@
+"""A decision flags what its rule says, beside the scores; it is named by what it follows from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import runkit as kit
+from s3server import S3Server
+
+from ad_jobs.cli.show_decision import decision_text
+from ad_jobs.decide import decide
+from ad_jobs.errors import UsageError
+from ad_jobs.results.run import RunRecord, held_out_copy, write_record
+from ad_jobs.results.seal import digest_holds
+from ad_jobs.scoring.calibration import Calibrated, Calibration
+from ad_jobs.scoring.held_out import Scored, to_parquet
+from ad_jobs.scoring.model_store import kept_calibrations, write_calibration
+from ad_jobs.scoring.thresholds import threshold_for_fpr
+from cluster import storage
+
+NORMALS = np.random.default_rng(0).normal(size=99).astype(np.float32)
+ABNORMAL = np.array([1.5, 2.5, 3.5, 4.5], np.float32)
+# 180 normals, 20 abnormal, in no order.
+SCORES = (
+    np.random.default_rng(1)
+    .permutation(
+        np.concatenate([np.random.default_rng(2).normal(size=180), np.random.default_rng(3).normal(4, size=20)])
+    )
+    .astype(np.float32)
+)
+
+
+def held_out(normals: np.ndarray = NORMALS, abnormal: np.ndarray = ABNORMAL) -> bytes:
+    rows = [Scored(f"{i:064x}", 0, f"study {i // 3}", False, float(score)) for i, score in enumerate(normals)]
+    return to_parquet(rows + [Scored("ff" * 32, 0, "", True, float(score)) for score in abnormal])
+
+
+def make_run(folder: Path, uri: str | None = None, scores: bytes | None = None) -> str:
+    """A run of 203 objects, three of which failed; one has the content of a held-out one."""
+    rows = [
+        kit.scored(i, score=float(score), uri=f"/a/{i // 10}/{i}.png", content_sha256=f"{i + 98:064x}")
+        for i, score in enumerate(SCORES)
+    ]
+    rows[0]["study_uid"] = "1.2.3"
+    kit.write_part(folder, rows + [kit.unscored(200 + i, "truncated") for i in range(3)])
+    record = kit.record(folder, 203)
+    body = held_out() if scores is None else scores
+    model = record.models[0].model_copy(
+        update={"calibration_id": "c" * 12, "held_out_sha256": hashlib.sha256(body).hexdigest()}
+    )
+    place = uri or str(folder)
+    if uri is not None:
+        for path in folder.rglob("*.parquet"):
+            storage.write_bytes(f"{uri}/{path.relative_to(folder)}", path.read_bytes())
+    storage.write_bytes(held_out_copy(place, kit.MODEL), body)
+    write_record(place, record.model_copy(update={"models": [model]}))
+    return place
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    return make_run(tmp_path / "run")
+
+
+def rows(run: str, decision: dict[str, Any]) -> pd.DataFrame:
+    """The decision's table, in the order of the run's."""
+    path = f"{run}/decisions/{decision['decision_id']}.parquet"
+    table = pd.read_parquet(path)
+    assert table["rank"].tolist() == list(range(1, 201))
+    assert table["score"].is_monotonic_decreasing
+    return table.sort_values("object_id")
+
+
+def p_of(scores: np.ndarray) -> np.ndarray:
+    return np.array([(1 + (score <= NORMALS).sum()) / 100 for score in scores])
+
+
+def test_a_rate_of_false_positives_flags_by_p(run: str) -> None:
+    found = decide(run=run, max_fpr=0.05)
+    table = rows(run, found)
+    np.testing.assert_allclose(table["p"], p_of(SCORES))
+    np.testing.assert_array_equal(table["flagged"], p_of(SCORES) <= 0.05)
+    (model,) = found["models"]
+    assert model["flagged"] == table["flagged"].sum() > 15
+    assert (table["score"] > model["threshold"]).tolist() == table["flagged"].tolist()
+    assert (model["n_normal"], model["n_groups"], model["scored"], model["smallest_p"]) == (99, 33, 200, 0.01)
+    assert found["run_id"] == kit.RUN_ID
+    assert digest_holds(found)
+
+
+def test_a_rate_of_false_discoveries_flags_by_q(run: str) -> None:
+    table = rows(run, decide(run=run, fdr=0.2))
+    ordered = np.sort(p_of(SCORES))
+    last = max(k for k in range(1, 201) if ordered[k - 1] <= k / 200 * 0.2)
+    np.testing.assert_array_equal(table["flagged"], p_of(SCORES) <= ordered[last - 1])
+    np.testing.assert_array_equal(table["flagged"], table["q"] <= 0.2)
+
+
+def test_a_rate_of_misses_flags_by_the_held_out_abnormal(run: str) -> None:
+    assert rows(run, decide(run=run, max_fnr=0))["flagged"].tolist() == (SCORES >= 1.5).tolist()
+    assert rows(run, decide(run=run, max_fnr=0.25))["flagged"].tolist() == (SCORES >= 2.5).tolist()
+
+
+def test_the_highest_scores_are_flagged_by_rank(run: str) -> None:
+    found = decide(run=run, top=7)
+    table = rows(run, found)
+    assert sorted(table.loc[table["flagged"], "score"]) == sorted(SCORES)[-7:]
+    assert (found["models"][0]["flagged"], found["models"][0]["threshold"]) == (7, None)
+
+
+def test_rows_are_grouped_by_study_or_folder(run: str) -> None:
+    group = rows(run, decide(run=run, top=1)).set_index("object_id")["group"]
+    assert (group[0], group[1], group[57]) == ("1.2.3", "/a/0", "/a/5")
+
+
+def test_the_same_decision_is_the_one_that_is_there(run: str) -> None:
+    first = decide(run=run, fdr=0.1)
+    path = Path(run, "decisions", f"{first['decision_id']}.parquet")
+    written = path.stat().st_mtime_ns
+    assert decide(run=run, fdr=0.1) == first
+    assert path.stat().st_mtime_ns == written
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == first["sha256"]
+    assert decide(run=run, fdr=0.2)["decision_id"] != first["decision_id"]
+    assert len(list(Path(run, "decisions").iterdir())) == 4
+
+
+def test_scores_stay_as_they_are(run: str) -> None:
+    before = {path: path.read_bytes() for path in Path(run).rglob("*") if path.is_file()}
+    decide(run=run, max_fpr=0.1)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_and_its_decisions_in_s3(s3: S3Server, tmp_path: Path) -> None:
+    uri = make_run(tmp_path / "run", s3.uri("decide/run"))
+    found = decide(run=uri, fdr=0.2)
+    assert json.loads(storage.read_bytes(f"{uri}/decisions/{found['decision_id']}.json")) == found
+    there = storage.read_bytes(f"{uri}/decisions/{found['decision_id']}.parquet")
+    assert hashlib.sha256(there).hexdigest() == found["sha256"]
+    local = decide(run=make_run(tmp_path / "again"), fdr=0.2)
+    assert local["decision_id"] == found["decision_id"]
+    assert local["models"] == found["models"]
+
+
+def test_what_cannot_be_promised_is_refused(run: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"1/\(n \+ 1\).*--max-fpr 0.001 with n = 99.*999 normals.*--max-fpr 0.01"):
+        decide(run=run, max_fpr=0.001)
+    normals_alone = make_run(tmp_path / "normals", scores=held_out(abnormal=np.zeros(0)))
+    with pytest.raises(UsageError, match="judged on held-out anomalous images"):
+        decide(run=normals_alone, max_fnr=0)
+
+
+@pytest.mark.parametrize("asked", [{}, {"max_fpr": 0.1, "top": 3}])
+def test_a_decision_follows_from_one_rule(run: str, asked: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="follows from one rule"):
+        decide(run=run, **asked)
+
+
+def test_scores_that_are_not_those_of_the_calibration_are_refused(run: str) -> None:
+    path = Path(held_out_copy(run, kit.MODEL))
+    path.write_bytes(held_out(NORMALS + 1))
+    with pytest.raises(UsageError, match="another digest than its calibration tells"):
+        decide(run=run, top=1)
+    path.unlink()
+    with pytest.raises(UsageError, match="no such file"):
+        decide(run=run, top=1)
+
+
+def test_the_text_says_what_may_be_expected(run: str, tmp_path: Path) -> None:
+    text = decision_text(decide(run=run, fdr=0.2))
+    assert "at most 20.00% of them, " in text
+    assert "against 99 held-out normals of 33 groups" in text
+    assert "1 of the rows are held-out images" in text
+    assert "IN DOUBT" not in text
+    other = decision_text(decide(run=make_run(tmp_path / "other", scores=held_out(NORMALS - 3)), max_fpr=0.01))
+    assert "IN DOUBT: only " in other
+
+
+def test_another_calibration_of_the_model_decides_otherwise(run: str, tmp_path: Path) -> None:
+    model = str(tmp_path / "model")
+    first, later = (_calibrated(NORMALS), _calibrated(NORMALS + 1))
+    for one in (first, later):
+        write_calibration(model, one)
+    record = RunRecord.model_validate_json(Path(run, "run.json").read_bytes())
+    moved = record.models[0].model_copy(update={"uri": model})
+    write_record(run, record.model_copy(update={"models": [moved]}))
+    assert [one.id for one in kept_calibrations(model)] == [first.calibration.id, later.calibration.id]
+    current = decide(run=run, max_fpr=0.05, calibration="current")
+    by_name = decide(run=run, max_fpr=0.05, calibration=later.calibration.id)
+    assert current == by_name
+    assert current["models"][0]["calibration_id"] == later.calibration.id
+    assert current["models"][0]["flagged"] < decide(run=run, max_fpr=0.05)["models"][0]["flagged"]
+    with pytest.raises(UsageError, match=r"which .* does not have"):
+        decide(run=run, max_fpr=0.05, calibration="0" * 12)
+
+
+def _calibrated(normals: np.ndarray) -> Calibrated:
+    body = held_out(normals)
+    threshold = threshold_for_fpr(normals, 0.01)
+    calibration = Calibration(
+        model_id=kit.MODEL,
+        n_normal=len(normals),
+        n_anomalous=len(ABNORMAL),
+        heatmap_low=0,
+        heatmap_high=1,
+        source="test",
+        set_at=f"2026-01-01T00:00:0{int(normals.mean() > 0.5)}+00:00",
+        held_out_sha256=hashlib.sha256(body).hexdigest(),
+        **threshold.model_dump(),
+    )
+    return Calibrated(calibration, body)
