@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from ad_jobs.deciding.likeness import likeness
 from ad_jobs.deciding.p_values import Reference, q_values
+from ad_jobs.deciding.record import decisions, read_decision, record_of, table_of
 from ad_jobs.deciding.rules import Ruled, ruled
 from ad_jobs.deciding.table import levels, write
 from ad_jobs.errors import UsageError
@@ -27,8 +28,6 @@ from ad_jobs.scoring.held_out import read_held_out
 from ad_jobs.scoring.model_store import kept_calibrations
 from ad_jobs.specs import DecideSpec, takes
 from cluster import storage
-
-FOLDER = "decisions"
 
 
 class _HeldOut(NamedTuple):
@@ -55,8 +54,8 @@ def decide(spec: DecideSpec) -> dict[str, Any]:
     table = ScoreTable(spec.run, record)
     held_out = {model.model_id: _held_out(spec, model) for model in record.models}
     decision_id = _id(spec, record, held_out)
-    if (there := _read(spec.run, decision_id)) is not None:
-        return there
+    if decision_id in decisions(spec.run):
+        return read_decision(spec.run, record, decision_id)
     normals = {model_id: _scores(found, anomalous=False) for model_id, found in held_out.items()}
     references = {model_id: Reference(scores) for model_id, scores in normals.items()}
     found = levels(table, references, {model_id: _objects(held) for model_id, held in held_out.items()})
@@ -90,24 +89,6 @@ def decide(spec: DecideSpec) -> dict[str, Any]:
     written = sealed(content, None)
     storage.write_bytes(record_of(spec.run, decision_id), (json.dumps(written, indent=2) + "\n").encode())
     return written
-
-
-def table_of(run_uri: str, decision_id: str) -> str:
-    """Where the rows of a decision lie."""
-    return storage.join(run_uri, FOLDER, f"{decision_id}.parquet")
-
-
-def record_of(run_uri: str, decision_id: str) -> str:
-    """Where the record of a decision lies."""
-    return storage.join(run_uri, FOLDER, f"{decision_id}.json")
-
-
-def _read(run_uri: str, decision_id: str) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(storage.read_bytes(record_of(run_uri, decision_id)))
-    except storage.NotFound:
-        return None
-    return found
 
 
 def _held_out(spec: DecideSpec, model: ModelRef) -> _HeldOut:

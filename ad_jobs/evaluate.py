@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from ad_jobs.archive.manifest import read_parts
 from ad_jobs.archive.manifest_record import manifest_info
+from ad_jobs.deciding.record import KEY, flags, read_decision
 from ad_jobs.errors import RetroscanError
 from ad_jobs.evaluation.evaluation_file import write_evaluation
 from ad_jobs.evaluation.judge import judge
@@ -32,17 +33,23 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
     They take at most 200 of the bootstrap's replicates.
 
     Raises:
-        UsageError: not a finished run, a labels file that cannot be used, or labels of other images.
+        UsageError: not a finished run, a labels file that cannot be used, labels of other images, or no such decision.
         JobError: a heatmap is damaged.
     """
     labels = read_labels(spec.labels)
     record = read_record(spec.run)
+    decision = None if spec.decision is None else read_decision(spec.run, record, spec.decision)
     rows = labelled_rows(ScoreTable(spec.run, record), labels)
+    thresholds: dict[str, float | None] = {model.model_id: model.threshold for model in record.models}
+    if decision is not None:
+        rows = _decided(spec.run, decision, rows)
+        thresholds = {model["model_id"]: model["threshold"] for model in decision["models"]}
     judged = {
-        model.model_id: judge(
+        model.model_id: {"kind": model.kind}
+        | judge(
             spec.run,
             join(labels, rows[rows["model_id"] == model.model_id], record.counts.objects),
-            model.threshold,
+            thresholds[model.model_id],
             seed=spec.seed,
             bootstrap=spec.bootstrap,
         )
@@ -54,6 +61,8 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
         "version": 1,
         "run_id": record.run_id,
         "model_id": first,
+        # What was judged; null where it is what the run itself flagged.
+        "decision": spec.decision,
         # A run that hides where things lie hides this, too; the digest tells which labels they were.
         "labels": {
             "uri": None if hashed else labels.uri,
@@ -72,6 +81,13 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
     }
     write_evaluation(spec.run, evaluation)
     return evaluation
+
+
+def _decided(run_uri: str, decision: dict[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, flagged as the decision does."""
+    of_each = flags(run_uri, decision["decision_id"], rows["object_id"].unique().tolist())
+    key = pd.MultiIndex.from_frame(rows[list(KEY)])
+    return rows.assign(flagged=of_each.reindex(key).to_numpy())
 
 
 def _not_selected(record: RunRecord, missing: pd.Series[str]) -> int | None:

@@ -255,6 +255,8 @@ class EvaluateSpec(Spec):
     labels: Place
     seed: Seed = 0
     bootstrap: int = Field(default=1000, ge=0)
+    # The id of one of the run's: what it flagged is judged, and not what the run did.
+    decision: str | None = None
 
 
 class ReportSpec(Spec):

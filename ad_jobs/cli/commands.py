@@ -252,14 +252,21 @@ def evaluate(
     labels: Annotated[str, typer.Option(help="CSV with image, anomalous[, mask, frame, group].")],
     seed: o.Seed = 0,
     bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap replicates; 0 for no intervals.")] = 1000,
+    decision: Annotated[
+        str | None, typer.Option(help="Judge what a decision flagged; by default what the run did.", metavar="ID")
+    ] = None,
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Also show what thresholds chosen by the labels would have reached.")
+    ] = False,
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """Compare a run with labels: image and pixel metrics with intervals, into evaluation.json."""
+    """Compare a run with labels: what it found and missed, and metrics with intervals, into evaluation.json."""
     spec = o.given(specs.EvaluateSpec, context)
+    from ad_jobs.cli.show_evaluation import evaluation_view
     from ad_jobs.evaluate import evaluate as verb
 
-    show.result(verb(spec), json_, show.metrics_table)
+    show.result(verb(spec), json_, lambda value: evaluation_view(value, oracle=oracle))
 
 
 def report(

@@ -20,7 +20,7 @@ Parameter = Any
 
 SOURCE = "Folder, s3://bucket/prefix, manifest, or CSV/Parquet list with a column `image`."
 # Options of the command line alone: they say how a result is shown, and belong to no specification.
-NOT_OF_THE_VERB = frozenset({"config", "json", "dry_run", "help"})
+NOT_OF_THE_VERB = frozenset({"config", "json", "dry_run", "help", "oracle"})
 
 
 class Heatmaps(StrEnum):

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
-from rich.table import Table
 
+from ad_jobs.cli.show_evaluation import evaluation_view
 from ad_jobs.errors import JobError
 from models.presets import PRESETS
 
@@ -252,38 +252,9 @@ def _run_text(run: dict[str, Any]) -> str:
     return "\n".join([balance_text(run, run["uri"]), f"  source       {run['source']}", *models, ended])
 
 
-METRICS = ("image_auroc", "image_ap", "f1_max", "accuracy_max", "accuracy_zero_fn", "pixel_auroc", "aupro", "pixel_ap")
-
-
-def metrics_table(value: dict[str, Any]) -> Table:
-    """An evaluation's metrics with their intervals."""
-    table = Table(
-        "metric", "value", "95 % interval", title=f"{value['n_normal']} normal, {value['n_anomalous']} anomalous"
-    )
-    at = value["at_threshold"]
-    rates = (("normal images flagged", at["fpr"]), ("anomalous images missed", at["fnr"]))
-    for name, found in (*((metric, value[metric]) for metric in METRICS), *rates):
-        shown = "-" if found["value"] is None else f"{found['value']:.4f}"
-        interval = "-" if found["low"] is None else f"{found['low']:.4f} to {found['high']:.4f}"
-        table.add_row(name, shown, interval)
-    notes = [value["pixel_note"]] if value.get("pixel_note") else []
-    if value["n_missing"]:
-        notes.append(f"{value['n_missing']} labels are of images that are not in the run{_left_out(value['labels'])}.")
-    table.caption = "\n".join(notes) or None
-    return table
-
-
-def _left_out(labels: dict[str, Any]) -> str:
-    """How many of them the run left out, as far as that is known."""
-    count = labels.get("not_selected", 0)
-    if count is None:
-        return ", which leaves something out (--where, --since)"
-    return f": {count} of them were left out of it (--where, --since)" if count else ""
-
-
 def demo_table(value: dict[str, Any]) -> Any:
     """The demo's metrics, and where its report lies."""
-    return Group(metrics_table(value["evaluation"]), f"report: {value['report']}")
+    return Group(evaluation_view(value["evaluation"]), f"report: {value['report']}")
 
 
 def jobs_text(jobs: list[dict[str, Any]]) -> str:

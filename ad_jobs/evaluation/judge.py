@@ -18,13 +18,13 @@ from ad_jobs.evaluation.pixel_metrics import PIXEL_METRICS, REPLICATES, PixelEva
 from ad_jobs.schema import FAILED, SCORED, SKIPPED
 
 
-def judge(run_uri: str, joined: Joined, threshold: float, *, seed: int, bootstrap: int) -> dict[str, Any]:
+def judge(run_uri: str, joined: Joined, threshold: float | None, *, seed: int, bootstrap: int) -> dict[str, Any]:
     """Counts, metrics with intervals, rates at the run's threshold, and curves: a model's part of evaluation.json.
 
     Args:
         run_uri: folder or s3:// URI of the run.
         joined: the labels beside what the run found under the model.
-        threshold: what the run flagged by.
+        threshold: what the rows were flagged by; None where they were by their rank.
         seed: of the bootstrap.
         bootstrap: replicates; pixel metrics take at most 200 of them; 0 for no intervals.
 
@@ -49,7 +49,8 @@ def judge(run_uri: str, joined: Joined, threshold: float, *, seed: int, bootstra
         **image_metrics(scores, anomalous, groups, seed=seed, bootstrap=bootstrap),
         **pixels,
         "pixel_note": note,
-        "at_threshold": _at_threshold(threshold, judged["flagged"].to_numpy(dtype=bool), anomalous),
+        "at_threshold": _at_threshold(threshold, judged["flagged"].to_numpy(dtype=bool), anomalous)
+        | {"tpr_at_5_percent_fpr": _could_find(scores, anomalous)},
         "curves": score_curves(scores, anomalous) | ({"pixel_roc": pixel_roc} if pixel_roc else {}),
     }
 
@@ -62,7 +63,17 @@ def _groups(judged: pd.DataFrame) -> list[str]:
     ]
 
 
-def _at_threshold(threshold: float, flagged: npt.NDArray[np.bool_], anomalous: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _could_find(scores: npt.NDArray[np.float64], anomalous: npt.NDArray[np.bool_]) -> float | None:
+    """The share of anomalous images above all but 5 % of these normal ones: what a threshold by labels would find."""
+    normal = np.sort(scores[~anomalous])
+    if not normal.size or not anomalous.any():
+        return None
+    return float((scores[anomalous] > normal[len(normal) - 1 - int(0.05 * len(normal))]).mean())
+
+
+def _at_threshold(
+    threshold: float | None, flagged: npt.NDArray[np.bool_], anomalous: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
     """The confusion counts at the run's own threshold, and the two error rates with exact intervals."""
     counts = {
         "true_positive": int((flagged & anomalous).sum()),
@@ -72,7 +83,7 @@ def _at_threshold(threshold: float, flagged: npt.NDArray[np.bool_], anomalous: n
     }
     return {
         "threshold": threshold,
-        "rule": "score > threshold",
+        "rule": "rank" if threshold is None else "score > threshold",
         **counts,
         "fpr": rate(counts["false_positive"], int((~anomalous).sum())),
         "fnr": rate(counts["false_negative"], int(anomalous.sum())),

@@ -1,6 +1,7 @@
 """evaluate on a run of the real schema, made without a scan."""
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from ad_jobs.decide import decide
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.evaluate import evaluate
 from ad_jobs.images.geometry import Geometry
+from ad_jobs.results.run import held_out_copy, read_record, write_record
+from ad_jobs.scoring.held_out import Scored, to_parquet
 from cluster import storage
 
 PROMISED = ("image_auroc", "image_ap", "f1_max", "accuracy_max", "accuracy_zero_fn", "pixel_auroc", "aupro", "pixel_ap")
@@ -195,3 +199,31 @@ def test_everything_in_s3(tmp_path, s3):
     evaluation = evaluate(f"{root}/run", f"{root}/labels.csv", bootstrap=20)
     assert evaluation["pixel_auroc"]["value"] > 0.9
     assert json.loads(storage.read_bytes(f"{root}/run/evaluation.json")) == evaluation
+
+
+def test_a_decision_is_judged_in_place_of_the_runs_own_flags(tmp_path):
+    fake = fake_run.make(tmp_path, normal=30, anomalous=20)
+    record = read_record(fake.uri)
+    body = to_parquet(Scored(f"{i:064x}", 0, "", False, i / 100) for i in range(99))
+    model = record.models[0].model_copy(update={"held_out_sha256": hashlib.sha256(body).hexdigest()})
+    Path(held_out_copy(fake.uri, model.model_id)).parent.mkdir()
+    Path(held_out_copy(fake.uri, model.model_id)).write_bytes(body)
+    write_record(fake.uri, record.model_copy(update={"models": [model]}))
+    scores, anomalous = truth(fake)
+    of_run = evaluate(fake.uri, str(fake.labels), bootstrap=0)
+    decision = decide(run=fake.uri, top=5)
+    found = evaluate(fake.uri, str(fake.labels), bootstrap=0, decision=decision["decision_id"])
+    highest = np.isin(np.arange(50), np.argsort(-scores, kind="stable")[:5])
+    assert found["at_threshold"]["true_positive"] == int((highest & anomalous).sum())
+    assert found["at_threshold"]["false_positive"] == int((highest & ~anomalous).sum())
+    assert (found["decision"], found["at_threshold"]["threshold"]) == (decision["decision_id"], None)
+    assert found["image_auroc"] == of_run["image_auroc"]
+    assert of_run["decision"] is None
+    normal = np.sort(scores[~anomalous])
+    assert found["at_threshold"]["tpr_at_5_percent_fpr"] == (scores[anomalous] > normal[-2]).mean()
+
+
+def test_a_decision_that_is_not_the_runs_is_refused(tmp_path):
+    fake = fake_run.make(tmp_path)
+    with pytest.raises(UsageError, match=r"one that the run has.*It has none"):
+        evaluate(fake.uri, str(fake.labels), bootstrap=0, decision="0" * 12)

@@ -197,7 +197,7 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
         },
     ),
     "decide": (specs.DecideSpec, {"run": "r", "fdr": 0.2, "calibration": "current"}),
-    "evaluate": (specs.EvaluateSpec, {"run": "r", "labels": "l.csv", "seed": 1, "bootstrap": 10}),
+    "evaluate": (specs.EvaluateSpec, {"run": "r", "labels": "l.csv", "seed": 1, "bootstrap": 10, "decision": "d"}),
     "compare": (specs.CompareSpec, {"run_a": "a", "run_b": "s3://b/r", "out": "o"}),
     "report": (specs.ReportSpec, {"run": "r", "top": 5}),
     "verify": (

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from ad_jobs.cli import show
 from ad_jobs.scoring.calibration import Calibration
@@ -31,21 +29,6 @@ def test_a_fit_says_what_its_first_threshold_is_worth(count: int, guessed: bool)
     assert ("retroscan calibrate" in text) == guessed
     rest = {"model_id": "0", "n_anomalous": 0, "heatmap_low": 0, "heatmap_high": 1, "source": "", "set_at": ""}
     assert Calibration.model_validate(calibration(count) | rest).guessed == guessed
-
-
-def test_an_evaluation_shows_what_the_runs_threshold_does():
-    value: dict[str, Any] = {name: {"value": None, "low": None, "high": None} for name in show.METRICS}
-    value |= {"n_normal": 20, "n_anomalous": 10, "pixel_note": None, "n_missing": 0}
-    value["at_threshold"] = {
-        "threshold": 3.0,
-        "fpr": {"value": 0.05, "low": 0.001, "high": 0.249},
-        "fnr": {"value": 1.0, "low": 0.692, "high": 1.0},
-    }
-    console = Console(file=io.StringIO(), width=100)
-    console.print(show.metrics_table(value))
-    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
-    assert any("normal images flagged" in line and "0.0500" in line for line in lines)
-    assert any("anomalous images missed" in line and "0.6920 to 1.0000" in line for line in lines)
 
 
 BALANCED = {
@@ -100,25 +83,6 @@ def test_a_scan_accounts_for_the_whole_manifest(manifest: dict[str, Any], lines:
     text = show.balance_text(BALANCED | {"manifest": manifest, "parent": parent}, "./run")
     assert text.splitlines()[: len(lines)] == lines
     assert len(text.splitlines()) == len(lines) + 2
-
-
-@pytest.mark.parametrize(
-    ("count", "told"),
-    [
-        (0, "not in the run."),
-        (4, "not in the run: 4 of them were left out of it (--where, --since)."),
-        (None, "leaves something out"),
-    ],
-)
-def test_an_evaluation_says_which_labels_a_condition_left_out(count: int | None, told: str):
-    value: dict[str, Any] = {name: {"value": None, "low": None, "high": None} for name in show.METRICS}
-    value |= {"n_normal": 20, "n_anomalous": 10, "pixel_note": None, "n_missing": 5, "labels": {"not_selected": count}}
-    value["at_threshold"] = {
-        "fpr": dict.fromkeys(("value", "low", "high")),
-        "fnr": dict.fromkeys(("value", "low", "high")),
-    }
-    assert f"5 labels are of images that are {told}" in str(show.metrics_table(value).caption) or count is None
-    assert told in str(show.metrics_table(value).caption)
 
 
 @pytest.mark.parametrize("kind", DETECTORS)

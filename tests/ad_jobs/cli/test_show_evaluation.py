@@ -1,0 +1,82 @@
+"""An evaluation begins with what the run found and missed, and says where the threshold is what is wrong."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from ad_jobs.cli.show_evaluation import METRICS, ORACLE, evaluation_view
+
+
+def judged(found: int, missed: int, could: float | None, threshold: float | None = 3.0) -> dict[str, Any]:
+    """A model's part of an evaluation: 20 normal images, one of them flagged."""
+    rate = missed / max(found + missed, 1)
+    return {
+        "kind": "padim",
+        "n_normal": 20,
+        "n_anomalous": found + missed,
+        "at_threshold": {
+            "threshold": threshold,
+            "rule": "rank" if threshold is None else "score > threshold",
+            "true_positive": found,
+            "false_negative": missed,
+            "false_positive": 1,
+            "true_negative": 19,
+            "fpr": {"value": 0.05, "low": 0.001, "high": 0.249},
+            "fnr": {"value": rate, "low": rate / 2, "high": (1 + rate) / 2},
+            "tpr_at_5_percent_fpr": could,
+        },
+        **{name: {"value": 0.919, "low": 0.9, "high": 0.95} for name in (*METRICS, *ORACLE)},
+    }
+
+
+def text(first: dict[str, Any], others: dict[str, Any] | None = None, oracle: bool = False, **more: Any) -> str:
+    whole = {"model_id": "aaa", "models": others or {}, "pixel_note": None, "n_missing": 0, "decision": None} | more
+    console = Console(file=io.StringIO(), width=200)
+    console.print(evaluation_view(whole | first, oracle=oracle))
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_it_begins_with_what_the_run_found() -> None:
+    lines = text(judged(6, 4, 0.7)).splitlines()
+    assert lines[0].strip() == "padim aaa, by the run's threshold (score > threshold, 3):"
+    assert lines[1].strip() == "flagged 7 of 30 labelled images: found 6 of 10 anomalous, missed 4, 1 of 20 normal"
+    assert lines[2].strip() == "sensitivity 60.0% (30.0% to 80.0%), specificity 95.0% (75.1% to 99.9%)"
+    assert "MISSED" not in text(judged(6, 4, 0.7))
+
+
+def test_a_threshold_that_misses_what_scores_would_find_is_told() -> None:
+    told = text(judged(1, 74, 0.8))
+    assert "MOST ARE MISSED BY THE THRESHOLD" in told
+    assert "80% of the anomalous ones would be" in told
+    # Where the scores find no more, another threshold would not either.
+    assert "MISSED" not in text(judged(1, 74, 0.02))
+    assert "MISSED" not in text(judged(0, 0, None))
+
+
+def test_every_model_and_the_decision_are_named() -> None:
+    told = text(judged(6, 4, 0.7), {"bbb": judged(2, 8, 0.3, threshold=None)}, decision="0123456789ab")
+    assert "padim aaa, by decision 0123456789ab (score > threshold, 3):" in told
+    assert "padim bbb, by decision 0123456789ab:" in told
+
+
+def test_what_labels_chose_is_shown_on_request() -> None:
+    assert "f1_max" not in text(judged(6, 4, 0.7))
+    assert "f1_max" in text(judged(6, 4, 0.7), oracle=True)
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (0, "not in the run."),
+        (4, "not in the run: 4 of them were left out of it (--where, --since)."),
+        (None, "leaves something out"),
+    ],
+)
+def test_it_says_which_labels_a_condition_left_out(count: int | None, told: str) -> None:
+    found = text(judged(6, 4, 0.7), n_missing=5, labels={"not_selected": count})
+    assert "5 labels are of images that are" in found
+    assert told in found
