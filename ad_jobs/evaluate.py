@@ -1,4 +1,4 @@
-"""evaluate: a finished run against labels, into RUN/evaluation.json."""
+"""evaluate: a finished run, or one of its decisions, against labels, into RUN/evaluation.json."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from ad_jobs.archive.manifest import read_parts
 from ad_jobs.archive.manifest_record import manifest_info
-from ad_jobs.deciding.record import KEY, flags, read_decision
+from ad_jobs.deciding.record import KEY, evaluation_of, flags, read_decision
 from ad_jobs.errors import RetroscanError
-from ad_jobs.evaluation.evaluation_file import write_evaluation
+from ad_jobs.evaluation.evaluation_file import EVALUATION_FILE, write_evaluation
 from ad_jobs.evaluation.judge import judge
 from ad_jobs.evaluation.labels import join, labelled_rows, read_labels
 from ad_jobs.results.run import RunRecord, read_record
@@ -26,6 +26,8 @@ from cluster import storage
 @takes(EvaluateSpec)
 def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
     """What the run is worth on labelled images; also written to RUN/evaluation.json.
+
+    With a decision, what that is worth; written beside it, as RUN/decisions/ID.evaluation.json.
 
     At the top level stand the first model's counts and metrics, each metric as {"value", "low", "high"}; `models` holds
     the same for the other models by model_id.
@@ -79,7 +81,8 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
         **judged[first],
         "models": {model_id: judged[model_id] for model_id in others},
     }
-    write_evaluation(spec.run, evaluation)
+    of_run = storage.join(spec.run, EVALUATION_FILE)
+    write_evaluation(of_run if spec.decision is None else evaluation_of(spec.run, spec.decision), evaluation)
     return evaluation
 
 

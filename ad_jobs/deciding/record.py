@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pandas as pd
@@ -29,11 +30,16 @@ def record_of(run_uri: str, decision_id: str) -> str:
     return storage.join(run_uri, FOLDER, f"{decision_id}.json")
 
 
+def evaluation_of(run_uri: str, decision_id: str) -> str:
+    """Where what a decision is worth on labels lies: the run's own evaluation.json stays what it is."""
+    return storage.join(run_uri, FOLDER, f"{decision_id}.evaluation.json")
+
+
 def decisions(run_uri: str) -> list[str]:
     """The ids of all decisions of a run."""
     folder = storage.join(run_uri, FOLDER)
     names = storage.list_names(folder) if storage.is_folder(folder) else []
-    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+    return sorted(name.removesuffix(".json") for name in names if re.fullmatch(r"[0-9a-f]{12}\.json", name))
 
 
 def read_decision(run_uri: str, record: RunRecord, decision_id: str) -> dict[str, Any]:

@@ -17,10 +17,9 @@ class Found(NamedTuple):
     stale: bool
 
 
-def write_evaluation(run_uri: str, evaluation: dict[str, Any]) -> None:
-    """Write the evaluation of the run in the folder `run_uri`."""
-    text = json.dumps(evaluation, indent=2, allow_nan=False) + "\n"
-    storage.write_bytes(storage.join(run_uri, EVALUATION_FILE), text.encode())
+def write_evaluation(uri: str, evaluation: dict[str, Any]) -> None:
+    """Write an evaluation to the file `uri`."""
+    storage.write_bytes(uri, (json.dumps(evaluation, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_evaluation(run_uri: str, run_id: str) -> Found:

@@ -219,6 +219,12 @@ def test_a_decision_is_judged_in_place_of_the_runs_own_flags(tmp_path):
     assert (found["decision"], found["at_threshold"]["threshold"]) == (decision["decision_id"], None)
     assert found["image_auroc"] == of_run["image_auroc"]
     assert of_run["decision"] is None
+    # The run's own stays what it is, and so does its report.
+    assert json.loads(Path(fake.uri, "evaluation.json").read_text()) == of_run
+    beside = Path(fake.uri, "decisions", f"{decision['decision_id']}.evaluation.json")
+    assert json.loads(beside.read_text()) == found
+    with pytest.raises(UsageError, match=rf"It has {decision['decision_id']}; make one"):
+        evaluate(fake.uri, str(fake.labels), decision="0" * 12)
     normal = np.sort(scores[~anomalous])
     assert found["at_threshold"]["tpr_at_5_percent_fpr"] == (scores[anomalous] > normal[-2]).mean()
 
