@@ -48,8 +48,8 @@ class Calibration(Threshold):
 
     @property
     def id(self) -> str:
-        """12 hex digits over what it says and what it came from, whenever it was set."""
-        said = self.model_dump(mode="json", exclude={"set_at"})
+        """12 hex digits over what it says and the scores it came from, whenever and wherever that was."""
+        said = self.model_dump(mode="json", exclude={"set_at", "source"})
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

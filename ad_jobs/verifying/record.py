@@ -129,6 +129,8 @@ def check_model(run_uri: str, recorded: ModelRef, *, kept: bool) -> tuple[Judge 
         ("calibration's model_id", model.calibrated_as, calibration.model_id),
         ("sha256 of the held-out scores", recorded.held_out_sha256, calibration.held_out_sha256),
     ]
+    if recorded.calibration_id is not None:
+        then_and_now.append(("calibration's id", recorded.calibration_id, calibration.id))
     if recorded.detector_sha256 is not None:
         then_and_now.append(("sha256 of detector.json", recorded.detector_sha256, model.record_sha256))
     differences = [f"{called}: {name} is {now}; run.json has {then}" for name, then, now in then_and_now if now != then]
