@@ -49,7 +49,8 @@ class Calibration(Threshold):
     @property
     def id(self) -> str:
         """12 hex digits over what it says and the scores it came from, whenever and wherever that was."""
-        said = self.model_dump(mode="json", exclude={"set_at", "source"})
+        # What it does not say is left out, so that a field that a later version adds gives an earlier one no other id.
+        said = self.model_dump(mode="json", exclude={"set_at", "source"}, exclude_none=True)
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,10 @@ import scankit as kit
 
 from ad_jobs.errors import UsageError
 from ad_jobs.results.heatmaps import on_scale
-from ad_jobs.scoring.calibration import HEADROOM, Calibration, HeatmapRange
-from ad_jobs.scoring.model_store import read_model
+from ad_jobs.scoring.calibration import HEADROOM, Calibration, HeatmapRange, calibrate_on
+from ad_jobs.scoring.held_out import HELD_OUT, HeldOut, read_held_out
+from ad_jobs.scoring.model_store import kept_calibrations, open_fitted, read_model, write_calibration
+from ad_jobs.scoring.scorer import Scorer
 
 
 def test_a_heatmap_on_the_global_scale_is_clipped_at_its_ends():
@@ -45,8 +50,8 @@ def test_flat_heatmaps_of_normals_still_give_a_scale(value: float):
     assert not on_scale(flat, low, high).any()
 
 
-def test_a_calibration_survives_json_and_refuses_unknown_keys():
-    saved = Calibration(
+def saved_calibration() -> Calibration:
+    return Calibration(
         model_id="0" * 12,
         threshold=0.5,
         rule="max_fpr",
@@ -62,9 +67,67 @@ def test_a_calibration_survives_json_and_refuses_unknown_keys():
         source="normals",
         set_at="2026-01-01T00:00:00+00:00",
     )
+
+
+def test_a_calibration_survives_json_and_refuses_unknown_keys():
+    saved = saved_calibration()
     assert Calibration.model_validate_json(saved.model_dump_json()) == saved
     with pytest.raises(ValueError, match="Extra inputs"):
         Calibration.model_validate({**saved.model_dump(), "note": "edited"})
+
+
+def test_an_id_says_what_a_calibration_is_whenever_and_wherever_it_was_set():
+    saved = saved_calibration()
+    # As earlier versions reckoned it, which knew fewer fields: a model keeps its scores under this name.
+    assert saved.id == "90de0e210d76"
+    assert saved.model_copy(update={"set_at": "2027", "source": "elsewhere"}).id == saved.id
+    others = [{"threshold": 0.6}, {"heatmap_high": 2.0}, {"held_out_sha256": "00"}, {"model_id": "1" * 12}]
+    assert len({saved.model_copy(update=other).id for other in others} | {saved.id}) == 5
+
+
+def test_held_out_scores_are_kept_as_they_were_scored(tmp_path: Path) -> None:
+    detector, model_id = open_fitted(kit.make_model(tmp_path / "model"))[1], "0" * 12
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 65536, (1, kit.SIZE_PX, kit.SIZE_PX)).astype(np.uint16) for _ in range(7)]
+    groups = ["a", "b", "a", "", "", "b", "c"]
+    held_out = [
+        HeldOut(pixels, f"{i:064x}", i % 2, group) for i, (pixels, group) in enumerate(zip(frames, groups, strict=True))
+    ]
+    calibration, body = calibrate_on(
+        detector, iter(held_out[:5]), model_id=model_id, source="", anomalous=held_out[5:], max_fnr=0.0
+    )
+    assert hashlib.sha256(body).hexdigest() == calibration.held_out_sha256
+    assert (calibration.n_normal, calibration.n_groups, calibration.n_anomalous) == (5, 4, 2)
+    (tmp_path / "scores.parquet").write_bytes(body)
+    table = read_held_out(str(tmp_path / "scores.parquet"), str(calibration.held_out_sha256))
+    assert table.schema.equals(HELD_OUT)
+    rows = table.to_pydict()
+    assert rows["object"] == [one.object for one in held_out]
+    assert rows["frame"] == [0, 1, 0, 1, 0, 1, 0]
+    # Held out together or not; an image without a group is by itself.
+    assert rows["group"] == [0, 1, 0, 2, 3, 1, 4]
+    assert rows["anomalous"] == [False] * 5 + [True] * 2
+    np.testing.assert_array_equal(rows["score"], [one.score for one in Scorer(detector).score(frames)])
+
+
+def test_a_calibration_is_kept_when_another_comes(tmp_path: Path) -> None:
+    folder = kit.make_model(tmp_path / "model")
+    # As an earlier version left it.
+    shutil.rmtree(tmp_path / "model" / "calibrations")
+    path = tmp_path / "model" / "calibration.json"
+    older = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("n_groups", "held_out_sha256")}
+    path.write_text(json.dumps(older))
+    assert read_model(folder).held_out_file() is None
+    model, detector = open_fitted(folder)
+    frames = [HeldOut(np.full((1, kit.SIZE_PX, kit.SIZE_PX), i, np.uint16)) for i in range(3)]
+    for rate in (0.5, 0.9, 0.5):
+        write_calibration(folder, calibrate_on(detector, frames, model_id=model.model_id, source="", max_fpr=rate))
+    kept = kept_calibrations(folder)
+    assert sorted(one.target for one in kept) == [0.5, 0.5, 0.9]
+    current = read_model(folder)
+    assert (current.calibration.target, current.calibration.n_normal) == (0.5, 3)
+    assert current.held_out_file() is not None
+    assert len(list((tmp_path / "model" / "calibrations").iterdir())) == 5
 
 
 @pytest.mark.parametrize("field", ["threshold", "heatmap_high", "rate"])
