@@ -227,8 +227,10 @@ class DecideSpec(Spec):
     fdr: Rate | None = None
     # The share of anomalous images that may be missed, as held-out ones show.
     max_fnr: Rate | None = None
-    # So many of the highest scores.
-    top: int | None = Field(default=None, ge=1)
+    # So many of the most suspicious.
+    top: int | None = Field(default=None, ge=1, lt=2**63)
+    # What is flagged: single frames, or studies (folders, of images without one) as a whole.
+    level: Literal["image", "study"] = "image"
     # Whose held-out scores to judge against: the id of one that the model keeps, or `current`; by default the run's.
     calibration: str | None = None
 
@@ -239,6 +241,12 @@ class DecideSpec(Spec):
                 "A decision follows from one rule.",
                 ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.rule().items()) or "none",
                 "Give one of --max-fpr 0.01, --fdr 0.1, --max-fnr 0 and --top 50.",
+            )
+        if self.level == "study" and self.max_fnr is not None:
+            raise UsageError(
+                "Studies are decided by normal ones alone.",
+                f"--level study --max-fnr {self.max_fnr:g}",
+                "Give --max-fpr, --fdr or --top.",
             )
         return self
 

@@ -79,8 +79,8 @@ def draws(table: pd.DataFrame, count: int) -> Iterator[Draw]:
         reference = Reference(scores[taken])
         levels = reference.levels(scores[left])
         counts = np.bincount(levels, minlength=reference.n + 1)
-        p, q = reference.p(), q_values(counts, reference.p())
-        doubtful = likeness(counts).doubtful is not None
+        p, q = reference.p(), q_values(counts)
+        doubtful = likeness(counts, reference).doubtful is not None
         for rule, values, rates in (("--max-fpr", p, FPR), ("--fdr", q, FDR)):
             for asked in rates:
                 yield Draw(rule, asked, *_rates(values[levels] <= asked, anomalous[left]), doubtful)

@@ -23,6 +23,11 @@ SOURCE = "Folder, s3://bucket/prefix, manifest, or CSV/Parquet list with a colum
 NOT_OF_THE_VERB = frozenset({"config", "json", "dry_run", "help", "oracle"})
 
 
+class Level(StrEnum):
+    image = "image"
+    study = "study"
+
+
 class Heatmaps(StrEnum):
     flagged = "flagged"
     all = "all"

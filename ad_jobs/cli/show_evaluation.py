@@ -35,8 +35,13 @@ def operating_point(model_id: str, judged: dict[str, Any], decision: str | None)
         f"found {found} of {judged['n_anomalous']} anomalous, missed {missed}, {false} of {judged['n_normal']} normal",
         f"  sensitivity {_rate(at['fnr'])}, specificity {_rate(at['fpr'])}",
     ]
+    if judged["n_failed"] + judged["n_skipped"]:
+        lines.append(
+            f"  NOT JUDGED, although labelled: {judged['n_failed']} that failed, "
+            f"{judged['n_skipped']} that were skipped"
+        )
     could = at["tpr_at_5_percent_fpr"]
-    if could is not None and missed + found and found / (missed + found) < could / 2:
+    if decision is None and could is not None and missed + found and found / (missed + found) < could / 2:
         lines.append(
             f"  MOST ARE MISSED BY THE THRESHOLD, not by the scores: with 5 % of the normal images flagged, "
             f"{could:.0%} of the anomalous ones would be. See retroscan decide, or calibrate on more normal images."

@@ -11,30 +11,36 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ad_jobs.deciding.p_values import Reference
+
 # Where more than half of a run seems abnormal, it is not like what it is judged by, whatever is true of its images.
 LEAST_NORMAL = 0.5
 # By how much more than chance the two may differ below the median.
 DISTANCE, SIGNIFICANCE = 0.15, 0.001
+# Levels below the median that tell how scores are spread.
+FEW = 8
 
 
 class Likeness(NamedTuple):
     """How the low scores of a run compare with those of the held-out normals.
 
     `normal_share` is Storey's estimate of the share of normals (2002, A direct approach to false discovery rates, at
-    one half): twice the share of rows below the held-out median.
+    one half): twice the share of rows below the held-out median, or below the next score under equal ones.
     Above 1 the run scores lower than the held-out normals, and fewer are flagged than was promised.
-    `distance` is Kolmogorov and Smirnov's between the two below that median, in [0, 1], `significance` its p-value,
-    which takes all rows for independent; both None where either has too few.
+    `doubt` is the probability of so few of them if half of the run were normal; `distance` is Kolmogorov and Smirnov's
+    between the two below that median, in [0, 1], `significance` its p-value.
+    Both take all rows for independent; None is what too few scores, or too many equal ones, do not tell.
     """
 
-    normal_share: float
+    normal_share: float | None
+    doubt: float | None
     distance: float | None
     significance: float | None
 
     @property
     def doubtful(self) -> str | None:
         """Why what is promised may not hold; None where nothing speaks against it."""
-        if self.normal_share < LEAST_NORMAL:
+        if self.normal_share is not None and self.doubt is not None and self.doubt < SIGNIFICANCE:
             return (
                 f"only {self.normal_share:.0%} of the run seem to be like the held-out normals: "
                 "most of it is abnormal, or it is another kind of images"
@@ -46,20 +52,24 @@ class Likeness(NamedTuple):
         return None
 
 
-def likeness(counts: NDArray[np.int64]) -> Likeness:
-    """From the number of rows of each level, p_values.Reference's: n + 1 levels, the lowest scores last."""
+def likeness(counts: NDArray[np.int64], reference: Reference) -> Likeness:
+    """From the number of rows of each level of the held-out normals."""
     from scipy.special import kolmogorov
+    from scipy.stats import betabinom
 
-    n = len(counts) - 1
-    # Levels above it have p > 1/2.
-    half = (n + 1) // 2
-    low = counts[half:]
-    rows, expected = int(low.sum()), len(low)
-    normal_share = float(rows / max(int(counts.sum()), 1) * (n + 1) / expected)
-    if not rows or expected < 8:
-        return Likeness(normal_share, None, None)
-    found = np.cumsum(low) / rows
-    distance = float(np.abs(found - np.arange(1, expected + 1) / expected).max())
-    # Of the levels in between there is one fewer held-out score.
-    pairs = rows * expected / (rows + expected)
-    return Likeness(normal_share, distance, float(kolmogorov(np.sqrt(pairs) * distance)))
+    # Equal scores are never told apart: only where a level ends is it known how many should lie below.
+    apart, rows = np.flatnonzero(reference.apart()), int(counts.sum())
+    last = int(apart[np.searchsorted(apart, (reference.n + 1) // 2 - 1)])
+    low, held_out = counts[last + 1 :], reference.n - last
+    found = int(low.sum())
+    if not rows or not held_out:
+        return Likeness(None, None, None, None)
+    share = found / rows * (reference.n + 1) / held_out
+    # How much of the population lies there is known from the held-out ones alone: a beta distribution.
+    doubt = float(betabinom.cdf(found, int(np.ceil(LEAST_NORMAL * rows)), held_out, last + 1))
+    ends = apart[apart > last] - last
+    if not found or len(ends) < FEW:
+        return Likeness(share, doubt, None, None)
+    distance = float(np.abs(np.cumsum(low)[ends - 1] / found - ends / held_out).max())
+    pairs = found * held_out / (found + held_out)
+    return Likeness(share, doubt, distance, float(kolmogorov(np.sqrt(pairs) * distance)))

@@ -9,20 +9,22 @@ Nothing is assumed of the detector, nor of how scores are distributed.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 
 class Reference:
-    """Scores of `n` held-out normals, against which others are ranked.
+    """Scores of `n` held-out normals, float32 or float64, against which others are ranked.
 
     There are n + 1 levels: a score's is the number of held-out normals that score as high or higher, 0 to n.
     """
 
-    def __init__(self, normals: NDArray[np.float32]) -> None:
+    def __init__(self, normals: NDArray[Any]) -> None:
         if not len(normals):
             raise ValueError("a reference needs a score")
-        self._ordered = np.sort(normals.astype(np.float32))
+        self._ordered = np.sort(normals)
 
     @property
     def n(self) -> int:
@@ -33,31 +35,37 @@ class Reference:
         """The p of a score above all of theirs: no rule can tell apart what lies below it."""
         return 1 / (self.n + 1)
 
-    def levels(self, scores: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The level of each score."""
-        return self.n - np.searchsorted(self._ordered, scores.astype(np.float32), side="left")
+    def levels(self, scores: NDArray[Any]) -> NDArray[np.int64]:
+        """The level of each score, which are of the type of the held-out ones."""
+        return self.n - np.searchsorted(self._ordered, scores.astype(self._ordered.dtype), side="left")
+
+    def apart(self) -> NDArray[np.bool_]:
+        """Of each level, whether scores of it and of those before are told from the others: not within equal ones."""
+        found = np.ones(self.n + 1, bool)
+        found[1:-1] = (self._ordered[1:] > self._ordered[:-1])[::-1]
+        return found
 
     def p(self) -> NDArray[np.float64]:
         """p of each level: (1 + level) / (n + 1)."""
         return (1 + np.arange(self.n + 1)) / (self.n + 1)
 
     def threshold(self, level: int) -> float:
-        """Above it lie the scores of this level and of those before: a score of the held-out normals, float32."""
+        """Above it lie the scores of this level and of those before: a score of the held-out normals."""
         # Of the last level are all: none is too low.
         return float(self._ordered[self.n - 1 - level]) if level < self.n else float("-inf")
 
 
-def q_values(counts: NDArray[np.int64], p: NDArray[np.float64]) -> NDArray[np.float64]:
+def q_values(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """q of each level: the least rate of false discoveries at which its rows are flagged, in [0, 1].
 
     Benjamini & Hochberg 1995, sec. 3.1, step-up: of m rows with p_(1) <= ... <= p_(m) those up to the last with
     p_(k) <= k / m Q are flagged. Rows of one level have one p, so that levels are ordered and not rows.
 
     Args:
-        counts: rows of each level.
-        p: p of each level, ascending.
+        counts: rows of each level, of all n + 1 of them.
     """
-    up_to = np.cumsum(counts)
+    levels, up_to = len(counts), np.cumsum(counts)
+    # m p / k by one division: what is equal to the rate that is asked for stays so.
     # Of levels before the first row nothing is flagged.
-    of_each = np.where(up_to > 0, p * up_to[-1] / np.maximum(up_to, 1), np.inf)
+    of_each = np.where(up_to > 0, (np.arange(1, levels + 1) * up_to[-1]) / (levels * np.maximum(up_to, 1)), np.inf)
     return np.minimum(np.minimum.accumulate(of_each[::-1])[::-1], 1.0)

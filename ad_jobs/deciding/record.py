@@ -50,23 +50,41 @@ def read_decision(run_uri: str, record: RunRecord, decision_id: str) -> dict[str
     """
     uri = record_of(run_uri, decision_id)
     try:
-        found: dict[str, Any] = json.loads(storage.read_bytes(uri))
+        body = storage.read_bytes(uri)
     except storage.NotFound as error:
         raise UsageError(
             "A decision is one that the run has.",
             uri,
             f"It has {', '.join(decisions(run_uri)) or 'none'}; make one with: retroscan decide {run_uri} --fdr 0.1.",
         ) from error
+    found = _record(body)
     what = None
-    if not digest_holds(found):
+    if found is None or not digest_holds(found):
         what = "its record was changed"
     elif found["run_digest"] != record.digest:
         what = f"it is of run {found['run_id']}, and this is {record.run_id}"
-    elif sha256_of(table_of(run_uri, decision_id))[0] != found["sha256"]:
-        what = "its table was changed"
-    if what is not None:
+    elif _digest(table_of(run_uri, decision_id)) != found["sha256"]:
+        what = "its table is gone, or was changed"
+    if found is None or what is not None:
         raise UsageError("A decision stays as it was made.", f"{uri}: {what}", "Remove it, and decide again.")
     return found
+
+
+def _record(body: bytes) -> dict[str, Any] | None:
+    """What a file says; None where it is no object of JSON."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _digest(uri: str) -> str | None:
+    """Of a file; None where there is none."""
+    try:
+        return sha256_of(uri)[0]
+    except (FileNotFoundError, storage.NotFound):
+        return None
 
 
 def flags(run_uri: str, decision_id: str, objects: list[int]) -> pd.Series[bool]:

@@ -14,13 +14,13 @@ from ad_jobs.specs import DecideSpec
 
 
 class Ruled(NamedTuple):
-    """What a model's rows are flagged by: a score above the threshold, or one of the `top` highest; the other is None.
+    """What a model's rows are flagged by: a score above the threshold or, without one, being of the `top` highest.
 
     A threshold of infinity flags nothing.
     """
 
     threshold: float | None
-    top: int | None = None
+    top: int = 0
 
 
 def ruled(spec: DecideSpec, reference: Reference, anomalous: NDArray[np.float32], counts: NDArray[np.int64]) -> Ruled:
@@ -45,12 +45,17 @@ def ruled(spec: DecideSpec, reference: Reference, anomalous: NDArray[np.float32]
             raise UsageError(
                 "A rate of A needs 1/A - 1 held-out normals: of fewer the best that can be promised is 1/(n + 1).",
                 f"--max-fpr {spec.max_fpr:g} with n = {reference.n}",
-                f"Calibrate with {int(np.ceil(1 / spec.max_fpr)) - 1 if spec.max_fpr else 'more'} normals, ask for "
+                f"Calibrate with {_needed(spec.max_fpr)} normals, ask for "
                 f"--max-fpr {np.ceil(1e4 * reference.smallest) / 1e4:g}, or decide by --fdr or --top.",
             )
         return Ruled(_above(reference, p <= spec.max_fpr))
     assert spec.fdr is not None
-    return Ruled(_above(reference, q_values(counts, p) <= spec.fdr))
+    return Ruled(_above(reference, q_values(counts) <= spec.fdr))
+
+
+def _needed(rate: float) -> str:
+    """How many held-out normals can promise a rate."""
+    return str(int(np.ceil(1 / rate)) - 1) if rate > 1e-12 else "more"
 
 
 def _above(reference: Reference, flagged: NDArray[np.bool_]) -> float:

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ad_jobs.archive.containers_names import folder_of
+from ad_jobs.archive.identifiers import is_hashed
 from ad_jobs.deciding.p_values import Reference
 from ad_jobs.deciding.rules import Ruled
 from ad_jobs.results.score_table import Rows
@@ -31,16 +33,11 @@ DECISIONS = pa.schema(
         pa.field("group", pa.string()),
     ]
 )
-_READ = ("object_id", "frame", "model_id", "score", "study_uid", "uri")
-_JUDGED = pa.schema(
-    [*(SCORES.field(name) for name in _READ), DECISIONS.field("p"), DECISIONS.field("q"), ("above", pa.bool_())]
-)
+_KEPT = ("object_id", "frame", "model_id", "score")
+_JUDGED = pa.schema([*(DECISIONS.field(name) for name in (*_KEPT, "group", "p", "q")), ("above", pa.bool_())])
 _RANKED = """
     SELECT object_id, frame, model_id, score, p, q,
-        coalesce(above, rank <= top) AS flagged, rank,
-        CASE WHEN study_uid IS NOT NULL THEN study_uid
-            WHEN uri LIKE 'hashed:%' OR uri NOT LIKE '%/%' THEN NULL
-            ELSE regexp_replace(uri, '/[^/]*$', '') END AS "group"
+        coalesce(above, rank <= top) AS flagged, rank, "group"
     FROM (
         SELECT *, row_number() OVER (PARTITION BY model_id ORDER BY score DESC, object_id, frame) AS rank
         FROM judged) LEFT JOIN tops USING (model_id)
@@ -64,7 +61,7 @@ def levels(table: Rows, references: Mapping[str, Reference], held_out: Mapping[s
     counts = {model_id: np.zeros(reference.n + 1, np.int64) for model_id, reference in references.items()}
     same = dict.fromkeys(references, 0)
     for batch in table.batches(["model_id", "status", "score", "content_sha256"]):
-        for model_id, rows in _by_model(batch, references):
+        for model_id, rows in by_model(batch, references):
             reference = references[model_id]
             counts[model_id] += np.bincount(reference.levels(_floats(rows["score"])), minlength=reference.n + 1)
             same[model_id] += pc.sum(pc.is_in(rows["content_sha256"], held_out[model_id])).as_py() or 0
@@ -83,6 +80,7 @@ def write(
     Raises:
         JobError: as `Rows.batches`.
     """
+    # Of a rule without a threshold.
     tops = {model_id: rule.top for model_id, rule in rules.items()}
     tables = {
         "judged": Stream(_JUDGED, _judged(table, references, q_values, rules)),
@@ -93,7 +91,8 @@ def write(
     }
     with streaming(tables) as connection:
         connection.sql(_RANKED).write_parquet(str(path), compression="zstd")
-        flagged = connection.sql(f"SELECT model_id, count(*) FROM '{path}' WHERE flagged GROUP BY model_id").fetchall()
+        counted = "SELECT model_id, count(*) FROM read_parquet($path) WHERE flagged GROUP BY model_id"
+        flagged = connection.sql(counted, params={"path": str(path)}).fetchall()
     return dict.fromkeys(rules, 0) | dict(flagged)
 
 
@@ -103,8 +102,8 @@ def _judged(
     q_values: Mapping[str, NDArray[np.float64]],
     rules: Mapping[str, Ruled],
 ) -> Iterator[pa.RecordBatch]:
-    for batch in table.batches([*_READ, "status"]):
-        for model_id, rows in _by_model(batch, rules):
+    for batch in table.batches([*_KEPT, "study_uid", "uri", "status"]):
+        for model_id, rows in by_model(batch, rules):
             scores = _floats(rows["score"])
             p = q = pa.nulls(len(scores), pa.float64())
             if (reference := references.get(model_id)) is not None:
@@ -112,10 +111,17 @@ def _judged(
                 p, q = pa.array(reference.p()[of_each]), pa.array(q_values[model_id][of_each])
             threshold = rules[model_id].threshold
             above = pa.nulls(len(scores), pa.bool_()) if threshold is None else pa.array(scores > np.float32(threshold))
-            yield pa.RecordBatch.from_arrays([*(rows[name] for name in _READ), p, q, above], schema=_JUDGED)
+            kept = [rows[name] for name in _KEPT]
+            yield pa.RecordBatch.from_arrays([*kept, group_of(rows), p, q, above], schema=_JUDGED)
 
 
-def _by_model(batch: pa.RecordBatch, models: Mapping[str, object]) -> Iterator[tuple[str, pa.RecordBatch]]:
+def group_of(rows: pa.RecordBatch) -> pa.Array:
+    """Of each row the study, or the folder of an object without one; null where the run hides both."""
+    folders = [None if is_hashed(uri) else folder_of(uri) for uri in rows["uri"].to_pylist()]
+    return pc.coalesce(rows["study_uid"], pa.array(folders, pa.string()))
+
+
+def by_model(batch: pa.RecordBatch, models: Mapping[str, object]) -> Iterator[tuple[str, pa.RecordBatch]]:
     """The scored rows of each model."""
     scored = batch.filter(pc.equal(batch["status"], SCORED))
     for model_id in models:

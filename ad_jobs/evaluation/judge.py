@@ -83,7 +83,8 @@ def _at_threshold(
     }
     return {
         "threshold": threshold,
-        "rule": "rank" if threshold is None else "score > threshold",
+        # None where nothing was flagged, or what was went by its rank.
+        "rule": None if threshold is None else "score > threshold",
         **counts,
         "fpr": rate(counts["false_positive"], int((~anomalous).sum())),
         "fnr": rate(counts["false_negative"], int(anomalous.sum())),

@@ -91,5 +91,6 @@ def _changed(uri: str, what: str) -> UsageError:
     return UsageError(
         "The scores that a calibration came from stay beside it, unchanged.",
         f"{uri}: {what}",
-        "Restore the file, or calibrate the model again.",
+        "Restore it: a model is copied with its folder calibrations/. Of a calibration.json that was edited, take out "
+        "held_out_sha256: no decision can then be made by it. Or calibrate the model again.",
     )

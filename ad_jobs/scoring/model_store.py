@@ -279,11 +279,26 @@ def _keep_current(uri: str) -> None:
 
 
 def kept_calibrations(uri: str) -> list[Calibration]:
-    """Every calibration that the model at `uri` ever had, from the first to the last; not those of earlier versions."""
+    """Every calibration that the model at `uri` keeps, from the first to the last.
+
+    Raises:
+        UsageError: a damaged one.
+    """
     folder = storage.join(uri, KEPT)
     names = storage.list_names(folder) if storage.is_folder(folder) else []
-    found = [storage.read_bytes(storage.join(folder, name)) for name in names if name.endswith(".json")]
-    return sorted(map(Calibration.model_validate_json, found), key=lambda one: (one.set_at, one.id))
+    found = []
+    for name in names:
+        if not name.endswith(".json"):
+            continue
+        try:
+            found.append(Calibration.model_validate_json(storage.read_bytes(storage.join(folder, name))))
+        except ValidationError as error:
+            raise UsageError(
+                "What a model keeps of its calibrations stays as it was written.",
+                f"{storage.join(folder, name)}: {error.errors()[0]['msg']}",
+                "Restore the file, or remove it.",
+            ) from error
+    return sorted(found, key=lambda one: (one.set_at, one.id))
 
 
 @contextmanager

@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import runkit as kit
 from s3server import S3Server
 
 from ad_jobs.cli.show_decision import decision_text
 from ad_jobs.decide import decide
+from ad_jobs.deciding.table import group_of
 from ad_jobs.errors import UsageError
 from ad_jobs.results.run import RunRecord, held_out_copy, write_record
 from ad_jobs.results.seal import digest_holds
+from ad_jobs.schema import SCORES as SCHEMA
 from ad_jobs.scoring.calibration import Calibrated, Calibration
 from ad_jobs.scoring.held_out import Scored, to_parquet
 from ad_jobs.scoring.model_store import kept_calibrations, write_calibration
@@ -147,6 +150,22 @@ def test_a_run_and_its_decisions_in_s3(s3: S3Server, tmp_path: Path) -> None:
     assert local["models"] == found["models"]
 
 
+def test_studies_are_decided_as_a_whole(run: str) -> None:
+    found = decide(run=run, max_fpr=0.15, level="study")
+    table = pd.read_parquet(f"{run}/decisions/{found['decision_id']}.parquet")
+    # Twenty folders of ten, of which one row has a study of its own.
+    assert sorted(table["frames"]) == [1, 9, *[10] * 19]
+    (model,) = found["models"]
+    assert (model["scored"], model["n_normal"], model["threshold"]) == (21, 33, None)
+    assert model["flagged"] == table["flagged"].sum() > 5
+    assert (table["flagged"] == (table["p"] <= 0.15)).all()
+    assert "21 studies flagged" in decision_text(found)
+    assert "against 33 held-out normal studies" in decision_text(found)
+    with pytest.raises(UsageError, match="decided by normal ones alone"):
+        decide(run=run, max_fnr=0, level="study")
+    assert decide(run=run, max_fpr=0.15)["decision_id"] != found["decision_id"]
+
+
 def test_what_cannot_be_promised_is_refused(run: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"1/\(n \+ 1\).*--max-fpr 0.001 with n = 99.*999 normals.*--max-fpr 0.01"):
         decide(run=run, max_fpr=0.001)
@@ -171,14 +190,52 @@ def test_scores_that_are_not_those_of_the_calibration_are_refused(run: str) -> N
         decide(run=run, top=1)
 
 
+def test_a_decision_that_is_damaged_is_refused(run: str) -> None:
+    found = decide(run=run, top=3)
+    record, table = (Path(run, "decisions", f"{found['decision_id']}.{kind}") for kind in ("json", "parquet"))
+    whole, rows = record.read_bytes(), table.read_bytes()
+    for body in (b"", b"[]", whole[:100], whole.replace(b'"top": 3', b'"top": 4')):
+        record.write_bytes(body)
+        with pytest.raises(UsageError, match="its record was changed"):
+            decide(run=run, top=3)
+    record.write_bytes(whole)
+    table.write_bytes(rows[:-20])
+    with pytest.raises(UsageError, match="its table is gone, or was changed"):
+        decide(run=run, top=3)
+    table.unlink()
+    with pytest.raises(UsageError, match="its table is gone, or was changed"):
+        decide(run=run, top=3)
+    # What a kill leaves, the table without its record, is written again.
+    record.unlink()
+    table.write_bytes(b"half")
+    assert decide(run=run, top=3)["sha256"] == found["sha256"]
+    assert table.read_bytes() == rows
+
+
+def test_held_out_normals_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"held-out normals.*without one"):
+        decide(run=make_run(tmp_path / "run", scores=held_out(NORMALS[:0])), top=1)
+
+
+def test_a_container_or_a_file_that_is_one_is_no_folder() -> None:
+    uris = ["/a/a.zip!/b.png", "/a/a.zip!/c/b.png", "/a/c.png.gz!/c.png", "hmac:00/ff", "/x.png"]
+    rows = [kit.scored(i, uri=uri, study_uid=None) for i, uri in enumerate(uris)]
+    found = group_of(pa.RecordBatch.from_pylist(rows, SCHEMA))
+    assert found.to_pylist() == ["/a/a.zip", "/a/a.zip!/c", "/a", None, "/"]
+
+
 def test_the_text_says_what_may_be_expected(run: str, tmp_path: Path) -> None:
     text = decision_text(decide(run=run, fdr=0.2))
     assert "at most 20.00% of them, " in text
-    assert "against 99 held-out normals of 33 groups" in text
+    assert "against 99 held-out normal images of 33 groups" in text
     assert "1 of the rows are held-out images" in text
     assert "IN DOUBT" not in text
     other = decision_text(decide(run=make_run(tmp_path / "other", scores=held_out(NORMALS - 3)), max_fpr=0.01))
     assert "IN DOUBT: only " in other
+    missing = decision_text(decide(run=run, max_fnr=0.25))
+    assert "of the 4 held-out anomalous images 1 are missed (95 % interval 0.6% to 80.6%)" in missing
+    assert "no rate is promised" in decision_text(decide(run=run, top=1000000))
+    assert "--top 1000000" in decision_text(decide(run=run, top=1000000))
 
 
 def test_another_calibration_of_the_model_decides_otherwise(run: str, tmp_path: Path) -> None:
@@ -195,8 +252,19 @@ def test_another_calibration_of_the_model_decides_otherwise(run: str, tmp_path: 
     assert current == by_name
     assert current["models"][0]["calibration_id"] == later.calibration.id
     assert current["models"][0]["flagged"] < decide(run=run, max_fpr=0.05)["models"][0]["flagged"]
-    with pytest.raises(UsageError, match=r"which .* does not have"):
+    with pytest.raises(UsageError, match=r"which none has.*They have " + first.calibration.id):
         decide(run=run, max_fpr=0.05, calibration="0" * 12)
+    # Set again, the first is the current one, whenever it was set before.
+    write_calibration(model, first)
+    again = decide(run=run, max_fpr=0.05, calibration="current")
+    assert again["models"][0]["calibration_id"] == first.calibration.id
+    # Another model by now: its scores say nothing of the run's.
+    other = first.calibration.model_copy(update={"model_id": "f" * 12})
+    write_calibration(model, Calibrated(other, first.held_out))
+    with pytest.raises(UsageError, match=r"holds for one model"):
+        decide(run=run, max_fpr=0.05, calibration="current")
+    with pytest.raises(UsageError, match=r"which none has"):
+        decide(run=run, max_fpr=0.05, calibration=other.id)
 
 
 def _calibrated(normals: np.ndarray) -> Calibrated:

@@ -17,10 +17,12 @@ def judged(found: int, missed: int, could: float | None, threshold: float | None
     return {
         "kind": "padim",
         "n_normal": 20,
+        "n_failed": 0,
+        "n_skipped": 0,
         "n_anomalous": found + missed,
         "at_threshold": {
             "threshold": threshold,
-            "rule": "rank" if threshold is None else "score > threshold",
+            "rule": None if threshold is None else "score > threshold",
             "true_positive": found,
             "false_negative": missed,
             "false_positive": 1,
@@ -55,6 +57,13 @@ def test_a_threshold_that_misses_what_scores_would_find_is_told() -> None:
     # Where the scores find no more, another threshold would not either.
     assert "MISSED" not in text(judged(1, 74, 0.02))
     assert "MISSED" not in text(judged(0, 0, None))
+
+
+def test_labelled_images_that_were_not_scored_are_told() -> None:
+    assert "NOT JUDGED" not in text(judged(6, 4, 0.7))
+    assert "NOT JUDGED, although labelled: 2 that failed, 1 that were" in text(
+        judged(6, 4, 0.7) | {"n_failed": 2, "n_skipped": 1}
+    )
 
 
 def test_every_model_and_the_decision_are_named() -> None:

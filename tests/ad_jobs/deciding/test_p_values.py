@@ -46,14 +46,14 @@ def test_q_flags_what_the_step_up_procedure_flags(rate: float) -> None:
     held_out, run = scores(4, 60), np.concatenate([scores(5, 150), 3 + scores(6, 50)])
     reference = Reference(held_out)
     levels = reference.levels(run)
-    q = q_values(np.bincount(levels, minlength=61), reference.p())
+    q = q_values(np.bincount(levels, minlength=61))
     assert (np.diff(q) >= 0).all()
     assert q.max() <= 1
     np.testing.assert_array_equal(q[levels] <= rate, step_up(reference.p()[levels], rate))
 
 
 def test_no_row_has_no_q_below_one() -> None:
-    assert (q_values(np.zeros(5, np.int64), np.arange(1, 6) / 5) == 1).all()
+    assert (q_values(np.zeros(5, np.int64)) == 1).all()
 
 
 def test_what_is_promised_holds_over_many_draws() -> None:
@@ -65,9 +65,20 @@ def test_what_is_promised_holds_over_many_draws() -> None:
         run = np.concatenate([normal[100:], rng.normal(3, size=50).astype(np.float32)])
         levels = reference.levels(run)
         rates.append((reference.p()[levels[:200]] <= 0.05).mean())
-        flagged = q_values(np.bincount(levels, minlength=101), reference.p())[levels] <= 0.1
+        flagged = q_values(np.bincount(levels, minlength=101))[levels] <= 0.1
         discoveries.append(flagged[:200].sum() / max(flagged.sum(), 1))
     # (n + 1) a is whole, so that the first holds exactly; four standard errors.
     assert np.mean(rates) == pytest.approx(5 / 101, abs=4 * np.std(rates) / 20)
     assert np.mean(discoveries) <= 0.1 + 4 * np.std(discoveries) / 20
     assert np.mean(discoveries) > 0.03
+
+
+def test_a_rate_that_is_met_exactly_is_met() -> None:
+    # 18 of 270 rows at p = 1/50: 270 / (50 x 18) = 0.3, which is not what its factors come to in floating point.
+    counts = np.zeros(50, np.int64)
+    counts[0], counts[-1] = 18, 252
+    assert q_values(counts)[0] == 0.3
+
+
+def test_levels_end_where_scores_differ() -> None:
+    assert Reference(np.array([1, 2, 2, 2, 3], np.float32)).apart().tolist() == [True, True, False, False, True, True]

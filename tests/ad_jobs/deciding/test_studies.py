@@ -1,0 +1,97 @@
+"""Studies: how suspicious one is takes its number of frames into account, and what is promised holds for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import runkit as kit
+
+from ad_jobs.deciding.p_values import Reference
+from ad_jobs.deciding.rules import Ruled
+from ad_jobs.deciding.studies import STUDIES, HeldOutStudies, decided, studies
+from ad_jobs.results.score_table import ScoreTable
+
+HELD_OUT = np.array([1.0, 5.0, 2.0, 3.0, 4.0, 2.0], np.float32)
+GROUPS = np.array([0, 0, 1, 1, 1, 2], np.int32)
+
+
+def test_a_study_is_measured_by_its_highest_frame_and_their_number() -> None:
+    found = HeldOutStudies.of(HELD_OUT, GROUPS)
+    # 4.5 is above all but one of six frames: p = 2/7; of three frames one comes out so by 1 - (5/7)^3.
+    np.testing.assert_allclose(found.suspicion(np.array([4.5, 4.5]), np.array([1, 3])), [-2 / 7, (5 / 7) ** 3 - 1])
+    # More frames make the same height less suspicious.
+    assert (np.diff(found.suspicion(np.full(5, 4.5), np.arange(1, 6))) < 0).all()
+
+
+def test_held_out_studies_are_measured_against_the_others() -> None:
+    # 5 of two frames: none of the other four is as high, p = 1/5.
+    # 4 of three: one of the other three, p = 2/4. 2 of one: four of five, p = 5/6.
+    wanted = Reference(np.array([(4 / 5) ** 2 - 1, (1 / 2) ** 3 - 1, -5 / 6]))
+    levels = HeldOutStudies.of(HELD_OUT, GROUPS).studies.levels(np.array([-0.3, -0.5, -0.85, -0.9]))
+    assert levels.tolist() == wanted.levels(np.array([-0.3, -0.5, -0.85, -0.9])).tolist() == [0, 1, 2, 3]
+
+
+def test_one_frame_far_above_all_is_the_least_that_can_be_told() -> None:
+    alone = HeldOutStudies.of(HELD_OUT, np.arange(6, dtype=np.int32))
+    assert alone.studies.n == 6
+    assert alone.studies.levels(alone.suspicion(np.array([9.0]), np.array([1]))) == 0
+    # Every held-out frame scores as high.
+    assert alone.suspicion(np.array([0.0]), np.array([4])) == -1
+
+
+def test_studies_of_any_size_are_flagged_at_the_rate_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    rates = {small: [] for small in (True, False)}
+    for _ in range(300):
+        sizes = rng.choice([1, 30], 240)
+        # Frames of a study are alike.
+        scores = [(rng.normal() + 0.5 * rng.normal(size=size)).astype(np.float32) for size in sizes]
+        held_out = HeldOutStudies.of(
+            np.concatenate(scores[:119]), np.repeat(np.arange(119), sizes[:119]).astype(np.int32)
+        )
+        suspicion = held_out.suspicion(np.array([one.max() for one in scores[119:]]), sizes[119:])
+        flagged = held_out.studies.p()[held_out.studies.levels(suspicion)] <= 0.1
+        for small in rates:
+            rates[small].append(flagged[(sizes[119:] == 1) == small].mean())
+    assert np.mean([*rates[True], *rates[False]]) == pytest.approx(0.1, abs=0.01)
+    # Without the number of frames large studies would be flagged by far more often than small ones.
+    assert np.mean(rates[False]) < 0.2
+
+
+def table(folder: Path) -> ScoreTable:
+    rows = [
+        kit.scored(0, 0, study_uid="1.2", score=1.0, uri="/a/x/0.dcm"),
+        kit.scored(0, 1, study_uid="1.2", score=5.0, flagged=True, heatmap="heatmaps/p.tar#1,2", uri="/a/x/0.dcm"),
+        kit.scored(1, 0, study_uid="1.2", score=5.0, flagged=True, uri="/a/y/1.dcm"),
+        kit.scored(2, 0, study_uid="1.2", score=3.0, uri="/a/y/2.dcm"),
+        kit.scored(3, 0, score=2.0, uri="/a/y/3.png"),
+        kit.scored(4, 0, score=2.5, uri="/a/y/4.png"),
+        kit.scored(5, 0, score=0.5, uri="/a/b.zip!/c/5.png"),
+        kit.scored(6, 0, score=0.25, uri="hmac:abc"),
+        kit.scored(7, 0, score=0.25, uri="hmac:def"),
+        kit.unscored(8, "truncated"),
+    ]
+    kit.write_part(folder, rows)
+    return ScoreTable(str(folder), kit.record(folder, 9))
+
+
+def test_rows_are_gathered_by_study_folder_or_object(tmp_path: Path) -> None:
+    found = studies(table(tmp_path), {kit.MODEL: None})[kit.MODEL]
+    held_out = HeldOutStudies.of(HELD_OUT, GROUPS)
+    suspicion = held_out.suspicion(found["score"].to_numpy(), found["frames"].to_numpy())
+    rows = decided(found, held_out, suspicion, Ruled(None, 2))
+    assert rows.schema.equals(STUDIES)
+    shown: pd.DataFrame = rows.to_pandas().set_index("group")
+    assert sorted(shown.index) == ["/a/b.zip!/c", "/a/y", "1.2", "object 6", "object 7"]
+    study = shown.loc["1.2"]
+    assert (study["score"], study["frames"], study["flagged_frames"]) == (5.0, 4, 2)
+    assert study["mean_top"] == pytest.approx(13 / 3)
+    # The first of the two highest, with its heatmap.
+    assert (study["object_id"], study["frame"], study["heatmap"]) == (0, 1, "heatmaps/p.tar#1,2")
+    assert (shown.loc["/a/y", "frames"], shown.loc["/a/y", "mean_top"]) == (2, 2.25)
+    assert rows["rank"].to_pylist() == [1, 2, 3, 4, 5]
+    assert shown["p"].is_monotonic_increasing
+    assert shown["flagged"].tolist() == [True, True, False, False, False]
