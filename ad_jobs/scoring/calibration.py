@@ -33,6 +33,8 @@ class Calibration(Threshold):
     model_id: str
     n_normal: int
     n_anomalous: int
+    # The standard deviation of what the normal images scored; earlier versions did not write it.
+    normal_spread: float | None = None
     heatmap_low: float
     heatmap_high: float
     source: str
@@ -97,6 +99,7 @@ def calibrate_on(
         model_id=model_id,
         n_normal=len(normal_scores),
         n_anomalous=len(anomalous_scores),
+        normal_spread=float(np.std(normal_scores)),
         heatmap_low=low,
         heatmap_high=high,
         source=source,
