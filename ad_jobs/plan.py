@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ad_jobs.images.domain import Taker
 from ad_jobs.planning import census
 from ad_jobs.planning.census import Census
 from ad_jobs.planning.estimate import ASSUMED, Cluster, Estimator, Share
@@ -73,15 +74,15 @@ def _selection(intent: Intent) -> dict[str, Any]:
 
 def _counted(intent: Intent, headers: int, rng: np.random.Generator) -> Census:
     """The objects by their headers: all that a manifest tells of, else so many, drawn at random."""
-    domains = [use.domain for use in intent.uses]
-    judge = partial(outlook, policies=intent.policies, limits=intent.limits, domains=domains)
+    takers = [Taker(use.policy, use.domain) for use in intent.uses]
+    judge = partial(outlook, policies=intent.policies, limits=intent.limits, takers=takers)
     if census.has_headers(intent.manifest):
         selected = None if intent.selection is None else intent.selection.ids
         tables = census.listed_headers(intent.manifest, selected)
     else:
         ids = _ids(intent)
         tables = [census.read_headers(intent.manifest, _drawn(ids, headers, rng))] if len(ids) else []
-    return census.count(tables, intent.objects, len(domains), intent.limits.max_bytes, judge)
+    return census.count(tables, intent.objects, len(takers), intent.limits.max_bytes, judge)
 
 
 def _ids(intent: Intent) -> NDArray[np.int64]:

@@ -37,11 +37,11 @@ def score(spec: ScoreSpec) -> list[dict[str, Any]]:
                 "model_id": model.model_id,
                 "threshold": threshold,
             }
+            if reason := next(iter(prepared.refused), None):
+                rows.append(common | _unscored(0, ErrorCode.OUT_OF_DOMAIN, reason))
+                continue
             if prepared.error is not None:
                 rows.append(common | _unscored(0, prepared.error.code, prepared.error.detail))
-                continue
-            if (reason := prepared.refused[0]) is not None:
-                rows.append(common | _unscored(0, ErrorCode.OUT_OF_DOMAIN, reason))
                 continue
             found = scorer.score(frame.pixels for frame in prepared.frames)
             for frame, answer in zip(prepared.frames, found, strict=True):

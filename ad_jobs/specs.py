@@ -288,12 +288,20 @@ class VerifySpec(Spec):
     run: Place
     sample: int = Field(default=100, ge=0)
     seed: Seed = 0
+    # Of models that decode reduced frames: also tell what decoding whole ones would change.
+    full: bool = False
     # File with the key that the run's record was signed with.
     key: KeyFile | None = None
     # With which the run's identifiers were hashed.
     identifiers_key: KeyFile | None = None
     # That the run was made from, where it lies elsewhere now.
     manifest: Source | None = None
+
+    @model_validator(mode="after")
+    def _full_of_a_sample(self) -> Self:
+        if self.full and not self.sample:
+            raise UsageError("--full is of objects that are scored again.", "--full --sample 0", "Sample some, or all.")
+        return self
 
 
 class ScoreSpec(Spec):

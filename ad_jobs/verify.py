@@ -19,6 +19,7 @@ from ad_jobs.verifying import files, table
 from ad_jobs.verifying.record import Judge, check_config, check_model, check_run_id, check_seal
 from ad_jobs.verifying.run_archive import RunArchive
 from ad_jobs.verifying.sample import Sampled, check_sample, choose
+from ad_jobs.verifying.whole import DecodedWhole
 from cluster import storage
 
 MAX_LISTED = 20
@@ -44,6 +45,8 @@ class Verification(NamedTuple):
     # False where a run was made since another, and that or its manifest is gone: what it has was not looked at.
     parent_checked: bool
     differences: list[str]
+    # With `full`, of each model: what decoding the sample's frames whole would change. It is no difference.
+    whole: list[DecodedWhole]
 
     @property
     def ok(self) -> bool:
@@ -88,7 +91,7 @@ def verify(spec: VerifySpec) -> Verification:
     differences += missing
     if archive is not None:
         differences += archive.check() + check_run_id(record, archive)
-    sampled = Sampled(0, 0, [])
+    sampled = Sampled(0, 0, [], [])
     # A damaged table cannot be counted, and what it says of an object is worth nothing.
     if not broken:
         with ScoreTable(run_uri, record).copied(table.COLUMNS) as rows:
@@ -97,7 +100,7 @@ def verify(spec: VerifySpec) -> Verification:
                 differences += table.check_counts(rows, archive)
             if judges and archive is not None:
                 drawn = choose(rows, archive.manifest.objects, spec.sample, spec.seed)
-                sampled = check_sample(run_uri, record, archive, judges, drawn)
+                sampled = check_sample(run_uri, record, archive, judges, drawn, full=spec.full)
                 differences += sampled.differences
     parent_gone, missing = _parent_gone(archive)
     differences += missing
@@ -113,6 +116,7 @@ def verify(spec: VerifySpec) -> Verification:
         archive is not None and archive.identifiers is not None,
         archive is not None and parent_gone is None,
         differences,
+        sampled.whole,
     )
 
 

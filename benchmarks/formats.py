@@ -41,7 +41,8 @@ Pixels of GDAL's nodata value (TIFF tag 42113) are padding: black, and no part o
 A model of `fit --decode reduced` has JPEG 2000, HTJ2K and JPEG of 8 bits decoded at a half, a quarter, ... of their
 size, as far as either side keeps twice the pixels that the input shows of it, and the mean by area taken from there;
 `rows`, `columns` and heatmaps are the whole frame's. Other models decode whole frames, as does what is shown of a run.
-[Measured](../benchmarks/results/reduced.md): what that saves, and by how much scores move.
+[Measured](../benchmarks/results/reduced.md): what that saves, and by how much scores move; `verify --full` tells it of
+a run of your own.
 
 - Whole as well, without a remark: what has one size alone (native, RLE, JPEG-LS, lossless JPEG, JPEG of 12 bits or
   four inks, PNG, TIFF), palettes, an older High Bit, and objects with Pixel Padding Value, of which a mean would mix

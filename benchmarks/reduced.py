@@ -1,23 +1,25 @@
 """What `decode: reduced` does to scores and flags, and what it saves.
 
-    python -m benchmarks.reduced [--detector linear]... [--set phantoms]... [--work FOLDER]
+    python -m benchmarks.reduced [--detector linear]... [--set phantoms]...
 
 Every picture is made into twins, one a form: native, JPEG 2000 lossless and lossy, HTJ2K, JPEG.
 A detector fitted and calibrated on whole native frames scores each twin decoded whole and decoded reduced.
-Prints the page and writes it to benchmarks/results/reduced.md; what is done already is kept.
+Normals are cross-fitted: each third of them is judged once, by a detector that another third was the fit of, and
+with the threshold of the remaining one.
+What is measured lies in benchmarks/results/reduced/, a file for each set and detector, and is not measured again; the
+page, benchmarks/results/reduced.md, is written anew from all of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,165 +28,211 @@ from ad_jobs.evaluation.image_metrics import image_auroc
 from ad_jobs.fitting.intent import resolve
 from ad_jobs.fitting.loop import Batches, train
 from ad_jobs.fitting.split import split_by_group
-from ad_jobs.images.decode import decode
+from ad_jobs.images.decode import decode, decode_each
 from ad_jobs.images.dicom import open_dicom
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.results.run import versions
 from ad_jobs.schema import is_flagged
 from ad_jobs.scoring.scorer import Scorer
 from ad_jobs.scoring.thresholds import threshold_for_fpr
 from ad_jobs.specs import FitSpec
-from benchmarks.decode import field, machine
-from benchmarks.reduced_pictures import FORMS, MOST, PHANTOM_PX, SETS, Picture, twin
+from benchmarks.decode import field
+from benchmarks.reduced_page import DETECTORS, RESULTS, TIMES, write_page
+from benchmarks.reduced_pictures import FORMS, SETS, Picture, twin
 from models.detector import Detector
 from models.runtime import Runtime
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "reduced.md"
 TIMED_PX = (512, 2048)
 INPUTS_PX = (64, 128)
 REPEATS = 5
-Scores = NDArray[np.float32]
+FOLDS = 3
+MAX_FPR = 0.01
 # [c, height_px, width_px].
 Pixels = NDArray[np.uint16]
 
 
-class Comparison(NamedTuple):
-    """Scores of pictures decoded whole and reduced, against the spread of calibration's normals."""
+class Twins(NamedTuple):
+    """One form of a set's pictures at one size of the input, decoded whole and reduced: [n, 1, side_px, side_px].
 
-    whole: Scores
-    reduced: Scores
-    spread: float
-    threshold: float
+    `factor` is by how much each was reduced, 0 where it is not read at all.
+    """
 
-    def row(self, anomalous: NDArray[np.bool_]) -> list[str]:
-        """Cells: mean, median and largest change by the spread, flags that change, and both areas under the curve."""
-        change = (self.reduced - self.whole) / self.spread
-        before, after = (is_flagged(scores, self.threshold) for scores in (self.whole, self.reduced))
-        areas = [f"{image_auroc(scores, anomalous.astype(int)):.4f}" for scores in (self.whole, self.reduced)]
-        return [
-            f"{change.mean():+.3f}",
-            f"{np.median(np.abs(change)):.3f}",
-            f"{np.abs(change).max():.3f}",
-            f"{int((before & ~after).sum())} off, {int((~before & after).sum())} on, of {len(change)}",
-            " → ".join(areas),
-        ]
+    whole: NDArray[np.uint16]
+    reduced: NDArray[np.uint16]
+    factor: NDArray[np.int64]
+
+
+class Decoded(NamedTuple):
+    """A set's pictures: what they are, and their twins by form and the input's side."""
+
+    groups: list[str]
+    anomalous: NDArray[np.bool_]
+    twins: dict[tuple[str, int], Twins]
 
 
 class Judge(NamedTuple):
-    """A fitted detector, how its images are decoded, and what it gave calibration's normals: spread and threshold."""
+    """A fitted detector, and what it gave calibration's normals: their spread and the threshold."""
 
-    kind: str
     detector: Detector
-    policy: PixelPolicy
     spread: float
     threshold: float
+
+    def scores(self, images: NDArray[np.uint16]) -> NDArray[np.float32]:
+        return np.array([frame.score for frame in Scorer(self.detector).score(images)], np.float32)
+
+
+def decoded(name: str, work: Path) -> Decoded:
+    """All twins of a set, decoded once and kept below `work`."""
+    kept = work / f"{name.replace(' ', '-')}.npz"
+    if not kept.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        _decode_set(name, kept)
+    with np.load(kept) as held:
+        twins = {
+            (form, side): Twins(*(held[f"{form}/{side}/{part}"] for part in Twins._fields))
+            for form in FORMS
+            for side in INPUTS_PX
+        }
+        return Decoded(held["groups"].tolist(), held["anomalous"], twins)
+
+
+def _decode_set(name: str, kept: Path) -> None:
+    groups, anomalous = [], []
+    found: dict[str, list[Any]] = {
+        f"{form}/{side}/{p}": [] for form in FORMS for side in INPUTS_PX for p in Twins._fields
+    }
+    for picture in SETS[name].pictures():
+        groups.append(picture.group)
+        anomalous.append(picture.anomalous)
+        for form in FORMS:
+            for side, twins in _decode_twin(twin(picture, form)).items():
+                for part, value in twins._asdict().items():
+                    found[f"{form}/{side}/{part}"].append(value)
+    arrays = {place: np.stack(values) for place, values in found.items()}
+    np.savez(kept, groups=np.array(groups), anomalous=np.array(anomalous), **arrays)
+
+
+def _decode_twin(data: bytes) -> dict[int, Twins]:
+    """The single frame of a file for each size of the input."""
+    policies = [policy_of(side, how) for side in INPUTS_PX for how in ("full", "reduced")]
+    try:
+        frames = [one.frames[0].pixels for one in decode_each(data, policies, Limits())]
+    except ImageError:
+        none = {side: np.zeros((1, side, side), np.uint16) for side in INPUTS_PX}
+        return {side: Twins(none[side], none[side], np.int64(0)) for side in INPUTS_PX}
+    picture = open_dicom(data, Limits())
+    return {
+        side: Twins(*frames[2 * n : 2 * n + 2], np.int64(picture.reduction(policies[2 * n + 1])))
+        for n, side in enumerate(INPUTS_PX)
+    }
+
+
+def folds(groups: Sequence[str]) -> list[list[int]]:
+    """Positions in thirds, whole groups, drawn by seed."""
+    names = sorted(set(groups))
+    third = {names[n]: place % FOLDS for place, n in enumerate(np.random.default_rng(0).permutation(len(names)))}
+    return [[i for i, group in enumerate(groups) if third[group] == part] for part in range(FOLDS)]
 
 
 class _InMemory:
     """Decoded images by position, as a fit reads them."""
 
-    def __init__(self, images: list[Pixels]) -> None:
+    def __init__(self, images: NDArray[np.uint16]) -> None:
         self._images = images
 
     def read(self, positions: Sequence[int]) -> Iterator[Pixels]:
         return (self._images[position] for position in positions)
 
 
-def fitted(kind: str, normals: list[Picture], calibration: list[Picture]) -> Judge:
-    """The detector at its default size, fitted and calibrated on whole native frames, in this process."""
+def side_of(kind: str) -> int:
+    """The side of a detector's input at its default size."""
+    return resolve(FitSpec(detector=kind, normal="pictures", out="nowhere")).policy.height_px
+
+
+def fitted(kind: str, images: NDArray[np.uint16], groups: list[str], calibration: NDArray[np.uint16]) -> Judge:
+    """The detector at its default size, fitted and calibrated in this process."""
     intent = resolve(FitSpec(detector=kind, normal="pictures", out="nowhere"))
     # No picture here is in colour.
     intent = intent.in_grey() if intent.takes_grey else intent
-    images = list(pixels([twin(picture, "native") for picture in normals], intent.policy))
-    fit_on, held_out = split_by_group([picture.group for picture in normals], 0)
+    fit_on, held_out = split_by_group(groups, 0)
     detector, runtime = intent.detector(), Runtime(seed=0)
     batches = Batches(detector, runtime, _InMemory(images), {"train": fit_on, "held_out": held_out})
     train(detector, detector.learner(runtime), batches, save=lambda _: None, say=lambda _: None)
     detector.eval()
-    others = pixels([twin(picture, "native") for picture in calibration], intent.policy)
-    scores = np.array([frame.score for frame in Scorer(detector).score(others)])
-    threshold = threshold_for_fpr(scores.astype(np.float32), 0.01).threshold
-    return Judge(kind, detector, intent.policy, float(scores.std()), threshold)
+    scores = Judge(detector, 0, 0).scores(calibration)
+    return Judge(detector, float(scores.std()), threshold_for_fpr(scores, MAX_FPR).threshold)
 
 
-def judged(judge: Judge, twins: list[bytes]) -> tuple[Comparison, str]:
-    """How a detector's scores of one form change, and by how much its frames were reduced."""
-    scorer = Scorer(judge.detector)
-    ways = [judge.policy, judge.policy.model_copy(update={"decode": "reduced"})]
-    whole, reduced = (
-        np.array([frame.score for frame in scorer.score(pixels(twins, policy))], np.float32) for policy in ways
-    )
-    factors = Counter(open_dicom(data, Limits()).reduction(ways[1]) for data in twins)
-    told = ", ".join(f"{factor} ({100 * count / len(twins):.0f} %)" for factor, count in sorted(factors.items()))
-    return Comparison(whole, reduced, judge.spread, judge.threshold), told
+def measured(name: str, kind: str, found: Decoded) -> dict[str, Any]:
+    """What reducing does to one detector's scores of one set, by form."""
+    side, normal = side_of(kind), np.flatnonzero(~found.anomalous)
+    native = found.twins["native", side].whole
+    thirds = folds([found.groups[i] for i in normal])
+    parts: dict[str, list[dict[str, NDArray[Any]]]] = {form: [] for form in FORMS}
+    for number, third in enumerate(thirds):
+        calibrate_on, fit_on = (normal[thirds[(number + ahead) % FOLDS]] for ahead in (1, 2))
+        judge = fitted(kind, native[fit_on], [found.groups[i] for i in fit_on], native[calibrate_on])
+        # Anomalous ones were in no fit: all thirds' judges look at them.
+        judged = np.concatenate([normal[third], np.flatnonzero(found.anomalous)])
+        for form in FORMS:
+            parts[form].append(_scored(judge, found.twins[form, side], judged, found.anomalous))
+    forms = {form: _summary(of_form) for form, of_form in parts.items()}
+    sizes = [len(third) for third in thirds]
+    return {"set": name, "of": SETS[name].of, "detector": kind, "side_px": side, "folds": sizes, "forms": forms}
 
 
-def is_read(data: bytes) -> bool:
-    """Whether the file is decoded at all, whole."""
-    try:
-        decode(data, policy_of(INPUTS_PX[0], "full"), Limits())
-    except ImageError:
-        return False
-    return True
+def _scored(judge: Judge, twins: Twins, judged: NDArray[np.int64], anomalous: NDArray[np.bool_]) -> dict[str, Any]:
+    """One judge's scores of those that are read, and flags; `change` is in spreads of calibration's normals."""
+    read = judged[twins.factor[judged] > 0]
+    whole = judge.scores(twins.whole[read])
+    reduced, smaller = whole.copy(), twins.factor[read] > 1
+    if smaller.any():
+        reduced[smaller] = judge.scores(twins.reduced[read][smaller])
+    labels = anomalous[read]
+    return {
+        "anomalous": labels,
+        "factor": twins.factor[read],
+        "change": (reduced - whole) / judge.spread,
+        "before": is_flagged(whole, judge.threshold),
+        "after": is_flagged(reduced, judge.threshold),
+        "areas": np.array([image_auroc(scores, labels.astype(int)) for scores in (whole, reduced)]),
+        "refused": np.array([len(judged) - len(read)]),
+    }
 
 
-def pixels(twins: list[bytes], policy: PixelPolicy) -> Iterator[Pixels]:
-    """The single frame of each file, as a detector gets it."""
-    for data in twins:
-        (frame,) = decode(data, policy, Limits()).frames
-        yield frame.pixels
+def _summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    areas = np.mean([part["areas"] for part in parts], axis=0).tolist()
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "areas"}
+    factors, counts = np.unique(joined["factor"], return_counts=True)
+    smaller = joined["factor"] > 1
+    normal, change = smaller & ~joined["anomalous"], np.abs(joined["change"][smaller])
+    off, on = joined["before"] & ~joined["after"], ~joined["before"] & joined["after"]
+    return {
+        "factors": dict(zip(map(str, factors.tolist()), counts.tolist(), strict=True)),
+        "refused": int(joined["refused"].sum()),
+        # Of what was reduced.
+        "normals": int(normal.sum()),
+        "normals_flagged": int((normal & joined["before"]).sum()),
+        "off": int((off & normal).sum()),
+        "on": int((on & normal).sum()),
+        "anomalous": int((smaller & joined["anomalous"]).sum()),
+        "anomalous_changed": int(((off | on) & smaller & joined["anomalous"]).sum()),
+        "mean": float(joined["change"][smaller].mean()) if smaller.any() else 0.0,
+        "median": float(np.median(change)) if smaller.any() else 0.0,
+        "p99": float(np.quantile(change, 0.99)) if smaller.any() else 0.0,
+        "largest": float(change.max()) if smaller.any() else 0.0,
+        "auroc": areas,
+    }
 
 
-def score_lines(sets: list[str], detectors: list[str], work: Path) -> list[str]:
-    """The table of scores."""
-    lines = [
-        "| pictures | detector | form | reduced by | mean change | median | largest | flags | AUROC whole → reduced |",
-        "|---|---|---|---|---:|---:|---:|---|---|",
-    ]
-    for name in sets:
-        folder = work / name.replace(" ", "-")
-        left = [detector for detector in detectors if not (folder / f"{detector}.md").exists()]
-        if left:
-            folder.mkdir(parents=True, exist_ok=True)
-            normals, calibration, tested = SETS[name]()
-            anomalous = np.array([picture.anomalous for picture in tested])
-            forms = {form: [twin(picture, form) for picture in tested] for form in FORMS}
-            for detector in left:
-                judge = fitted(detector, normals, calibration)
-                rows = [form_line(name, judge, form, twins, anomalous) for form, twins in forms.items()]
-                (folder / f"{detector}.md").write_text("\n".join(rows))
-        for detector in detectors:
-            lines += (folder / f"{detector}.md").read_text().splitlines()
-    return lines
-
-
-def form_line(name: str, judge: Judge, form: str, twins: list[bytes], anomalous: NDArray[np.bool_]) -> str:
-    """The table's row of one form."""
-    read = np.array([is_read(data) for data in twins])
-    comparison, factors = judged(judge, [data for data, whole in zip(twins, read, strict=True) if whole])
-    line = f"| {' | '.join([name, judge.kind, form, factors, *comparison.row(anomalous[read])])} |"
-    print(line, flush=True)
-    return line
-
-
-def time_lines(work: Path) -> list[str]:
-    """The table of milliseconds."""
-    done = work / "times.md"
-    if done.exists():
-        return done.read_text().splitlines()
-    lines = [
-        f"| frame | whole ms | {' | '.join(f'for {side} px ms' for side in INPUTS_PX)} |",
-        f"|---|---:|{'---:|' * len(INPUTS_PX)}",
-    ]
+def times() -> dict[str, Any]:
+    """Milliseconds of CPU from a file's bytes to the input."""
+    rows = []
     for size in TIMED_PX:
         for form, data in timed_files(size):
             whole = cpu_ms(data, policy_of(INPUTS_PX[-1], "full"))
-            times = [cpu_ms(data, policy_of(side, "reduced")) for side in INPUTS_PX]
-            lines.append(f"| {form}, {size} x {size} | {' | '.join(f'{ms:.1f}' for ms in (whole, *times))} |")
-    work.mkdir(parents=True, exist_ok=True)
-    done.write_text("\n".join(lines))
-    return lines
+            reduced = [cpu_ms(data, policy_of(side, "reduced")) for side in INPUTS_PX]
+            rows.append({"form": form, "size_px": size, "whole_ms": whole, "reduced_ms": reduced})
+    return {"inputs_px": INPUTS_PX, "repeats": REPEATS, "load": os.getloadavg()[0], "rows": rows}
 
 
 def timed_files(size_px: int) -> Iterator[tuple[str, bytes]]:
@@ -211,58 +259,28 @@ def cpu_ms(data: bytes, policy: PixelPolicy) -> float:
     return min(once() for _ in range(REPEATS))
 
 
-TOP = """\
-# Decoding at the size that the detector sees
-
-{machine}; Python {versions[python]}, imagecodecs {imagecodecs}; load average {load:.1f} when this was written, by
-`python -m benchmarks.reduced`.
-
-## Milliseconds
-
-From a file's bytes to the input, CPU time of one thread, least of {repeats}; a smooth field with grain, 12 bits, of
-JPEG 8.
-
-"""
-SCORES = """
-## Scores and flags
-
-Each detector at its default size and preset, fitted on whole native frames (seed 0), scores every twin whole and
-reduced: the change is that of the same twin, by the standard deviation of what other normals of the training split
-score, which the threshold, 1 % false positives, is set by as well.
-`off` were flagged and no longer are, `on` the other way round. Native frames cannot be reduced: nothing changes.
-J2K lossy and JPEG have 45 dB and quality 90; of phantoms, JPEG has the upper 8 of 12 bits.
-Sets are cut: at most {fit} normals to fit on, {calibration} for spread and threshold, which that makes rough, and
-{normal} normal and {anomalous} anomalous ones to judge; areas under the curve of so few tell nothing by themselves.
-A form of which fewer are judged than of the others has some that are refused whole, too, and left out.
-`doubled`: enlarged by bicubic interpolation, which gives them less detail than pictures acquired at that size have, so
-that reducing loses less; phantoms are made at {phantom} px, with the grain of their scanners.
-
-"""
+def _store(path: Path, found: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def main() -> None:
-    """Measure, print and store."""
+    """Measure what is asked and not yet measured, store it, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--detector", action="append", help="repeatable; linear and padim by default")
+    parser.add_argument("--detector", action="append", help=f"repeatable; {', '.join(DETECTORS)} by default")
     parser.add_argument("--set", action="append", choices=SETS, help="repeatable; all by default")
-    parser.add_argument("--work", type=Path, default=Path("build/reduced"), help="keeps what is done")
+    parser.add_argument("--work", type=Path, default=Path("build/reduced"), help="keeps decoded pictures")
     asked = parser.parse_args()
-    work = asked.work.resolve()
-    scores = score_lines(asked.set or list(SETS), asked.detector or ["linear", "padim"], work)
-    times = time_lines(work)
-    top = TOP.format(
-        machine=machine(),
-        versions=versions(),
-        imagecodecs=imagecodecs.__version__,
-        load=os.getloadavg()[0],
-        repeats=REPEATS,
-    )
-    cut = SCORES.format(**MOST._asdict(), phantom=PHANTOM_PX)
-    missing = [name for name in SETS if not any(line.startswith(f"| {name} |") for line in scores)]
-    left_out = f"\nNot run: {', '.join(missing)}.\n" if missing else ""
-    text = top + "\n".join(times) + "\n" + cut + "\n".join(scores) + "\n" + left_out
-    print(text)
-    RESULT.write_text(text)
+    if not TIMES.exists():
+        _store(TIMES, times())
+    for kind in asked.detector or DETECTORS:
+        for name in asked.set or SETS:
+            cell = RESULTS / f"{name.replace(' ', '-')}--{kind}.json"
+            if not cell.exists():
+                _store(cell, measured(name, kind, decoded(name, asked.work)))
+                print(f"{cell.name} after {time.process_time():.0f} s of CPU", flush=True)
+                write_page()
+    write_page()
 
 
 if __name__ == "__main__":

@@ -21,21 +21,10 @@ ROOT = Path(__file__).parents[1]
 # The builder of test files, which is no package.
 sys.path[:0] = [str(ROOT / "tests")]
 
-PHANTOM_PX = 512
+# At it the narrowest scanner's matrix has four inputs of 128 px a side, and may be reduced for all of them.
+PHANTOM_PX = 560
 # PSNR in dB, and quality of 100.
 J2K_LOSSY_DB, JPEG_QUALITY = 45, 90
-
-
-class Counts(NamedTuple):
-    """At most so many pictures of a set: normal ones to fit and to calibrate on, normal and anomalous ones to judge."""
-
-    fit: int
-    calibration: int
-    normal: int
-    anomalous: int
-
-
-MOST = Counts(fit=80, calibration=20, normal=24, anomalous=16)
 
 
 class Picture(NamedTuple):
@@ -48,30 +37,27 @@ class Picture(NamedTuple):
     attributes: dict[str, Any]
 
 
-# To fit on, to calibrate on, to judge.
-Pictures = tuple[list[Picture], list[Picture], list[Picture]]
+class PictureSet(NamedTuple):
+    """At most so many normal and anomalous pictures; `of` is what sets of the same ones share."""
+
+    of: str
+    normal: int
+    anomalous: int
+    make: Callable[[bool, int], Iterator[Picture]]
+
+    def pictures(self) -> Iterator[Picture]:
+        """All of them, normal ones first."""
+        yield from self.make(False, self.normal)
+        yield from self.make(True, self.anomalous)
 
 
-def _split(name: str, enlarged: int) -> Pictures:
-    """Pictures of a split file in ../shared/data."""
-    data = ROOT.parent / "shared" / "data"
-    rows = list(read_rows(data / "splits" / f"{name}.csv"))
-    groups = {row["image"]: row.get("group") or row["image"] for row in read_rows(data / name / "labels.csv")}
-
-    def pictures(split: str, anomalous: bool, most: int) -> list[Picture]:
-        found = [row["image"] for row in rows if (row["split"], row["anomalous"]) == (split, str(int(anomalous)))]
-        # Spread over the whole list: neighbours in it are alike.
-        chosen = [found[n] for n in np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).astype(int))]
-        return [Picture(_grey(data / name / image, enlarged), 8, groups[image], anomalous, {}) for image in chosen]
-
-    tested = pictures("test", False, MOST.normal) + pictures("test", True, MOST.anomalous)
-    return *_parted(pictures("train", False, MOST.fit + MOST.calibration)), tested
-
-
-def _parted(normals: list[Picture]) -> tuple[list[Picture], list[Picture]]:
-    """Those to fit on, and some from everywhere among them to calibrate on."""
-    every = len(normals) // MOST.calibration
-    return [one for number, one in enumerate(normals) if number % every], normals[::every]
+def _labelled(name: str, enlarged: int, anomalous: bool, most: int) -> Iterator[Picture]:
+    """Pictures of a set in ../shared/data, spread over the whole list: neighbours in it are alike."""
+    data = ROOT.parent / "shared" / "data" / name
+    found = [row for row in read_rows(data / "labels.csv") if row["anomalous"] == str(int(anomalous))]
+    for place in np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).astype(int)):
+        row = found[place]
+        yield Picture(_grey(data / row["image"], enlarged), 8, row["group"], anomalous, {})
 
 
 def _grey(path: Path, enlarged: int) -> NDArray[np.uint8]:
@@ -82,17 +68,11 @@ def _grey(path: Path, enlarged: int) -> NDArray[np.uint8]:
     return np.asarray(grey)
 
 
-def _phantoms() -> Pictures:
+def _phantoms(anomalous: bool, most: int) -> Iterator[Picture]:
     """Phantoms, a slice of each patient."""
-    normals = list(islice(_slices("train", lesion=False), MOST.fit + MOST.calibration))
-    tested = list(islice(_slices("archive", lesion=False), MOST.normal))
-    return *_parted(normals), tested + list(islice(_slices("calibration", lesion=True), MOST.anomalous))
-
-
-def _slices(split: str, *, lesion: bool) -> Iterator[Picture]:
-    for patient in patients(split, 0):
-        found, _ = patient.picture(patient.level(patient.number % 3), PHANTOM_PX, lesion)
-        yield Picture(found.stored, 12, str(patient.number), lesion, _attributes(patient, found.windows))
+    for patient in islice(patients("calibration" if anomalous else "train", 0), most):
+        found, _ = patient.picture(patient.level(patient.number % 3), PHANTOM_PX, anomalous)
+        yield Picture(found.stored, 12, str(patient.number), anomalous, _attributes(patient, found.windows))
 
 
 def _attributes(patient: Patient, windows: list[tuple[float, float]]) -> dict[str, Any]:
@@ -106,12 +86,12 @@ def _attributes(patient: Patient, windows: list[tuple[float, float]]) -> dict[st
     }
 
 
-SETS: dict[str, Callable[[], Pictures]] = {
-    "br35h": partial(_split, "br35h", 1),
-    "br35h doubled": partial(_split, "br35h", 2),
-    "elpv": partial(_split, "elpv", 1),
-    "elpv doubled": partial(_split, "elpv", 2),
-    "phantoms": _phantoms,
+SETS = {
+    "elpv doubled": PictureSet("elpv", 588, 30, partial(_labelled, "elpv", 2)),
+    "phantoms": PictureSet("phantoms", 510, 30, _phantoms),
+    "elpv": PictureSet("elpv", 588, 30, partial(_labelled, "elpv", 1)),
+    "br35h doubled": PictureSet("br35h", 450, 30, partial(_labelled, "br35h", 2)),
+    "boards": PictureSet("boards", 364, 30, partial(_labelled, "deeppcb", 1)),
 }
 
 

@@ -1,17 +1,30 @@
-"""Pictures in the forms that may be decoded at a smaller size, and the policies that do and do not."""
+"""Pictures in the forms that may be decoded at a smaller size, and policies and models that do and do not."""
 
 from __future__ import annotations
 
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
+import detectorkit
 import dicomkit as kit
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
+import scankit
+import torch
 from PIL import Image
+from pydicom.uid import JPEG2000Lossless
 
-from ad_jobs.images.policy import PixelPolicy
+from ad_jobs.fitting.intent import resolve
+from ad_jobs.images.decode import decode
+from ad_jobs.images.domain import DomainFile
+from ad_jobs.images.model_input import to_input
+from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.scoring.calibration import calibrate_on
+from ad_jobs.scoring.held_out import HeldOut
+from ad_jobs.scoring.model_store import publish, write_calibration
+from ad_jobs.specs import FitSpec
 
 Array = npt.NDArray[Any]
 
@@ -52,6 +65,34 @@ def file(codes: list[bytes], syntax: str, like: Array, bits: int | None = None, 
     kit.encapsulated(ds, codes)
     ds.file_meta.TransferSyntaxUID = syntax
     return kit.encode(ds)
+
+
+def jpeg_2000(number: int, side_px: int, resolutions: int = 6, **attributes: Any) -> bytes:
+    """scankit's picture of that number as a DICOM file: 12 bits, in lossless JPEG 2000."""
+    pixels: Array = np.rint(scankit.picture(number, side_px) * 4095).astype(np.uint16)
+    code = j2k(pixels, 12, codecformat="j2k", resolutions=resolutions)
+    return file([code], JPEG2000Lossless, pixels, 12, StudyInstanceUID=f"1.2.{number}", **attributes)
+
+
+def pixels(data: bytes, policy: PixelPolicy) -> npt.NDArray[np.uint16]:
+    """A file's only frame."""
+    return decode(data, policy, Limits()).frames[0].pixels
+
+
+def fitted_pair(folder: Path, files: list[bytes], size_px: int) -> dict[str, str]:
+    """Folders of two models that are fitted on the files alike but for how these are decoded, by that."""
+    found = {}
+    for how in ("full", "reduced"):
+        intent = resolve(FitSpec(detector="linear", normal="/n", out="/m", size=size_px, decode=how)).in_grey()
+        images = [pixels(data, intent.policy) for data in files]
+        stacked = torch.from_numpy(to_input(np.stack(images), 1))
+        detector = intent.detector()
+        detectorkit.run_fit(detector, detectorkit.batches(stacked[:-4], 16), detectorkit.batches(stacked[-4:], 16))
+        found[how] = str(folder / how)
+        record = publish(found[how], "linear", detector, intent.policy, {"seed": 0}, DomainFile())
+        given = calibrate_on(detector, map(HeldOut, images), model_id=record["model_id"], source="test", max_fpr=0.1)
+        write_calibration(found[how], given)
+    return found
 
 
 def jpeg(pixels: Array, **options: Any) -> bytes:

@@ -308,6 +308,10 @@ def verify(
     run: o.Run,
     sample: Annotated[int, typer.Option(min=0, help="Objects to fetch, hash and score again.")] = 100,
     seed: o.Seed = 0,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Of models that decode reduced frames: tell what whole ones would change, too."),
+    ] = False,
     key: o.SigningKey = None,
     identifiers_key: Annotated[
         Path | None, typer.Option(help="File with the key of hashed identifiers: check them, too.", metavar="FILE")

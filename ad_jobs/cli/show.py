@@ -109,6 +109,28 @@ def verification_text(value: dict[str, Any]) -> str:
         f"scored again within {value['tolerance']:g}; {_SIGNATURES[value['signature']]}"
         + ("" if value["names_checked"] else "; the names of objects were not checked (--identifiers-key, --manifest)")
         + ("" if value["parent_checked"] else "; what the run's parent has was not checked: it is gone")
+        + "".join(f"\n{_whole_text(one)}" for one in value["whole"])
+    )
+
+
+def _whole_text(one: dict[str, Any]) -> str:
+    """What decoding whole frames would change for one model."""
+    model = f"model {one['model_id']}"
+    if one["decode"] == "full":
+        return f"{model} decodes whole frames: there is nothing to compare"
+    failed = "".join(f"; {count} would have no score: {code}" for code, count in one["by_code"].items())
+    if not one["frames"]:
+        return f"{model} decodes reduced frames: none of the sample was scored whole{failed}"
+    spread = one["spread"]
+    shares = (
+        f", {one['largest'] / spread:.2%} and {one['median'] / spread:.2%} of the spread of the calibration's normals"
+        if spread
+        else ""
+    )
+    return (
+        f"{model} decodes reduced frames: whole, {one['frames']} score otherwise by {one['largest']:.3g} at most and "
+        f"{one['median']:.3g} in the median{shares}; {one['unflagged']} would no longer be flagged, "
+        f"{one['flagged']} would be{failed}"
     )
 
 

@@ -20,7 +20,7 @@ from ad_jobs.images.remarks import Remark
 from ad_jobs.images.sniff import kind_of, sniff
 from ad_jobs.schema import DEMOGRAPHICS, MANIFEST, MANIFEST_HEADERS
 
-__all__ = ["Decoded", "Frame", "decode", "decode_each", "preview", "read_header"]
+__all__ = ["Decoded", "Frame", "decode", "decode_each", "preview", "read_header", "refusals"]
 
 # The columns of a manifest that an object's bytes tell; its name tells the others.
 _OF_THE_BYTES = tuple(name for name in MANIFEST_HEADERS.names if name not in (*MANIFEST.names, "group"))
@@ -94,7 +94,7 @@ def decode_each(
     with quiet():
         picture = _open(data, limits)
         traits = Traits.of(picture.header)
-        refused = tuple(taker.domain.refusal(traits) for taker in takers)
+        refused = _refused(picture, takers)
         wanted = {taker.policy for taker, reason in zip(takers, refused, strict=True) if reason is None}
         if not takers:
             wanted = set(range(len(policies)))
@@ -114,6 +114,21 @@ def decode_each(
         unsaid = {Remark.DECODED_WHOLE} if picture.reduction(policy) == 1 else set()
         found.append(Decoded(of_policy, picture.header, tuple(sorted(picture.remarks - unsaid)), refused))
     return found
+
+
+def refusals(data: bytes, limits: Limits, takers: Sequence[Taker]) -> tuple[str | None, ...]:
+    """Of each taker, why it does not take the object, None where it does, as far as the header tells.
+
+    Raises:
+        ImageError: the header cannot be read.
+    """
+    with quiet():
+        return _refused(_open(data, limits), takers)
+
+
+def _refused(picture: Picture, takers: Sequence[Taker]) -> tuple[str | None, ...]:
+    traits = Traits.of(picture.header)
+    return tuple(taker.domain.refusal(traits) for taker in takers)
 
 
 def _frames(

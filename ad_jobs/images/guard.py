@@ -34,18 +34,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ad_jobs.errors import ErrorCode, ImageError, JobError
-from ad_jobs.images.decode import Decoded, decode_each, preview
+from ad_jobs.images.decode import Decoded, decode_each, preview, refusals
 from ad_jobs.images.domain import Taker
 from ad_jobs.images.policy import Limits, PixelPolicy
 
 # The child imports numpy and the codecs: a second on an idle machine, much more on one that is starved.
 START_TIMEOUT_S = 120.0
+# How long a header may take that is read again, once the pixels were too much.
+HEADER_TIMEOUT_S = 10.0
 # How long after the parent's limit an orphaned child still works at an object before its own alarm ends it.
 ALARM_GRACE_S = 5.0
 # How often an idle child looks whether its parent is still the one that started it.
 ORPHAN_CHECK_S = 15.0
 
 TAKEN = "taken"
+# What becomes of an object by which the child was lost, or ran out of memory, before it told what its header says.
+_NO_ANSWER = (ErrorCode.DECODE_TIMEOUT, ErrorCode.DECODER_CRASHED, ErrorCode.TOO_MUCH_MEMORY)
 # What C++, Rust and Python print when they end for want of memory.
 _NO_MEMORY = re.compile(rb"bad_alloc|memory allocation of \d+ bytes failed|[Oo]ut of memory|MemoryError|length_error")
 _LAST_WORDS_BYTES = 4096
@@ -79,15 +83,33 @@ class GuardedDecoder:
     ) -> list[Decoded]:
         """As `images.decode.decode_each`, within `limits.timeout_s` of wall clock and `limits.max_memory_bytes`.
 
+        What is beyond them, or kills the child, is an error of the takers that the header does not keep from it.
+
         Raises:
             ImageError: as there; DECODE_TIMEOUT after the limit, TOO_MUCH_MEMORY beyond the other, DECODER_CRASHED when
                 the child died of it.
             JobError: no child process could be started.
         """
-        decoded: list[Decoded] = self._work(
-            functools.partial(decode_each, data, list(policies), limits, only=only, takers=tuple(takers)), data, limits
-        )
+        work = functools.partial(decode_each, data, list(policies), limits, only=only, takers=tuple(takers))
+        try:
+            decoded: list[Decoded] = self._work(work, data, limits)
+        except ImageError as error:
+            if error.code not in _NO_ANSWER or not any(refused := self._refusals(data, limits, takers)):
+                raise
+            return [Decoded([], {}, (), refused, error) for _ in policies]
         return decoded
+
+    def _refusals(self, data: bytes, limits: Limits, takers: Sequence[Taker]) -> tuple[str | None, ...]:
+        """Which takers do not take an object that gave no answer; none where its header gives none either."""
+        quick = limits.model_copy(update={"timeout_s": min(limits.timeout_s, HEADER_TIMEOUT_S)})
+        try:
+            refused: tuple[str | None, ...] = self._work(
+                functools.partial(refusals, data, limits, tuple(takers)), data, quick
+            )
+        except ImageError:
+            # Nobody can be told apart by it: what it did first is what becomes of it, under every model.
+            return ()
+        return refused
 
     def preview(
         self, data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_side: int = 512

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images import dicom
-from ad_jobs.images.domain import Domain, Traits
+from ad_jobs.images.domain import Taker, Traits
 from ad_jobs.images.picture import check_frames, check_input, check_size
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.images.sop_class import is_no_image
@@ -22,8 +22,8 @@ _PICTURES = ("png", "jpeg", "tiff")
 class Outlook(NamedTuple):
     """What is to be expected of an object.
 
-    `code` and `detail` say why no model will score it, None where nothing speaks against it; `refused` then says of
-    each model why it does not take it, None where it does.
+    `code` and `detail` say why no model will score it, None where nothing speaks against it.
+    `refused` says of each model why it does not take it, None where it does; empty where the code is every model's.
     """
 
     code: ErrorCode | None
@@ -42,7 +42,7 @@ class Outlook(NamedTuple):
 
 
 def outlook(
-    header: Mapping[str, Any], policies: Sequence[PixelPolicy], limits: Limits, domains: Sequence[Domain]
+    header: Mapping[str, Any], policies: Sequence[PixelPolicy], limits: Limits, takers: Sequence[Taker]
 ) -> Outlook:
     """What a scan will make of an object.
 
@@ -51,15 +51,17 @@ def outlook(
             told.
         policies: the different ones among the models.
         limits: what one object may cost.
-        domains: what each model takes.
+        takers: the models: what each takes, and the number of its policy.
     """
+    refused: tuple[str | None, ...] = ()
     try:
         _check(header, limits)
-        refused = tuple(domain.refusal(_traits(header)) for domain in domains)
-        if None in refused:
-            check_input(header["frames"] or 1, policies, limits)
+        refused = tuple(taker.domain.refusal(_traits(header)) for taker in takers)
+        wanted = {taker.policy for taker, reason in zip(takers, refused, strict=True) if reason is None}
+        if wanted:
+            check_input(header["frames"] or 1, [policies[number] for number in sorted(wanted)], limits)
     except ImageError as error:
-        return Outlook(error.code, error.detail, ())
+        return Outlook(error.code, error.detail, refused)
     return Outlook(None, "", refused)
 
 

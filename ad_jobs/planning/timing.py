@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -82,14 +82,25 @@ def time_sample(intent: Intent, ids: NDArray[np.int64], scratch: str) -> Timed:
         scored = score_objects(ready, intent.policies, models)
     written = _Written(scored, uses, scratch)
     return Timed(
-        np.stack([_costs(row, written, intent.spec.heatmaps) for row in scored.select(_TIMES).to_pylist()]),
+        np.stack([_costs(row, written, intent.spec.heatmaps) for row in _timed_rows(scored)]),
         1e3 * cpu_s / rows.num_rows,
         *written.sizes(),
         dict(sorted(Counter(written.codes()).items())),
     )
 
 
-_TIMES = ["object_id", "bytes", "fetch_ms", "decode_ms", "score_ms"]
+class _TimedRow(TypedDict):
+    """What SCORED_OBJECTS tells of an object's times; of `score_ms`, each model's frames."""
+
+    object_id: int
+    bytes: int | None
+    fetch_ms: float
+    decode_ms: float | None
+    score_ms: list[list[float]]
+
+
+def _timed_rows(scored: pa.Table) -> list[_TimedRow]:
+    return cast(list[_TimedRow], scored.select(list(_TimedRow.__annotations__)).to_pylist())
 
 
 @contextmanager
@@ -104,12 +115,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _costs(row: dict[str, object], written: _Written, kept: KeepPolicy) -> list[float]:
-    score_ms = sum(ms for of_model in row["score_ms"] for ms in of_model)  # type: ignore[attr-defined]
+def _costs(row: _TimedRow, written: _Written, kept: KeepPolicy) -> list[float]:
+    score_ms = sum(ms for of_model in row["score_ms"] for ms in of_model)
     rows, maps, heatmap_bytes = written.of_object(row["object_id"], kept)
     write_ms = written.table_ms + maps * written.heatmap_ms
-    times = (row["bytes"] or 0, row["fetch_ms"], row["decode_ms"] or 0, score_ms, write_ms, rows, heatmap_bytes)
-    return [float(value) for value in times]  # type: ignore[arg-type]
+    return [row["bytes"] or 0, row["fetch_ms"], row["decode_ms"] or 0, score_ms, write_ms, rows, heatmap_bytes]
 
 
 class _Written:
@@ -131,7 +141,7 @@ class _Written:
         pairs = self._rows.select(["object_id", "error_code"]).to_pylist()
         yield from (code for _, code in {(row["object_id"], row["error_code"]) for row in pairs} if code is not None)
 
-    def of_object(self, object_id: object, kept: KeepPolicy) -> tuple[int, float, float]:
+    def of_object(self, object_id: int, kept: KeepPolicy) -> tuple[int, float, float]:
         """Its rows, and of its heatmaps how many are to be kept, and their bytes in a shard: shares of them count."""
         rows = [row for row in self._rows.select(_KEPT).to_pylist() if row["object_id"] == object_id]
         maps = [(_share(kept, row["flagged"]), row["heatmap"]) for row in rows if row["heatmap"] is not None]

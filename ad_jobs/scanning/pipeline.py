@@ -24,7 +24,7 @@ from ad_jobs.archive.fetching import status_of
 from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.errors import JobError, RetroscanError
 from ad_jobs.images.domain import Taker
-from ad_jobs.images.guard import of_this_process
+from ad_jobs.images.guard import HEADER_TIMEOUT_S, of_this_process
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.scanning.intent import Intent
 from ad_jobs.scanning.judgement import ModelUse
@@ -118,8 +118,11 @@ def block_rows(left: int, division: ScanDivision) -> int:
 
 
 def slowest_block_s(limits: Limits, division: ScanDivision) -> float:
-    """How long a fetch-and-decode task takes at most whose objects all run into their limit, each on a new child."""
-    return division.block_rows * (limits.timeout_s + RESTART_S)
+    """How long a fetch-and-decode task takes at most whose objects all run into their limits, each on a new child.
+
+    That is the one of its pixels, and of its header once more.
+    """
+    return division.block_rows * (limits.timeout_s + min(limits.timeout_s, HEADER_TIMEOUT_S) + 2 * RESTART_S)
 
 
 def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any) -> ray.data.Dataset:

@@ -8,16 +8,15 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from datetime import timedelta
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import TextColumn
+
+from ad_jobs.archive.progress import LOG_EVERY_S, OnTerminal
 
 log = logging.getLogger("retroscan.scan")
 
 TERMINAL_EVERY_S = 1.0
-LOG_EVERY_S = 60.0
 # Images per second are those of the last two minutes.
 RATE_OVER_S = 120.0
 
@@ -40,30 +39,14 @@ class State(NamedTuple):
         )
 
 
-class ScanProgress:
+class ScanProgress(OnTerminal):
     """Shows what `update` is told, from `start` (done, failed) of an earlier call on. A context manager."""
 
     def __init__(self, objects: int, done: int = 0, failed: int = 0) -> None:
-        self._objects = objects
+        super().__init__("scan", TextColumn("{task.fields[state]}"), total=objects, done=done)
         self._start = (done, failed)
         self._seen: deque[tuple[float, int, int]] = deque([(time.monotonic(), 0, 0)])
-        self._bar: Progress | None = None
         self.every_s = TERMINAL_EVERY_S if sys.stderr.isatty() else LOG_EVERY_S
-
-    def __enter__(self) -> Self:
-        if sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("scan"), BarColumn(), TextColumn("{task.fields[state]}"), console=Console(stderr=True)
-            )
-            self._bar.add_task("scan", total=self._objects, completed=self._start[0], state="")
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def state(self, totals: Mapping[str, int], now: float) -> State:
         """What the totals (`objects`, `failed`, `frames`, since the start) mean at the time `now`, in seconds."""
@@ -74,14 +57,14 @@ class ScanProgress:
         then, objects_then, frames_then = self._seen[0]
         passed = max(now - then, 1e-9)
         # Objects that were scored again, after a worker was lost, count twice here; the table has them once.
-        done = min(self._objects, self._start[0] + objects)
+        done = min(self._total, self._start[0] + objects)
         rate = (objects - objects_then) / passed
         return State(
-            self._objects,
+            self._total,
             done,
             self._start[1] + totals.get("failed", 0),
             (frames - frames_then) / passed,
-            (self._objects - done) / rate if rate > 0 else None,
+            (self._total - done) / rate if rate > 0 else None,
         )
 
     def update(self, totals: dict[str, int]) -> None:

@@ -37,6 +37,8 @@ class Calibration(Threshold):
     model_id: str
     n_normal: int
     n_anomalous: int
+    # The standard deviation of what the normal images scored; earlier versions did not write it.
+    normal_spread: float | None = None
     heatmap_low: float
     heatmap_high: float
     source: str
@@ -142,6 +144,7 @@ def calibrate_on(
         n_normal=len(normal_scores),
         n_anomalous=len(abnormal_scores),
         n_groups=len({one.group or place for place, one in enumerate(scored) if not one.anomalous}),
+        normal_spread=float(np.std(normal_scores)),
         heatmap_low=low,
         heatmap_high=high,
         source=source,

@@ -44,13 +44,8 @@ class FittedModel:
     # Of the file with the record, as it lies there.
     record_sha256: str
     domain: DomainFile
-
-    @property
-    def model_id(self) -> str:
-        """12 hex digits over what decides a row: with another domain.json it is another model."""
-        if self.domain == DomainFile() and record.DOMAIN_SHA256 not in self.record:
-            return str(self.record["model_id"])
-        return record.model_id({**self.record, record.DOMAIN_SHA256: domain_sha256(self.domain)})
+    # 12 hex digits over what decides a row: with another domain.json it is another model.
+    model_id: str
 
     @property
     def calibrated_as(self) -> str:
@@ -163,14 +158,22 @@ def _read_fitted(folder: Path, uri: str) -> FittedModel:
     with _complete_and_unchanged(uri):
         found = record.read_record(folder)
         record.check_weights(folder, found)
+    domain = _read_domain(folder, uri, found)
     return FittedModel(
         uri=uri,
         record=found,
         policy=PixelPolicy.model_validate(found["policy"]),
         limits=Limits.model_validate(found.get("limits", {})),
         record_sha256=hashlib.sha256((folder / record.DETECTOR).read_bytes()).hexdigest(),
-        domain=_read_domain(folder, uri, found),
+        domain=domain,
+        model_id=_id_under(found, domain),
     )
+
+
+def _id_under(found: dict[str, Any], domain: DomainFile) -> str:
+    if domain == DomainFile() and record.DOMAIN_SHA256 not in found:
+        return str(found["model_id"])
+    return record.model_id({**found, record.DOMAIN_SHA256: domain_sha256(domain)})
 
 
 def _read_domain(folder: Path, uri: str, found: dict[str, Any]) -> DomainFile:

@@ -25,6 +25,7 @@ from ad_jobs.scoring.tolerances import AMP_TOLERANCE, SCORE_TOLERANCE
 from ad_jobs.verifying.progress import watched
 from ad_jobs.verifying.record import Judge, accepted
 from ad_jobs.verifying.run_archive import RunArchive
+from ad_jobs.verifying.whole import DecodedWhole, WholeFrames
 from cluster import storage
 
 # Of the global scale: sixty-five steps of its 16-bit picture.
@@ -35,11 +36,15 @@ PIECE = 1 << 20
 
 
 class Sampled(NamedTuple):
-    """How many objects were fetched again, how many of them were scored again, and what differs."""
+    """How many objects were fetched again, how many of them were scored again, and what differs.
+
+    `whole` tells of each model what decoding whole frames would change, where that was asked for.
+    """
 
     fetched: int
     scored: int
     differences: list[str]
+    whole: list[DecodedWhole]
 
 
 def choose(table: ScoreTable, objects: int, sample: int, seed: int) -> pd.DataFrame:
@@ -76,14 +81,18 @@ def _drawn(marked: NDArray[np.bool_], count: int, rng: np.random.Generator) -> l
 
 
 def check_sample(
-    run_uri: str, record: RunRecord, archive: RunArchive, judges: list[Judge], rows: pd.DataFrame
+    run_uri: str, record: RunRecord, archive: RunArchive, judges: list[Judge], rows: pd.DataFrame, *, full: bool = False
 ) -> Sampled:
-    """What differs between rows of the table and their objects, fetched and scored again under the run's models."""
+    """What differs between rows of the table and their objects, fetched and scored again under the run's models.
+
+    `full`: frames of models that decode reduced ones are scored whole as well, to see what that would change.
+    """
     limits = Limits.model_validate(record.config["limits"])
     amp = bool(record.config.get("amp"))
     # Without a GPU here, in float32: what --amp did to a score is within its tolerance either way.
     scorers = [Scorer(judge.detector, amp=amp and best_device().amp) for judge in judges]
     policies = [judge.model.policy for judge in judges]
+    whole = [WholeFrames(*pair, limits) for pair in zip(judges, scorers, strict=True)] if full else []
     accept = accepted(record) or ()
     takers = [Taker(number, judge.model.domain.accepts.widened(accept)) for number, judge in enumerate(judges)]
     by_object = {int(group["object_id"].iloc[0]): group for _, group in rows.groupby("object_id")}
@@ -105,8 +114,10 @@ def check_sample(
                     prepared = prepared._replace(error=ImageError(ErrorCode.OUT_OF_DOMAIN, reason), frames=[])
                 found = list(scorer.score(frame.pixels for frame in prepared.frames))
                 wrong += _object_differences(run_uri, judge, of_model, prepared, found, amp)
+                if whole:
+                    whole[number].add(fetched, found, decoder)
             differences += [f"{called}: {text}" for text in wrong]
-    return Sampled(len(by_object), scored, differences)
+    return Sampled(len(by_object), scored, differences, [one.told() for one in whole])
 
 
 def _object_differences(

@@ -206,6 +206,7 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "run": "r",
             "sample": 7,
             "seed": 1,
+            "full": True,
             "key": Path("signing"),
             "identifiers_key": Path("key"),
             "manifest": "manifest:m",

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 from cases import CASES
-from contract import checks
+from contract import checks, fits, scores
 from contract.maker import Maker
 
 from models.presets import PRESETS
@@ -27,10 +27,10 @@ def maker(name: str) -> Maker:
 
 def applies(check: checks.Check, name: str) -> bool:
     # Another process costs seconds, and options change nothing in how a model is loaded.
-    if check is checks.check_reloads_in_a_fresh_process:
+    if check is scores.check_reloads_in_a_fresh_process:
         return name in DETECTORS
     # Nothing that is not trained has a rate at which it diverges.
-    return check is not checks.check_diverging_fit_stops or maker(name).trained
+    return check is not fits.check_diverging_fit_stops or maker(name).trained
 
 
 @pytest.mark.parametrize(

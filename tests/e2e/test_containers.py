@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import containerkit
@@ -20,17 +20,8 @@ from ad_jobs.scan import scan
 from ad_jobs.score import score
 from ad_jobs.verify import verify
 from cluster import storage
-from cluster.session import session
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray(s3: S3Server) -> Iterator[None]:
-    """One Ray for all tests here; it knows the store."""
-    del s3
-    with session(num_cpus=2):
-        yield
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.usefixtures("one_ray")]
 
 
 def archive() -> dict[str, bytes]:

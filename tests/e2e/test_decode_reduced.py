@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import dicomkit
-import imagecodecs
 import numpy as np
 import pandas as pd
 import pytest
+import reducedkit
 import scankit as kit
-from numpy.typing import NDArray
-from pydicom.uid import JPEG2000Lossless
 
 from ad_jobs.fit import fit
 from ad_jobs.results.read import read_scores
 from ad_jobs.scan import scan
 from ad_jobs.score import score
-from ad_jobs.scoring.model_store import read_model
+from ad_jobs.scoring.model_store import open_model, read_model
+from ad_jobs.scoring.scorer import Scorer
 from ad_jobs.verify import verify
 
 pytestmark = pytest.mark.ray
@@ -27,14 +25,7 @@ SIDE_PX = 4 * kit.SIZE_PX + 3
 
 
 def jpeg_2000(number: int, *, resolutions: int = 6) -> bytes:
-    stored: NDArray[np.uint16] = np.rint(kit.picture(number, SIDE_PX) * 4095).astype(np.uint16)
-    code = imagecodecs.jpeg2k_encode(
-        stored, 0, codecformat="j2k", reversible=True, bitspersample=12, resolutions=resolutions
-    )
-    ds = dicomkit.dataset(stored, bits=12, StudyInstanceUID=f"1.2.{number}")
-    dicomkit.encapsulated(ds, [bytes(code)])
-    ds.file_meta.TransferSyntaxUID = JPEG2000Lossless
-    return dicomkit.encode(ds)
+    return reducedkit.jpeg_2000(number, SIDE_PX, resolutions)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +63,28 @@ def test_scan_and_score_and_verify_decode_alike(home: Path) -> None:
     np.testing.assert_allclose([row["score"] for row in again], scored["score"], rtol=1e-5)
     checked = verify(str(home / "run"), sample=100)
     assert checked.differences == []
-    assert checked.sampled == 9
+    assert (checked.sampled, checked.whole) == (9, [])
+
+
+def test_verify_full_tells_what_whole_frames_would_change(home: Path) -> None:
+    checked = verify(str(home / "run"), sample=100, full=True)
+    assert checked.ok
+    reduced, whole = checked.whole
+    assert (reduced["decode"], whole["decode"]) == ("reduced", "full")
+    assert (whole["frames"], whole["largest"]) == (0, None)
+    found = rows(home, "reduced")
+    scored = found[found["status"] == "scored"]
+    assert reduced["frames"] == len(scored) == 8
+    opened = open_model(str(home / "reduced"))
+    policy = opened.policy.model_copy(update={"decode": "full"})
+    images = [reducedkit.pixels((home / "archive" / name).read_bytes(), policy) for name in scored.index]
+    again = np.array([frame.score for frame in Scorer(opened.detector).score(images)])
+    change = np.abs(again - scored["score"].to_numpy())
+    assert reduced["largest"] == pytest.approx(change.max(), rel=1e-3)
+    assert reduced["median"] == pytest.approx(np.median(change), rel=1e-2)
+    assert 0 < reduced["largest"] < reduced["spread"]
+    flagged = again > opened.calibration.threshold
+    assert reduced["flagged"] == (flagged & ~scored["flagged"].astype(bool)).sum()
 
 
 def test_every_object_has_its_row_and_its_size(home: Path) -> None:

@@ -1,6 +1,5 @@
 """Source, model and run on S3: a scan, a fit, and refused credentials."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,8 @@ from ad_jobs.show import show
 from ad_jobs.specs import FitSpec
 from ad_jobs.verify import verify
 from cluster import storage
-from cluster.session import session
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray(s3: S3Server) -> Iterator[None]:
-    """One Ray for all tests here; it knows the store."""
-    del s3
-    with session(num_cpus=2):
-        yield
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.usefixtures("one_ray")]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,10 @@ from ad_jobs.results.runs import open_runs
 from ad_jobs.scan import scan
 from ad_jobs.verify import verify
 from cluster import storage
-from cluster.session import session
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.usefixtures("one_ray")]
 
 GOOD, BAD = kit.good_objects(8), {name: data for name, (data, _) in kit.bad_objects().items()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray(s3: S3Server) -> Iterator[None]:
-    """One Ray for all tests here; it knows the store."""
-    del s3
-    with session(num_cpus=2):
-        yield
 
 
 class Archive:

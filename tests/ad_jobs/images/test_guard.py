@@ -10,13 +10,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import dicomkit as kit
 import numpy as np
 import pytest
 
 from ad_jobs.errors import ErrorCode, ImageError
-from ad_jobs.images.decode import decode, preview
+from ad_jobs.images.decode import decode, decode_each, preview
+from ad_jobs.images.domain import Domain, Taker
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits, PixelPolicy
 
@@ -147,6 +149,49 @@ def test_tiny_frames_that_grow_at_the_input_are_too_many() -> None:
         assert caught.value.code == ErrorCode.TOO_MANY_FRAMES
         assert len(guard.decode(many, POLICY, LIMITS).frames) == 3000
         assert len(guard.decode(many, wide, LIMITS, only=7).frames) == 1
+
+
+# The first model takes all objects here, the second none.
+TAKERS = [Taker(0, Domain()), Taker(0, Domain(kind=("picture",)))]
+REFUSED = (None, "kind dicom, and the model takes picture")
+
+
+def test_who_refuses_an_object_does_so_though_it_takes_too_long() -> None:
+    endless = kit.dicom(np.zeros((50_000, 1, 1), np.uint8), VOILUTFunction="SIGMOID", WindowCenter="1", WindowWidth="3")
+    small = POLICY.model_copy(update={"height_px": 32, "width_px": 32})
+    short = LIMITS.model_copy(update={"timeout_s": 2.0, "max_frames": 100_000})
+    with GuardedDecoder() as guard:
+        (found,) = guard.decode_each(endless, [small], short, takers=TAKERS)
+        assert (found.refused, found.frames) == (REFUSED, [])
+        assert found.error is not None
+        assert found.error.code == ErrorCode.DECODE_TIMEOUT
+        with pytest.raises(ImageError):
+            guard.decode_each(endless, [small], short, takers=TAKERS[:1])
+
+
+class Lost(GuardedDecoder):
+    """Gives no answer about pixels."""
+
+    code = ErrorCode.DECODER_CRASHED
+
+    def _work(self, work: Any, data: bytes, limits: Limits) -> Any:
+        if work.func is decode_each:
+            raise ImageError(self.code, "as a child that is lost")
+        return super()._work(work, data, limits)
+
+
+@pytest.mark.parametrize("code", [ErrorCode.DECODER_CRASHED, ErrorCode.TOO_MUCH_MEMORY])
+def test_who_refuses_an_object_does_so_though_the_child_is_lost(code: ErrorCode) -> None:
+    with Lost() as guard:
+        guard.code = code
+        found = guard.decode_each(DATA, [POLICY, POLICY], LIMITS, takers=TAKERS)
+        assert [one.refused for one in found] == [REFUSED] * 2
+        assert [one.error and one.error.code for one in found] == [code] * 2
+        # Nobody refuses it, or nobody knows.
+        for data, takers in ((DATA, TAKERS[:1]), (DATA[:200], TAKERS), (DATA, [])):
+            with pytest.raises(ImageError) as caught:
+                guard.decode_each(data, [POLICY], LIMITS, takers=takers)
+            assert caught.value.code == code
 
 
 def test_a_preview_is_made_by_the_child() -> None:

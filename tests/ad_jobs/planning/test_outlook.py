@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ad_jobs.errors import ErrorCode
-from ad_jobs.images.domain import Domain
+from ad_jobs.images.domain import Domain, Taker
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.planning.outlook import outlook
 
@@ -23,7 +23,7 @@ BRAINS = Domain(modality=("MR",), kind=("dicom",), side_px=(10, 100), spacing_mm
 
 
 def seen(*domains: Domain, **header: Any) -> Any:
-    return outlook(MR | header, [POLICY], LIMITS, domains or (Domain(),))
+    return outlook(MR | header, [POLICY], LIMITS, [Taker(0, domain) for domain in domains or (Domain(),)])
 
 
 def test_an_image_that_the_model_takes() -> None:
@@ -76,6 +76,17 @@ def test_what_a_model_refuses(header: dict[str, Any], why: str) -> None:
 def test_of_two_models_one_refuses() -> None:
     found = seen(BRAINS, Domain(), modality="CT")
     assert (found.outcome, found.is_scored) == (ErrorCode.OUT_OF_DOMAIN, True)
+
+
+def test_the_input_of_a_model_that_refuses_it_is_not_reckoned() -> None:
+    large = POLICY.model_copy(update={"height_px": 64})
+    takers = [Taker(0, Domain()), Taker(1, Domain(modality=("CT",)))]
+    # Twenty frames are half of what is allowed at the first's input, and all of it at the second's.
+    assert outlook(MR | {"frames": 20}, [POLICY, large], LIMITS, takers).outcome == ErrorCode.OUT_OF_DOMAIN
+    assert outlook(MR | {"frames": 20, "modality": "CT"}, [POLICY, large], LIMITS, takers).code == "too_many_frames"
+    # Too much for the one that takes it: the other still refuses it.
+    found = outlook(MR | {"frames": 41}, [POLICY, large], LIMITS, takers)
+    assert (found.outcome, found.refused) == ("too_many_frames", (None, "modality MR, and the model takes CT"))
 
 
 def test_what_a_header_does_not_tell_excludes_nothing() -> None:

@@ -1,6 +1,8 @@
 """How far a scan is, as the terminal and the log are told."""
 
+import io
 import logging
+import sys
 
 import pytest
 
@@ -58,3 +60,20 @@ def test_without_a_terminal_it_is_a_line_in_the_log(
     assert shown.every_s == 60.0
     [line] = [record.getMessage() for record in caplog.records]
     assert line.startswith("5 of 10 objects done, 5 left, 1 failed;")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_a_bar_and_the_log_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with caplog.at_level(logging.INFO, logger="retroscan.scan"), ScanProgress(10, done=2) as shown:
+        shown.update({"objects": 5, "failed": 1, "frames": 5})
+    assert shown.every_s == 1.0
+    assert "7 of 10 objects done, 3 left, 1 failed;" in " ".join(terminal.getvalue().split())
+    assert caplog.records == []

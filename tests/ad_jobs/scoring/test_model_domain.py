@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import scankit as kit
@@ -10,6 +11,7 @@ from ad_jobs.calibrate import calibrate
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.domain import Domain, DomainFile
 from ad_jobs.scoring.model_store import DOMAIN, open_model, publish, read_model
+from models import record
 from models.record import DETECTOR
 
 ONLY_MR = DomainFile(accepts=Domain(modality=("MR",)))
@@ -103,3 +105,19 @@ def test_a_calibration_is_of_what_a_scan_scores(model: str, tmp_path: Path, capl
     others = kit.write_archive(tmp_path / "others", {"ct.dcm": kit.dicom_of(4, Modality="CT")})
     with pytest.raises(JobError):
         calibrate(model, others, max_fpr=0.5)
+
+
+def test_the_id_is_reckoned_once(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reckoned: list[str] = []
+    real = record.model_id
+
+    def counted(deciding: dict[str, Any]) -> str:
+        reckoned.append(real(deciding))
+        return reckoned[-1]
+
+    monkeypatch.setattr(record, "model_id", counted)
+    found = read_model(model)
+    # Of the record as it lies there, too, which a reader checks.
+    before = len(reckoned)
+    assert {found.model_id for _ in range(3)} == {reckoned[-1]}
+    assert len(reckoned) == before
