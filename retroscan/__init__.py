@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ad_jobs.compare import compare
     from ad_jobs.errors import ErrorCode, ImageError, JobError, RetroscanError, TooManyFailed, UsageError
     from ad_jobs.evaluate import evaluate
+    from ad_jobs.export_model import export_model
     from ad_jobs.fit import fit
     from ad_jobs.index import index
     from ad_jobs.plan import plan
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         CalibrateSpec,
         CompareSpec,
         EvaluateSpec,
+        ExportModelSpec,
         FitSpec,
         IndexSpec,
         PlanSpec,
@@ -55,6 +57,7 @@ _HOMES = {
     "ad_jobs.compare": ("compare",),
     "ad_jobs.errors": ("ErrorCode", "ImageError", "JobError", "RetroscanError", "TooManyFailed", "UsageError"),
     "ad_jobs.evaluate": ("evaluate",),
+    "ad_jobs.export_model": ("export_model",),
     "ad_jobs.fit": ("fit",),
     "ad_jobs.index": ("index",),
     "ad_jobs.plan": ("plan",),
@@ -69,6 +72,7 @@ _HOMES = {
         "CalibrateSpec",
         "CompareSpec",
         "EvaluateSpec",
+        "ExportModelSpec",
         "FitSpec",
         "IndexSpec",
         "PlanSpec",

@@ -308,6 +308,20 @@ def show_(
     show.result(verb(spec), json_, show.shown_text)
 
 
+def export_model(
+    context: typer.Context,
+    model: o.Model,
+    out: Annotated[str, typer.Option(help="File to write, local or s3://; its name ends with .onnx.")],
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """A model's network as ONNX, of padim, mkd (cosine map) and cyclegan; the file says what it takes and gives."""
+    spec = o.given(specs.ExportModelSpec, context)
+    from ad_jobs.export_model import export_model as verb
+
+    show.result(verb(spec), json_, show.exported_text)
+
+
 def score(
     context: typer.Context,
     model: o.Model,

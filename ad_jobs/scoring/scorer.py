@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.model_input import to_input
 from ad_jobs.scoring.devices import Answer, Device, best_device, pipelined
-from ad_jobs.scoring.tolerances import AMP_TOLERANCE
+from ad_jobs.scoring.engine import OnnxRuntime, torch_name
+from ad_jobs.scoring.tolerances import AMP_TOLERANCE, share_off
 from models.detector import Detector
 
 # float16 and not bfloat16: eight times the precision, and what overflows becomes a failed row, never a wrong one.
@@ -39,7 +40,7 @@ class _Batch(NamedTuple):
 
 
 class Scorer:
-    """A detector on the best device at hand, in the numeric mode in which every verb's scores agree.
+    """A detector on the best device at hand, and in the engine that is fastest there.
 
     float32 throughout: neither autocast nor TF32, because a score must be the same within 1e-5 wherever
     it is computed again.
@@ -68,6 +69,11 @@ class Scorer:
         self._amp = amp
         self._unproven = amp
         self._last_end = 0.0
+
+    @property
+    def engine(self) -> str:
+        """What runs the detector, with its version; known once a batch is scored."""
+        return self._detector.name if isinstance(self._detector, OnnxRuntime) else torch_name()
 
     def score(self, pixels: Iterable[NDArray[np.uint16]]) -> Iterator[FrameScore]:
         """One FrameScore for each uint16 [c, h, w] of `pixels`, in order, scored in batches.
@@ -129,19 +135,10 @@ def no_gpu_for_amp(what: str) -> UsageError:
 
 def _demand_close(reduced: Answer, exact: Answer) -> None:
     # NaN if any is.
-    off = np.max([_share_off(*parts) for parts in zip(reduced, exact, strict=True)])
+    off = np.max([share_off(*parts) for parts in zip(reduced, exact, strict=True)])
     if not off <= AMP_TOLERANCE:
         raise JobError(
             f"This model does not stand --amp: on the first batch its scores or heatmaps change by {off:.1%}, "
             f"more than {AMP_TOLERANCE:.0%}.",
             "Scan without --amp, into another folder.",
         )
-
-
-def _share_off(reduced: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
-    """The largest difference, as a share of the largest exact value; not finite where the reduced alone is not."""
-    finite = np.isfinite(exact)
-    if not finite.any():
-        return 0.0
-    off = np.abs(reduced[finite] - exact[finite]).max()
-    return float(off / max(np.abs(exact[finite]).max(), np.finfo(np.float32).tiny))
