@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.model_input import to_input
+from ad_jobs.scoring.batching import BatchSize
 from ad_jobs.scoring.devices import Answer, Device, best_device, pipelined
 from ad_jobs.scoring.engine import OnnxRuntime, torch_name
 from ad_jobs.scoring.tolerances import AMP_TOLERANCE, share_off
@@ -32,11 +33,12 @@ class FrameScore(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """A batch on its way: what the device made of it, how many frames it has, and when it was begun."""
+    """A batch on its way: what the device made of it, how many frames it has, and when it was begun, by both clocks."""
 
     work: Any
     frames: int
     start: float
+    cpu: float
 
 
 class Scorer:
@@ -44,6 +46,8 @@ class Scorer:
 
     float32 throughout: neither autocast nor TF32, because a score must be the same within 1e-5 wherever
     it is computed again.
+    `batch_size` frames are scored at once; None: what is fastest on a CPU, by the first batches, and never more than
+    `at_most`.
     `amp` gives that up for speed on a GPU: scores then agree within AMP_TOLERANCE, which the first batch must show.
 
     Raises:
@@ -54,15 +58,19 @@ class Scorer:
         self,
         detector: Detector,
         *,
-        batch_size: int = 32,
+        batch_size: int | None = 32,
+        at_most: int = 32,
         threads: int | None = None,
         amp: bool = False,
         device: Device | None = None,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self.batch_size = batch_size
         self._device = device or best_device()
+        if batch_size is not None:
+            self._size = BatchSize(batch_size)
+        else:
+            self._size = BatchSize.measured(at_most) if self._device.kind == "cpu" else BatchSize(at_most)
         if amp and not self._device.amp:
             raise no_gpu_for_amp("a process in which torch finds no CUDA device")
         self._detector = self._device.place(detector)
@@ -81,15 +89,16 @@ class Scorer:
         Raises:
             JobError: this model's scores do not stand reduced precision.
         """
-        batches = _in_batches(pixels, self.batch_size)
-        for scored in pipelined(batches, self._send, self._run, self._receive, ahead=self._device.ahead):
+        for scored in pipelined(
+            self._size.batches(pixels), self._send, self._run, self._receive, ahead=self._device.ahead
+        ):
             yield from scored
 
     def _send(self, frames: list[NDArray[np.uint16]]) -> _Batch:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         channels = self._detector.spec.channels
         images = torch.from_numpy(np.stack([to_input(frame, channels) for frame in frames]))
-        return _Batch(self._device.send(images), len(frames), start)
+        return _Batch(self._device.send(images), len(frames), start, cpu)
 
     def _run(self, batch: _Batch) -> _Batch:
         reduced = torch.autocast(self._device.kind, AMP_DTYPE) if self._amp else nullcontext()
@@ -104,6 +113,8 @@ class Scorer:
     def _receive(self, batch: _Batch) -> list[FrameScore]:
         answer = self._device.receive(batch.work)
         end = time.perf_counter()
+        # Of this process alone, whatever else keeps the machine busy.
+        self._size.took(batch.frames, time.process_time() - batch.cpu)
         # Batches that overlap must not count the same time twice.
         share = 1e3 * (end - max(batch.start, self._last_end)) / batch.frames
         self._last_end = end
@@ -111,17 +122,6 @@ class Scorer:
             FrameScore(float(score), heatmap, bool(np.isfinite(score) and np.isfinite(heatmap).all()), share)
             for score, heatmap in zip(*answer, strict=True)
         ]
-
-
-def _in_batches(frames: Iterable[NDArray[np.uint16]], size: int) -> Iterator[list[NDArray[np.uint16]]]:
-    batch: list[NDArray[np.uint16]] = []
-    for frame in frames:
-        batch.append(frame)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def no_gpu_for_amp(what: str) -> UsageError:
