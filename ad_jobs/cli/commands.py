@@ -201,7 +201,8 @@ def scan(
     ] = 1.0,
     limits: o.Limits = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Frames scored at once; does not change a score.")
+        int | None,
+        typer.Option(min=1, help="Frames scored at once; on CPUs what is fastest by default. Does not change a score."),
     ] = None,
     amp: Annotated[
         bool,
