@@ -187,13 +187,14 @@ def page(rows: list[str], *, openvino: bool) -> str:
             "graph written and read; the most memory of a process that scored; and by how much score and heatmap "
             "differ from torch's, as a share of the largest.",
             "",
-            "Installed, ONNX Runtime takes 78 MB and `onnx` 31 MB, OpenVINO 180 MB, torch 1.2 GB. Image by image both "
-            "engines are about as fast, and scans go image by image where that is fastest. ONNX Runtime keeps no "
-            "memory between batches, which larger ones pay for: keeping it took a GiB of PaDiM at 256 px. The rows with "
-            "torch alone are of detectors whose graph torch's tracer does not write, or ONNX Runtime does not run: they "
-            "compute in float64 (linear, pmad, ssm, autoencoder), solve for a factor (ssm_residual) or pool to sizes "
-            "that are no constants (fyd). The tracer takes 0.6 s of CPU to write PaDiM at 64 px; `torch.export` and "
-            "its translation took 17 s.",
+            "Installed, ONNX Runtime takes 78 MB and `onnx` 31 MB, OpenVINO 180 MB, torch 1.2 GB.",
+            "Image by image both engines are about as fast, and scans go so where that is fastest.",
+            "ONNX Runtime keeps no memory between batches, which larger ones pay for: keeping it took a GiB of PaDiM "
+            "at 256 px.",
+            "The rows with torch alone are of detectors whose graph torch's tracer does not write, or ONNX Runtime "
+            "does not run: float64 (linear, pmad, ssm, autoencoder), a factorisation (ssm_residual), pooling to sizes that "
+            "are no constants (fyd).",
+            "The tracer takes 0.6 s of CPU to write PaDiM at 64 px; `torch.export` and its translation took 17 s.",
             "",
             "| detector | px | engine | ms at 1 | ms at 8 | ms at 32 | load s | peak MiB | score off | heatmap off |",
             "|---|---|---|---|---|---|---|---|---|---|",
