@@ -191,9 +191,9 @@ def page(rows: list[str], *, openvino: bool) -> str:
             "Image by image both engines are about as fast, and scans go so where that is fastest.",
             "ONNX Runtime keeps no memory between batches, which larger ones pay for: keeping it took a GiB of PaDiM "
             "at 256 px.",
-            "The rows with torch alone are of detectors whose graph torch's tracer does not write, or ONNX Runtime "
-            "does not run: float64 (linear, pmad, ssm, autoencoder), a factorisation (ssm_residual), pooling to sizes that "
-            "are no constants (fyd).",
+            "The rows with torch alone are of detectors whose graph the tracer does not write, or the engine does not "
+            "run: in float64 (linear, pmad, ssm, autoencoder), with a factorisation (ssm_residual), or pooled to sizes "
+            "that are no constants (fyd).",
             "The tracer takes 0.6 s of CPU to write PaDiM at 64 px; `torch.export` and its translation took 17 s.",
             "",
             "| detector | px | engine | ms at 1 | ms at 8 | ms at 32 | load s | peak MiB | score off | heatmap off |",

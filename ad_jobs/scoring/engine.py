@@ -1,4 +1,4 @@
-"""A detector's graph in ONNX Runtime: on a CPU the same scores as torch's, in less than half of its time.
+"""A detector's graph in ONNX Runtime: on a CPU the same scores as torch's, in about half of its time.
 
 What each engine takes, and why it is this one: benchmarks/results/engines.md.
 """
