@@ -319,6 +319,19 @@ class ScoreSpec(Spec):
         return tuple(map(place, self.images))
 
 
+class ExportModelSpec(Spec):
+    """Write the network of `model` to the file `out`, in ONNX."""
+
+    model: Place
+    out: Place
+
+    @model_validator(mode="after")
+    def _a_file_of_onnx(self) -> Self:
+        if not self.out.endswith(".onnx"):
+            raise UsageError("--out is a file of ONNX.", self.out, "Let its name end with .onnx.")
+        return self
+
+
 class ShowSpec(Spec):
     """Say what the model or the run in `folder` is."""
 

@@ -269,6 +269,10 @@ class CycleGAN(Detector):
             )
         self.to_normal = Generator(spec.channels, config.ngf, config.blocks, residual=config.residual)
 
+    @property
+    def one_graph(self) -> bool:
+        return True
+
     def score(self, images: Tensor) -> Scores:
         self.spec.check(images)
         with evaluating(self), torch.no_grad():

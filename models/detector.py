@@ -179,6 +179,15 @@ class Detector(nn.Module, ABC):
     def learner(self, runtime: Runtime) -> Learner:
         """A learner that fits this detector in place."""
 
+    @property
+    def one_graph(self) -> bool:
+        """Whether `score` is one graph of float32 operations, the same for every image and of a batch of any size.
+
+        Then an inference engine may run it: see models/graph.py. What sums in float64 or decides by an image's own
+        values how to go on is none.
+        """
+        return False
+
     def source_record(self) -> dict[str, Any] | None:
         """What the model's record says of a pretrained network inside; None where there is none."""
         return None

@@ -5,7 +5,8 @@
     │   ├── InputError    images that break the input specification
     │   ├── ConfigError   a configuration that cannot be built
     │   ├── WeightsError  pretrained weights that are missing or do not fit
-    │   └── ArtifactError a model folder that is incomplete, damaged, or of another version
+    │   ├── ArtifactError a model folder that is incomplete, damaged, or of another version
+    │   └── GraphError    a detector that is no single graph
     └── NonFiniteLoss     a fit that stops before its update
 
 Every class hands all of its arguments to ``Exception.__init__`` and formats in ``__str__``: it survives pickling.
@@ -45,6 +46,10 @@ class WeightsError(Refusal):
 
 class ArtifactError(Refusal):
     """A model folder that is incomplete, damaged, or of another version."""
+
+
+class GraphError(Refusal):
+    """A detector whose score is no single graph that another engine could run."""
 
 
 class NonFiniteLoss(DetectorError):

@@ -293,6 +293,11 @@ class MKD(Detector):
                 "Choose another --size.",
             )
 
+    @property
+    def one_graph(self) -> bool:
+        # The gradient map is a backward pass.
+        return self.config.map == "cosine"
+
     def source_record(self) -> dict[str, Any]:
         return self.source.record()
 

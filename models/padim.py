@@ -105,6 +105,10 @@ class PaDiM(Detector):
             shapes = [Shape(sum(shape.channels for shape in shapes), *shapes[0][1:])]
         self.gaussians = nn.ModuleList(StageGaussians(shape, config.dims) for shape in shapes)
 
+    @property
+    def one_graph(self) -> bool:
+        return True
+
     def source_record(self) -> dict[str, Any]:
         return self.backbone.record
 

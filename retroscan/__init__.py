@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ad_jobs.decide import decide
     from ad_jobs.errors import ErrorCode, ImageError, JobError, RetroscanError, TooManyFailed, UsageError
     from ad_jobs.evaluate import evaluate
+    from ad_jobs.export_model import export_model
     from ad_jobs.fit import fit
     from ad_jobs.index import index
     from ad_jobs.plan import plan
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         CompareSpec,
         DecideSpec,
         EvaluateSpec,
+        ExportModelSpec,
         FitSpec,
         IndexSpec,
         PlanSpec,
@@ -58,6 +60,7 @@ _HOMES = {
     "ad_jobs.decide": ("decide",),
     "ad_jobs.errors": ("ErrorCode", "ImageError", "JobError", "RetroscanError", "TooManyFailed", "UsageError"),
     "ad_jobs.evaluate": ("evaluate",),
+    "ad_jobs.export_model": ("export_model",),
     "ad_jobs.fit": ("fit",),
     "ad_jobs.index": ("index",),
     "ad_jobs.plan": ("plan",),
@@ -73,6 +76,7 @@ _HOMES = {
         "CompareSpec",
         "DecideSpec",
         "EvaluateSpec",
+        "ExportModelSpec",
         "FitSpec",
         "IndexSpec",
         "PlanSpec",

@@ -42,16 +42,18 @@ SIZE_PX = 32
 FRAMES = 5
 
 
-def make_model(folder: Path, seed: int = 0, size_px: int = SIZE_PX, source: str = "test") -> str:
+def make_model(
+    folder: Path, seed: int = 0, size_px: int = SIZE_PX, source: str = "test", kind: str = "autoencoder"
+) -> str:
     """A model with random weights, calibrated on `source`: its scores mean nothing, but are always the same ones."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # Of all kinds the quickest to be imported, which an actor does anew in every chapter.
-        config = registry.configure("autoencoder", {"width": 4})
+        config = registry.configure(kind, {"width": 4} if kind == "autoencoder" else {"weights": "random"})
         spec = InputSpec(channels=3, height_px=size_px, width_px=size_px)
-        detector = registry.create("autoencoder", config, spec).eval()
+        detector = registry.create(kind, config, spec).eval()
     policy = {"channels": 1, "height_px": size_px, "width_px": size_px}
-    model_id = artifact.save(folder, "autoencoder", detector, policy, {"seed": seed})
+    model_id = artifact.save(folder, kind, detector, policy, {"seed": seed})
     normal = (np.rint(65535 * picture(number, size_px))[None].astype(np.uint16) for number in range(12))
     # Half of the normals: a good share of an archive is flagged, and a good share is not.
     calibration = calibrate_on(detector, map(HeldOut, normal), model_id=model_id, max_fpr=0.5, source=source)

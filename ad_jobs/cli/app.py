@@ -90,6 +90,7 @@ VERBS = (
     (commands.compare, "retroscan compare ./run-1 ./run-2 --out ./compared"),
     (commands.verify, "retroscan verify ./run --sample 100"),
     (commands.show_, "retroscan show ./model"),
+    (commands.export_model, "retroscan export-model ./model --out model.onnx"),
     (commands.score, "retroscan score ./model image.dcm other.png"),
     (
         cluster_commands.submit,
@@ -102,7 +103,7 @@ VERBS = (
 for _verb, _example in VERBS:
     # What stands after the verb that is submitted is that verb's.
     _settings = {"allow_interspersed_args": _verb is not cluster_commands.submit}
-    _name = _verb.__name__.removesuffix("_")
+    _name = _verb.__name__.removesuffix("_").replace("_", "-")
     app.command(_name, context_settings=_settings, epilog=options.example(_example))(_verb)
 
 

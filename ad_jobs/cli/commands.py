@@ -201,7 +201,8 @@ def scan(
     ] = 1.0,
     limits: o.Limits = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Frames scored at once; does not change a score.")
+        int | None,
+        typer.Option(min=1, help="Frames scored at once; on CPUs what is fastest by default. Does not change a score."),
     ] = None,
     amp: Annotated[
         bool,
@@ -342,6 +343,20 @@ def show_(
     from ad_jobs.show import show as verb
 
     show.result(verb(spec), json_, show.shown_text)
+
+
+def export_model(
+    context: typer.Context,
+    model: o.Model,
+    out: Annotated[str, typer.Option(help="File to write, local or s3://; its name ends with .onnx.")],
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """A model's network as ONNX, of padim, mkd (cosine map) and cyclegan; the file says what it takes and gives."""
+    spec = o.given(specs.ExportModelSpec, context)
+    from ad_jobs.export_model import export_model as verb
+
+    show.result(verb(spec), json_, show.exported_text)
 
 
 def score(

@@ -178,7 +178,7 @@ def scan_text(found: dict[str, Any]) -> str:
         ),
         (
             "sizes",
-            f"batches of {found['batch_size']} frames, blocks of {found['block_rows']} objects, parts of "
+            f"batches of up to {found['batch_size']} frames, blocks of {found['block_rows']} objects, parts of "
             f"{found['part_rows']:,}",
         ),
         ("memory", f"a fetch task takes {_size(found['fetch_task_bytes'])} at most, at an object at every limit"),

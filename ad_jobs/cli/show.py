@@ -134,6 +134,11 @@ def _whole_text(one: dict[str, Any]) -> str:
     )
 
 
+def exported_text(value: dict[str, Any]) -> str:
+    """Where a model's graph was written, and what it is of."""
+    return f"{value['out']}: {value['kind']} {value['model_id']}, {value['size_px']} px, {value['bytes'] / 1e6:.1f} MB"
+
+
 def comparison_text(value: dict[str, Any]) -> str:
     """What differs between two runs: first what they were made with."""
     a, b, objects = value["a"], value["b"], value["objects"]

@@ -59,6 +59,8 @@ PACKAGES = (
     "retroscan",
     "torch",
     "torchvision",
+    "onnx",
+    "onnxruntime",
     "timm",
     "ray",
     "pyarrow",
@@ -157,6 +159,8 @@ class RunRecord(_Record):
     config: dict[str, Any]
     versions: dict[str, str]
     machine: dict[str, Any]
+    # What ran the detectors, with its version: several where these or the machines differ; none in earlier versions.
+    engines: list[str] = []
     # So many objects were scored and committed at a time; it is in the names of the parts.
     chapter_objects: int = Field(default=CHAPTER_OBJECTS, ge=1)
     counts: Counts

@@ -29,6 +29,7 @@ from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.scanning.intent import Intent
 from ad_jobs.scanning.judgement import ModelUse
 from ad_jobs.scanning.progress import ScanProgress
+from ad_jobs.scanning.run_state import note_engines
 from ad_jobs.scanning.stages import prepare_objects, score_objects
 from ad_jobs.scanning.table import write_part
 from ad_jobs.schema import FAILED, SCORED
@@ -51,6 +52,8 @@ PART_BYTES = 256 << 20
 MAX_PART_OBJECTS = 20_000
 # Between an object that cost the decoder's process its life and the next: on a busy machine.
 RESTART_S = 5.0
+# What a tally calls the engines that score.
+ENGINE = "engine "
 # Of a large run: a killed driver loses at most what is not yet in a part.
 PARTS_AT_LEAST = 100
 
@@ -69,19 +72,28 @@ def at_work(intent: Intent, done: int, failed: int) -> Iterator[Work]:
         division = divide_for_scan(has.nodes, spec.batch_size, intent.objects - done)
         stack.enter_context(data_context(has, task_s=slowest_block_s(intent.limits, division)))
         log.info(
-            "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %d.",
+            "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %s%d.",
             intent.objects - done,
             division.actors,
             division.actor_cpus,
             division.actor_gpus,
+            "" if spec.batch_size or division.actor_gpus else "up to ",
             division.batch_size,
         )
         tally = messages.tally()
         with (
             ScanProgress(intent.objects, done, failed) as progress,
-            messages.watching(tally, progress.update, progress.every_s),
+            messages.watching(tally, partial(_seen, progress, spec.out, set()), progress.every_s),
         ):
             yield partial(_parts, intent=intent, division=division, tally=tally)
+
+
+def _seen(progress: ScanProgress, out: str, noted: set[str], totals: dict[str, int]) -> None:
+    """Show the totals, and note the engines among them that are new."""
+    progress.update(totals)
+    engines = {name.removeprefix(ENGINE) for name in totals if name.startswith(ENGINE)}
+    if not engines <= noted and note_engines(out, engines):
+        noted |= engines
 
 
 def _parts(
@@ -150,7 +162,8 @@ def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any
             "uris": [model.uri for model in intent.models],
             "uses": intent.uses,
             "policies": intent.policies,
-            "batch_size": division.batch_size,
+            "batch_size": intent.spec.batch_size,
+            "at_most": division.batch_size,
             "amp": intent.spec.amp,
             "tally": tally,
         },
@@ -181,7 +194,8 @@ class _ScoringActor:
         uris: list[str],
         uses: Sequence[ModelUse],
         policies: Sequence[PixelPolicy],
-        batch_size: int,
+        batch_size: int | None,
+        at_most: int,
         amp: bool,
         tally: Any,
     ) -> None:
@@ -191,7 +205,7 @@ class _ScoringActor:
         self._models: list[tuple[Scorer, ModelUse]] = []
         self._refused: Exception | None = None
         try:
-            self._models = [_ready(uri, use, batch_size, amp) for uri, use in zip(uris, uses, strict=True)]
+            self._models = [_ready(uri, use, batch_size, at_most, amp) for uri, use in zip(uris, uses, strict=True)]
         except (RetroscanError, storage.StorageError) as error:
             # What a constructor raises reaches the driver as text, what a call raises as itself.
             self._refused = error
@@ -218,10 +232,12 @@ class _ScoringActor:
         if counts["frames"]:
             for _ in range(counts["frames"]):
                 self._metrics.took("score", seconds / counts["frames"])
+        # Known once the first batch is scored.
+        counts.update({f"{ENGINE}{scorer.engine}": 1 for scorer, _ in self._models if counts["frames"]})
         self._tally.add.remote(dict(counts))
 
 
-def _ready(uri: str, use: ModelUse, batch_size: int, amp: bool) -> tuple[Scorer, ModelUse]:
+def _ready(uri: str, use: ModelUse, batch_size: int | None, at_most: int, amp: bool) -> tuple[Scorer, ModelUse]:
     """The model at `uri`, ready to score; raises JobError where it is no longer the one the run was planned with."""
     from ad_jobs.scoring.scorer import Scorer
 
@@ -231,7 +247,7 @@ def _ready(uri: str, use: ModelUse, batch_size: int, amp: bool) -> tuple[Scorer,
             f"The model at {uri} changed while the scan ran: {use.judgement.model_id} before, {model.model_id} now.",
             "Restore it, and run the same command again.",
         )
-    return Scorer(model.detector, batch_size=batch_size, threads=1, amp=amp), use
+    return Scorer(model.detector, batch_size=batch_size, at_most=at_most, threads=1, amp=amp), use
 
 
 @contextmanager

@@ -167,6 +167,8 @@ class _Marker(BaseModel):
     run_id: str
     started_at: datetime
     config: dict[str, Any]
+    # What has scored so far, of all the scan's starts.
+    engines: list[str] = []
 
 
 def _marker(out: str) -> _Marker | None:
@@ -205,6 +207,20 @@ def begin(intent: Intent) -> None:
             write_calibration_copy(intent.spec.out, model.model_id, body, held_out)
     except storage.StorageError as error:
         raise _unwritable(error) from error
+
+
+def note_engines(out: str, engines: set[str]) -> bool:
+    """Keep what scores the run in `out` for its record, beside what an earlier start has noted; False to ask again."""
+    try:
+        marker = _marker(out)
+        if marker is None:
+            return False
+        marker = marker.model_copy(update={"engines": sorted(engines | set(marker.engines))})
+        storage.write_bytes(storage.join(out, PENDING_FILE), (marker.model_dump_json(indent=2) + "\n").encode())
+    except storage.StorageError as error:
+        log.warning("What scores is not in %s yet: %s.", PENDING_FILE, error)
+        return False
+    return True
 
 
 def close(intent: Intent, key: bytes | None = None) -> RunRecord:
@@ -247,6 +263,7 @@ def close(intent: Intent, key: bytes | None = None) -> RunRecord:
             chapter_objects=intent.spec.chapter_objects,
             versions=versions(),
             machine=machine(),
+            engines=marker.engines,
             counts=counts,
             parts=[part for chapter in done for part in chapter.parts],
             heatmap_parts=[part for chapter in done for part in chapter.heatmap_parts],

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.detector import Detector, Scores
+from ad_jobs.scoring.engine import OnnxRuntime
+from models.detector import Detector, InputSpec, Scores
 
 Batch = TypeVar("Batch")
 Sent = TypeVar("Sent")
@@ -29,6 +30,14 @@ class Answer(NamedTuple):
     heatmaps: NDArray[np.float32]
 
 
+class Placed(Protocol):
+    """A detector ready to score where it is: itself, or what runs the same call for it."""
+
+    spec: InputSpec
+
+    def score(self, images: Tensor) -> Scores: ...
+
+
 class Device(Protocol):
     """Takes a batch in three steps, of which the first two may return before their work is done."""
 
@@ -39,15 +48,15 @@ class Device(Protocol):
     # Batches that are sent and run before the first of them is received.
     ahead: int
 
-    def place(self, detector: Detector) -> Detector: ...
+    def place(self, detector: Detector) -> Placed: ...
     def send(self, images: Tensor) -> Any: ...
-    def run(self, detector: Detector, sent: Any) -> Any: ...
+    def run(self, placed: Placed, sent: Any) -> Any: ...
     def receive(self, running: Any) -> Answer: ...
 
 
 def best_device() -> Device:
-    """The GPU if torch has one, else the CPU."""
-    return Cuda() if torch.cuda.is_available() else Cpu()
+    """The GPU if torch has one, else the CPU with the engine that is fastest there."""
+    return Cuda() if torch.cuda.is_available() else EngineCpu()
 
 
 def pipelined(
@@ -80,7 +89,7 @@ class Cpu:
     amp = False
     ahead = 0
 
-    def place(self, detector: Detector) -> Detector:
+    def place(self, detector: Detector) -> Placed:
         """The detector, ready to score."""
         return detector.eval()
 
@@ -88,16 +97,25 @@ class Cpu:
         """The images: they are there."""
         return images
 
-    def run(self, detector: Detector, sent: Tensor) -> Scores:
+    def run(self, placed: Placed, sent: Tensor) -> Scores:
         """The detector's scores.
 
         It is called plainly: it owns its grad mode, and some take a gradient to draw their heatmap.
         """
-        return detector.score(sent)
+        return placed.score(sent)
 
     def receive(self, running: Scores) -> Answer:
         """The scores as arrays."""
         return Answer(*(part.detach().float().numpy() for part in running))
+
+
+class EngineCpu(Cpu):
+    """A CPU on which an engine made for inference runs the detectors that are one graph, and torch the others."""
+
+    def place(self, detector: Detector) -> Placed:
+        """The detector's graph in the engine, or the detector."""
+        ready = detector.eval()
+        return OnnxRuntime(ready) if OnnxRuntime.takes(ready) else ready
 
 
 class _Arriving(NamedTuple):
@@ -134,7 +152,7 @@ class Cuda:
         self._device = torch.device("cuda")
         self._copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
-    def place(self, detector: Detector) -> Detector:
+    def place(self, detector: Detector) -> Placed:
         """The detector on the GPU, without TF32: it rounds as float16 does, unasked."""
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
@@ -152,14 +170,14 @@ class Cuda:
             arrived.record(self._copies)
         return _Arriving(copied, arrived)
 
-    def run(self, detector: Detector, sent: _Arriving) -> _Running:
+    def run(self, placed: Placed, sent: _Arriving) -> _Running:
         """Begin to score what was sent, and to copy the answer back."""
         stream = torch.cuda.current_stream(self._device)
         stream.wait_event(sent.arrived)
         # The images' memory belongs to the copying stream, which would give it to a later batch while
         # this one is scored.
         sent.images.record_stream(stream)
-        scores, heatmaps = (self._to_host(part) for part in detector.score(sent.images))
+        scores, heatmaps = (self._to_host(part) for part in placed.score(sent.images))
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(stream)
         return _Running(scores, heatmaps, done)

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.model_input import to_input
+from ad_jobs.scoring.batching import BatchSize
 from ad_jobs.scoring.devices import Answer, Device, best_device, pipelined
-from ad_jobs.scoring.tolerances import AMP_TOLERANCE
+from ad_jobs.scoring.engine import OnnxRuntime, torch_name
+from ad_jobs.scoring.tolerances import AMP_TOLERANCE, share_off
 from models.detector import Detector
 
 # float16 and not bfloat16: eight times the precision, and what overflows becomes a failed row, never a wrong one.
@@ -31,18 +33,21 @@ class FrameScore(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """A batch on its way: what the device made of it, how many frames it has, and when it was begun."""
+    """A batch on its way: what the device made of it, how many frames it has, and when it was begun, by both clocks."""
 
     work: Any
     frames: int
     start: float
+    cpu: float
 
 
 class Scorer:
-    """A detector on the best device at hand, in the numeric mode in which every verb's scores agree.
+    """A detector on the best device at hand, and in the engine that is fastest there.
 
     float32 throughout: neither autocast nor TF32, because a score must be the same within 1e-5 wherever
     it is computed again.
+    `batch_size` frames are scored at once; None: what is fastest on a CPU, by the first batches, and never more than
+    `at_most`.
     `amp` gives that up for speed on a GPU: scores then agree within AMP_TOLERANCE, which the first batch must show.
 
     Raises:
@@ -53,15 +58,19 @@ class Scorer:
         self,
         detector: Detector,
         *,
-        batch_size: int = 32,
+        batch_size: int | None = 32,
+        at_most: int = 32,
         threads: int | None = None,
         amp: bool = False,
         device: Device | None = None,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self.batch_size = batch_size
         self._device = device or best_device()
+        if batch_size is not None:
+            self._size = BatchSize(batch_size)
+        else:
+            self._size = BatchSize.measured(at_most) if self._device.kind == "cpu" else BatchSize(at_most)
         if amp and not self._device.amp:
             raise no_gpu_for_amp("a process in which torch finds no CUDA device")
         self._detector = self._device.place(detector)
@@ -69,21 +78,27 @@ class Scorer:
         self._unproven = amp
         self._last_end = 0.0
 
+    @property
+    def engine(self) -> str:
+        """What runs the detector, with its version; known once a batch is scored."""
+        return self._detector.name if isinstance(self._detector, OnnxRuntime) else torch_name()
+
     def score(self, pixels: Iterable[NDArray[np.uint16]]) -> Iterator[FrameScore]:
         """One FrameScore for each uint16 [c, h, w] of `pixels`, in order, scored in batches.
 
         Raises:
             JobError: this model's scores do not stand reduced precision.
         """
-        batches = _in_batches(pixels, self.batch_size)
-        for scored in pipelined(batches, self._send, self._run, self._receive, ahead=self._device.ahead):
+        for scored in pipelined(
+            self._size.batches(pixels), self._send, self._run, self._receive, ahead=self._device.ahead
+        ):
             yield from scored
 
     def _send(self, frames: list[NDArray[np.uint16]]) -> _Batch:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         channels = self._detector.spec.channels
         images = torch.from_numpy(np.stack([to_input(frame, channels) for frame in frames]))
-        return _Batch(self._device.send(images), len(frames), start)
+        return _Batch(self._device.send(images), len(frames), start, cpu)
 
     def _run(self, batch: _Batch) -> _Batch:
         reduced = torch.autocast(self._device.kind, AMP_DTYPE) if self._amp else nullcontext()
@@ -98,6 +113,8 @@ class Scorer:
     def _receive(self, batch: _Batch) -> list[FrameScore]:
         answer = self._device.receive(batch.work)
         end = time.perf_counter()
+        # Of this process alone, whatever else keeps the machine busy.
+        self._size.took(batch.frames, time.process_time() - batch.cpu)
         # Batches that overlap must not count the same time twice.
         share = 1e3 * (end - max(batch.start, self._last_end)) / batch.frames
         self._last_end = end
@@ -105,17 +122,6 @@ class Scorer:
             FrameScore(float(score), heatmap, bool(np.isfinite(score) and np.isfinite(heatmap).all()), share)
             for score, heatmap in zip(*answer, strict=True)
         ]
-
-
-def _in_batches(frames: Iterable[NDArray[np.uint16]], size: int) -> Iterator[list[NDArray[np.uint16]]]:
-    batch: list[NDArray[np.uint16]] = []
-    for frame in frames:
-        batch.append(frame)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def no_gpu_for_amp(what: str) -> UsageError:
@@ -129,19 +135,10 @@ def no_gpu_for_amp(what: str) -> UsageError:
 
 def _demand_close(reduced: Answer, exact: Answer) -> None:
     # NaN if any is.
-    off = np.max([_share_off(*parts) for parts in zip(reduced, exact, strict=True)])
+    off = np.max([share_off(*parts) for parts in zip(reduced, exact, strict=True)])
     if not off <= AMP_TOLERANCE:
         raise JobError(
             f"This model does not stand --amp: on the first batch its scores or heatmaps change by {off:.1%}, "
             f"more than {AMP_TOLERANCE:.0%}.",
             "Scan without --amp, into another folder.",
         )
-
-
-def _share_off(reduced: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
-    """The largest difference, as a share of the largest exact value; not finite where the reduced alone is not."""
-    finite = np.isfinite(exact)
-    if not finite.any():
-        return 0.0
-    off = np.abs(reduced[finite] - exact[finite]).max()
-    return float(off / max(np.abs(exact[finite]).max(), np.finfo(np.float32).tiny))

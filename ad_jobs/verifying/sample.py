@@ -21,7 +21,7 @@ from ad_jobs.schema import HEADER, SCORED, UIDS
 from ad_jobs.scoring.calibration import Calibration
 from ad_jobs.scoring.devices import best_device
 from ad_jobs.scoring.scorer import FrameScore, Scorer
-from ad_jobs.scoring.tolerances import AMP_TOLERANCE, SCORE_TOLERANCE
+from ad_jobs.scoring.tolerances import AMP_TOLERANCE, same_scores
 from ad_jobs.verifying.progress import watched
 from ad_jobs.verifying.record import Judge, accepted
 from ad_jobs.verifying.run_archive import RunArchive
@@ -177,7 +177,7 @@ def _same_score(again: float, then: float, threshold: float, amp: bool) -> bool:
     # Near the threshold is where a difference would matter.
     if amp:
         return abs(again - then) <= AMP_TOLERANCE * max(abs(then), abs(threshold))
-    return bool(np.isclose(again, then, rtol=SCORE_TOLERANCE, atol=SCORE_TOLERANCE))
+    return bool(same_scores(again, then, abs(threshold)))
 
 
 def _heatmap_differences(run_uri: str, reference: str, scale: Calibration, answer: FrameScore, amp: bool) -> list[str]:

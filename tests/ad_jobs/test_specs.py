@@ -213,6 +213,7 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
         },
     ),
     "score": (specs.ScoreSpec, {"model": "m", "images": ("x, y.png", "z.dcm"), "accept": ("colour",)}),
+    "export-model": (specs.ExportModelSpec, {"model": "m", "out": "s3://b/m.onnx"}),
     "show": (specs.ShowSpec, {"folder": "m"}),
     "doctor": (specs.DoctorSpec, {"address": "http://127.0.0.1:8265", "bucket": "b"}),
 }

@@ -84,6 +84,8 @@ def test_words_of_a_job_mean_what_those_of_the_caller_mean(tmp_path: Path, monke
 
 def test_only_verbs_that_run_on_ray_are_given_an_address() -> None:
     assert "--address=auto" not in parse("report", "/run").words
+    exported = parse("export-model", "/m", "--out", "s3://b/m.onnx")
+    assert (exported.words, exported.places) == (("--out=s3://b/m.onnx", "--", "/m"), ("/m", "s3://b/m.onnx"))
     # Which reads headers there.
     assert "--address=auto" in parse("index", "/a", "--out", "/m").words
     assert "--address=auto" in parse("fit", "--detector", "fyd", "--normal", "/n", "--out", "/m").words

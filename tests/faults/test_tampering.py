@@ -33,6 +33,7 @@ OUT_OF_REACH = (
     "started_at",
     "ended_at",
     "machine.",
+    "engines",
     "versions.",
     # What was asked for and decides nothing in the table.
     "config.out",

@@ -45,13 +45,30 @@ def test_a_name_that_is_not_public_is_no_attribute() -> None:
         _ = retroscan.nonesuch
 
 
+def spec_name(verb: str) -> str:
+    return f"{verb.title().replace('_', '')}Spec"
+
+
 def test_every_verb_has_its_specification() -> None:
-    verbs = {name for name in NAMES if hasattr(retroscan, f"{name.capitalize()}Spec")}
+    verbs = {name for name in NAMES if hasattr(retroscan, spec_name(name))}
     assert verbs == {
-        *("calibrate", "compare", "evaluate", "fit", "index", "plan", "report", "scan", "score", "show", "verify")
+        *(
+            "calibrate",
+            "compare",
+            "evaluate",
+            "export_model",
+            "fit",
+            "index",
+            "plan",
+            "report",
+            "scan",
+            "score",
+            "show",
+            "verify",
+        )
     }
     given = {name for name in NAMES if name.endswith("Spec")}
-    assert given == {f"{verb.capitalize()}Spec" for verb in verbs}
+    assert given == {spec_name(verb) for verb in verbs}
     assert all(issubclass(getattr(retroscan, name), specs.Spec) for name in given)
 
 

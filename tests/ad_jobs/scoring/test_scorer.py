@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.model_input import to_input
-from ad_jobs.scoring.devices import Answer, Cpu, best_device, channels_last, pipelined
+from ad_jobs.scoring.devices import Answer, Cpu, EngineCpu, best_device, channels_last, pipelined
 from ad_jobs.scoring.scorer import AMP_TOLERANCE, Scorer
 from models import registry
 from models.detector import Detector, InputSpec, Scores
@@ -211,6 +212,52 @@ def test_the_times_of_all_frames_are_no_more_than_the_time_that_passed(detector:
     passed_ms = 1e3 * (time.perf_counter() - start)
     assert all(one.score_ms > 0 for one in found)
     assert sum(one.score_ms for one in found) <= passed_ms, "batches that overlap count no time twice"
+
+
+def test_on_a_cpu_the_engine_scores_and_says_so(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    scorer = Scorer(detector, batch_size=3)
+    found = [one.score for one in scorer.score(frames(7))]
+    assert scorer.engine == f"onnxruntime {onnxruntime.__version__}"
+    plain = Scorer(detector, batch_size=3, device=Cpu())
+    expected = [one.score for one in plain.score(frames(7))]
+    assert plain.engine == f"torch {torch.__version__}"
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_engine_has_the_scorers_threads(detector: Detector, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), []
+    real = onnxruntime.InferenceSession
+
+    def session(graph: bytes, options: Any, **others: Any) -> Any:
+        seen.append(options.intra_op_num_threads)
+        return real(graph, options, **others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    try:
+        Scorer(detector, threads=threads, device=EngineCpu())
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [threads]
+
+
+def test_a_batch_size_that_nobody_asked_for_is_measured_and_changes_no_score(detector: Detector) -> None:
+    sizes: list[int] = []
+
+    class Seen(EngineCpu):
+        def send(self, images: Tensor) -> Tensor:
+            sizes.append(len(images))
+            return images
+
+    measured = Scorer(detector, batch_size=None, at_most=8, device=Seen())
+    found = [one.score for one in measured.score(frames(30))]
+    assert sizes[:4] == [8, 8, 1, 1]
+    asked = [one.score for one in Scorer(detector, batch_size=8, device=Cpu()).score(frames(30))]
+    np.testing.assert_allclose(found, asked, rtol=1e-5)
+    sizes.clear()
+    list(Scorer(detector, batch_size=7, device=Seen()).score(frames(30)))
+    assert sizes == [7, 7, 7, 7, 2], "what is asked for is a promise"
 
 
 def test_an_answer_that_is_not_finite_is_marked_and_its_batch_mates_are_not() -> None:

@@ -1,0 +1,100 @@
+"""What scores by the detector's graph keeps the contract, too, and gives the detector's scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES
+from contract import checks
+from contract.maker import SIZE_PX
+from contract.test_contract import CONTRACT, maker
+from torch import Tensor
+
+from ad_jobs.scoring.engine import OnnxRuntime
+from ad_jobs.scoring.tolerances import HEATMAP_SHARE, same_scores, share_off
+from models import registry
+from models.detector import Detector
+from models.errors import GraphError
+from models.graph import to_onnx
+
+# By the rows of tests/cases.py.
+TAKEN = ("padim", "padim-paper", "mkd", "cyclegan", "cyclegan-paper")
+# Of scoring alone: the engine fits nothing.
+SCORING = (
+    checks.check_scores_are_finite_float32,
+    checks.check_constant_images_score_finite,
+    checks.check_score_keeps_weights,
+    checks.check_score_keeps_random_generators,
+    checks.check_score_keeps_its_input,
+    checks.check_score_repeats,
+    checks.check_rows_are_independent,
+    checks.check_no_grad_changes_nothing,
+    checks.check_defects_score_higher,
+    checks.check_heatmap_is_hot_at_the_defect,
+)
+
+
+def in_engine(detector: Detector, batch: Tensor) -> Detector:
+    """The detector, whose `score` is from now on the engine's."""
+    engine = OnnxRuntime(detector)
+    engine.score(batch)
+    assert engine.name.startswith("onnxruntime "), "the first batch must show that both agree"
+    detector.score = engine.score
+    return detector
+
+
+@pytest.mark.parametrize("check", SCORING, ids=checks.ids)
+@pytest.mark.parametrize("name", TAKEN)
+def test_the_engine_keeps_the_contract(name: str, check: checks.Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = checks.fitted
+
+    def fitted(make: Any, size_px: tuple[int, int] = SIZE_PX) -> Detector:
+        return in_engine(real(make, size_px), checks.images(3, make, size_px, seed=4))
+
+    monkeypatch.setattr(checks, "fitted", fitted)
+    check(maker(name))
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_its_scores_are_the_detectors(name: str) -> None:
+    make = maker(name)
+    detector, batch = checks.fitted(make), checks.images(32, make)
+    expected, engine = detector.score(batch), OnnxRuntime(detector)
+    # The first one, of another size than those that follow, is scored by both.
+    for size in (3, 1, 8, 32):
+        found = engine.score(batch[:size])
+        assert engine.name.startswith("onnxruntime ")
+        scale = float(expected.image.abs().max())
+        assert same_scores(found.image.numpy(), expected.image[:size].numpy(), scale).all()
+        assert share_off(found.heatmap.numpy(), expected.heatmap[:size].numpy()) <= HEATMAP_SHARE
+
+
+@pytest.mark.parametrize("name", [name for name in CONTRACT if name not in TAKEN])
+def test_what_is_no_single_graph_is_refused_and_stays_with_torch(name: str) -> None:
+    detector = maker(name)()
+    assert not OnnxRuntime.takes(detector)
+    with pytest.raises(GraphError, match=r"padim, mkd with the cosine map, cyclegan\. Got: "):
+        to_onnx(detector)
+
+
+def test_the_kinds_that_are_named_are_those_that_are_taken() -> None:
+    assert {CASES[name].kind for name in TAKEN} == {"padim", "mkd", "cyclegan"}
+    gradient = registry.configure("mkd", {"weights": "random", "map": "gradient"})
+    spec = maker("mkd")().spec
+    assert not OnnxRuntime.takes(registry.create("mkd", gradient, spec))
+
+
+def test_an_engine_that_computes_something_else_is_left_and_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    make = maker("padim")
+    detector, batch = checks.fitted(make), checks.images(4, make)
+    engine = OnnxRuntime(detector)
+    # The graph is of the weights as they were.
+    for stage in detector.gaussians:
+        stage.scale.mean += 0.01
+    found = engine.score(batch)
+    assert torch.equal(found.image, detector.score(batch).image)
+    assert engine.name.startswith("torch ")
+    assert "is scored by torch" in caplog.text
+    assert torch.equal(engine.score(batch[:2]).image, detector.score(batch[:2]).image)
