@@ -45,7 +45,7 @@ def make_model(folder: Path, seed: int = 0, size_px: int = SIZE_PX, source: str 
     """A model with random weights, calibrated on `source`: its scores mean nothing, but are always the same ones."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        # Of all kinds the quickest to be imported, which an actor does anew in every chapter.
+        # Of all kinds the quickest to be imported.
         config = registry.configure("autoencoder", {"width": 4})
         spec = InputSpec(channels=3, height_px=size_px, width_px=size_px)
         detector = registry.create("autoencoder", config, spec).eval()

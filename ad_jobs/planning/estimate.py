@@ -104,8 +104,9 @@ class Estimator:
         Raises:
             ClusterError: it has no CPU.
         """
-        laid = laid_out(cluster.types, self.scored.objects)
-        found = predict_on(laid, self._costs_of(*self._point()), ASSUMED)
+        costs = self._costs_of(*self._point())
+        laid = laid_out(cluster.types, self.scored.objects, costs.score.cpu_ms)
+        found = predict_on(laid, costs, ASSUMED)
         rates = [predict_on(laid, self._costs_of(*drawn), ASSUMED).images_per_s for drawn in self._replicates()]
         rate = _amount(found.images_per_s, rates)
         took = [hours(self.scored.objects, one, ASSUMED) for one in (rate["value"], rate["high"], rate["low"])]

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray.data
-from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
 from ad_jobs.archive.fetching import status_of
@@ -38,6 +37,7 @@ from cluster.division import ScanDivision, divide_for_scan
 from cluster.errors import ClusterError
 from cluster.failures import failures
 from cluster.metrics import ScanMetrics
+from cluster.pool import LastingPool, lasting_pool
 from cluster.session import Session, data_context, session
 
 # Torch stands behind it; driver and fetching workers do without.
@@ -66,29 +66,32 @@ def at_work(intent: Intent, done: int, failed: int) -> Iterator[Work]:
     spec = intent.spec
     with ExitStack() as stack:
         has = stack.enter_context(session(spec.address, num_cpus=spec.num_cpus))
-        division = divide_for_scan(has.nodes, spec.batch_size, intent.objects - done)
-        stack.enter_context(data_context(has, task_s=slowest_block_s(intent.limits, division)))
+        division = divide_for_scan(has.nodes, spec.batch_size, intent.objects - done, intent.score_ms)
+        context = stack.enter_context(data_context(has, task_s=slowest_block_s(intent.limits, division)))
+        pool = stack.enter_context(lasting_pool(context, division.actors))
         log.info(
-            "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %d.",
+            "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %d; %s of CPU to score an object.",
             intent.objects - done,
             division.actors,
             division.actor_cpus,
             division.actor_gpus,
             division.batch_size,
+            "nobody knows how much" if intent.score_ms is None else f"{intent.score_ms:.0f} ms",
         )
-        tally = messages.tally()
-        with (
-            ScanProgress(intent.objects, done, failed) as progress,
-            messages.watching(tally, progress.update, progress.every_s),
-        ):
-            yield partial(_parts, intent=intent, division=division, tally=tally)
+        progress = stack.enter_context(ScanProgress(intent.objects, done, failed))
+        tally = None
+        # Another process: of a single part there is nothing to tell before its end.
+        if intent.objects - done > part_rows(intent, division):
+            tally = messages.tally()
+            stack.enter_context(messages.watching(tally, progress.update, progress.every_s))
+        yield partial(_parts, intent=intent, division=division, tally=tally, pool=pool)
 
 
 def _parts(
-    left: pa.Table, chapter: int, *, intent: Intent, division: ScanDivision, tally: Any
+    left: pa.Table, chapter: int, *, intent: Intent, division: ScanDivision, tally: Any, pool: LastingPool
 ) -> Iterator[dict[str, int]]:
     return dataset.follow(
-        _pipeline(left, intent, division, tally),
+        _pipeline(left, intent, division, tally, pool),
         partial(write_part, run_uri=intent.spec.out, run_id=intent.run_id, chapter=chapter, models=intent.uses),
         rows=part_rows(intent, division),
         # More parts than actors never come at once.
@@ -122,7 +125,9 @@ def slowest_block_s(limits: Limits, division: ScanDivision) -> float:
     return division.block_rows * (limits.timeout_s + RESTART_S)
 
 
-def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any) -> ray.data.Dataset:
+def _pipeline(
+    left: pa.Table, intent: Intent, division: ScanDivision, tally: Any, pool: LastingPool
+) -> ray.data.Dataset:
     slices = dataset.SliceSource(left, block_rows(left.num_rows, division))
     # Reading and fetching have equal resources, so that Ray makes one task of them; scoring has others.
     fetched = ray.data.read_datasource(
@@ -141,7 +146,8 @@ def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any
         batch_format="pyarrow",
         num_cpus=division.fetch_cpus,
     )
-    return fetched.map_batches(
+    return pool.map_batches(
+        fetched,
         _ScoringActor,
         fn_constructor_kwargs={
             "uris": [model.uri for model in intent.models],
@@ -153,7 +159,6 @@ def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any
         },
         batch_size=division.call_rows,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=division.actors),
         num_cpus=division.actor_cpus,
         num_gpus=division.actor_gpus,
     )
@@ -215,7 +220,8 @@ class _ScoringActor:
         if counts["frames"]:
             for _ in range(counts["frames"]):
                 self._metrics.took("score", seconds / counts["frames"])
-        self._tally.add.remote(dict(counts))
+        if self._tally is not None:
+            self._tally.add.remote(dict(counts))
 
 
 def _ready(uri: str, use: ModelUse, batch_size: int, amp: bool) -> tuple[Scorer, ModelUse]:
