@@ -31,7 +31,7 @@ ASSUMED = Assumptions(
     ray_cores=0.15,
     task_ms=140.0,
     start_s=20.0,
-    chapter_s=11.0,
+    chapter_s=1.0,
     chapter_objects=CHAPTER_OBJECTS,
 )
 # Of a node, for each of its CPUs.
