@@ -170,6 +170,21 @@ def pause(source: str, model: str, work: Path, root: Path) -> float:
     return statistics.median(min(after) - max(before) for before, after in itertools.pairwise(chapters))
 
 
+def opening(model: str, root: Path) -> str:
+    """What a fresh process takes to import the pipeline of a scan, and to open a model."""
+    code = (
+        "import sys, time\n"
+        "import ad_jobs.scanning.pipeline, ad_jobs.scoring.scorer\n"
+        "from ad_jobs.scoring.model_store import open_model\n"
+        f"before = time.process_time(); open_model({model!r})\n"
+        "print(f'{len(sys.modules)} modules, {time.process_time():.1f} s of CPU, '\n"
+        "      f'{time.process_time() - before:.1f} of them to open it')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    return done.stdout.splitlines()[-1]
+
+
 def _reached(tasks: list[dict[str, Any]]) -> dict[str, float]:
     """When actor and fetching tasks began and ended, by Ray's timeline (microseconds)."""
 
@@ -226,13 +241,22 @@ def main() -> None:
         f"| --- |{' ---: |' * len(found)}",
         *(_line(text, [one[step] for one in found.values()]) for step, text in STEPS.items()),
         *(_line(text, [one[name] for one in found.values()]) for name, text in SPENT.items()),
-        "",
-        f"From the last part of a chapter to the first of the next, {IMAGES} images in {CHAPTERS} chapters: "
-        + ", ".join(f"{tree} {pause(*asked['scan'], work, root):.1f} s" for tree, root in trees.items())
-        + ".",
+        *_more(asked, work, trees),
     ]
     RESULT.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
+
+
+def _more(asked: dict[str, tuple[str, str]], work: Path, trees: dict[str, Path]) -> list[str]:
+    pauses = [f"{tree} {pause(*asked['scan'], work, root):.1f} s" for tree, root in trees.items()]
+    opened = [f"{tree} {opening(asked['small'][1], root)}" for tree, root in trees.items()]
+    return [
+        "",
+        f"From the last part of a chapter to the first of the next, {IMAGES} images in {CHAPTERS} chapters: "
+        f"{', '.join(pauses)}.",
+        "",
+        f"What a process imports and spends that opens the model of `small`, as an actor does: {'; '.join(opened)}.",
+    ]
 
 
 def _line(text: str, values: list[float]) -> str:
