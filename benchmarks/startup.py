@@ -37,7 +37,7 @@ RESULT = ROOT / "benchmarks" / "results" / "startup.md"
 IMAGES, SMALL, CHAPTERS = 32, 600, 4
 RUNS = 3
 # Until the last tasks are known to Ray's timeline.
-TOLD_S = 2
+TOLD_S = 5
 STEPS = {
     "asked": "the command is imported, models and source are read; `ray.init` is called",
     "started": "`ray.init` returns",

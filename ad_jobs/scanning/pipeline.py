@@ -33,7 +33,7 @@ from ad_jobs.scanning.table import write_part
 from ad_jobs.schema import FAILED, SCORED
 from ad_jobs.scoring.model_store import open_model
 from cluster import dataset, messages, storage
-from cluster.division import ScanDivision, divide_for_scan
+from cluster.division import USUAL_SCORE_MS, ScanDivision, divide_for_scan
 from cluster.errors import ClusterError
 from cluster.failures import failures
 from cluster.metrics import ScanMetrics
@@ -76,7 +76,7 @@ def at_work(intent: Intent, done: int, failed: int) -> Iterator[Work]:
             division.actor_cpus,
             division.actor_gpus,
             division.batch_size,
-            "nobody knows how much" if intent.score_ms is None else f"{intent.score_ms:.0f} ms",
+            f"{USUAL_SCORE_MS:.0f} ms (not measured)" if intent.score_ms is None else f"{intent.score_ms:.0f} ms",
         )
         progress = stack.enter_context(ScanProgress(intent.objects, done, failed))
         tally = None
