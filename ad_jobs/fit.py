@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from ad_jobs.archive.sources import SourceObject, read_source
 from ad_jobs.errors import RetroscanError, UsageError
+from ad_jobs.fitting.cost import score_cpu_ms
 from ad_jobs.fitting.image_set import ImageSet, Reader, decode_all
 from ad_jobs.fitting.intent import FitIntent, resolve
 from ad_jobs.fitting.split import split_anomalous, split_by_group
@@ -26,7 +27,7 @@ from ad_jobs.images.domain import DomainFile, Seen
 from ad_jobs.results.run import versions
 from ad_jobs.scoring.calibration import calibrate_on
 from ad_jobs.scoring.held_out import HeldOut
-from ad_jobs.scoring.model_store import open_model, publish, read_record, write_calibration
+from ad_jobs.scoring.model_store import SCORE_CPU_MS, open_model, publish, read_record, write_calibration
 from ad_jobs.specs import FitSpec, takes
 from cluster import object_store, storage
 from cluster.failures import failures
@@ -116,6 +117,7 @@ def fit(spec: FitSpec) -> dict[str, Any]:
             # Of this command: a continued fit took longer.
             "seconds": round(time.monotonic() - started, 1),
             "fitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            SCORE_CPU_MS: score_cpu_ms(detector),
             "data": _fingerprint(spec, data),
         }
         model = publish(spec.out, spec.detector, detector, intent.policy, record, data.domain())

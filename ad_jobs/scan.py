@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+
+import pyarrow as pa
 
 from ad_jobs.archive.manifest import RowReader
 from ad_jobs.errors import TooManyFailed
 from ad_jobs.results.run import RunRecord
 from ad_jobs.results.seal import signing_key
 from ad_jobs.scanning import chapters, run_state
+from ad_jobs.scanning.chapters import Chapter
 from ad_jobs.scanning.intent import Intent, resolve
 from ad_jobs.scanning.pipeline import Work, at_work, errors_of_ray, refuse_amp_without_gpu
 from ad_jobs.scanning.stages import MANIFEST_COLUMNS
@@ -93,38 +97,60 @@ def scan(spec: ScanSpec) -> RunRecord:
 
 
 def _score_what_is_left(intent: Intent, lease: Lease) -> None:
-    """Score what is left of every chapter; all of them are committed when this returns."""
+    """Score what is left of every chapter; all of them are committed when this returns.
+
+    While a chapter is scored, the one before it is counted, hashed and committed.
+    """
     committed = chapters.committed(intent.checkpoint, intent.spec.out)
     done = sum(chapter.counts.objects for chapter in committed.values())
-    failed_before = sum(chapter.counts.failed for chapter in committed.values())
+    failed = {number: chapter.counts.failed for number, chapter in committed.items()}
     manifest = RowReader(intent.manifest)
-    out, model_ids = intent.spec.out, [model.model_id for model in intent.models]
+    engines: frozenset[str] = frozenset()
 
-    def check(failed: int) -> None:
+    def check() -> None:
         lease.check()
-        if failed > intent.spec.max_failed * intent.objects:
-            raise TooManyFailed(failed, intent.objects, intent.spec.max_failed)
+        if sum(failed.values()) > intent.spec.max_failed * intent.objects:
+            raise TooManyFailed(sum(failed.values()), intent.objects, intent.spec.max_failed)
 
-    with ExitStack() as stack:
+    def settle(ending: tuple[int, Future[Chapter | None]] | None) -> None:
+        """Wait for the end of a chapter."""
+        if ending is None:
+            return
+        number, chapter = ending[0], ending[1].result()
+        if chapter is not None:
+            committed[number] = chapter
+            failed[number] = chapter.counts.failed
+
+    with ThreadPoolExecutor(1, "commit") as committing, ExitStack() as stack:
         work: Work | None = None
-        for number in range(intent.chapters):
-            if number in committed:
-                continue
-            objects = manifest.rows(intent.ids(number), MANIFEST_COLUMNS)
-            chapter = None
-            # More than twice only where another process, thought dead, wrote a part meanwhile, or one was damaged.
-            while chapter is None:
-                left = chapters.left_to_do(out, intent.run_id, number, objects)
-                failed = failed_before + left.failed
-                check(failed)
-                if not left.objects.num_rows:
-                    chapter = chapters.commit(intent.checkpoint, out, intent.run_id, number, objects, model_ids)
-                    continue
-                # Ray starts only if there is work.
+        # More than once only where another process, thought dead, wrote a part meanwhile, or one was damaged.
+        while waiting := [number for number in range(intent.chapters) if number not in committed]:
+            ending = None
+            for number in waiting:
+                objects = manifest.rows(intent.ids(number), MANIFEST_COLUMNS)
+                left = chapters.left_to_do(intent.spec.out, intent.run_id, number, objects)
+                failed[number] = left.failed
+                check()
                 if work is None:
                     done += objects.num_rows - left.objects.num_rows
-                    work = stack.enter_context(at_work(intent, done, failed))
-                for part in work(left.objects, number):
-                    failed += part["failed"]
-                    check(failed)
-            failed_before += chapter.counts.failed
+                if left.objects.num_rows:
+                    # Ray starts only if there is work.
+                    if work is None:
+                        work = stack.enter_context(at_work(intent, done, sum(failed.values())))
+                    for part in work(left.objects, number):
+                        failed[number] += part["failed"]
+                        engines = run_state.note_engines(intent.spec.out, engines, part["engines"])
+                        check()
+                settle(ending)
+                ending = number, committing.submit(_commit, intent, lease, number, objects)
+            settle(ending)
+
+
+def _commit(intent: Intent, lease: Lease, number: int, objects: pa.Table) -> Chapter | None:
+    """A chapter of these objects, committed; None if something is left of it to do."""
+    out, run_id = intent.spec.out, intent.run_id
+    lease.check()
+    if chapters.left_to_do(out, run_id, number, objects).objects.num_rows:
+        return None
+    model_ids = [model.model_id for model in intent.models]
+    return chapters.commit(intent.checkpoint, out, run_id, number, objects, model_ids)

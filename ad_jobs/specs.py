@@ -179,7 +179,7 @@ class ScanSpec(Spec):
     # A running Ray cluster; embedded by default, with `num_cpus` logical CPUs.
     address: str | None = None
     num_cpus: int | None = Field(default=None, ge=1, exclude=True)
-    # Objects of a chapter, each committed as a whole: its end costs seconds, in which its last parts are waited for.
+    # Objects of a chapter, each committed as a whole; at its end its last parts are waited for.
     chapter_objects: int = Field(default=CHAPTER_OBJECTS, ge=1, exclude=True)
 
     @model_validator(mode="after")

@@ -128,7 +128,7 @@ def measure(folder: Path, model: str) -> dict[str, float]:
     before = peak_mib()
     start = time.perf_counter()
     try:
-        with patch.object(scan_verb, "_at_work", at_work):
+        with patch.object(scan_verb, "at_work", at_work):
             scan_verb.scan(str(folder / "manifest"), [model], str(folder / "run"))
     except Stop:
         pass

@@ -33,11 +33,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from ad_jobs.fitting.cost import score_cpu_ms
 from ad_jobs.phantom.codecs import JPEG_2000_LOSSLESS, compress
 from ad_jobs.results.run import machine, versions
 from ad_jobs.scoring.calibration import calibrate_on
 from ad_jobs.scoring.held_out import HeldOut
-from ad_jobs.scoring.model_store import open_model, write_calibration
+from ad_jobs.scoring.model_store import SCORE_CPU_MS, open_model, write_calibration
 from ad_jobs.scoring.scorer import Scorer
 from benchmarks.measuring import busy_s, cost_of
 from models import artifact, registry
@@ -56,6 +57,7 @@ MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "light": ("mkd", 64, {}),
     "heavy": ("ssm", 64, {"grid": 0, "cells_across": [32, 16, 8]}),
     "padim": ("padim", 64, {"layers": [2, 3, 4]}),
+    "padim-256": ("padim", 256, {"layers": [2, 3, 4]}),
     "pmad": ("pmad", 64, {}),
 }
 # n, so large that every process of a scan has started before it ends: else their start counts as an image's.
@@ -126,7 +128,7 @@ def make_model(folder: Path, name: str) -> str:
         kind, registry.configure(kind, options), InputSpec(channels=3, height_px=size, width_px=size)
     ).eval()
     policy = {"channels": 3, "height_px": size, "width_px": size}
-    model_id = artifact.save(folder, kind, detector, policy, {})
+    model_id = artifact.save(folder, kind, detector, policy, {SCORE_CPU_MS: score_cpu_ms(detector)})
     normal = [frame_of(picture(number, SIDE_PX), size) for number in range(40)]
     found = calibrate_on(detector, map(HeldOut, normal), model_id=model_id, max_fpr=0.1, source="benchmark")
     write_calibration(str(folder), found)

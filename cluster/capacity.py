@@ -99,15 +99,15 @@ class Layout(NamedTuple):
     placed: Sequence[Placement]
 
 
-def laid_out(types: Sequence[NodeType], objects: int | None = None) -> Layout:
-    """How a scan of so many objects divides the nodes; a small scan has fewer actors.
+def laid_out(types: Sequence[NodeType], objects: int | None = None, score_ms: float | None = None) -> Layout:
+    """How a scan of so many objects, of so much CPU time to score each, divides the nodes.
 
     Raises:
         ClusterError: the nodes have no CPU.
     """
     members = [of_type for of_type in types for _ in range(of_type.size)]
     nodes = [of_type.node for of_type in members]
-    found = divide_for_scan(nodes, objects=objects)
+    found = divide_for_scan(nodes, objects=objects, score_ms=score_ms)
     return Layout(members, found, layout(nodes, found))
 
 
@@ -118,7 +118,7 @@ def predict(costs: Costs, types: Sequence[NodeType], assumed: Assumptions, objec
         ClusterError: the nodes have no CPU.
         ValueError: the nodes have GPUs, and the costs lack the detector's time on one.
     """
-    return predict_on(laid_out(types, objects), costs, assumed)
+    return predict_on(laid_out(types, objects, costs.score.cpu_ms), costs, assumed)
 
 
 def predict_on(cluster: Layout, costs: Costs, assumed: Assumptions) -> Prediction:

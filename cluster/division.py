@@ -11,8 +11,12 @@ GIB = 1 << 30
 # Of a node: with less, batches are smaller.
 SMALL_MEMORY = 4 * GIB
 CPU_BATCH, GPU_BATCH = 32, 128
-# An actor takes as long to start as to score some hundred images: so many batches at least for each.
-ACTOR_BATCHES = 32
+# CPU time that an actor takes to start: Ray's worker, torch, the models. As much to score for each, or it does not pay.
+ACTOR_START_MS = 5_000.0
+# Of an object, under a model that does not say what it costs.
+USUAL_SCORE_MS = 50.0
+# How much faster a GPU scores than one CPU, at least.
+GPU_SPEED = 20.0
 # Of memory for each actor: torch, the models, a batch and its heatmaps.
 ACTOR_BYTES = GIB
 # An actor works ahead within one call: with a single batch there is nothing ahead.
@@ -43,7 +47,7 @@ class ScanDivision(NamedTuple):
         fetch_tasks: how many of them fit beside the actors and one writing task.
         write_cpus: of one writing task.
         batch_size: frames scored at once.
-        call_rows: objects given to an actor at once, a multiple of `batch_size`.
+        call_rows: objects given to an actor at once, a multiple of `batch_size`; fewer in a small scan.
         block_rows: objects of one fetch-and-decode task, a multiple of `batch_size`.
     """
 
@@ -67,8 +71,13 @@ class FitDivision(NamedTuple):
     threads: int
 
 
-def divide_for_scan(nodes: Sequence[Node], batch_size: int | None = None, objects: int | None = None) -> ScanDivision:
+def divide_for_scan(
+    nodes: Sequence[Node], batch_size: int | None = None, objects: int | None = None, score_ms: float | None = None
+) -> ScanDivision:
     """How a scan of so many objects divides the nodes; `batch_size` overrides the number of frames scored at once.
+
+    `score_ms`: what an object costs its models of one CPU's time, USUAL_SCORE_MS if that is not known.
+    A small scan has fewer actors than there is room for: to each as much to score as its own start costs.
 
     With GPUs: one actor each.
     Without: one actor of one thread for each CPU, of which it holds half; the other half is for fetching and decoding,
@@ -96,8 +105,12 @@ def divide_for_scan(nodes: Sequence[Node], batch_size: int | None = None, object
         actors, held = _cpu_actors(nodes)
         free = _always_free([node.cpus for node in nodes], actors * held)
     size = batch_size or _batch_size(with_gpu or [node for node in nodes if node.cpus > 0], gpu=bool(with_gpu))
+    call_rows = size * (GPU_BATCHES_A_CALL if with_gpu else 1)
     if objects is not None:
-        actors = max(1, min(actors, -(-objects // (ACTOR_BATCHES * size))))
+        work_ms = objects * (score_ms or USUAL_SCORE_MS) / (GPU_SPEED if with_gpu else 1.0)
+        actors = max(1, min(actors, int(work_ms / ACTOR_START_MS)))
+        # Something for each of them.
+        call_rows = min(call_rows, max(1, -(-objects // actors)))
     spread = spread_actors(nodes, actors, held, gpu=bool(with_gpu))
     # What one fetch task and one write task fit into, side by side.
     share = min(1.0, free)
@@ -110,7 +123,7 @@ def divide_for_scan(nodes: Sequence[Node], batch_size: int | None = None, object
         fetch_tasks=sum(fetch_tasks(nodes, spread, held, fetch, write)),
         write_cpus=write,
         batch_size=size,
-        call_rows=size * (GPU_BATCHES_A_CALL if with_gpu else 1),
+        call_rows=call_rows,
         block_rows=2 * size,
     )
 

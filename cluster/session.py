@@ -8,6 +8,7 @@ import re
 import secrets
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -209,6 +210,8 @@ def _hush() -> None:
         "ray.data._internal.execution.streaming_executor_state",
     ):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Of a dataset with little to do, such as a last chapter.
+    warnings.filterwarnings("ignore", "The (minimum|maximum) number of concurrent (actors|tasks)", UserWarning)
 
 
 @contextmanager

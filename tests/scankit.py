@@ -48,7 +48,7 @@ def make_model(
     """A model with random weights, calibrated on `source`: its scores mean nothing, but are always the same ones."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        # Of all kinds the quickest to be imported, which an actor does anew in every chapter.
+        # Of all kinds the quickest to be imported.
         config = registry.configure(kind, {"width": 4} if kind == "autoencoder" else {"weights": "random"})
         spec = InputSpec(channels=3, height_px=size_px, width_px=size_px)
         detector = registry.create(kind, config, spec).eval()

@@ -50,7 +50,7 @@ def scan_outlook(spec: ScanSpec) -> dict[str, Any]:
     with session(spec.address, num_cpus=spec.num_cpus, grow=False) as has:
         if spec.amp:
             refuse_amp_without_gpu(has)
-        division = divide_for_scan(has.nodes, spec.batch_size, sum(left))
+        division = divide_for_scan(has.nodes, spec.batch_size, sum(left), intent.score_ms)
     return {
         "run_id": intent.run_id,
         "cluster": _cluster(has.nodes),

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ad_jobs.errors import ErrorCode, ImageError
-from ad_jobs.images import dicom, jpeg, png, tiff
+from ad_jobs.images import jpeg, png, tiff
 from ad_jobs.images.domain import Taker, Traits
 from ad_jobs.images.geometry import Geometry, resize
 from ad_jobs.images.libraries import quiet
@@ -185,6 +185,8 @@ def read_header(data: bytes, size: int | None = None, *, demographics: bool = Fa
         length = len(data) if size is None else size
         with quiet():
             if known["kind"] == "dicom":
+                from ad_jobs.images import dicom
+
                 known.update(dicom.read_header(data, length, demographics=demographics))
             else:
                 known.update(formats[known["kind"]].read_header(data, length))
@@ -204,6 +206,9 @@ def _open(data: bytes, limits: Limits) -> Picture:
     picture: Picture
     match sniff(data[:4096]):
         case "dicom":
+            # pydicom and its decoders: most processes that import this module decode nothing, or no DICOM.
+            from ad_jobs.images import dicom
+
             picture = dicom.open_dicom(data, limits)
         case "png":
             picture = png.open_png(data, limits)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import pickle
 import re
@@ -255,6 +256,8 @@ def serve() -> None:
     # Ctrl-C is the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
+    # Before the time and memory of an object are counted.
+    importlib.import_module("ad_jobs.images.dicom")
     own_bytes = _data_bytes()
     connection = socket.socket(fileno=int(sys.argv[1]))
     with contextlib.suppress(EOFError, OSError):

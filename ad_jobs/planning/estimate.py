@@ -31,7 +31,7 @@ ASSUMED = Assumptions(
     ray_cores=0.15,
     task_ms=140.0,
     start_s=20.0,
-    chapter_s=11.0,
+    chapter_s=1.0,
     chapter_objects=CHAPTER_OBJECTS,
 )
 # Of a node, for each of its CPUs.
@@ -104,8 +104,9 @@ class Estimator:
         Raises:
             ClusterError: it has no CPU.
         """
-        laid = laid_out(cluster.types, self.scored.objects)
-        found = predict_on(laid, self._costs_of(*self._point()), ASSUMED)
+        costs = self._costs_of(*self._point())
+        laid = laid_out(cluster.types, self.scored.objects, costs.score.cpu_ms)
+        found = predict_on(laid, costs, ASSUMED)
         rates = [predict_on(laid, self._costs_of(*drawn), ASSUMED).images_per_s for drawn in self._replicates()]
         rate = _amount(found.images_per_s, rates)
         took = [hours(self.scored.objects, one, ASSUMED) for one in (rate["value"], rate["high"], rate["low"])]

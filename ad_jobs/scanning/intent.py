@@ -54,6 +54,8 @@ class Intent:
     policies: tuple[PixelPolicy, ...]
     limits: Limits
     identifiers: Identifiers
+    # What an object costs all models together of one CPU's time, as their fits measured it; None if one did not.
+    score_ms: float | None
 
     @property
     def checkpoint(self) -> str:
@@ -134,8 +136,20 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
         chapter_objects=spec.chapter_objects,
         accept=spec.accept,
     )
+    costs = [model.score_cpu_ms for model in models]
     return Intent(
-        spec, run_id, manifest, selection, parent, references, calibrations, uses, policies, limits, identifiers
+        spec,
+        run_id,
+        manifest,
+        selection,
+        parent,
+        references,
+        calibrations,
+        uses,
+        policies,
+        limits,
+        identifiers,
+        score_ms=None if None in costs else sum(filter(None, costs)),
     )
 
 

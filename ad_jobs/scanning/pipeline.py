@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray.data
-from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
 from ad_jobs.archive.fetching import status_of
@@ -29,16 +28,16 @@ from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.scanning.intent import Intent
 from ad_jobs.scanning.judgement import ModelUse
 from ad_jobs.scanning.progress import ScanProgress
-from ad_jobs.scanning.run_state import note_engines
 from ad_jobs.scanning.stages import prepare_objects, score_objects
 from ad_jobs.scanning.table import write_part
 from ad_jobs.schema import FAILED, SCORED
 from ad_jobs.scoring.model_store import open_model
 from cluster import dataset, messages, storage
-from cluster.division import ScanDivision, divide_for_scan
+from cluster.division import USUAL_SCORE_MS, ScanDivision, divide_for_scan
 from cluster.errors import ClusterError
 from cluster.failures import failures
 from cluster.metrics import ScanMetrics
+from cluster.pool import LastingPool, lasting_pool
 from cluster.session import Session, data_context, session
 
 # Torch stands behind it; driver and fetching workers do without.
@@ -52,13 +51,11 @@ PART_BYTES = 256 << 20
 MAX_PART_OBJECTS = 20_000
 # Between an object that cost the decoder's process its life and the next: on a busy machine.
 RESTART_S = 5.0
-# What a tally calls the engines that score.
-ENGINE = "engine "
 # Of a large run: a killed driver loses at most what is not yet in a part.
 PARTS_AT_LEAST = 100
 
 # Objects and their chapter to parts, as they are written.
-Work = Callable[[pa.Table, int], Iterator[dict[str, int]]]
+Work = Callable[[pa.Table, int], Iterator[dict[str, Any]]]
 
 
 @contextmanager
@@ -69,38 +66,33 @@ def at_work(intent: Intent, done: int, failed: int) -> Iterator[Work]:
     spec = intent.spec
     with ExitStack() as stack:
         has = stack.enter_context(session(spec.address, num_cpus=spec.num_cpus))
-        division = divide_for_scan(has.nodes, spec.batch_size, intent.objects - done)
-        stack.enter_context(data_context(has, task_s=slowest_block_s(intent.limits, division)))
+        division = divide_for_scan(has.nodes, spec.batch_size, intent.objects - done, intent.score_ms)
+        context = stack.enter_context(data_context(has, task_s=slowest_block_s(intent.limits, division)))
+        pool = stack.enter_context(lasting_pool(context, division.actors))
         log.info(
-            "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %s%d.",
+            "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %s%d; %s of CPU to score an object.",
             intent.objects - done,
             division.actors,
             division.actor_cpus,
             division.actor_gpus,
             "" if spec.batch_size or division.actor_gpus else "up to ",
             division.batch_size,
+            f"{USUAL_SCORE_MS:.0f} ms (not measured)" if intent.score_ms is None else f"{intent.score_ms:.0f} ms",
         )
-        tally = messages.tally()
-        with (
-            ScanProgress(intent.objects, done, failed) as progress,
-            messages.watching(tally, partial(_seen, progress, spec.out, set()), progress.every_s),
-        ):
-            yield partial(_parts, intent=intent, division=division, tally=tally)
-
-
-def _seen(progress: ScanProgress, out: str, noted: set[str], totals: dict[str, int]) -> None:
-    """Show the totals, and note the engines among them that are new."""
-    progress.update(totals)
-    engines = {name.removeprefix(ENGINE) for name in totals if name.startswith(ENGINE)}
-    if not engines <= noted and note_engines(out, engines):
-        noted |= engines
+        progress = stack.enter_context(ScanProgress(intent.objects, done, failed))
+        tally = None
+        # Another process: of a single part there is nothing to tell before its end.
+        if intent.objects - done > part_rows(intent, division):
+            tally = messages.tally()
+            stack.enter_context(messages.watching(tally, progress.update, progress.every_s))
+        yield partial(_parts, intent=intent, division=division, tally=tally, pool=pool)
 
 
 def _parts(
-    left: pa.Table, chapter: int, *, intent: Intent, division: ScanDivision, tally: Any
-) -> Iterator[dict[str, int]]:
+    left: pa.Table, chapter: int, *, intent: Intent, division: ScanDivision, tally: Any, pool: LastingPool
+) -> Iterator[dict[str, Any]]:
     return dataset.follow(
-        _pipeline(left, intent, division, tally),
+        _pipeline(left, intent, division, tally, pool),
         partial(write_part, run_uri=intent.spec.out, run_id=intent.run_id, chapter=chapter, models=intent.uses),
         rows=part_rows(intent, division),
         # More parts than actors never come at once.
@@ -137,7 +129,9 @@ def slowest_block_s(limits: Limits, division: ScanDivision) -> float:
     return division.block_rows * (limits.timeout_s + min(limits.timeout_s, HEADER_TIMEOUT_S) + 2 * RESTART_S)
 
 
-def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any) -> ray.data.Dataset:
+def _pipeline(
+    left: pa.Table, intent: Intent, division: ScanDivision, tally: Any, pool: LastingPool
+) -> ray.data.Dataset:
     slices = dataset.SliceSource(left, block_rows(left.num_rows, division))
     # Reading and fetching have equal resources, so that Ray makes one task of them; scoring has others.
     fetched = ray.data.read_datasource(
@@ -156,7 +150,8 @@ def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any
         batch_format="pyarrow",
         num_cpus=division.fetch_cpus,
     )
-    return fetched.map_batches(
+    return pool.map_batches(
+        fetched,
         _ScoringActor,
         fn_constructor_kwargs={
             "uris": [model.uri for model in intent.models],
@@ -169,7 +164,6 @@ def _pipeline(left: pa.Table, intent: Intent, division: ScanDivision, tally: Any
         },
         batch_size=division.call_rows,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=division.actors),
         num_cpus=division.actor_cpus,
         num_gpus=division.actor_gpus,
     )
@@ -232,9 +226,8 @@ class _ScoringActor:
         if counts["frames"]:
             for _ in range(counts["frames"]):
                 self._metrics.took("score", seconds / counts["frames"])
-        # Known once the first batch is scored.
-        counts.update({f"{ENGINE}{scorer.engine}": 1 for scorer, _ in self._models if counts["frames"]})
-        self._tally.add.remote(dict(counts))
+        if self._tally is not None:
+            self._tally.add.remote(dict(counts))
 
 
 def _ready(uri: str, use: ModelUse, batch_size: int | None, at_most: int, amp: bool) -> tuple[Scorer, ModelUse]:

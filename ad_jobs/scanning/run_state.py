@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -209,18 +209,18 @@ def begin(intent: Intent) -> None:
         raise _unwritable(error) from error
 
 
-def note_engines(out: str, engines: set[str]) -> bool:
-    """Keep what scores the run in `out` for its record, beside what an earlier start has noted; False to ask again."""
-    try:
-        marker = _marker(out)
-        if marker is None:
-            return False
-        marker = marker.model_copy(update={"engines": sorted(engines | set(marker.engines))})
+def note_engines(out: str, noted: frozenset[str], engines: Iterable[str]) -> frozenset[str]:
+    """Keep what scored a part of the run in `out` for its record, beside what an earlier start has noted.
+
+    All that is `noted` by now.
+    """
+    if noted.issuperset(engines):
+        return noted
+    if (marker := _marker(out)) is not None:
+        marker = marker.model_copy(update={"engines": sorted({*engines, *marker.engines})})
         storage.write_bytes(storage.join(out, PENDING_FILE), (marker.model_dump_json(indent=2) + "\n").encode())
-    except storage.StorageError as error:
-        log.warning("What scores is not in %s yet: %s.", PENDING_FILE, error)
-        return False
-    return True
+    # Without a marker the run cannot be closed, which says so.
+    return noted.union(engines)
 
 
 def close(intent: Intent, key: bytes | None = None) -> RunRecord:

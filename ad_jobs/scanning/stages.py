@@ -69,6 +69,8 @@ SCORED_OBJECTS = pa.schema(
         # uint16 [h, w] on its scale, null where not kept.
         ("heatmaps", pa.list_(pa.list_(pa.large_binary()))),
         ("scored_at", pa.timestamp("us", tz="UTC")),
+        # What ran the models; of objects that had a frame to score.
+        ("engines", pa.list_(pa.string())),
     ]
 )
 
@@ -160,7 +162,11 @@ def score_objects(
         values = [[columns[name] for columns in of_object] for of_object in zip(*by_model, strict=True)]
         scored = scored.append_column(name, pa.array(values, SCORED_OBJECTS.field(name).type))
     times = pa.array([datetime.now(UTC)] * len(objects), SCORED_OBJECTS.field("scored_at").type)
-    return scored.append_column("scored_at", times).cast(SCORED_OBJECTS)
+    scored = scored.append_column("scored_at", times)
+    # Known once a batch is scored.
+    engines = sorted({scorer.engine for scorer, _ in models})
+    ran = [engines if row["frames"] else [] for row in objects]
+    return scored.append_column("engines", pa.array(ran, pa.list_(pa.string()))).cast(SCORED_OBJECTS)
 
 
 def _frames(buffer: pa.Buffer | None, channels: list[int], policy: PixelPolicy) -> Iterator[NDArray[np.uint16]]:

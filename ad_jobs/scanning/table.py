@@ -23,7 +23,7 @@ from cluster import storage
 
 
 def write_part(scored: pa.Table, run_uri: str, run_id: str, chapter: int, models: Sequence[ModelUse]) -> pa.Table:
-    """Write SCORED_OBJECTS rows as one part of the score table: what it holds, in one row (objects, failed).
+    """Write SCORED_OBJECTS rows as one part of the score table: what it holds, in one row (objects, failed, engines).
 
     The heatmaps go before the part: a row never refers to what is not there. The part is written whole or not at all,
     and under a name that follows from its objects: a task that is run again overwrites its own.
@@ -35,7 +35,9 @@ def write_part(scored: pa.Table, run_uri: str, run_id: str, chapter: int, models
     uri = storage.join(run_uri, SCORES_FOLDER, f"{name}.parquet")
     storage.patiently(lambda: storage.write_bytes(uri, file.getvalue()))
     failed = rows.filter(pc.equal(rows["status"], FAILED))["object_id"]
-    return pa.table({"objects": [scored.num_rows], "failed": [len(failed.unique())]})
+    engines = sorted(pc.unique(pc.list_flatten(scored["engines"])).to_pylist())
+    told = {"objects": [scored.num_rows], "failed": [len(failed.unique())]}
+    return pa.table({**told, "engines": pa.array([engines], pa.list_(pa.string()))})
 
 
 def finish_rows(scored: pa.Table, run_uri: str, run_id: str, chapter: int, models: Sequence[ModelUse]) -> pa.Table:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("retroscan.model")
 
+# In detector.json: see ad_jobs.fitting.cost.
+SCORE_CPU_MS = "score_cpu_ms"
 # The acceptance domain, beside detector.json.
 DOMAIN = "domain.json"
 
@@ -51,6 +53,11 @@ class FittedModel:
     def calibrated_as(self) -> str:
         """The id under which a calibration is this model's: that of its fit, since a domain changes no score."""
         return str(self.record["model_id"])
+
+    @property
+    def score_cpu_ms(self) -> float | None:
+        """What an image costs of one CPU's time, as the fit measured it; None in models of earlier versions."""
+        return self.record.get(SCORE_CPU_MS)
 
     @property
     def kind(self) -> str:

@@ -1,4 +1,4 @@
-"""VGG (Simonyan and Zisserman, 2015) as torchvision builds it; a tap is a pool's output."""
+"""VGG (Simonyan and Zisserman, 2015), its layers numbered as torchvision's; a tap is a pool's output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from models.backbones.family import Family
 
-VGG = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
+# Convolutions before each of the five pools.
+CONVOLUTIONS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+CHANNELS = (64, 128, 256, 512, 512)
+VGG = (*CONVOLUTIONS, *(f"{name}_bn" for name in CONVOLUTIONS))
 
 
 class VGGFeatures(nn.Sequential):
@@ -34,12 +37,10 @@ class VGGFeatures(nn.Sequential):
 
 
 def _build(name: str, halvings: Sequence[int]) -> nn.Module:
-    import torchvision.models
-
-    # Built without memory first: nine tenths of a VGG's weights are a classifier that nobody needs here.
+    # Without memory first, and without a draw of weights that are drawn below.
     with torch.device("meta"):
-        layers = getattr(torchvision.models, name)(weights=None).features
-    features = VGGFeatures(list(layers), halvings)
+        layers = _layers(CONVOLUTIONS[name.removesuffix("_bn")], norm=name.endswith("_bn"))
+    features = VGGFeatures(layers, halvings)
     features.to_empty(device="cpu")
     for layer in features.modules():
         if isinstance(layer, nn.Conv2d):
@@ -49,10 +50,22 @@ def _build(name: str, halvings: Sequence[int]) -> nn.Module:
                 nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.BatchNorm2d):
             layer.reset_parameters()
-        elif isinstance(layer, nn.ReLU):
-            # An in-place ReLU breaks gradients taken with respect to the input.
-            layer.inplace = False
     return features
+
+
+def _layers(convolutions: Sequence[int], *, norm: bool) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    before = 3
+    for count, channels in zip(convolutions, CHANNELS, strict=True):
+        for _ in range(count):
+            layers.append(nn.Conv2d(before, channels, 3, padding=1))
+            if norm:
+                layers.append(nn.BatchNorm2d(channels))
+            # One in place, as torchvision has it, breaks gradients taken with respect to the input.
+            layers.append(nn.ReLU())
+            before = channels
+        layers.append(nn.MaxPool2d(2))
+    return layers
 
 
 def _rename(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         continued = ScanSpec(source=source, model=[taken], out=str(folder / "continued"))
         intent = resolve(continued)
         run_state.begin(intent)
-        assert run_state.note_engines(continued.out, {BEFORE})
+        assert run_state.note_engines(continued.out, frozenset(), [BEFORE]) == {BEFORE}
         scan(continued)
         yield folder
 

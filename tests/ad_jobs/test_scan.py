@@ -332,6 +332,15 @@ def test_the_driver_reads_models_and_sources_without_torch(home: Path, tmp_path:
     assert done.stdout.splitlines()[-1] == f"{len(GOOD)} False"
 
 
+def test_a_scans_workers_import_what_they_use() -> None:
+    """Each of them unpickles a function or class of the pipeline; torch comes with a scoring actor's models."""
+    program = "import sys, ad_jobs.scanning.pipeline; print(sorted({'torch', 'timm', 'torchvision', 'pydicom', 'scipy'}"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program} & set(sys.modules)))"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.ray
 def test_a_model_of_an_unknown_detector_ends_the_scan_with_the_reason(home: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"

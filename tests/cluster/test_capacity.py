@@ -67,7 +67,7 @@ def test_every_limit_by_hand() -> None:
 
 
 def test_a_small_scan_has_fewer_actors() -> None:
-    found = predict(COSTS, [FAST], ASSUMED, objects=1500)
+    found = predict(COSTS, [FAST], ASSUMED, objects=500)
     assert found.limits["score"] == pytest.approx(2 / 20e-3)
     assert found.bottleneck == "score"
 

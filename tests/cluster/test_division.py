@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cluster.division import GIB, Node, ScanDivision, divide_for_fit, divide_for_scan
+from cluster.division import ACTOR_START_MS, GIB, USUAL_SCORE_MS, Node, ScanDivision, divide_for_fit, divide_for_scan
 from cluster.errors import ClusterError
 
 NODES = st.lists(
@@ -130,10 +130,26 @@ def test_actors_fit_into_memory() -> None:
     assert divide_for_scan([Node(16, memory=GIB // 2)]).actors == 1
 
 
-def test_few_objects_are_worth_few_actors() -> None:
+def test_an_actor_is_made_for_as_much_to_score_as_its_start_costs() -> None:
     nodes = [Node(8, memory=64 * GIB)]
-    found = [divide_for_scan(nodes, 10, objects).actors for objects in (0, 1, 320, 321, 960, 10_000)]
-    assert found == [1, 1, 1, 2, 3, 8]
+
+    def actors(objects: int, score_ms: float | None) -> int:
+        return divide_for_scan(nodes, 10, objects, score_ms).actors
+
+    assert [actors(objects, ACTOR_START_MS / 100) for objects in (0, 1, 199, 200, 300, 10_000)] == [1, 1, 1, 2, 3, 8]
+    # As many objects, of another cost.
+    assert [actors(600, ms) for ms in (2, 20, 100, 1000)] == [1, 2, 8, 8]
+    assert actors(600, None) == actors(600, USUAL_SCORE_MS)
+    with_gpus = [Node(8, 4, memory=64 * GIB)]
+    found = [divide_for_scan(with_gpus, objects=objects, score_ms=50).actors for objects in (600, 6_000, 60_000)]
+    assert found == [1, 3, 4], "a GPU has done as much in a twentieth of the time"
+
+
+def test_a_small_scan_has_something_for_every_actor() -> None:
+    nodes = [Node(8, memory=64 * GIB)]
+    few = divide_for_scan(nodes, objects=24, score_ms=2_000)
+    assert (few.actors, few.call_rows, few.batch_size) == (8, 3, 32)
+    assert divide_for_scan(nodes, objects=10_000, score_ms=2_000).call_rows == 32
 
 
 def test_one_actor_for_each_gpu_wherever_it_is() -> None:

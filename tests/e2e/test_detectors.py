@@ -105,6 +105,8 @@ def test_fits_held_out_normals_and_say_what_they_were_fitted_on(home: Home) -> N
         grey = DETECTORS[kind].takes_grey
         assert model.detector.spec.channels == model.policy.channels == (1 if grey else 3)
         assert (model.record["data"]["n_fitted"], model.record["data"]["n_held_out"]) == (25, 5)
+        assert model.score_cpu_ms is not None
+        assert model.score_cpu_ms > 0
         curve = json.loads(storage.read_bytes(storage.join(uri, "fit", "curve.json")))
         # Of those that make passes; PaDiM's curve names its phases alone.
         assert any("loss" in point for point in curve) == is_trained(kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import threading
 import time
@@ -19,7 +20,10 @@ from ad_jobs.errors import JobError, TooManyFailed, UsageError
 from ad_jobs.index import index
 from ad_jobs.results.read import read_scores
 from ad_jobs.scan import scan
+from ad_jobs.scoring.model_store import SCORE_CPU_MS
+from cluster import storage
 from cluster.session import session
+from models.record import DETECTOR
 from tests.faults.conftest import CHAPTER, OBJECTS, PREFIX, asked_for, finish, statement, wait_for
 from tests.faults.proxy import Fault, FaultProxy, Request
 
@@ -44,6 +48,31 @@ def one_ray(through: FaultProxy) -> Iterator[None]:
 def test_an_object_is_asked_for_once(undisturbed: pd.DataFrame) -> None:
     # The fixture has counted its requests.
     assert len(undisturbed) >= len(OBJECTS)
+
+
+def test_an_actor_loads_a_model_once_however_many_chapters(
+    s3: S3Server,
+    proxy: FaultProxy,
+    source: str,
+    model: str,
+    undisturbed: pd.DataFrame,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    dear = s3.put_folder(Path(model), "faults/model")
+    record = json.loads((Path(model) / DETECTOR).read_text())
+    # A second of CPU for an object: worth an actor for each CPU.
+    s3.put(f"faults/model/{DETECTOR}", json.dumps(record | {SCORE_CPU_MS: 1000.0}).encode())
+    since = len(proxy.requests)
+    out = s3.uri("faults/chapters")
+    with caplog.at_level("INFO", "retroscan.scan"):
+        scan(source, [dear], out, batch_size=4, num_cpus=2, chapter_objects=len(OBJECTS) // 5)
+    assert f"Scoring {len(OBJECTS)} objects: 2 actor(s)" in caplog.text
+    assert "; 1000 ms of CPU to score an object." in caplog.text
+    loads = [request for request in proxy.requests[since:] if request.key.endswith("model/weights.safetensors")]
+    # And the driver, which reads the model before.
+    assert len(loads) == 1 + 2
+    assert len({name.split("-")[1] for name in storage.list_names(storage.join(out, "scores"))}) == 6
+    kit.assert_as_undisturbed(out, undisturbed)
 
 
 def test_answers_that_fail(s3: S3Server, proxy: FaultProxy, source: str, model: str, undisturbed: pd.DataFrame) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import urllib.error
 from pathlib import Path
 
@@ -55,6 +57,52 @@ def test_vgg_maps_are_those_of_torchvisions_features():
             expected.append(x)
     for found, wanted in zip(vgg(textures(2, 32, 64)), expected, strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg13", "vgg16", "vgg19", "vgg16_bn"])
+def test_vggs_layers_are_torchvisions(name: str):
+    import torchvision.models
+
+    with torch.device("meta"):
+        wanted = getattr(torchvision.models, name)(weights=None).features
+    found = Backbone(name, (1,), "random").network
+    assert [str(layer).replace("inplace=True", "") for layer in wanted] == list(map(str, found))
+    assert {key: t.shape for key, t in found.state_dict().items()} == {
+        key: t.shape for key, t in wanted.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("size_px", [(64, 96), (33, 47)])
+def test_lite0_is_timms_network_to_the_bit(size_px: tuple[int, int]):
+    import timm
+
+    torch.manual_seed(3)
+    wanted = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=True, out_indices=[0, 2, 4])
+    draw = torch.rand(1)
+    torch.manual_seed(3)
+    found = Backbone(LITE0, (1, 3, 5), "random")
+    assert torch.equal(torch.rand(1), draw), "a fit from random weights would come out otherwise"
+    assert list(found.network.state_dict()) == list(wanted.state_dict())
+    assert all(torch.equal(found.network.state_dict()[name], tensor) for name, tensor in wanted.state_dict().items())
+    trained = Backbone(LITE0, (1, 3, 5))
+    wanted.load_state_dict(trained.network.state_dict())
+    wanted = wanted.eval().to(memory_format=torch.channels_last)
+    images = textures(2, *size_px)
+    with torch.no_grad():
+        for a_map, timms in zip(trained(images), wanted(trained.prepare(images)), strict=True):
+            assert torch.equal(a_map, timms)
+
+
+@pytest.mark.parametrize("name", [LITE0, "vgg16"])
+def test_a_network_without_its_weights_imports_neither_timm_nor_torchvision(name: str):
+    code = (
+        "import sys; from models.backbones import Backbone\n"
+        f"Backbone({name!r}, (2, 3), None); print(*{{'timm', 'torchvision'}} & set(sys.modules))"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)}
+    )
+    assert child.stdout.strip() == ""
 
 
 def test_other_networks_of_timm_can_be_tapped():

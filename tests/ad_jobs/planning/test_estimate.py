@@ -43,7 +43,7 @@ def test_time_price_and_disk_by_hand() -> None:
     rate = 7.85 / 34e-3
     assert found["bottleneck"] == "cpu"
     assert found["images_per_s"] == pytest.approx({"value": rate, "low": rate, "high": rate})
-    took = (20 + 4 * 11 + OBJECTS / rate) / 3600
+    took = (20 + 4 * 1 + OBJECTS / rate) / 3600
     assert found["hours"] == pytest.approx({"value": took, "low": took, "high": took})
     assert found["cost"] == pytest.approx({"value": 2 * took, "low": 2 * took, "high": 2 * took})
     disk = estimator(costs(10)).disk()
