@@ -34,6 +34,7 @@ from ad_jobs.scanning.table import write_part
 from ad_jobs.schema import FAILED, SCORED
 from ad_jobs.scoring.model_store import open_model
 from cluster import dataset, messages, storage
+from cluster.counting import counted
 from cluster.division import ScanDivision, divide_for_scan
 from cluster.errors import ClusterError
 from cluster.failures import failures
@@ -62,18 +63,18 @@ Work = Callable[[pa.Table, int], Iterator[dict[str, int]]]
 def at_work(intent: Intent, done: int, failed: int) -> Iterator[Work]:
     """Ray, and what scores objects on it."""
     if done:
-        log.info("Continuing: %d of %d objects are done.", done, intent.objects)
+        log.info("Continuing: %d of %s done.", done, counted(intent.objects, "object"))
     spec = intent.spec
     with ExitStack() as stack:
         has = stack.enter_context(session(spec.address, num_cpus=spec.num_cpus))
         division = divide_for_scan(has.nodes, spec.batch_size, intent.objects - done)
         stack.enter_context(data_context(has, task_s=slowest_block_s(intent.limits, division)))
         log.info(
-            "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %d.",
-            intent.objects - done,
-            division.actors,
-            division.actor_cpus,
-            division.actor_gpus,
+            "Scoring %s: %s of %s and %s, batches of %d.",
+            counted(intent.objects - done, "object"),
+            counted(division.actors, "actor"),
+            counted(division.actor_cpus, "CPU", spec="g"),
+            counted(division.actor_gpus, "GPU", spec="g"),
             division.batch_size,
         )
         tally = messages.tally()
@@ -259,4 +260,6 @@ def refuse_amp_without_gpu(has: Session) -> None:
     if has.gpus < 1:
         from ad_jobs.scoring.scorer import no_gpu_for_amp
 
-        raise no_gpu_for_amp(f"a cluster of {has.cpus:g} CPUs and {has.gpus:g} GPUs")
+        raise no_gpu_for_amp(
+            f"a cluster of {counted(has.cpus, 'CPU', spec='g')} and {counted(has.gpus, 'GPU', spec='g')}"
+        )

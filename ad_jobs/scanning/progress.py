@@ -14,6 +14,8 @@ from typing import NamedTuple, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from cluster.counting import counted
+
 log = logging.getLogger("retroscan.scan")
 
 TERMINAL_EVERY_S = 1.0
@@ -34,7 +36,7 @@ class State(NamedTuple):
     def __str__(self) -> str:
         left = "?" if self.left_s is None else str(timedelta(seconds=round(self.left_s)))
         return (
-            f"{self.done:,} of {self.objects:,} objects done, {self.objects - self.done:,} left, "
+            f"{self.done:,} of {counted(self.objects, 'object', spec=',')} done, {self.objects - self.done:,} left, "
             f"{self.failed:,} failed; "
             f"{self.images_per_s:.1f} images/s; {left} left"
         )

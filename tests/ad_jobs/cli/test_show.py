@@ -96,7 +96,7 @@ BALANCED = {
     ],
 )
 def test_a_scan_accounts_for_the_whole_manifest(manifest: dict[str, Any], lines: list[str]):
-    parent = {"run_id": "p", "retried": 0} if "already" in manifest else None
+    parent = {"run_id": "p", "retried": 0, "widened": 0} if "already" in manifest else None
     text = show.balance_text(BALANCED | {"manifest": manifest, "parent": parent}, "./run")
     assert text.splitlines()[: len(lines)] == lines
     assert len(text.splitlines()) == len(lines) + 2
@@ -117,7 +117,7 @@ def test_an_evaluation_says_which_labels_a_condition_left_out(count: int | None,
         "fpr": dict.fromkeys(("value", "low", "high")),
         "fnr": dict.fromkeys(("value", "low", "high")),
     }
-    assert f"5 labels are of images that are {told}" in str(show.metrics_table(value).caption) or count is None
+    assert f"5 labels are of images {told}" in str(show.metrics_table(value).caption) or count is None
     assert told in str(show.metrics_table(value).caption)
 
 
