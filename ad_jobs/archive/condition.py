@@ -61,7 +61,7 @@ def in_sql(where: str) -> str:
     # Places are counted in bytes.
     text = where.encode()
     places = [place for place, _ in duckdb.tokenize(where)]
-    words = [re.match(rb"\w*", text[place:]).group().lower() for place in places]
+    words = [re.split(rb"\W", text[place:], maxsplit=1)[0].lower() for place in places]
     found, behind = b"", 0
     for place, before, word, after in zip(places, [b"", *words], words, [*words[1:], b""], strict=False):
         if word == b"group" and before != b"within" and after != b"by":

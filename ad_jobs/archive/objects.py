@@ -131,14 +131,14 @@ def as_listed(uri: str) -> str:
 
     Raises:
         UsageError: it is a container of many.
-        StorageError: as `storage.stat`.
     """
-    kind = kind_of(uri)
+    # Of what lies in a container none is opened.
+    kind = kind_of(uri) if held_by(uri) == uri else None
     if kind is Kind.GZIP:
         return member_uri(uri, gzip_member(uri))
-    if kind is not None and storage.exists(uri):
-        # One that cannot be opened is no image either: its row says why.
-        with suppress(NotAContainer, ImageError):
+    if kind is not None:
+        # One that cannot be opened, or is not there, is no image either: its row says why.
+        with suppress(NotAContainer, ImageError, storage.StorageError):
             found = entries(storage.stat(uri), storage.parent(uri))
             member = next((entry for entry in found if entry.address is not None), None)
             example = "NAME" if member is None else member.name

@@ -27,7 +27,7 @@ class Ranks:
     @property
     def all_equal(self) -> bool:
         """Whether there is one score alone, or none."""
-        return not len(self._in_order) or self._in_order[0] == self._in_order[-1]
+        return not len(self._in_order) or bool(self._in_order[0] == self._in_order[-1])
 
 
 class Correlation:

@@ -68,12 +68,15 @@ class _Most:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._values, self._places = np.empty(0, np.float64), np.empty(0, np.int64)
+        self._values: NDArray[np.floating[Any]] = np.empty(0, np.float64)
+        self._places = np.empty(0, np.int64)
 
     def add(self, values: NDArray[np.floating[Any]], places: NDArray[np.int64]) -> None:
         values, places = np.concatenate([self._values, values]), np.concatenate([self._places, places])
-        kept = np.argpartition(-values, self._count)[: self._count] if len(values) > self._count else np.s_[:]
-        self._values, self._places = values[kept], places[kept]
+        if len(values) > self._count:
+            most = np.argpartition(-values, self._count)[: self._count]
+            values, places = values[most], places[most]
+        self._values, self._places = values, places
 
     @property
     def largest(self) -> float | None:

@@ -187,7 +187,7 @@ def accepted(record: RunRecord) -> tuple[str, ...] | None:
 
 def has_header(row: Mapping[str, Any] | pd.Series[Any]) -> bool:
     """Whether a row must have its object's header: earlier versions wrote none of it where the object failed."""
-    return row["status"] == SCORED or any(pd.notna(row[name]) for name in HEADER.names)
+    return bool(row["status"] == SCORED) or any(pd.notna(row[name]) for name in HEADER.names)
 
 
 def _text(value: Any) -> str:
