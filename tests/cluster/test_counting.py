@@ -15,8 +15,15 @@ from cluster.counting import counted
 # What is counted, in the plural, behind a number that may be one.
 NOUNS = "objects|rows|images|parts|shards|heatmaps|members|frames|labels|models|runs|nodes|CPUs|GPUs|chapters|threads"
 WORDED = re.compile(rf"(\{{\}}|%d|%s|%g) ({NOUNS})\b(?!/)|node\(s\)|actor\(s\)")
-# No counts, or never of one: of more than a limit, of which there are thousands, or of two sizes.
-OTHERWISE = ("over max_", "fewer than {} images", "of the %s images", "of this geometry has", "runs Ray")
+# No counts, several in one, or never of one: of a limit of thousands, or of two sizes.
+OTHERWISE = (
+    "over max_",
+    "fewer than {} images",
+    "of the %s images",
+    "of this geometry has",
+    "runs Ray",
+    "on nodes of {}",
+)
 
 
 @pytest.mark.parametrize(
