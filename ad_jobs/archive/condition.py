@@ -45,8 +45,8 @@ def rows_where(
     try:
         with streaming({name: table}, sealed=True) as connection:
             # `filter` takes a single expression: nothing that leaves the condition, joins or follows it.
-            found = connection.view(name).filter(in_sql(where)).order(", ".join(order)).project(", ".join(columns))
-            return found.to_arrow_table()
+            found = connection.view(name).filter(in_sql(where)).order(", ".join(order))
+            return found.project(in_sql(", ".join(columns))).to_arrow_table()
     except duckdb.Error as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{option} is one SQL condition over the {name}.", f"{where} ({reason})", help) from error
