@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,8 @@ def compare(spec: CompareSpec) -> dict[str, Any]:
         rows = Joined(join(a, b, compared, Path(folder)), compared)
         models = []
         for number, pair in enumerate(compared):
-            scores = rows.scores(number)
-            models.append(rows.model(number, scores))
-            charts.append(chart(scores.a, scores.b, pair))
+            models.append(rows.model(number))
+            charts.append(chart(partial(rows.scores, number), pair))
         table = Path(folder) / TABLE_FILE
         found = {
             "version": 1,

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from ad_jobs.deciding.likeness import likeness
 from ad_jobs.deciding.p_values import Reference, q_values
-from ad_jobs.deciding.record import decisions, read_decision, record_of, table_of
+from ad_jobs.deciding.record import decisions, digest_of, read_decision, record_of, table_of
 from ad_jobs.deciding.rules import ruled
 from ad_jobs.deciding.studies import HeldOutStudies, decided, studies
 from ad_jobs.deciding.table import levels, write
 from ad_jobs.errors import UsageError
-from ad_jobs.results.parts import sha256_of
 from ad_jobs.results.run import RunRecord, held_out_copy, read_record, versions
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.results.seal import sealed
@@ -83,7 +82,7 @@ def decide(spec: DecideSpec) -> dict[str, Any]:
                 {"model_id": model_id, **_told(held_out[model_id], part), "rows_of_held_out": found[model_id].held_out}
                 for model_id, part in parts.items()
             ],
-            "sha256": sha256_of(str(path))[0],
+            "sha256": digest_of(str(path)),
             "decided_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "retroscan": versions()["retroscan"],
         }

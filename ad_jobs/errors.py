@@ -12,6 +12,7 @@ pickling on its way back from a Ray worker.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,7 @@ class TooManyFailed(RetroscanError):
 
     def __str__(self) -> str:
         return (
-            f"{self.failed} of {self.objects} objects failed ({self.failed / self.objects:.2%}), more than "
+            f"{self.failed} of {self.objects} failed ({self.failed / self.objects:.2%} of the objects), more than "
             f"--max-failed {self.allowed:g} allows. What is done is kept; column error_code says why they failed "
             "(of an unfinished run: read_scores(RUN, allow_unfinished=True)). A larger --max-failed goes on from there."
         )
@@ -150,12 +151,21 @@ SKIP_CODES = frozenset({ErrorCode.NOT_AN_IMAGE, ErrorCode.OUT_OF_DOMAIN})
 
 
 class ImageError(Exception):
-    """One object that cannot be scored: its code, and a detail free of header text (no names, no ids)."""
+    """One object that cannot be scored: its code, and a detail free of header text (no names, no ids).
 
-    def __init__(self, code: ErrorCode, detail: str) -> None:
+    `header` has what could be read of its header all the same, by the names of schema.HEADER.
+    """
+
+    def __init__(self, code: ErrorCode, detail: str, header: Mapping[str, object] | None = None) -> None:
         super().__init__(code, detail)
         self.code = code
         self.detail = detail
+        # No argument of the exception, which what is logged of it may show; it is pickled with it all the same.
+        self.header = dict(header or {})
+
+    def knowing(self, header: Mapping[str, object]) -> ImageError:
+        """The same of an object with this header, where none is known yet."""
+        return ImageError(self.code, self.detail, self.header or header)
 
     def __str__(self) -> str:
         return f"{self.code}: {self.detail}"

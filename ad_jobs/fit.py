@@ -30,6 +30,7 @@ from ad_jobs.scoring.held_out import HeldOut
 from ad_jobs.scoring.model_store import SCORE_CPU_MS, open_model, publish, read_record, write_calibration
 from ad_jobs.specs import FitSpec, takes
 from cluster import object_store, storage
+from cluster.counting import counted
 from cluster.failures import failures
 from cluster.session import Session, session
 from models.detector import Detector
@@ -144,15 +145,15 @@ def _decoded(
     spec = intent.spec
     images = decode_all(normal, intent.policy, spec.limits, "normal", cpus=has.cpus, keep_bytes=room)
     fit_on, held_out = split_by_group(images.group, spec.seed)
-    log.info("%d normal images: %d to fit, %d held out.", len(images), len(fit_on), len(held_out))
+    log.info("%s: %d to fit, %d held out.", counted(len(images), "normal image"), len(fit_on), len(held_out))
     if not anomalous:
         return _Data(images, fit_on, held_out, None, [], [])
     left = room - images.kept_bytes
     abnormal = decode_all(anomalous, intent.policy, spec.limits, "anomalous", cpus=has.cpus, keep_bytes=left)
     abnormal_fit_on, abnormal_held = split_anomalous(abnormal.group, spec.seed)
     log.info(
-        "%d anomalous images: %d to fit, %d held out for the threshold.",
-        len(abnormal),
+        "%s: %d to fit, %d held out for the threshold.",
+        counted(len(abnormal), "anomalous image"),
         len(abnormal_fit_on),
         len(abnormal_held),
     )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ad_jobs.archive.marks import drawn
 from ad_jobs.images.domain import Taker
 from ad_jobs.planning import census
 from ad_jobs.planning.census import Census
@@ -61,13 +62,12 @@ def _as_scan(spec: PlanSpec, out: str) -> ScanSpec:
 
 
 def _selection(intent: Intent) -> dict[str, Any]:
-    listed, left = intent.manifest.objects, intent.objects + intent.already + intent.undecided
     return {
-        "listed": listed,
+        "listed": intent.manifest.objects,
         "objects": intent.objects,
         "already": intent.already,
         "since": None if intent.parent is None else intent.parent.run_id,
-        "not_selected": listed - left,
+        "not_selected": intent.not_selected,
         "undecided": intent.undecided,
     }
 
@@ -82,7 +82,8 @@ def _counted(intent: Intent, headers: int, rng: np.random.Generator) -> Census:
     else:
         ids = _ids(intent)
         tables = [census.read_headers(intent.manifest, _drawn(ids, headers, rng))] if len(ids) else []
-    return census.count(tables, intent.objects, len(takers), intent.limits.max_bytes, judge)
+    listed = intent.manifest.objects
+    return census.count(tables, listed, intent.objects, len(takers), intent.limits.max_bytes, judge)
 
 
 def _ids(intent: Intent) -> NDArray[np.int64]:
@@ -98,11 +99,11 @@ def _estimate(
     intent: Intent, found: Census, spec: PlanSpec, rng: np.random.Generator, scratch: str
 ) -> dict[str, Any] | None:
     """What the scan takes; None where nothing will be scored, of which nothing can be timed."""
-    if not len(found.scored_ids):
+    if not found.scored:
         return None
-    ids = _drawn(found.scored_ids, spec.sample, rng)
+    ids = np.array(drawn(found.will_score, min(found.scored, spec.sample), rng))
     timed = time_sample(intent, ids, scratch)
-    scored = Share(len(found.scored_ids), found.read, found.objects)
+    scored = Share(found.scored, found.read, found.objects)
     estimator = Estimator(timed, scored, len(intent.models), spec.seed)
     here = Cluster(1, len(os.sched_getaffinity(0)), _gpus(), spec.price_per_hour)
     asked = here._replace(nodes=spec.nodes, cores=spec.cores or here.cores)

@@ -23,6 +23,7 @@ from ad_jobs.scanning.intent import Intent, resolve
 from ad_jobs.scanning.pipeline import Work, at_work, errors_of_ray, refuse_amp_without_gpu
 from ad_jobs.scanning.stages import MANIFEST_COLUMNS
 from ad_jobs.specs import ScanSpec, takes
+from cluster.counting import counted
 from cluster.session import session
 from cluster.storage.lease import Lease
 
@@ -49,19 +50,22 @@ def scan(spec: ScanSpec) -> RunRecord:
     intent = resolve(spec)
     if intent.undecided:
         log.warning(
-            "%d of %d objects are left out because --where is NULL for them: a column it names has no value there, as "
+            "%d of %s left out because --where is NULL for them: a column it names has no value there, as "
             "those of the header where there is none.",
             intent.undecided,
-            intent.manifest.objects,
+            counted(intent.manifest.objects, "object is", "objects are"),
         )
     if intent.parent is not None:
         log.info(
-            "%d of %d objects are as run %s has them, and left out; %d are left%s.",
+            "%d of %s as run %s has them, and left out; %d left%s%s.",
             intent.already,
-            intent.manifest.objects,
+            counted(intent.manifest.objects, "object is", "objects are"),
             intent.parent.run_id,
             intent.objects,
             f", {intent.parent.retried} of which failed there" if intent.parent.retried else "",
+            f", {intent.parent.widened} of which were out of a domain there that is wider now"
+            if intent.parent.widened
+            else "",
         )
     record = run_state.finished(intent)
     if record is not None:
@@ -80,13 +84,13 @@ def scan(spec: ScanSpec) -> RunRecord:
                 record = run_state.close(intent, key)
     counts = record.counts
     log.info(
-        "%d scored + %d failed + %d skipped = %d %s; %d rows, %d flagged, %.1f s",
+        "%d scored + %d failed + %d skipped = %d %s; %s, %d flagged, %.1f s",
         counts.scored,
         counts.failed,
         counts.skipped,
         counts.objects,
         "in the manifest" if intent.selection is None else f"selected of {intent.manifest.objects}",
-        counts.rows,
+        counted(counts.rows, "row"),
         counts.flagged,
         time.monotonic() - started,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ad_jobs.archive.fetching import Source, detail_of_scored, fetch_all, prepare, status_of
+from ad_jobs.archive.objects import as_listed
 from ad_jobs.errors import ErrorCode
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.schema import is_flagged, storable
@@ -21,13 +22,13 @@ def score(spec: ScoreSpec) -> list[dict[str, Any]]:
     An image that cannot be scored has one dict with its `error_code`; `score` and `flagged` are None there.
 
     Raises:
-        UsageError: a model that cannot be opened.
+        UsageError: a model that cannot be opened, or a container of several images.
     """
+    sources = [Source(number, as_listed(uri)) for number, uri in enumerate(spec.places)]
     model = open_model(spec.model)
     threshold = model.calibration.threshold
     scorer = Scorer(model.detector)
     domain = model.domain.accepts.widened(spec.accept)
-    sources = [Source(number, uri) for number, uri in enumerate(spec.places)]
     rows: list[dict[str, Any]] = []
     with GuardedDecoder() as decoder:
         for fetched in fetch_all(sources, model.limits.max_bytes):

@@ -21,6 +21,7 @@ from ad_jobs.verifying.run_archive import RunArchive
 from ad_jobs.verifying.sample import Sampled, check_sample, choose
 from ad_jobs.verifying.whole import DecodedWhole
 from cluster import storage
+from cluster.counting import counted
 
 MAX_LISTED = 20
 
@@ -60,11 +61,7 @@ class Verification(NamedTuple):
             listed = "\n  ".join(self.differences[:MAX_LISTED] + ([f"and {more} more"] if more > 0 else []))
             if not self.rows_checked:
                 listed += "\nRows and a sample were not looked at: the files of the table are not those of the run."
-            raise JobError(f"The run differs from its record in {_places(len(self.differences))}:\n  {listed}")
-
-
-def _places(count: int) -> str:
-    return "1 place" if count == 1 else f"{count} places"
+            raise JobError(f"The run differs from its record in {counted(len(self.differences), 'place')}:\n  {listed}")
 
 
 @takes(VerifySpec)

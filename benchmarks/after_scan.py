@@ -13,18 +13,15 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image
 
-from ad_jobs.archive import listing
-from ad_jobs.archive.sources import Listing, SourceObject
 from ad_jobs.results.count import count_table
 from ad_jobs.results.parts import chapter_prefix, describe_parts, part_uris
 from ad_jobs.results.run import ManifestRef, RunRecord, machine, read_record, versions, write_record
@@ -33,11 +30,10 @@ from ad_jobs.scanning.intent import resolve
 from ad_jobs.schema import SCORES
 from ad_jobs.specs import CHAPTER_OBJECTS, ScanSpec
 from ad_jobs.verifying.sample import choose
+from benchmarks.made import numbered, write_manifest
 from benchmarks.measuring import Cost, cost_of
 
 PICTURES = 64
-# Of a part, as a scan of small objects writes them.
-PART_ROWS = 64
 LABELLED = 2000
 SAMPLE = 20
 
@@ -79,14 +75,15 @@ def retroscan(*arguments: str) -> Cost:
     return cost_of([sys.executable, "-m", "ad_jobs", *arguments])
 
 
-def uri_of(folder: Path, number: int) -> str:
-    """Where an object is said to lie."""
-    return f"{folder}/archive/{number // 1000:06d}/IM{number:09d}.png"
+def uris_of(folder: Path, numbers: NDArray[np.int64]) -> pa.Array:
+    """Where objects are said to lie."""
+    names = numbered("IM", numbers, 9, ".png")
+    return pc.binary_join_element_wise(numbered(f"{folder}/archive/", numbers // 1000, 6, ""), names, "/")
 
 
-def make(work: Path, rows: int) -> Path:
-    """The folder of a finished run of so many rows, and of its labels.csv; made once."""
-    folder = work / f"rows-{rows}"
+def make(work: Path, rows: int, part_rows: int) -> Path:
+    """The folder of a finished run of so many rows, so many in a part, and of its labels.csv; made once."""
+    folder = work / f"rows-{rows}-{part_rows}"
     if (folder / "labels.csv").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -95,18 +92,23 @@ def make(work: Path, rows: int) -> Path:
     (folder / "archive").mkdir(parents=True)
     (run / "scores").mkdir(parents=True)
     shutil.copytree(work / "template" / "calibrations", run / "calibrations")
-    moment = datetime(2026, 1, 1, tzinfo=UTC)
-    objects = (SourceObject(uri_of(folder, i), 4096, f"{i:x}", moment, None) for i in range(rows))
-    with mock.patch.object(listing, "open_source", lambda source: Listing(source, objects, Counter())):
-        info = listing.write_manifest(str(folder / "archive"), str(manifest))
+    info = write_manifest(
+        str(folder / "archive"),
+        manifest,
+        rows,
+        lambda ids: {"uri": uris_of(folder, ids), "etag": pa.array(ids).cast(pa.string())},
+    )
     config = {**record.config, "source": str(manifest)}
     intent = resolve(ScanSpec(**{**config, "out": str(run)}))
-    for start in range(0, rows, PART_ROWS):
-        ids = np.arange(start, min(rows, start + PART_ROWS))
-        part = given.take(pa.array(ids % PICTURES)).to_pydict()
-        part |= {"object_id": ids, "uri": [uri_of(folder, int(i)) for i in ids], "run_id": [intent.run_id] * len(ids)}
+    for start in range(0, rows, part_rows):
+        ids = np.arange(start, min(rows, start + part_rows))
+        part = given.take(pa.array(ids % PICTURES))
+        own = {"object_id": pa.array(ids), "uri": uris_of(folder, ids), "run_id": pa.array([intent.run_id] * len(ids))}
+        for column, values in own.items():
+            number = SCORES.get_field_index(column)
+            part = part.set_column(number, SCORES.field(number), values)
         name = f"{chapter_prefix(start // CHAPTER_OBJECTS)}{start:016x}.parquet"
-        pq.write_table(pa.table(part, SCORES), run / "scores" / name, compression="zstd")
+        pq.write_table(part, run / "scores" / name, compression="zstd")
     counted = count_table(
         part_uris(str(run)), objects=rows, run_id=intent.run_id, model_ids=[model.model_id for model in intent.models]
     )
@@ -121,7 +123,8 @@ def make(work: Path, rows: int) -> Path:
     }
     write_record(str(run), record.model_copy(update=changed))
     labelled = np.random.default_rng(1).choice(rows, LABELLED, replace=False)
-    lines = [f"{uri_of(folder, int(i))},{int(i % PICTURES % 8 == 0)}" for i in labelled]
+    uris = uris_of(folder, labelled).to_pylist()
+    lines = [f"{uri},{int(i % PICTURES % 8 == 0)}" for uri, i in zip(uris, labelled, strict=True)]
     (folder / "labels.csv").write_text("\n".join(["image,anomalous", *lines]) + "\n")
     return folder
 
@@ -129,8 +132,9 @@ def make(work: Path, rows: int) -> Path:
 def put_sampled(work: Path, folder: Path, rows: int) -> None:
     """The objects that `verify` will draw, where they are said to lie."""
     run = str(folder / "run")
-    for i in choose(ScoreTable(run, read_record(run)), rows, SAMPLE, 0)["object_id"].unique():
-        path = Path(uri_of(folder, int(i)))
+    drawn = choose(ScoreTable(run, read_record(run)), rows, SAMPLE, 0).drop_duplicates("object_id")
+    for i, uri in zip(drawn["object_id"], drawn["uri"], strict=True):
+        path = Path(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(work / "pictures" / f"{i % PICTURES:03d}.png", path)
 
@@ -157,12 +161,13 @@ def main() -> None:
     """Make and measure, and print the rows of the results file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 2_000_000])
+    parser.add_argument("--part-rows", type=int, default=64, help="of a part, as a scan of small objects writes them")
     parser.add_argument("--work", type=Path, default=Path("build/after_scan"))
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     print(f"{machine()['cpu']}, {machine()['cores']} cores; {versions()}")
     for rows in arguments.rows:
-        folder = make(work, rows)
+        folder = make(work, rows, arguments.part_rows)
         put_sampled(work, folder, rows)
         for verb, cost in measured(folder, sys.executable).items():
             print(

@@ -11,48 +11,50 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from ad_jobs.archive import listing
 from ad_jobs.archive.manifest import read_parts
-from ad_jobs.archive.sources import Listing, SourceObject
 from ad_jobs.results.count import count_table
 from ad_jobs.results.parts import chapter_prefix, describe_parts, part_uris
 from ad_jobs.results.run import ManifestRef, ModelRef, RunRecord, machine, versions, write_record
 from ad_jobs.schema import SCORED, SCORES, is_flagged
+from benchmarks.made import MOMENT, Columns, numbered, write_manifest
 from benchmarks.measuring import Cost, cost_of
 
 PART_ROWS = 10_000
 MODEL, THRESHOLD = "0123456789ab", 0.9
-MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def objects(folder: Path, rows: int, day: int) -> Iterator[SourceObject]:
-    """The archive of a day, in the order of URIs."""
-    for number in range(rows + rows // 100):
-        # The hundredth of a hundred is there on one day alone.
-        if number % 101 == (100 if day == 1 else 50):
-            continue
-        etag = f"{number:x}-{day if number % 101 == 7 else 1}"
-        uri = f"{folder}/archive/{number // 1000:06d}/IM{number:09d}.dcm"
-        yield SourceObject(uri, 4096, etag, MOMENT, None)
+def objects(folder: Path, rows: int, day: int) -> tuple[int, Columns]:
+    """The archive of a day: how many objects, and their columns, in the order of URIs."""
+    # The hundredth of a hundred is there on one day alone.
+    numbers = np.arange(rows + rows // 100)
+    numbers = numbers[numbers % 101 != (100 if day == 1 else 50)]
+
+    def columns(ids: NDArray[np.int64]) -> dict[str, pa.Array]:
+        held = numbers[ids]
+        days = pa.array(np.where(held % 101 == 7, day, 1)).cast(pa.string())
+        names = numbered("IM", held, 9, ".dcm")
+        return {
+            "uri": pc.binary_join_element_wise(numbered(f"{folder}/archive/", held // 1000, 6, ""), names, "/"),
+            "etag": pc.binary_join_element_wise(pa.array(held).cast(pa.string()), days, "-"),
+        }
+
+    return len(numbers), columns
 
 
 def make(folder: Path, rows: int, day: int) -> None:
     """A manifest and the finished run of it."""
     run, manifest, run_id = folder / f"run-{day}", folder / f"manifest-{day}", f"{day:012x}"
     (run / "scores").mkdir(parents=True)
-    listed = Listing(str(folder / "archive"), objects(folder, rows, day), Counter())
-    with mock.patch.object(listing, "open_source", return_value=listed):
-        info = listing.write_manifest(str(folder / "archive"), str(manifest))
+    info = write_manifest(str(folder / "archive"), manifest, *objects(folder, rows, day))
     number = 0
     for table in read_parts(info, ["object_id", "uri", "etag"]):
         for start in range(0, table.num_rows, PART_ROWS):
@@ -99,7 +101,7 @@ def make(folder: Path, rows: int, day: int) -> None:
 def scored(listed: pa.Table, run_id: str, day: int) -> pa.Table:
     """Rows of the objects: a score and a digest that follow from the object, and every hundredth from the day."""
     # By the number in the name, as the ids of a day are its own.
-    numbers = np.array([int(uri[-13:-4]) for uri in listed["uri"].to_pylist()])
+    numbers = pc.utf8_slice_codeunits(listed["uri"], -13, -4).cast(pa.int64()).to_numpy()
     score = (((numbers * 2654435761) % (1 << 32)) / (1 << 32)).astype(np.float32)
     score = np.where(numbers % 101 == 3, score * np.float32(1 + 0.01 * day), score).astype(np.float32)
     count = len(numbers)
@@ -113,7 +115,7 @@ def scored(listed: pa.Table, run_id: str, day: int) -> pa.Table:
         "flagged": is_flagged(score, THRESHOLD),
         "model_id": [MODEL] * count,
         "run_id": [run_id] * count,
-        "content_sha256": [etag.rjust(64, "0") for etag in listed["etag"].to_pylist()],
+        "content_sha256": pc.utf8_lpad(listed["etag"], 64, "0"),
         "bytes": np.full(count, 4096),
         "scored_at": [MOMENT + timedelta(days=day)] * count,
     }
@@ -132,7 +134,7 @@ from ad_jobs.archive.manifest_record import manifest_info
 from ad_jobs.results.lineage import lineage
 from ad_jobs.scanning.since import Had, manifest_of, select_since
 runs = [Had(run, manifest_of(run.uri, run.record)) for run in lineage(sys.argv[1])]
-found = select_since(manifest_info(sys.argv[2]), None, runs, [sys.argv[3]], None)
+found = select_since(manifest_info(sys.argv[2]), None, runs, [sys.argv[3]], None, [])
 print(len(found.ids), found.already)
 """
 AS_ONE = """

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from cluster.counting import counted
 from cluster.errors import ClusterError
 
 log = logging.getLogger("retroscan.autoscaling")
@@ -98,4 +99,4 @@ def _short(has: Size, size: Size) -> bool:
 
 
 def _text(size: Size) -> str:
-    return f"{size.cpus} CPUs and {size.gpus} GPUs"
+    return f"{counted(size.cpus, 'CPU')} and {counted(size.gpus, 'GPU')}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from cluster.counting import counted
 from cluster.errors import ClusterError
 
 GIB = 1 << 30
@@ -92,7 +93,8 @@ def divide_for_scan(
     """
     if sum(node.cpus for node in nodes) <= 0:
         raise ClusterError(
-            f"A scan needs at least one CPU for its workers. Got: a cluster of {len(nodes)} node(s) with 0 CPUs.",
+            f"A scan needs at least one CPU for its workers. Got: a cluster of "
+            f"{counted(len(nodes), 'node')} with 0 CPUs.",
             "Start worker nodes, or give the head some (--num-cpus).",
         )
     nodes = sorted(nodes, reverse=True)

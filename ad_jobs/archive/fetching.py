@@ -289,6 +289,7 @@ def prepare_each(
             raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, "it holds no frame")
     except ImageError as bad:
         error = ImageError(bad.code, storable(bad.detail))
+        decoded = [Decoded([], bad.header) for _ in policies]
     decode_ms = 1e3 * (time.perf_counter() - start)
     digest = hashlib.sha256(data).hexdigest()
     changed = (ETAG_CHANGED,) if fetched.changed else ()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from ad_jobs.archive.condition import rows_where
 from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, Part, manifest_info
+from ad_jobs.archive.marks import rows_marked
+from ad_jobs.archive.sql import Stream
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.schema import DEMOGRAPHICS, MANIFEST_HEADERS, UIDS
 from ad_jobs.values import source_place
@@ -44,15 +46,16 @@ _ROW = json.JSONEncoder(default=_json, separators=(",", ":"))
 
 
 def read_parts(info: ManifestInfo, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The tables of a manifest's parts, in order, one at a time.
+    """The rows of a manifest, in order, a row group after the other: of one part all bytes are held, but no more rows.
 
     Raises:
         JobError: A part is missing or is not what `manifest.json` says.
         UsageError: It names objects outside of the manifest's root.
     """
     for part in info.parts:
-        data = pa.BufferReader(_read_part(info, part))
-        yield pq.read_table(data, columns=None if columns is None else list(columns))
+        file = pq.ParquetFile(pa.BufferReader(_read_part(info, part)))
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=None if columns is None else list(columns))
 
 
 def _read_part(info: ManifestInfo, part: Part) -> bytes:
@@ -136,24 +139,21 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None, where: str | N
         where: An SQL condition over the manifest's columns (DuckDB's dialect); ids stay what they were.
 
     Raises:
-        UsageError: No manifest, no such column, or a condition that is no SQL, selects nothing, or selects
-            other rows each time.
+        UsageError: No manifest, no such column, or a condition that is no SQL, or selects other rows each time.
         JobError: A part is missing or damaged.
     """
     info = manifest_info(source_place(uri))
     names = info.table_schema.names
     if missing := sorted(set(columns or ()) - set(names)):
         raise UsageError(f"Columns of this manifest are {', '.join(names)}.", ", ".join(missing), _lacking(info))
-    table = pa.concat_tables(read_parts(info, columns or names))
+    wanted = names if columns is None else list(columns)
+    tables: Iterable[pa.Table] = read_parts(info, wanted)
     if where is not None:
-        table = table.take(pa.array(select(info, where).ids))
-    return table if columns is None else table.select(list(columns))
-
-
-def _in_sql(name: str) -> str:
-    """A column's name as a condition has it."""
-    # A word of SQL.
-    return f'"{name}"' if name == "group" else name
+        meeting = np.zeros(info.objects, bool)
+        meeting[_meeting(info, where).ids] = True
+        tables = rows_marked(tables, meeting)
+    empty = pa.schema([info.table_schema.field(name) for name in wanted]).empty_table()
+    return pa.concat_tables([empty, *(table.select(wanted).cast(empty.schema) for table in tables)])
 
 
 def _lacking(info: ManifestInfo) -> str:
@@ -177,33 +177,47 @@ class Selection(NamedTuple):
 
     `ids` int64, ascending; `undecided` counts the rows for which an SQL condition is NULL, neither met nor not: a
     column that it asks for has no value there, as those of the header in an object without one.
-    Of the rows that meet it, `already` counts those that are left out because an earlier run has them, and `retried`
-    those that are in `ids` because they failed there.
+    Of the rows that meet it, `already` counts those that are left out because an earlier run has them; of those in
+    `ids` that it has, `retried` failed there, and `widened` were out of a domain there that is wider now.
     """
 
     ids: NDArray[np.int64]
     undecided: int
     already: int = 0
     retried: int = 0
+    widened: int = 0
 
 
 def select(info: ManifestInfo, where: str) -> Selection:
-    """The rows of a manifest that meet a condition.
+    """The rows of a manifest that meet a condition, one or more.
 
-    Raises as `read_manifest`.
+    Raises:
+        UsageError: The condition is no SQL, selects nothing, or selects other rows each time.
+        JobError: A part is missing or damaged.
     """
-    schema = info.table_schema
-    help = f"Columns: {', '.join(map(_in_sql, schema.names))}. {_lacking(info)}".strip()
+    found = _meeting(info, where)
+    if not len(found.ids):
+        undecided = f"; it is NULL for {found.undecided}" if found.undecided else ""
+        value = f"{where} (0 of {info.objects}{undecided})"
+        raise UsageError("--where must select at least one object.", value, _help(info))
+    return found
 
-    def rows() -> pa.RecordBatchReader:
-        # A part at a time: all names of ten million objects take more than a gigabyte.
-        batches = (batch for part in read_parts(info, schema.names) for batch in part.cast(schema).to_batches())
-        return pa.RecordBatchReader.from_batches(schema, batches)
+
+def _help(info: ManifestInfo) -> str:
+    return f"Columns: {', '.join(info.table_schema.names)}. {_lacking(info)}".strip()
+
+
+def _meeting(info: ManifestInfo, where: str) -> Selection:
+    """As `select`, of which there may be none."""
+    schema = info.table_schema
 
     def found(condition: str, *columns: str) -> pa.Table:
         columns = ("object_id", *columns)
+        # A part at a time: all names of ten million objects take more than a gigabyte.
+        batches = (batch for part in read_parts(info, schema.names) for batch in part.cast(schema).to_batches())
+        rows = Stream(schema, batches)
         return rows_where(
-            rows(), "manifest", condition, columns=columns, order=["object_id"], help=help, option="--where"
+            rows, "manifest", condition, columns=columns, order=["object_id"], help=_help(info), option="--where"
         )
 
     first = found(where)["object_id"]
@@ -217,12 +231,4 @@ def select(info: ManifestInfo, where: str) -> Selection:
             where,
             "A sample that stays: object_id % 100 = 0.",
         )
-    if not len(first):
-        undecided = again.num_rows
-        value = (
-            f"{where} (0 of {info.objects}; it is NULL for {undecided})"
-            if undecided
-            else f"{where} (0 of {info.objects})"
-        )
-        raise UsageError("--where must select at least one object.", value, help)
     return Selection(first.to_numpy(), again["met"].null_count)

@@ -6,6 +6,7 @@ ZIP or TAR is one ranged read.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 from ad_jobs.archive import containers_gzip, containers_zip
@@ -21,13 +22,15 @@ from ad_jobs.archive.containers_names import (
     kind_of,
     known,
     member_etag,
+    member_uri,
     splits,
 )
 from ad_jobs.archive.containers_reading import Replaced
-from ad_jobs.errors import ErrorCode, ImageError
+from ad_jobs.errors import ErrorCode, ImageError, UsageError
 from cluster import storage
+from cluster.counting import counted
 
-__all__ = ["Packed", "beginning", "fetch", "fetch_packed", "held_by", "stat"]
+__all__ = ["Packed", "as_listed", "beginning", "fetch", "fetch_packed", "held_by", "stat"]
 
 
 class Packed(NamedTuple):
@@ -123,6 +126,30 @@ def fetch_packed(uri: str, max_bytes: int, within: str | None = None, etag: str 
         raise refused or error from error
 
 
+def as_listed(uri: str) -> str:
+    """The URI that a listing has for a file of one object: a .gz is a container of one.
+
+    Raises:
+        UsageError: it is a container of many.
+    """
+    # Of what lies in a container none is opened.
+    kind = kind_of(uri) if held_by(uri) == uri else None
+    if kind is Kind.GZIP:
+        return member_uri(uri, gzip_member(uri))
+    if kind is not None:
+        # One that cannot be opened, or is not there, is no image either: its row says why.
+        with suppress(NotAContainer, ImageError, storage.StorageError):
+            found = entries(storage.stat(uri), storage.parent(uri))
+            member = next((entry for entry in found if entry.address is not None), None)
+            example = "NAME" if member is None else member.name
+            raise UsageError(
+                "An image is one object: of a container, a member.",
+                uri,
+                f"Name it as {member_uri(uri, example)}, or scan the container.",
+            )
+    return uri
+
+
 def _plain(uri: str, max_bytes: int, within: str | None) -> Packed:
     """An object of a store; one that is a container is here because it could not be opened when it was listed."""
     if kind_of(uri) not in (None, Kind.GZIP) and (reason := _why_unreadable(uri, within)) is not None:
@@ -165,7 +192,7 @@ def _stored(
 ) -> storage.Fetched:
     """A member as its container has it, and the container's etag; not yet looked at."""
     if (size := max(address.stored, address.size)) > max_bytes:
-        raise storage.TooLarge(container, f"{size} bytes, more than the limit of {max_bytes}")
+        raise storage.TooLarge(container, f"{counted(size, 'byte')}, more than the limit of {max_bytes}")
     kind = kind_of(container)
     if kind is Kind.TAR_GZIP:
         unpacked = _UNPACKED.get(container, within)

@@ -14,6 +14,7 @@ import typer
 from ad_jobs import specs
 from ad_jobs.cli import options as o
 from ad_jobs.cli import show
+from cluster.counting import counted
 
 
 def demo(
@@ -69,7 +70,7 @@ def index(
     from ad_jobs.index import index as verb
 
     info = verb(spec).model_dump(mode="json")
-    show.result(info, json_, lambda v: f"{v['objects']} objects in {out} (digest {v['digest'][:12]})")
+    show.result(info, json_, lambda v: f"{counted(v['objects'], 'object')} in {out} (digest {v['digest'][:12]})")
 
 
 def fit(

@@ -19,6 +19,7 @@ from ad_jobs.scanning import chapters, run_state
 from ad_jobs.scanning.intent import Intent, resolve
 from ad_jobs.specs import FitSpec, ScanSpec
 from cluster import autoscaling
+from cluster.counting import counted
 from cluster.division import Node, divide_for_scan
 from cluster.session import session
 
@@ -66,6 +67,7 @@ def scan_outlook(spec: ScanSpec) -> dict[str, Any]:
         "chapters": intent.chapters,
         "chapters_left": sum(count > 0 for count in left),
         "listed": intent.manifest.objects,
+        "not_selected": intent.not_selected,
         "undecided": intent.undecided,
         "already": intent.already,
         "since": None if intent.parent is None else intent.parent.run_id,
@@ -170,24 +172,23 @@ def scan_text(found: dict[str, Any]) -> str:
     done = found["objects"] - found["objects_left"]
     return _lines(
         ("cluster", _cluster_text(found["cluster"])),
-        ("actors", f"{found['actors']} of {found['actor_cpus']:g} CPUs and {found['actor_gpus']:g} GPUs"),
+        ("actors", f"{found['actors']} of {_machine(found['actor_cpus'], found['actor_gpus'])}"),
         (
             "tasks",
-            f"{found['fetch_tasks']} to fetch and decode fit beside them, of {found['fetch_cpus']:g} CPUs; "
-            f"to write, of {found['write_cpus']:g}",
+            f"{found['fetch_tasks']} to fetch and decode fit beside them, of "
+            f"{counted(found['fetch_cpus'], 'CPU', spec='g')}; to write, of {found['write_cpus']:g}",
         ),
         (
             "sizes",
-            f"batches of up to {found['batch_size']} frames, blocks of {found['block_rows']} objects, parts of "
-            f"{found['part_rows']:,}",
+            f"batches of up to {counted(found['batch_size'], 'frame')}, blocks of "
+            f"{counted(found['block_rows'], 'object')}, parts of {found['part_rows']:,}",
         ),
         ("memory", f"a fetch task takes {_size(found['fetch_task_bytes'])} at most, at an object at every limit"),
         (
             "manifest",
             f"{found['listed']:,} = {found['objects']:,} selected + "
             + (f"{found['already']:,} already in {found['since']} + " if found["since"] else "")
-            + f"{found['listed'] - found['objects'] - found['already'] - found['undecided']:,} not selected + "
-            f"{found['undecided']:,} undecided (--where is NULL)",
+            + f"{found['not_selected']:,} not selected + {found['undecided']:,} undecided (--where is NULL)",
         ),
         ("objects", f"{found['objects']:,}: {done:,} done, {found['objects_left']:,} left"),
         ("chapters", f"{found['chapters']:,}: {found['chapters_left']:,} left"),
@@ -202,10 +203,10 @@ def fit_text(found: dict[str, Any]) -> str:
         ("cluster", _cluster_text(found["cluster"])),
         (
             "workers",
-            f"{found['workers']} of {found['worker_cpus']:g} CPUs, {found['worker_gpus']:g} GPUs and "
-            f"{found['worker_threads']} threads",
+            f"{found['workers']} of {_machine(found['worker_cpus'], found['worker_gpus'])} and "
+            f"{counted(found['worker_threads'], 'thread')}",
         ),
-        ("steps", f"{found['steps_an_epoch']:,} an epoch, of {found['batch_size']} images over all workers"),
+        ("steps", f"{found['steps_an_epoch']:,} an epoch, of {counted(found['batch_size'], 'image')} over all workers"),
         ("images", f"{found['normal']:,} normal, {found['anomalous']:,} anomalous, one frame an object"),
         (
             "memory",
@@ -222,14 +223,18 @@ def _lines(*rows: tuple[str, str]) -> str:
 def _cluster_text(cluster: dict[str, Any]) -> str:
     later = autoscaling.Size(**cluster["grows_to"])
     return (
-        f"{cluster['nodes']} node(s): {cluster['cpus']:g} CPUs, {cluster['gpus']:g} GPUs, "
+        f"{counted(cluster['nodes'], 'node')}: {_machine(cluster['cpus'], cluster['gpus'])}, "
         f"{_size(cluster['memory_bytes'])} for workers, {_size(cluster['object_store_bytes'])} object store"
         + (
-            f"; without --dry-run, {later.cpus} CPUs and {later.gpus} GPUs are waited for"
+            f"; without --dry-run, {_machine(later.cpus, later.gpus)} are waited for"
             if later.cpus > cluster["cpus"] or later.gpus > cluster["gpus"]
             else ""
         )
     )
+
+
+def _machine(cpus: float, gpus: float) -> str:
+    return f"{counted(cpus, 'CPU', spec='g')} and {counted(gpus, 'GPU', spec='g')}"
 
 
 def _size(count: int) -> str:

@@ -10,6 +10,7 @@ from rich.console import Console, Group
 
 from ad_jobs.cli.show_evaluation import evaluation_view
 from ad_jobs.errors import JobError
+from cluster.counting import counted
 from models.presets import PRESETS
 
 # Torch stands behind it.
@@ -78,8 +79,8 @@ def _plain(value: Any) -> str:
 def fitted_text(record: dict[str, Any], calibration: dict[str, Any], folder: str) -> str:
     """What was fitted on how many images, and what its first threshold is worth."""
     lines = [
-        f"model {record['model_id']} ({record['kind']}) in {folder}: fitted on {record['data']['n_fitted']} images, "
-        f"{record['data']['n_held_out']} held out",
+        f"model {record['model_id']} ({record['kind']}) in {folder}: fitted on "
+        f"{counted(record['data']['n_fitted'], 'image')}, {record['data']['n_held_out']} held out",
         calibration_text(calibration),
     ]
     return "\n".join(lines + _guess(calibration))
@@ -104,9 +105,9 @@ _SIGNATURES = {
 def verification_text(value: dict[str, Any]) -> str:
     """What was verified, and whether it holds."""
     return (
-        f"{'verified' if value['ok'] else 'DIFFERENT'}: run {value['run_id']}, {value['parts']} parts, "
-        f"{value['heatmap_parts']} heatmap shards, {value['sampled']} objects fetched again, {value['scored']} of them "
-        f"scored again within {value['tolerance']:g}; {_SIGNATURES[value['signature']]}"
+        f"{'verified' if value['ok'] else 'DIFFERENT'}: run {value['run_id']}, {counted(value['parts'], 'part')}, "
+        f"{counted(value['heatmap_parts'], 'heatmap shard')}, {counted(value['sampled'], 'object')} fetched again, "
+        f"{value['scored']} of them scored again within {value['tolerance']:g}; {_SIGNATURES[value['signature']]}"
         + ("" if value["names_checked"] else "; the names of objects were not checked (--identifiers-key, --manifest)")
         + ("" if value["parent_checked"] else "; what the run's parent has was not checked: it is gone")
         + "".join(f"\n{_whole_text(one)}" for one in value["whole"])
@@ -149,22 +150,34 @@ def comparison_text(value: dict[str, Any]) -> str:
         f"objects: {objects['both']} in both, {objects['only_a']} only in A, {objects['only_b']} only in B; "
         f"{objects['content_changed']} with other content"
     )
-    lines += [f"{one['rows']} rows: {one['a']} in A, {one['b']} in B" for one in value["statuses"]]
+    lines += [f"{counted(one['rows'], 'row')}: {one['a']} in A, {one['b']} in B" for one in value["statuses"]]
     for model in value["models"]:
         same = model["model_id_a"] == model["model_id_b"]
-        correlation = "-" if model["rank_correlation"] is None else f"{model['rank_correlation']:.4f}"
-        lines.append(
-            f"model {model['model_id_a']}{'' if same else ' and ' + model['model_id_b']}: rank correlation "
-            f"{correlation} over {model['rows']} rows"
-            + (f", {model['scores_differ']} scores differ by more than {value['tolerance']:g}" if same else "")
+        correlation = (
+            f"{model['rank_correlation']:.4f} over {counted(model['rows_ranked'], 'row')} of the same content"
+            if model["rank_note"] is None
+            else f"none, as {model['rank_note']}"
         )
+        lines.append(
+            f"model {model['model_id_a']}{'' if same else ' and ' + model['model_id_b']}: rank "
+            f"correlation {correlation}"
+        )
+        if same:
+            differ = counted(model["scores_differ"], "score differs", "scores differ")
+            lines[-1] += f", {differ} by more than {value['tolerance']:g}"
         if model["largest_difference"]:
             lines[-1] += f", at most by {model['largest_difference']:.6g}"
         lines.append(
             f"  flagged in both {model['flagged_both']}, only in A {model['flagged_only_a']}, only in B "
             f"{model['flagged_only_b']}; thresholds {model['threshold_a']:.6g} and {model['threshold_b']:.6g}"
         )
-    return "\n".join([*lines, f"{value['rows_differ']} rows differ: {value['differences']}", value["page"]])
+    return "\n".join(
+        [
+            *lines,
+            f"{counted(value['rows_differ'], 'row differs', 'rows differ')}: {value['differences']}",
+            value["page"],
+        ]
+    )
 
 
 def raise_if_failed(rows: list[dict[str, Any]]) -> None:
@@ -174,7 +187,9 @@ def raise_if_failed(rows: list[dict[str, Any]]) -> None:
     failed = [row for row in rows if row["status"] == FAILED]
     if failed:
         codes = ", ".join(sorted({row["error_code"] for row in failed}))
-        raise JobError(f"{len(failed)} of {len(rows)} images could not be scored: {codes}.", "See error_detail.")
+        raise JobError(
+            f"{len(failed)} of {counted(len(rows), 'image')} could not be scored: {codes}.", "See error_detail."
+        )
 
 
 def calibration_text(value: dict[str, Any]) -> str:
@@ -189,22 +204,29 @@ def calibration_text(value: dict[str, Any]) -> str:
 
 def selection_text(manifest: dict[str, Any], parent: dict[str, Any] | None) -> str:
     """What a condition and a parent left of the manifest, a line with its end; nothing without either."""
+    from ad_jobs.results.run import not_selected
+
     listed, selected, undecided = (manifest[name] for name in ("listed", "objects", "undecided"))
     if (manifest["where"] is None and parent is None) or listed is None:
         return ""
-    line, already = f"manifest {listed} = selected {selected}", 0
+    line, already = f"manifest {listed} = selected {selected}", manifest.get("already", 0)
     if parent is not None:
-        already = manifest["already"]
         line += f" + already in {parent['run_id']} {already}"
     if manifest["where"] is not None:
-        line += f" + not selected {listed - selected - already - undecided}"
+        line += f" + not selected {not_selected(listed, selected, already, undecided)}"
     if undecided:
         line += f" + undecided {undecided} (the condition is NULL, as for objects without a header)"
-    if parent is not None and parent["retried"]:
-        line += f"\nselected {selected} = new {selected - parent['retried']} + failed there {parent['retried']}"
+    if parent is not None and (again := again_text(parent)):
+        line += f"\nselected {selected} = new {selected - parent['retried'] - parent['widened']}{again}"
     if parent is not None and not selected:
         line += f"\nnothing is new since {parent['run_id']}: this run is empty, and can be the next one's --since"
     return line + "\n"
+
+
+def again_text(parent: dict[str, Any]) -> str:
+    """Of a run's objects those that its parent has, and why they were scored again; nothing where there are none."""
+    why = {"failed there": parent["retried"], "out of a domain there that is wider now": parent["widened"]}
+    return "".join(f" + {what} {count}" for what, count in why.items() if count)
 
 
 def balance_text(record: dict[str, Any], folder: str) -> str:
@@ -216,8 +238,10 @@ def balance_text(record: dict[str, Any], folder: str) -> str:
         selection_text(manifest, parent)
         + f"scored {counts['scored']} + failed {counts['failed']} + skipped {counts['skipped']} "
         f"= {whole} {counts['objects']}\n"
-        f"{counts['rows']} rows, {counts['flagged']} flagged, {counts['heatmaps']} heatmaps kept, "
-        f"run {record['run_id']} in {folder}" + (f"\n{codes}" if codes else "") + _outside_text(counts)
+        f"{counted(counts['rows'], 'row')}, {counts['flagged']} flagged, "
+        f"{counted(counts['heatmaps'], 'heatmap')} kept, run {record['run_id']} in {folder}"
+        + (f"\n{codes}" if codes else "")
+        + _outside_text(counts)
     )
 
 
@@ -247,7 +271,7 @@ def _model_text(model: dict[str, Any]) -> str:
     ]
     if data is not None:
         lines.append(
-            f"  fitted on    {data['n_fitted']} images of {data['normal']}, {data['n_held_out']} held out, "
+            f"  fitted on    {counted(data['n_fitted'], 'image')} of {data['normal']}, {data['n_held_out']} held out, "
             f"{model['fitted_at']}"
         )
     calibration = model["calibration"]

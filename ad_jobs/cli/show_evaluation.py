@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from cluster.counting import counted
+
 # What the scores are worth, and what the best threshold would have done, which only labels can tell.
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro", "pixel_ap")
 ORACLE = ("f1_max", "accuracy_max", "accuracy_zero_fn")
@@ -19,7 +21,8 @@ def evaluation_view(value: dict[str, Any], *, oracle: bool = False) -> Group:
         shown += [operating_point(model_id, judged, value.get("decision")), _metrics(judged, oracle)]
     notes = [value["pixel_note"]] if value.get("pixel_note") else []
     if value["n_missing"]:
-        notes.append(f"{value['n_missing']} labels are of images that are not in the run{_left_out(value['labels'])}.")
+        missing = counted(value["n_missing"], "label is of an image", "labels are of images")
+        notes.append(f"{missing} not in the run{_left_out(value['labels'])}.")
     return Group(*shown, *notes)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from cluster.counting import counted
+
 _UNTOLD = "not told"
 _TITLES = {"transfer_syntax": "syntax"}
 
@@ -42,7 +44,7 @@ def _selection(manifest: dict[str, Any], headers: dict[str, Any]) -> Iterator[st
 def _facet(name: str, rows: list[dict[str, Any]]) -> Iterator[str]:
     for number, row in enumerate(rows):
         value = _UNTOLD if row["value"] is None else str(row["value"])
-        value = f"{row['others']} others" if row["others"] else value
+        value = counted(row["others"], "other") if row["others"] else value
         value += f" {row['name']}" if row.get("name") else ""
         yield _line("" if number else name, f"{value}: {_count(row['objects'])}, {size_text(row['bytes'])}")
 
@@ -69,17 +71,18 @@ def _estimate(found: dict[str, Any] | None) -> Iterator[str]:
     means, codes = found["means"], ", ".join(f"{code} {count}" for code, count in found["by_code"].items())
     yield _line(
         "timed",
-        f"{found['sample']} objects here, at a load of {found['load']:g}: {size_text(means['bytes'])} an object, "
+        f"{counted(found['sample'], 'object')} here, at a load of {found['load']:g}: "
+        f"{size_text(means['bytes'])} an object, "
         f"{means['fetch_ms']:.1f} ms to fetch, {means['decode_ms']:.1f} to decode, {means['score_ms']:.1f} to score, "
         f"{means['write_ms']:.1f} to write"
         + (f"; without a score, though their headers say nothing: {codes}" if codes else ""),
     )
     for one in found["clusters"]:
-        gpus = f" and {one['gpus']} GPUs" if one["gpus"] else ""
+        gpus = f" and {counted(one['gpus'], 'GPU')}" if one["gpus"] else ""
         cost = "" if one["cost"] is None else f", cost {_range(one['cost'], '.2f')}"
         yield _line(
             "time",
-            f"{one['nodes']} node(s) of {one['cores']} CPUs{gpus}: {_times(one['hours'])}{cost}; "
+            f"{counted(one['nodes'], 'node')} of {counted(one['cores'], 'CPU')}{gpus}: {_times(one['hours'])}{cost}; "
             f"{_range(one['images_per_s'], '.3g')} objects/s, by {one['bottleneck']}",
         )
     for name in ("table", "heatmap"):

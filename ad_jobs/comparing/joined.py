@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ad_jobs.archive.sql import Stream, streaming
 from ad_jobs.comparing.settings import Pair
 from ad_jobs.results.score_table import ScoreTable
-from ad_jobs.results.streamed import Stream, streaming
 from ad_jobs.schema import SCORES
 from ad_jobs.scoring.tolerances import AMP_TOLERANCE, SCORE_TOLERANCE
 

@@ -11,10 +11,10 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from ad_jobs.archive.sql import streaming
 from ad_jobs.comparing.joined import CHANGES, VALUES
-from ad_jobs.comparing.ranks import Floats, average_ranks, correlation
+from ad_jobs.comparing.ranks import Correlation, Floats, Ranks
 from ad_jobs.comparing.settings import Pair
-from ad_jobs.results.streamed import streaming
 from ad_jobs.schema import SCORED
 
 # Rows that are named of each kind.
@@ -41,7 +41,7 @@ _FLAGS = f"""
         count(*) FILTER (WHERE NOT flagged_a AND NOT flagged_b) AS flagged_neither
     FROM joined WHERE {_BOTH_SCORED}
 """
-_SCORES = f"SELECT file_row_number, score_a, score_b FROM joined WHERE {_BOTH_SCORED}"
+_SCORES = f"SELECT score_a, score_b, file_row_number, content FROM joined WHERE {_BOTH_SCORED}"
 _NAMED = "uri, frame, score_a, score_b, threshold_a, threshold_b, flagged_a, flagged_b, content"
 _DIFFERENCES = f"""
     SELECT uri, frame, model_id_a, model_id_b,
@@ -52,11 +52,41 @@ _DIFFERENCES = f"""
 
 
 class Scores(NamedTuple):
-    """What was scored in both runs under one pair of models: float32 [n] each, and their places in the joined file."""
+    """What was scored in both runs under one pair of models: [n] each.
+
+    `a`, `b` float32; `places` int64, in the joined file; `content` bool, whether the object's content changed.
+    """
 
     a: Floats
     b: Floats
     places: NDArray[np.int64]
+    content: NDArray[np.bool_]
+
+
+class _Most:
+    """Of many numbers the largest, and where they stand."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._values: NDArray[np.floating[Any]] = np.empty(0, np.float64)
+        self._places = np.empty(0, np.int64)
+
+    def add(self, values: NDArray[np.floating[Any]], places: NDArray[np.int64]) -> None:
+        values, places = np.concatenate([self._values, values]), np.concatenate([self._places, places])
+        if len(values) > self._count:
+            most = np.argpartition(-values, self._count)[: self._count]
+            values, places = values[most], places[most]
+        self._values, self._places = values, places
+
+    @property
+    def largest(self) -> float | None:
+        """None of none."""
+        return float(self._values.max()) if len(self._values) else None
+
+    @property
+    def by_place(self) -> dict[int, float]:
+        """Those above zero."""
+        return {int(p): float(v) for p, v in zip(self._places, self._values, strict=True) if v > 0}
 
 
 class Joined:
@@ -84,25 +114,31 @@ class Joined:
             found = connection.execute("SELECT count(*) FROM joined WHERE differs").fetchone()
         return int(found[0])
 
-    def scores(self, pair: int) -> Scores:
-        """What was scored in both runs under a pair of models; sixteen bytes are held for each row."""
+    def scores(self, pair: int) -> Iterator[Scores]:
+        """What was scored in both runs under a pair of models, some rows at a time, in no order."""
         with self._connection() as connection:
-            batches = [
-                tuple(batch[name].to_numpy() for name in ("score_a", "score_b", "file_row_number"))
-                for batch in connection.sql(_SCORES, params={"pair": pair}).to_arrow_reader(_BATCH_ROWS)
-            ]
-        none: list[tuple[Any, ...]] = [(np.empty(0, np.float32), np.empty(0, np.float32), np.empty(0, np.int64))]
-        return Scores(*(np.concatenate(column) for column in zip(*(batches or none), strict=True)))
+            for batch in connection.sql(_SCORES, params={"pair": pair}).to_arrow_reader(_BATCH_ROWS):
+                yield Scores(*(batch[name].to_numpy(zero_copy_only=False) for name in batch.schema.names))
 
-    def model(self, pair: int, scores: Scores) -> dict[str, Any]:
-        """What became of the scores and flags of one pair of models."""
+    def model(self, pair: int) -> dict[str, Any]:
+        """What became of the scores and flags of one pair of models.
+
+        Ranks are among the rows whose content is the same in both runs; eight bytes are held for each of them.
+        """
         models = self._compared[pair]
         counted = self._rows(_FLAGS, pair=pair)[0]
-        ranks = average_ranks(scores.a), average_ranks(scores.b)
-        rank_correlation = correlation(*ranks)
-        # Scores of two models have two scales; their ranks do not.
-        moved = np.abs(scores.b - scores.a) if models.same else np.abs(ranks[1] - ranks[0])
-        del ranks
+        unchanged = counted["rows"] - counted["content_changed"]
+        ranks = self._ranks(pair, unchanged)
+        correlation, most = Correlation(unchanged), _Most(SHOWN)
+        for some in self.scores(pair):
+            kept = ~some.content
+            ranked = ranks[0].of(some.a[kept]), ranks[1].of(some.b[kept])
+            correlation.add(*ranked)
+            # Scores of two models have two scales; their ranks do not.
+            if models.same:
+                most.add(np.abs(some.b - some.a), some.places)
+            else:
+                most.add(np.abs(ranked[1] - ranked[0]), some.places[kept])
         changed = f"SELECT {_NAMED} FROM joined WHERE pair = $pair AND flagged ORDER BY abs(score_b - score_a) DESC"
         return {
             "model_id_a": models.a.model_id,
@@ -112,17 +148,27 @@ class Joined:
             "threshold_a": models.a.threshold,
             "threshold_b": models.b.threshold,
             **counted,
-            "rank_correlation": rank_correlation,
-            "largest_difference": float(moved.max()) if models.same and len(moved) else None,
-            "largest": self._largest(scores.places, moved),
+            "rows_ranked": unchanged,
+            "rank_correlation": correlation.value,
+            "rank_note": None if correlation.value is not None else _why_none(unchanged, ranks),
+            "largest_difference": most.largest if models.same else None,
+            "largest": self._largest(most.by_place),
             "flags_changed": self._rows(f"{changed}, uri, frame LIMIT {SHOWN}", pair=pair),
         }
 
-    def _largest(self, places: NDArray[np.int64], moved: NDArray[np.floating[Any]]) -> list[dict[str, Any]]:
-        """The rows that moved most, the first by far first."""
-        most = np.argpartition(-moved, min(SHOWN, len(moved) - 1))[:SHOWN] if len(moved) else np.empty(0, np.intp)
-        most = most[moved[most] > 0]
-        order = {int(places[i]): float(moved[i]) for i in most}
+    def _ranks(self, pair: int, count: int) -> tuple[Ranks, Ranks]:
+        """The orders of the scores in A and in B, of the rows whose content is the same, `count` of them."""
+        a, b = np.empty(count, np.float32), np.empty(count, np.float32)
+        start = 0
+        for some in self.scores(pair):
+            kept = ~some.content
+            end = start + int(kept.sum())
+            a[start:end], b[start:end] = some.a[kept], some.b[kept]
+            start = end
+        return Ranks(a), Ranks(b)
+
+    def _largest(self, order: dict[int, float]) -> list[dict[str, Any]]:
+        """The rows at these places, the first by far first."""
         rows = self._rows(
             f"SELECT file_row_number, {_NAMED} FROM joined WHERE list_contains($places, file_row_number)",
             places=list(order),
@@ -142,3 +188,11 @@ class Joined:
             file = str(self._path).replace("'", "''")
             connection.execute(f"CREATE VIEW joined AS FROM read_parquet('{file}', file_row_number = true)")
             yield connection
+
+
+def _why_none(rows: int, ranks: tuple[Ranks, Ranks]) -> str:
+    """Why scores have no rank correlation."""
+    if rows < 2:
+        return "fewer than two rows of the same content were scored in both"
+    where = [name for name, one in zip("AB", ranks, strict=True) if one.all_equal]
+    return f"all scores in {' and in '.join(where)} are equal"

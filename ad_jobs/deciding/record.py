@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from ad_jobs.errors import UsageError
-from ad_jobs.results.parts import sha256_of
+from ad_jobs.results.parts import hashed
 from ad_jobs.results.run import RunRecord
 from ad_jobs.results.seal import digest_holds
 from cluster import storage
@@ -63,7 +63,7 @@ def read_decision(run_uri: str, record: RunRecord, decision_id: str) -> dict[str
         what = "its record was changed"
     elif found["run_digest"] != record.digest:
         what = f"it is of run {found['run_id']}, and this is {record.run_id}"
-    elif _digest(table_of(run_uri, decision_id)) != found["sha256"]:
+    elif digest_of(table_of(run_uri, decision_id)) != found["sha256"]:
         what = "its table is gone, or was changed"
     if found is None or what is not None:
         raise UsageError("A decision stays as it was made.", f"{uri}: {what}", "Remove it, and decide again.")
@@ -79,10 +79,11 @@ def _record(body: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _digest(uri: str) -> str | None:
-    """Of a file; None where there is none."""
+def digest_of(uri: str) -> str | None:
+    """SHA-256 of a file, hexadecimal; None where there is none."""
     try:
-        return sha256_of(uri)[0]
+        with hashed(uri) as (digest, _, _):
+            return digest
     except (FileNotFoundError, storage.NotFound):
         return None
 

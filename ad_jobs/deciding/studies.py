@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ad_jobs.archive.sql import Stream, streaming
 from ad_jobs.deciding.p_values import Reference, q_values
 from ad_jobs.deciding.rules import Ruled
 from ad_jobs.deciding.table import DECISIONS, by_model, group_of
 from ad_jobs.results.score_table import Rows
-from ad_jobs.results.streamed import Stream, streaming
 from ad_jobs.schema import SCORES
 
 # How many of a study's highest scores `mean_top` is of.

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from ad_jobs.archive.containers_names import folder_of
 from ad_jobs.archive.identifiers import is_hashed
+from ad_jobs.archive.sql import Stream, streaming
 from ad_jobs.deciding.p_values import Reference
 from ad_jobs.deciding.rules import Ruled
 from ad_jobs.results.score_table import Rows
-from ad_jobs.results.streamed import Stream, streaming
 from ad_jobs.schema import SCORED, SCORES
 
 # A row for each frame and model that was scored.

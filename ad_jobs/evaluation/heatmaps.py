@@ -13,6 +13,7 @@ from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.results.heatmaps import Reference, decode_png, parse_reference
 from cluster import storage
+from cluster.counting import counted
 
 # Neighbouring heatmaps of a shard are read together, and what lies between them is thrown away.
 READ_BYTES = 8 << 20
@@ -58,7 +59,7 @@ def select(judged: pd.DataFrame, groups: list[str]) -> Selected:
         if mask is not None and len(references) > 1:
             raise UsageError(
                 "A mask belongs to one frame.",
-                f"{judged['uri'].iloc[i]} has {len(references)} frames",
+                f"{judged['uri'].iloc[i]} has {counted(len(references), 'frame')}",
                 "Add the column frame to LABELS, one line a frame.",
             )
         if None in references:
@@ -66,7 +67,7 @@ def select(judged: pd.DataFrame, groups: list[str]) -> Selected:
         else:
             found += [JudgedHeatmap(parse_reference(text), groups[i], mask) for text in references]
     if without_heatmap:
-        why = f"The heatmaps of {without_heatmap} labelled images were not kept: scan with --heatmaps all."
+        why = f"The heatmaps of {counted(without_heatmap, 'labelled image')} were not kept: scan with --heatmaps all."
         return Selected([], left_out, why)
     return Selected(sorted(found, key=lambda heatmap: heatmap.reference), left_out, None)
 

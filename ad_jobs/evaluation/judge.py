@@ -16,6 +16,7 @@ from ad_jobs.evaluation.labels import MISSING, Joined
 from ad_jobs.evaluation.masks import read_mask
 from ad_jobs.evaluation.pixel_metrics import PIXEL_METRICS, REPLICATES, PixelEvaluation
 from ad_jobs.schema import FAILED, SCORED, SKIPPED
+from cluster.counting import counted
 
 
 def judge(run_uri: str, joined: Joined, threshold: float | None, *, seed: int, bootstrap: int) -> dict[str, Any]:
@@ -110,5 +111,7 @@ def _pixel_metrics(
     curve = evaluation.roc()
     roc = {"fpr": curve[0], "tpr": curve[1]} if curve else None
     left_out = selected.left_out
-    note = f"{left_out} anomalous images without a mask are left out of the pixel metrics." if left_out else None
+    note = (
+        f"{counted(left_out, 'anomalous image')} without a mask: left out of the pixel metrics." if left_out else None
+    )
     return evaluation.result(), note, roc

@@ -17,6 +17,7 @@ from ad_jobs.results.read import as_pandas
 from ad_jobs.results.score_table import ORDER, ScoreTable
 from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from cluster import storage
+from cluster.counting import counted
 
 # The status of a label whose image is not in the run.
 MISSING = "missing"
@@ -115,7 +116,7 @@ def labelled_rows(table: ScoreTable, labels: Labels) -> pd.DataFrame:
         some = next((batch["uri"][0].as_py() for batch in table.batches(["uri"]) if batch.num_rows), "no rows")
         raise UsageError(
             "LABELS must name images of the run, by the same path or URI.",
-            f"none of {len(labels.table)} is among the run's {table.record.counts.objects} objects "
+            f"none of {len(labels.table)} is among the run's {counted(table.record.counts.objects, 'object')} "
             f"(labels: {labels.table['uri'].iloc[0]}; run: {some})",
             "Relative paths are resolved against the labels file's folder. "
             "Write the image column as the run's column uri. "

@@ -25,6 +25,7 @@ from ad_jobs.images.domain import Sight
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits, PixelPolicy
 from cluster import object_store as store
+from cluster.counting import counted
 from cluster.division import Node
 
 log = logging.getLogger("retroscan.fit")
@@ -228,7 +229,7 @@ def decode_all(
                 row += 1
     if not places:
         raise JobError(
-            f"None of the {len(objects)} {what} images could be decoded ({dict(failed)}).",
+            f"None of {counted(len(objects), what + ' image')} could be decoded ({dict(failed)}).",
             "Look at one with another viewer; the codes are explained in docs/columns.md.",
         )
     if None in kept:

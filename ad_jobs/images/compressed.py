@@ -21,6 +21,7 @@ from ad_jobs.images.libraries import foreign
 from ad_jobs.images.pixel_module import MONOCHROME, PALETTE, YBR, YBR_JPEG_2000, PixelModule
 from ad_jobs.images.remarks import Remark
 from ad_jobs.images.stored_values import from_cells, from_code_stream
+from cluster.counting import counted
 
 Array = npt.NDArray[Any]
 
@@ -210,7 +211,7 @@ def _rle(code: bytes, module: PixelModule) -> Array:
         with foreign("RLE"):
             plane = np.frombuffer(imagecodecs.packbits_decode(code[start:end]), np.uint8)
         if plane.size < pixels:
-            raise ImageError(ErrorCode.TRUNCATED, f"RLE segment {segment}: {plane.size} of {pixels} bytes")
+            raise ImageError(ErrorCode.TRUNCATED, f"RLE segment {segment}: {plane.size} of {counted(pixels, 'byte')}")
         planes[:, segment // size, size - 1 - segment % size] = plane[:pixels]
     values = planes.view(f"<u{size}").reshape(module.rows, module.columns, samples)
     return values[..., 0] if samples == 1 else values

@@ -102,7 +102,7 @@ def decode_each(
             frames = _frames(picture, policies, wanted, limits, only)
         except ImageError as error:
             if not any(refused):
-                raise
+                raise error.knowing(picture.header) from error
             return [Decoded([], {}, (), refused, error) for _ in policies]
     coloured = any(frame.colour for found in frames for frame in found)
     refused = tuple(taker.domain.refusal(traits, coloured) for taker in takers)

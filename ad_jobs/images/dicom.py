@@ -33,6 +33,7 @@ from ad_jobs.images.pixel_module import MONOCHROME, PALETTE, PixelModule, read_p
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.images.reduction import factor
 from ad_jobs.images.sop_class import require_image
+from cluster.counting import counted
 
 # PS3.6 table A-1: those without encapsulation; the last is deflated as a whole.
 _NATIVE = frozenset(f"1.2.840.10008.1.2{tail}" for tail in ("", ".1", ".2", ".1.99"))
@@ -68,8 +69,29 @@ def open_dicom(data: bytes, limits: Limits) -> DicomPicture:
 
     Raises:
         ImageError: not an image, cut short, beyond a limit, in a syntax that nothing here decodes, or with a header
-            that contradicts itself so that no reading is safe.
+            that contradicts itself so that no reading is safe; it knows the header, as far as that can be read.
     """
+    try:
+        return _picture(data, limits)
+    except ImageError as error:
+        raise error.knowing(_header_alone(data)) from error
+
+
+def _header_alone(data: bytes) -> dict[str, object]:
+    """The header of an object that fails; nothing where the header is what cannot be read: the failure says so."""
+    with suppress(ImageError), _pydicom("header"):
+        check_deflated_head(data)
+        # Of one that ends within its pixels, reading them would leave nothing.
+        return _header(pydicom.dcmread(BytesIO(data), force=True, stop_before_pixels=True))
+    return {}
+
+
+def _header(ds: Any) -> dict[str, object]:
+    syntax = str(ds.file_meta.get("TransferSyntaxUID") or "")
+    return dicom_header.header_columns(_values(ds, dicom_header.HEADER_ATTRIBUTES), syntax)
+
+
+def _picture(data: bytes, limits: Limits) -> DicomPicture:
     ds, whole = _read(data, limits)
     remarks: set[str] = set()
     with _pydicom("header"):
@@ -99,7 +121,7 @@ def read_header(data: bytes, size: int, *, demographics: bool = False) -> dict[s
         # Reading stops at the pixels.
         # Where it ran into the end instead, all columns are there only if what follows the last of them was met.
         if len(data) < size and stream.tell() >= len(data) and max(ds.keys(), default=0) <= manifest_header.LAST_TAG:
-            raise ImageError(ErrorCode.TRUNCATED, f"the header does not end within {len(data)} bytes")
+            raise ImageError(ErrorCode.TRUNCATED, f"the header does not end within {counted(len(data), 'byte')}")
         syntax = str(ds.file_meta.get("TransferSyntaxUID") or "")
         found = manifest_header.manifest_columns(_values(ds, manifest_header.MANIFEST_ATTRIBUTES), syntax)
         if demographics:
@@ -117,10 +139,12 @@ class DicomPicture:
         self._syntax = syntax
         self._module = module
         with _pydicom("header"):
-            self.header = dicom_header.header_columns(_values(ds, dicom_header.HEADER_ATTRIBUTES), syntax)
-            # For a model's acceptance domain alone: no column of a score table.
-            self.header["body_part"] = representation.code(_values(ds, ("BodyPartExamined",)), "BodyPartExamined")
-            self.header["spacing_mm"] = _spacing_mm(ds)
+            # The last two for a model's acceptance domain alone: no columns of a score table.
+            self.header = {
+                **_header(ds),
+                "body_part": representation.code(_values(ds, ("BodyPartExamined",)), "BodyPartExamined"),
+                "spacing_mm": _spacing_mm(ds),
+            }
             if syntax in _NATIVE:
                 self._native = NativePixels(ds, module)
             else:

@@ -284,7 +284,9 @@ def _answer(work: Callable[[], Any], limits: Limits) -> Any:
     try:
         return work()
     except ImageError as error:
-        return _too_much_memory(error.detail, limits) if error.code == ErrorCode.TOO_MUCH_MEMORY else error
+        if error.code == ErrorCode.TOO_MUCH_MEMORY:
+            return _too_much_memory(error.detail, limits).knowing(error.header)
+        return error
     except MemoryError:
         return _too_much_memory("it does not fit", limits)
 

@@ -11,6 +11,7 @@ from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images.fragments import is_encapsulated
 from ad_jobs.images.pixel_module import YBR_422, PixelModule
 from ad_jobs.images.stored_values import from_cells
+from cluster.counting import counted
 
 Array = npt.NDArray[Any]
 
@@ -81,7 +82,7 @@ class NativePixels:
             raise ImageError(ErrorCode.CORRUPT, "PixelData is encapsulated, TransferSyntaxUID says native")
         needed = (self._cells * self._module.frames * self._module.allocated + 7) // 8
         if len(self._bytes) < needed:
-            raise ImageError(ErrorCode.TRUNCATED, f"{len(self._bytes)} of {needed} bytes of pixel data")
+            raise ImageError(ErrorCode.TRUNCATED, f"{len(self._bytes)} of {counted(needed, 'byte')} of pixel data")
 
 
 def _full_chrominance(values: Array, size: tuple[int, int]) -> Array:

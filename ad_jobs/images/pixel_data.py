@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images.codestream import JPEG_LS, check_code, has_end, jpeg_frame
 from ad_jobs.images.policy import Limits
+from cluster.counting import counted
 
 
 def check_codestreams(codes: Iterable[bytes], size: tuple[int, int], frames: int, limits: Limits) -> None:
@@ -28,4 +29,4 @@ def check_codestreams(codes: Iterable[bytes], size: tuple[int, int], frames: int
         found += 1
         if found == frames:
             return
-    raise ImageError(ErrorCode.TRUNCATED, f"{found} of {frames} frames")
+    raise ImageError(ErrorCode.TRUNCATED, f"{found} of {counted(frames, 'frame')}")

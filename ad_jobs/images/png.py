@@ -23,6 +23,7 @@ from ad_jobs.images.libraries import foreign
 from ad_jobs.images.picture import Picture, check_size, empty_header
 from ad_jobs.images.policy import Limits
 from ad_jobs.images.raster import RasterPicture, eight_bits, exif_orientation, pillow, with_channels
+from cluster.counting import counted
 
 # PNG 11.2.2.
 _COLOUR_TYPES = {0: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 4: "MONOCHROME2", 6: "RGB"}
@@ -131,7 +132,7 @@ def _image_data(data: bytes) -> list[slice]:
         if name == b"IDAT":
             found.append(slice(offset + 8, end - 4))
         offset = end
-    raise ImageError(ErrorCode.TRUNCATED, f"the PNG ends after {len(data)} bytes, before its end chunk")
+    raise ImageError(ErrorCode.TRUNCATED, f"the PNG ends after {counted(len(data), 'byte')}, before its end chunk")
 
 
 def _check_rows(data: bytes, needed: int, coded: list[slice]) -> None:
@@ -142,7 +143,7 @@ def _check_rows(data: bytes, needed: int, coded: list[slice]) -> None:
             if count < needed:
                 count += len(unpacker.decompress(data[part], needed - count))
     if count < needed:
-        raise ImageError(ErrorCode.TRUNCATED, f"the pixels of the PNG unpack to {count} of {needed} bytes")
+        raise ImageError(ErrorCode.TRUNCATED, f"the pixels of the PNG unpack to {count} of {counted(needed, 'byte')}")
 
 
 def _unpacked_bytes(header: PngHeader, *, interlaced: bool) -> int:

@@ -20,6 +20,7 @@ from ad_jobs.images.raster import ORIENTATION, oriented, shown
 from ad_jobs.images.remarks import Remark
 from ad_jobs.images.tiff_frames import TiffFrame, tiff_frames
 from ad_jobs.images.tiff_segments import check_segments
+from cluster.counting import counted
 
 # TIFF 6.0, PhotometricInterpretation.
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _SEPARATED, _YCBCR = 0, 1, 2, 3, 5, 6
@@ -172,7 +173,9 @@ def _check_page(page: Any, index: int, data_bytes: int, limits: Limits) -> None:
         raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"page {index}: TIFF photometric {photometric}, type {dtype}")
     colours = _COLOURS[photometric]
     if not colours <= samples <= colours + 1 or int(page.imagedepth) != 1:
-        raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"page {index}: {samples} samples, depth {page.imagedepth}")
+        raise ImageError(
+            ErrorCode.UNSUPPORTED_IMAGE, f"page {index}: {counted(samples, 'sample')}, depth {page.imagedepth}"
+        )
     if photometric == _YCBCR and int(page.compression) not in _JPEG_COMPRESSIONS:
         raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"page {index}: YCbCr outside of JPEG")
     if not page.dataoffsets or len(page.dataoffsets) != len(page.databytecounts):

@@ -14,6 +14,7 @@ from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images.libraries import foreign
 from ad_jobs.images.picture import check_frames
 from ad_jobs.images.policy import Limits
+from cluster.counting import counted
 
 # Bits of NewSubfileType.
 _REDUCED, _MASK = 1, 4
@@ -85,7 +86,7 @@ def _stack(container: Any, page: Any, size: int, limits: Limits | None) -> list[
         check_frames(count, limits)
     end = page.dataoffsets[0] + count * page.nbytes
     if end > size:
-        raise ImageError(ErrorCode.TRUNCATED, f"a stack of {count} frames up to byte {end} of {size}")
+        raise ImageError(ErrorCode.TRUNCATED, f"a stack of {counted(count, 'frame')} up to byte {end} of {size}")
     return [TiffFrame(page, index * page.nbytes) for index in range(count)]
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from ad_jobs.page import svg
+from cluster.counting import counted
 
 Floats = npt.NDArray[np.float64]
 
@@ -65,7 +66,8 @@ def score_histogram(bars: Bars, threshold: float, *, width: int = 720, height: i
     flagged = np.where(bars.edges[:-1] >= threshold, bars.counts, 0)
     series = [("bar", bars.counts - flagged), ("bar flagged", flagged)]
     above = int(flagged.sum())
-    title = f"Histogram of {int(bars.counts.sum()):,} scores; {above:,} lie above the threshold {threshold:.4g}"
+    scores = counted(int(bars.counts.sum()), "score", spec=",")
+    title = f"Histogram of {scores}; {above:,} above the threshold {threshold:.4g}"
     return _histogram(bars.edges, series, threshold, title, width, height)
 
 
@@ -79,7 +81,7 @@ def class_histogram(
     height: int = 300,
 ) -> Markup:
     """Scores of labelled images, normal and anomalous beside each other in every bin."""
-    title = f"Scores of {sum(normal):,} normal and {sum(anomalous):,} anomalous images by label"
+    title = f"Scores of {sum(normal):,} normal and {counted(sum(anomalous), 'anomalous image', spec=',')} by label"
     series = [("bar normal", np.asarray(normal)), ("bar anomalous", np.asarray(anomalous))]
     return _histogram(np.asarray(edges, dtype=np.float64), series, threshold, title, width, height)
 

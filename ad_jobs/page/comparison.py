@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,11 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from ad_jobs.comparing.settings import Pair
+from ad_jobs.comparing.summary import Scores
 from ad_jobs.page import svg
 from ad_jobs.page.render import fill
+from ad_jobs.results.quantiles import quantiles
+from cluster.counting import counted
 
 _BINS = 40
 _CELL = Markup('<rect class="bar" x="{}" y="{}" width="{}" height="{}" fill-opacity="{}"><title>{}</title></rect>')
@@ -26,23 +29,25 @@ def render_comparison(found: dict[str, Any], charts: Sequence[Markup | None]) ->
     return fill("comparison.html.j2", {"found": found, "charts": charts})
 
 
-def chart(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], pair: Pair, *, size: int = 420) -> Markup | None:
+def chart(scores: Callable[[], Iterable[Scores]], pair: Pair, *, size: int = 420) -> Markup | None:
     """How many rows have which two scores, as a square of cells with both thresholds; None without rows.
 
     Args:
-        a: scores of run A, float32 [n].
-        b: scores of the same rows in run B.
+        scores: of both runs, some rows at a time; they are gone through several times.
         pair: the models that gave them.
         size: width in CSS pixels.
     """
-    if not len(a):
+    edges_a = _edges(lambda: (some.a for some in scores()), pair.a.threshold)
+    edges_b = _edges(lambda: (some.b for some in scores()), pair.b.threshold)
+    if edges_a is None or edges_b is None:
         return None
-    edges_a, edges_b = _edges(a, pair.a.threshold), _edges(b, pair.b.threshold)
     if pair.same:
         # On one scale, so that what stayed as it was lies on the diagonal.
         edges_a = edges_b = np.linspace(min(edges_a[0], edges_b[0]), max(edges_a[-1], edges_b[-1]), _BINS + 1)
-    columns, rows = (_cells(scores, edges) for scores, edges in ((a, edges_a), (b, edges_b)))
-    counts = np.bincount(rows * _BINS + columns, minlength=_BINS * _BINS).reshape(_BINS, _BINS)
+    counts = np.zeros((_BINS, _BINS), np.int64)
+    for some in scores():
+        columns, rows = _cells(some.a, edges_a), _cells(some.b, edges_b)
+        counts += np.bincount(rows * _BINS + columns, minlength=_BINS * _BINS).reshape(_BINS, _BINS)
     frame = svg.Frame(size, size * 0.92, 56, 12, 14, 42)
     parts = [svg.grid_x(frame, _ticks(edges_a)), svg.grid_y(frame, _ticks(edges_b))]
     darkest = np.log1p(counts.max())
@@ -68,14 +73,16 @@ def chart(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], pair: Pair, *,
     parts.append(svg.line(at_a, frame.y(0), at_a, frame.y(1), "threshold"))
     parts.append(svg.line(frame.x(0), at_b, frame.x(1), at_b, "threshold"))
     parts.append(svg.axis_labels(frame, "score in A", "score in B"))
-    title = f"Scores of {len(a):,} rows in A and in B, with both thresholds"
+    title = f"Scores of {counted(int(counts.sum()), 'row', spec=',')} in A and in B, with both thresholds"
     return svg.draw(frame, title, parts)
 
 
-def _edges(scores: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.float64]:
-    """Of cells that hold the bulk of the scores, and the threshold within."""
-    low, high = (float(value) for value in np.quantile(scores, _BULK))
-    low, high = min(low, threshold), max(high, threshold)
+def _edges(scores: Callable[[], Iterable[npt.NDArray[np.float32]]], threshold: float) -> npt.NDArray[np.float64] | None:
+    """Of cells that hold the bulk of the scores, and the threshold within; None of no scores."""
+    found = quantiles(scores, _BULK)
+    if found is None:
+        return None
+    low, high = min(found[0], threshold), max(found[1], threshold)
     margin = max((high - low) * 0.04, abs(threshold) * 1e-6, 1e-12)
     return np.linspace(low - margin, high + margin, _BINS + 1)
 

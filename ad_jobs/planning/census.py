@@ -6,7 +6,7 @@ Objects with equal headers are looked at once, however many they are.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ad_jobs.archive.headers import HEADER_THREADS, Listed, header_columns
 from ad_jobs.archive.manifest import RowReader, read_parts
 from ad_jobs.archive.manifest_record import ManifestInfo
+from ad_jobs.archive.marks import rows_of
 from ad_jobs.errors import ErrorCode
 from ad_jobs.planning.outlook import Outlook
 from ad_jobs.schema import MANIFEST, MANIFEST_HEADERS
@@ -54,8 +55,9 @@ class Census:
     reasons: Counter[tuple[ErrorCode, str]] = field(default_factory=Counter)
     # Of each model: why it refuses objects.
     refused: list[Counter[str]] = field(default_factory=list)
-    # What any model will score.
-    scored_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    # How many objects any model will score, and by object id which.
+    scored: int = 0
+    will_score: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
 
     @property
     def is_exact(self) -> bool:
@@ -69,10 +71,10 @@ def has_headers(manifest: ManifestInfo) -> bool:
 
 
 def listed_headers(manifest: ManifestInfo, selected: NDArray[np.int64] | None) -> Iterable[pa.Table]:
-    """The header columns of a manifest's objects, a part at a time; of those that are selected, None being all."""
-    for part in read_parts(manifest, _COLUMNS):
-        rows = part.cast(_SCHEMA)
-        yield rows if selected is None else rows.filter(pa.array(np.isin(rows["object_id"].to_numpy(), selected)))
+    """The header columns of a manifest's objects, some rows at a time; of those that are selected, None being all."""
+    for piece in read_parts(manifest, _COLUMNS):
+        rows = piece.cast(_SCHEMA)
+        yield rows if selected is None else rows_of(rows, selected)
 
 
 def read_headers(manifest: ManifestInfo, ids: NDArray[np.int64]) -> pa.Table:
@@ -89,33 +91,33 @@ def read_headers(manifest: ManifestInfo, ids: NDArray[np.int64]) -> pa.Table:
     return pa.table([rows["object_id"], rows["bytes"], *headers], schema=_SCHEMA)
 
 
-def count(tables: Iterable[pa.Table], objects: int, models: int, max_bytes: int, judge: Judge) -> Census:
+def count(tables: Iterable[pa.Table], listed: int, objects: int, models: int, max_bytes: int, judge: Judge) -> Census:
     """The census of objects, of which `tables` hold header columns.
 
     Args:
         tables: of columns as `listed_headers` gives.
-        objects: how many there are, whose headers are known or not.
+        listed: how many objects the manifest has: ids are below.
+        objects: how many of them are selected, whose headers are known or not.
         models: how many models a scan has.
         max_bytes: of one object: more are refused.
         judge: what a scan will make of an object with such a header.
     """
     found = Census(objects, facets={name: defaultdict(lambda: [0, 0]) for name in FACETS})
     found.refused = [Counter() for _ in range(models)]
-    scored = [found.scored_ids]
+    found.will_score = np.zeros(listed, bool)
     for table in tables:
         found.read += table.num_rows
-        for group in _groups(table, max_bytes):
-            ids = group.pop("object_id_list")
+        for group, ids in _groups(table, max_bytes):
             told = judge(group)
             _add(found, group, told, len(ids))
             if told.is_scored:
-                scored.append(np.asarray(ids, np.int64))
-    found.scored_ids = np.sort(np.concatenate(scored))
+                found.scored += len(ids)
+                found.will_score[ids] = True
     return found
 
 
-def _groups(table: pa.Table, max_bytes: int) -> list[dict[str, Any]]:
-    """Rows of equal headers, once each: their header, `bytes` of one of them, their ids, and their bytes in all."""
+def _groups(table: pa.Table, max_bytes: int) -> Iterator[tuple[dict[str, Any], NDArray[np.int64]]]:
+    """Rows of equal headers, once each: their header, `bytes` of one of them, and their bytes in all; and their ids."""
     size, spacing = table["bytes"], table["pixel_spacing"].combine_chunks()
     size_class = pc.if_else(
         pc.fill_null(pc.equal(size, 0), False),
@@ -129,7 +131,9 @@ def _groups(table: pa.Table, max_bytes: int) -> list[dict[str, Any]]:
     grouped = keyed.group_by(list(_KEYS), use_threads=False).aggregate(
         [("object_id", "list"), ("bytes", "sum"), ("bytes", "max")]
     )
-    return [{**row, "bytes": row.pop("bytes_max")} for row in grouped.to_pylist()]
+    headers = grouped.drop_columns(["object_id_list"]).to_pylist()
+    for row, ids in zip(headers, grouped["object_id_list"], strict=True):
+        yield {**row, "bytes": row.pop("bytes_max")}, ids.values.to_numpy()
 
 
 def _add(found: Census, group: dict[str, Any], told: Outlook, objects: int) -> None:

@@ -19,6 +19,7 @@ from ad_jobs.results.read import Heatmap, open_heatmap, scores_of
 from ad_jobs.results.run import ModelRef, RunRecord, read_record
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.values import place
+from cluster.counting import counted
 
 
 def open_run(run: str | PathLike[str]) -> Run:
@@ -44,7 +45,8 @@ class Run:
 
     def __repr__(self) -> str:
         counts = self.record.counts
-        return f"Run({self.uri!r}: {counts.objects} objects, {counts.rows} rows, {counts.flagged} flagged)"
+        objects, rows = counted(counts.objects, "object"), counted(counts.rows, "row")
+        return f"Run({self.uri!r}: {objects}, {rows}, {counts.flagged} flagged)"
 
     def scores(self, *, columns: Sequence[str] | None = None, where: str | None = None) -> pd.DataFrame:
         """`read_scores` of this run.

@@ -24,6 +24,7 @@ from ad_jobs.images.geometry import Geometry
 from ad_jobs.results.parts import HEATMAPS_FOLDER, part_name
 from ad_jobs.specs import KeepPolicy
 from cluster import storage
+from cluster.counting import counted
 
 # The PNG value of 1.0.
 FULL_SCALE = 65535
@@ -97,7 +98,7 @@ def decode_png(data: bytes) -> tuple[NDArray[np.float32], Geometry]:
         geometry = Geometry(**json.loads(text[GEOMETRY_KEY]))
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, zlib.error, struct.error) as error:
         raise JobError(
-            f"A heatmap cannot be read: {type(error).__name__} in {len(data)} bytes.",
+            f"A heatmap cannot be read: {type(error).__name__} in {counted(len(data), 'byte')}.",
             "Its shard is damaged or has been rewritten: compare it with the sha256 in run.json.",
         ) from error
     return values.astype(np.float32) / np.float32(FULL_SCALE), geometry
@@ -159,7 +160,7 @@ def pack(members: Iterable[tuple[str, bytes]], chapter: int = 0) -> Shard:
     names = [name for name, _ in ordered]
     if not names or len(set(names)) != len(names):
         raise ValueError(
-            f"A shard must hold one or more members of different names. Got: {len(names)} members, "
+            f"A shard must hold one or more members of different names. Got: {counted(len(names), 'member')}, "
             f"{len(set(names))} names. Skip an empty shard; name members by object, frame and model."
         )
     blocks: list[bytes] = []

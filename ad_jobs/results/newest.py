@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ad_jobs.archive.sql import Stream, streaming
 from ad_jobs.errors import UsageError
 from ad_jobs.results.score_table import Rows, ScoreTable
-from ad_jobs.results.streamed import Stream, streaming
 from ad_jobs.schema import SCORES
 
 # Every object has a first frame under every model.

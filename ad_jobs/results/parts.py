@@ -20,8 +20,8 @@ from cluster import storage
 
 SCORES_FOLDER = "scores"
 HEATMAPS_FOLDER = "heatmaps"
-# Several are read at once.
-_CHUNK_BYTES = 1 << 20
+# Several are read at once; each is a request to a store.
+_CHUNK_BYTES = 4 << 20
 MARKS = 1 << 64
 
 
@@ -65,11 +65,11 @@ def describe_parts(run_uri: str, prefix: str = "") -> list[ScorePart]:
 
     `prefix`: of the names of the files that are wanted; all by default, here and below.
     """
-    return [
-        ScorePart(name=name, rows=part_rows(uri), sha256=digest, bytes=size)
-        for name, uri in _files(run_uri, SCORES_FOLDER, prefix, ".parquet")
-        for digest, size in [sha256_of(uri)]
-    ]
+    found = []
+    for name, uri in _files(run_uri, SCORES_FOLDER, prefix, ".parquet"):
+        with hashed(uri) as (digest, size, file):
+            found.append(ScorePart(name=name, rows=rows_of(file), sha256=digest, bytes=size))
+    return found
 
 
 def describe_heatmap_part(run_uri: str, name: str) -> HeatmapPart | None:
@@ -83,7 +83,7 @@ def read_shard(run_uri: str, name: str) -> tuple[HeatmapPart, int] | None:
     with _open_stream(storage.join(run_uri, name)) as stream:
         hashing = _Hashing(stream)
         try:
-            with tarfile.open(fileobj=cast(IO[bytes], hashing), mode="r|") as tar:
+            with tarfile.open(fileobj=cast(IO[bytes], hashing), mode="r|", bufsize=_CHUNK_BYTES) as tar:
                 members = marks = 0
                 for member in tar:
                     members += 1
@@ -116,7 +116,12 @@ def part_rows(uri: str) -> int:
     """The row count in a Parquet file's footer."""
     filesystem, path = storage.filesystem(uri)
     with filesystem.open_input_file(path) as file:
-        return int(pq.ParquetFile(file).metadata.num_rows)
+        return rows_of(file)
+
+
+def rows_of(file: pa.NativeFile) -> int:
+    """The row count in the footer of an open Parquet file; raises ArrowException where it is none."""
+    return int(pq.ParquetFile(file).metadata.num_rows)
 
 
 class RowGroup(NamedTuple):
@@ -149,13 +154,19 @@ def row_groups(uri: str) -> list[RowGroup]:
     return found
 
 
-def sha256_of(uri: str) -> tuple[str, int]:
-    """Hex digest and size in bytes of an object, read as a stream."""
-    with _open_stream(uri) as stream:
-        hashing = _Hashing(stream)
-        while hashing.read(_CHUNK_BYTES):
-            pass
-    return hashing.sha256.hexdigest(), hashing.bytes
+@contextmanager
+def hashed(uri: str) -> Iterator[tuple[str, int, pa.NativeFile]]:
+    """Hex digest (sha256) and size in bytes of an object, and itself, for its footer: most are fetched once."""
+    filesystem, path = storage.filesystem(uri)
+    with filesystem.open_input_file(path) as file:
+        sha256, size = hashlib.sha256(), 0
+        while chunk := file.read_buffer(_CHUNK_BYTES):
+            sha256.update(chunk)
+            size += len(chunk)
+            if len(chunk) < _CHUNK_BYTES:
+                # It ended: a store is not asked again to say so.
+                break
+        yield sha256.hexdigest(), size, pa.BufferReader(chunk) if size == len(chunk) else file
 
 
 def _files(run_uri: str, folder: str, prefix: str, suffix: str) -> Iterator[tuple[str, str]]:

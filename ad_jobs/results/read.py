@@ -20,6 +20,7 @@ from ad_jobs.results.score_table import Rows, ScoreTable, UnfinishedTable
 from ad_jobs.schema import SCORES
 from ad_jobs.values import place
 from cluster import storage
+from cluster.counting import counted
 
 # Nullable pandas types: df[df.flagged] works although a failed row's flag is null, and numbers stay whole.
 _NULLABLE = {
@@ -78,7 +79,7 @@ def read_scores(
     """
     if not isinstance(run, str | PathLike):
         if allow_unfinished:
-            raise UsageError("allow_unfinished is for one run.", f"{len(run)} runs", "Read it by itself.")
+            raise UsageError("allow_unfinished is for one run.", counted(len(run), "run"), "Read it by itself.")
         return scores_of(as_one([ScoreTable(place(one), read_run(one)) for one in run]), columns, where)
     run = place(run)
     record = read_record(run, allow_unfinished)

@@ -104,7 +104,12 @@ class ManifestRef(_Record):
         """For how many objects `where` is false; None where the record does not say."""
         if self.listed is None or self.undecided is None:
             return None
-        return self.listed - self.objects - self.undecided - self.already
+        return not_selected(self.listed, self.objects, self.already, self.undecided)
+
+
+def not_selected(listed: int, objects: int, already: int, undecided: int) -> int:
+    """For how many of the listed objects a condition is false: each is one of these."""
+    return listed - objects - already - undecided
 
 
 class ModelRef(_Record):
@@ -142,6 +147,8 @@ class ParentRef(_Record):
     retry: Retry | None = None
     # So many of the run's objects are there for that reason.
     retried: int = Field(ge=0)
+    # And so many because they were skipped there as out of a model's domain, and this run accepts more.
+    widened: int = Field(default=0, ge=0)
 
 
 class RunRecord(_Record):

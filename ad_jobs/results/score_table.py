@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,18 +16,17 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from ad_jobs.archive.condition import columns_in, rows_where
-from ad_jobs.errors import JobError, UsageError
+from ad_jobs.archive.sql import Stream, streaming
+from ad_jobs.errors import JobError
 from ad_jobs.results.parts import RowGroup, part_rows, part_uris, row_groups
 from ad_jobs.results.run import RunRecord
 from ad_jobs.schema import SCORES
 from cluster import storage
+from cluster.counting import counted
 
 # How the table is ordered where its order counts.
 ORDER = ("object_id", "frame", "model_id")
 BATCH_ROWS = 65_536
-# Of DuckDB's; what it needs beyond goes to a temporary folder.
-QUERY_MEMORY = "256MB"
-QUERY_THREADS = 2
 # Footers that are read at a time.
 FOOTERS = 8
 
@@ -55,14 +53,9 @@ class Rows(ABC):
         Raises:
             JobError: as `batches`.
         """
-        schema = _schema(columns)
-        with tempfile.TemporaryDirectory(prefix="retroscan-query-") as spill, self._reader(schema) as reader:
-            settings = {"memory_limit": QUERY_MEMORY, "temp_directory": spill, "threads": str(QUERY_THREADS)}
-            with duckdb.connect(":memory:", config=settings) as connection:
-                connection.register("scores", reader)
-                for name, table in tables.items():
-                    connection.register(name, table)
-                return connection.sql(sql, params=list(parameters)).to_arrow_table()
+        known = {"scores": self._stream(columns), **{name: Stream.of(table) for name, table in tables.items()}}
+        with streaming(known) as connection:
+            return connection.sql(sql, params=list(parameters)).to_arrow_table()
 
     def rows(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
         """The rows that meet a user's SQL condition, all without one, ordered; others do not stay in memory.
@@ -74,33 +67,16 @@ class Rows(ABC):
         needed = dict.fromkeys([*columns, *self.order])
         if where is not None:
             needed |= dict.fromkeys(columns_in(where, SCORES.names))
-        schema = _schema(needed)
         if where is None:
-            found = pa.Table.from_batches(self.batches(list(needed)), schema)
+            found = pa.Table.from_batches(self.batches(list(needed)), _schema(needed))
             return found.sort_by([(name, "ascending") for name in self.order]).select(list(columns))
         names = f"Columns: {', '.join(SCORES.names)}."
-        with self._reader(schema) as reader:
-            found = rows_where(reader, "scores", where, columns=columns, order=self.order, help=names)
+        stream = self._stream(list(needed))
+        found = rows_where(stream, "scores", where, columns=columns, order=self.order, help=names)
         return found.cast(_schema(columns))
 
-    @contextmanager
-    def _reader(self, schema: pa.Schema) -> Iterator[pa.RecordBatchReader]:
-        """All rows for DuckDB, which has errors of its own for what is raised within: a JobError comes out as it is."""
-        failed: list[JobError] = []
-
-        def rows() -> Iterator[pa.RecordBatch]:
-            try:
-                yield from self.batches(schema.names)
-            except JobError as error:
-                failed.append(error)
-                raise
-
-        try:
-            yield pa.RecordBatchReader.from_batches(schema, rows())
-        except (duckdb.Error, UsageError):
-            if failed:
-                raise failed[0] from None
-            raise
+    def _stream(self, columns: Sequence[str]) -> Stream:
+        return Stream(_schema(columns), self.batches(columns))
 
 
 class ScoreTable(Rows):
@@ -218,7 +194,7 @@ def _schema(columns: Iterable[str]) -> pa.Schema:
 def _check_rows(uri: str, found: int, listed: int) -> None:
     if found != listed:
         raise JobError(
-            f"{uri} has {found} rows, and run.json lists {listed}.", "Restore it, or scan again; see verify."
+            f"{uri} has {counted(found, 'row')}, and run.json lists {listed}.", "Restore it, or scan again; see verify."
         )
 
 

@@ -21,7 +21,7 @@ from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, find_manifest,
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.lineage import Ancestor, lineage
-from ad_jobs.results.run import ModelRef, ParentRef
+from ad_jobs.results.run import ModelRef, ParentRef, not_selected
 from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.scanning.since import earlier, select_since
 from ad_jobs.schema import SCORES_VERSION
@@ -78,6 +78,11 @@ class Intent:
         return 0 if self.selection is None else self.selection.already
 
     @property
+    def not_selected(self) -> int:
+        """For how many objects `where` is false."""
+        return not_selected(self.manifest.objects, self.objects, self.already, self.undecided)
+
+    @property
     def chapters(self) -> int:
         """In how many chapters."""
         return -(-self.objects // self.spec.chapter_objects)
@@ -122,8 +127,10 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
     parent = None
     if ancestors:
         had = earlier(ancestors, manifest, references, identifiers, spec.accept)
-        selection = select_since(manifest, selection, had, [model.model_id for model in models], spec.retry)
-        parent = _parent(ancestors[0], spec.retry, selection.retried)
+        selection = select_since(
+            manifest, selection, had, [model.model_id for model in models], spec.retry, spec.accept
+        )
+        parent = _parent(ancestors[0], spec.retry, selection)
     run_id = id_of_run(
         manifest.digest,
         spec.where,
@@ -183,8 +190,15 @@ def id_of_run(
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _parent(run: Ancestor, retry: Retry | None, retried: int) -> ParentRef:
-    return ParentRef(uri=run.uri, run_id=run.record.run_id, sha256=run.sha256, retry=retry, retried=retried)
+def _parent(run: Ancestor, retry: Retry | None, selection: Selection) -> ParentRef:
+    return ParentRef(
+        uri=run.uri,
+        run_id=run.record.run_id,
+        sha256=run.sha256,
+        retry=retry,
+        retried=selection.retried,
+        widened=selection.widened,
+    )
 
 
 def _models(uris: Sequence[str]) -> list[CalibratedModel]:

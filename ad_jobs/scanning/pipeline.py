@@ -33,6 +33,7 @@ from ad_jobs.scanning.table import write_part
 from ad_jobs.schema import FAILED, SCORED
 from ad_jobs.scoring.model_store import open_model
 from cluster import dataset, messages, storage
+from cluster.counting import counted
 from cluster.division import USUAL_SCORE_MS, ScanDivision, divide_for_scan
 from cluster.errors import ClusterError
 from cluster.failures import failures
@@ -62,7 +63,7 @@ Work = Callable[[pa.Table, int], Iterator[dict[str, Any]]]
 def at_work(intent: Intent, done: int, failed: int) -> Iterator[Work]:
     """Ray, and what scores objects on it."""
     if done:
-        log.info("Continuing: %d of %d objects are done.", done, intent.objects)
+        log.info("Continuing: %d of %s done.", done, counted(intent.objects, "object"))
     spec = intent.spec
     with ExitStack() as stack:
         has = stack.enter_context(session(spec.address, num_cpus=spec.num_cpus))
@@ -70,11 +71,11 @@ def at_work(intent: Intent, done: int, failed: int) -> Iterator[Work]:
         context = stack.enter_context(data_context(has, task_s=slowest_block_s(intent.limits, division)))
         pool = stack.enter_context(lasting_pool(context, division.actors))
         log.info(
-            "Scoring %d objects: %d actor(s) of %g CPUs and %g GPUs, batches of %s%d; %s of CPU to score an object.",
-            intent.objects - done,
-            division.actors,
-            division.actor_cpus,
-            division.actor_gpus,
+            "Scoring %s: %s of %s and %s, batches of %s%d; %s of CPU to score an object.",
+            counted(intent.objects - done, "object"),
+            counted(division.actors, "actor"),
+            counted(division.actor_cpus, "CPU", spec="g"),
+            counted(division.actor_gpus, "GPU", spec="g"),
             "" if spec.batch_size or division.actor_gpus else "up to ",
             division.batch_size,
             f"{USUAL_SCORE_MS:.0f} ms (not measured)" if intent.score_ms is None else f"{intent.score_ms:.0f} ms",
@@ -271,4 +272,6 @@ def refuse_amp_without_gpu(has: Session) -> None:
     if has.gpus < 1:
         from ad_jobs.scoring.scorer import no_gpu_for_amp
 
-        raise no_gpu_for_amp(f"a cluster of {has.cpus:g} CPUs and {has.gpus:g} GPUs")
+        raise no_gpu_for_amp(
+            f"a cluster of {counted(has.cpus, 'CPU', spec='g')} and {counted(has.gpus, 'GPU', spec='g')}"
+        )

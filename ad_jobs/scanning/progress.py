@@ -13,6 +13,7 @@ from typing import NamedTuple
 from rich.progress import TextColumn
 
 from ad_jobs.archive.progress import LOG_EVERY_S, OnTerminal
+from cluster.counting import counted
 
 log = logging.getLogger("retroscan.scan")
 
@@ -33,7 +34,7 @@ class State(NamedTuple):
     def __str__(self) -> str:
         left = "?" if self.left_s is None else str(timedelta(seconds=round(self.left_s)))
         return (
-            f"{self.done:,} of {self.objects:,} objects done, {self.objects - self.done:,} left, "
+            f"{self.done:,} of {counted(self.objects, 'object', spec=',')} done, {self.objects - self.done:,} left, "
             f"{self.failed:,} failed; "
             f"{self.images_per_s:.1f} images/s; {left} left"
         )

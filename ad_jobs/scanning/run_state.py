@@ -13,12 +13,12 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 from pydantic import BaseModel, ValidationError
 
 from ad_jobs.archive.manifest import read_parts
+from ad_jobs.archive.marks import rows_of
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.results.parts import part_uris
 from ad_jobs.results.run import (
@@ -35,6 +35,7 @@ from ad_jobs.results.run import (
 from ad_jobs.scanning import chapters
 from ad_jobs.scanning.intent import CHECKPOINT, MANIFEST_FOLDER, Intent, folder_in_use
 from cluster import storage
+from cluster.counting import counted
 from cluster.storage import lease
 
 log = logging.getLogger("retroscan.scan")
@@ -55,10 +56,10 @@ def _warn_of_undecodable(intent: Intent) -> None:
     found: Counter[str] = Counter()
     for table in read_parts(intent.manifest, ["object_id", "transfer_syntax"]):
         if intent.selection is not None:
-            table = table.filter(pa.array(np.isin(table["object_id"].to_numpy(), intent.selection.ids)))
+            table = rows_of(table, intent.selection.ids)
         found.update(undecodable(table["transfer_syntax"]))
     for syntax, count in found.items():
-        log.warning("%d objects have transfer syntax %s: no decoder here, they will fail.", count, syntax)
+        log.warning("%s of transfer syntax %s will fail: no decoder here.", counted(count, "object"), syntax)
 
 
 @contextmanager
@@ -238,8 +239,8 @@ def close(intent: Intent, key: bytes | None = None) -> RunRecord:
         counts = _sum([chapter.counts for chapter in done])
         if len(done) != intent.chapters or counts.objects != intent.objects:
             raise JobError(
-                f"{len(done)} of {intent.chapters} chapters with {counts.objects} of {intent.objects} objects "
-                "are committed.",
+                f"{len(done)} of {counted(intent.chapters, 'chapter')} with {counts.objects} of "
+                f"{counted(intent.objects, 'object')} are committed.",
                 "Run the same command again.",
             )
         record = RunRecord(

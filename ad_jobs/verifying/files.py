@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pyarrow as pa
 
-from ad_jobs.results.parts import (
-    HEATMAPS_FOLDER,
-    SCORES_FOLDER,
-    HeatmapPart,
-    ScorePart,
-    part_rows,
-    read_shard,
-    sha256_of,
-)
+from ad_jobs.results.parts import HEATMAPS_FOLDER, SCORES_FOLDER, HeatmapPart, ScorePart, hashed, read_shard, rows_of
 from ad_jobs.results.run import RunRecord
 from ad_jobs.verifying.progress import watched
 from cluster import storage
+from cluster.counting import counted
 
 # A store answers many at once, and hashing holds no lock.
 THREADS = 8
@@ -35,16 +29,19 @@ def check_score_parts(run_uri: str, record: RunRecord) -> list[str]:
 
 
 def _check_score_part(run_uri: str, part: ScorePart) -> list[str]:
-    wrong = _changed(run_uri, part)
-    return [wrong] if wrong else _rows(run_uri, part)
-
-
-def _rows(run_uri: str, part: ScorePart) -> list[str]:
     try:
-        rows = part_rows(storage.join(run_uri, part.name))
+        with hashed(storage.join(run_uri, part.name)) as (digest, size, file):
+            if (digest, size) != (part.sha256, part.bytes):
+                return [
+                    f"{part.name}: sha256 {digest[:12]}…, {counted(size, 'byte')}; "
+                    f"run.json has {part.sha256[:12]}…, {part.bytes}"
+                ]
+            rows = rows_of(file)
     except pa.ArrowException as error:
         return [f"{part.name}: no whole Parquet file ({error})"]
-    return [] if rows == part.rows else [f"{part.name}: {rows} rows; run.json has {part.rows}"]
+    except (OSError, storage.StorageError) as error:
+        return [f"{part.name}: cannot be read ({error})"]
+    return [] if rows == part.rows else [f"{part.name}: {counted(rows, 'row')}; run.json has {part.rows}"]
 
 
 def check_heatmap_parts(run_uri: str, record: RunRecord) -> tuple[dict[str, int], list[str]]:
@@ -76,7 +73,7 @@ def _check_heatmap_part(run_uri: str, part: HeatmapPart) -> tuple[int | None, li
 
 
 def _told(part: HeatmapPart) -> str:
-    return f"sha256 {part.sha256[:12]}…, {part.bytes} bytes, {part.members} members"
+    return f"sha256 {part.sha256[:12]}…, {counted(part.bytes, 'byte')}, {counted(part.members, 'member')}"
 
 
 def _strays(run_uri: str, folder: str, listed: list[str]) -> list[str]:
@@ -84,15 +81,6 @@ def _strays(run_uri: str, folder: str, listed: list[str]) -> list[str]:
     names = storage.list_names(root) if storage.is_folder(root) else []
     # What a killed process was writing is no part of any run.
     found = {f"{folder}/{name}" for name in names if not storage.is_temporary(name)}
-    twice = [f"{name}: twice in run.json" for name in sorted({name for name in listed if listed.count(name) > 1})]
+    times = Counter(listed)
+    twice = [f"{name}: twice in run.json" for name in sorted(times) if times[name] > 1]
     return twice + [f"{name}: not in run.json" for name in sorted(found - set(listed))]
-
-
-def _changed(run_uri: str, part: ScorePart) -> str | None:
-    try:
-        found, size = sha256_of(storage.join(run_uri, part.name))
-    except (OSError, storage.StorageError) as error:
-        return f"{part.name}: cannot be read ({error})"
-    if (found, size) == (part.sha256, part.bytes):
-        return None
-    return f"{part.name}: sha256 {found[:12]}…, {size} bytes; run.json has {part.sha256[:12]}…, {part.bytes} bytes"

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from ad_jobs.archive.identifiers import is_hashed
 from ad_jobs.errors import RetroscanError, UsageError
-from ad_jobs.images.domain import check_accept
 from ad_jobs.images.policy import Limits
 from ad_jobs.results.run import RUN_FILE, ModelRef, RunRecord, held_out_copy
 from ad_jobs.results.seal import Signature, digest_holds, signature_of
@@ -15,7 +14,7 @@ from ad_jobs.scanning.intent import id_of_run
 from ad_jobs.scoring.calibration import Calibration, judged_by
 from ad_jobs.scoring.held_out import held_out_file
 from ad_jobs.scoring.model_store import FittedModel, open_fitted
-from ad_jobs.verifying.run_archive import RunArchive
+from ad_jobs.verifying.run_archive import RunArchive, accepted
 from cluster import storage
 from models.detector import Detector
 from models.errors import DetectorError
@@ -66,14 +65,6 @@ def check_config(record: RunRecord) -> list[str]:
     if record.ended_at < record.started_at:
         differences.append(f"run.json: it ended at {record.ended_at}, before it started at {record.started_at}")
     return differences
-
-
-def accepted(record: RunRecord) -> tuple[str, ...] | None:
-    """What the run scored although no fit saw the like of it; None where its record says what nobody can have asked."""
-    try:
-        return check_accept(record.config.get("accept", ()))
-    except (UsageError, TypeError, AttributeError):
-        return None
 
 
 def check_run_id(record: RunRecord, archive: RunArchive) -> list[str]:

@@ -18,11 +18,12 @@ from ad_jobs.archive.identifiers import Identifiers, is_hashed, manifest_beside,
 from ad_jobs.archive.manifest import RowReader, Selection, read_parts, row_bytes, select
 from ad_jobs.archive.manifest_record import ManifestInfo, manifest_info
 from ad_jobs.errors import RetroscanError, UsageError
+from ad_jobs.images.domain import check_accept
 from ad_jobs.results.lineage import ParentGone, lineage, read_parent
 from ad_jobs.results.run import ParentRef, RunRecord
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.scanning.since import Had, manifest_of, select_since
-from ad_jobs.schema import MANIFEST, UIDS
+from ad_jobs.schema import HEADER, MANIFEST, SCORED, UIDS
 from cluster import storage
 
 # The place of the URI in a manifest's row.
@@ -84,7 +85,8 @@ class RunArchive:
         if parent is None:
             return selection
         models = [model.model_id for model in self._record.models]
-        return select_since(self.manifest, selection, self._had(parent), models, parent.retry)
+        accept = accepted(self._record) or ()
+        return select_since(self.manifest, selection, self._had(parent), models, parent.retry, accept)
 
     @cached_property
     def parent_gone(self) -> str | None:
@@ -112,8 +114,8 @@ class RunArchive:
             ids = batch["object_id"].to_numpy()
             present[ids[(ids >= 0) & (ids < len(present))]] = True
         manifest, parent = self._record.manifest, self._record.parent
-        retried = 0 if parent is None else parent.retried
-        return Selection(np.flatnonzero(present), manifest.undecided or 0, manifest.already, retried)
+        again = (0, 0) if parent is None else (parent.retried, parent.widened)
+        return Selection(np.flatnonzero(present), manifest.undecided or 0, manifest.already, *again)
 
     def names(self, ids: NDArray[np.int64]) -> list[str | None] | None:
         """What the run must call these objects, None for each that the manifest does not have.
@@ -136,7 +138,7 @@ class RunArchive:
         count, last = 0, ""
         try:
             for table in read_parts(self.manifest):
-                if table["object_id"].to_pylist() != list(range(count, count + table.num_rows)):
+                if not np.array_equal(table["object_id"].to_numpy(), np.arange(count, count + table.num_rows)):
                     differences.append(f"manifest {self.manifest.uri}: its ids are not 0, 1, 2 and so on")
                 for batch in table.to_batches(_BATCH_ROWS):
                     rows = [tuple(row.values()) for row in batch.to_pylist()]
@@ -168,11 +170,24 @@ class RunArchive:
         if self.identifiers is None:
             return []
         wanted = {"uri": self.identifiers.uri(prepared.source.uri)}
-        for name in UIDS:
+        for name in UIDS if has_header(row) else ():
             uid = prepared.header.get(name)
             wanted[name] = self.identifiers.uid(None if uid is None else str(uid)) or ""
         of_whom = "the object's under this key" if self.hashed else "the object's"
         return [f"{name} is not {of_whom}" for name, value in wanted.items() if _text(row[name]) != value]
+
+
+def accepted(record: RunRecord) -> tuple[str, ...] | None:
+    """What the run scored although no fit saw the like of it; None where its record says what nobody can have asked."""
+    try:
+        return check_accept(record.config.get("accept", ()))
+    except (UsageError, TypeError, AttributeError):
+        return None
+
+
+def has_header(row: Mapping[Any, Any] | pd.Series[Any]) -> bool:
+    """Whether a row must have its object's header: earlier versions wrote none of it where the object failed."""
+    return bool(row["status"] == SCORED) or any(pd.notna(row[name]) for name in HEADER.names)
 
 
 def _text(value: Any) -> str:

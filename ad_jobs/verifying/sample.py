@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from ad_jobs.archive.fetching import ETAG_CHANGED, Prepared, detail_of_scored, fetch_all, prepare_each
+from ad_jobs.archive.marks import drawn
 from ad_jobs.errors import ErrorCode, ImageError, RetroscanError
 from ad_jobs.images.domain import Taker
 from ad_jobs.images.guard import GuardedDecoder
@@ -23,8 +23,8 @@ from ad_jobs.scoring.devices import best_device
 from ad_jobs.scoring.scorer import FrameScore, Scorer
 from ad_jobs.scoring.tolerances import AMP_TOLERANCE, same_scores
 from ad_jobs.verifying.progress import watched
-from ad_jobs.verifying.record import Judge, accepted
-from ad_jobs.verifying.run_archive import RunArchive
+from ad_jobs.verifying.record import Judge
+from ad_jobs.verifying.run_archive import RunArchive, accepted, has_header
 from ad_jobs.verifying.whole import DecodedWhole, WholeFrames
 from cluster import storage
 
@@ -32,7 +32,6 @@ from cluster import storage
 HEATMAP_TOLERANCE = 1e-3
 # One sampled object in five is one without a score, where there are that many.
 FAILED_SHARE = 5
-PIECE = 1 << 20
 
 
 class Sampled(NamedTuple):
@@ -62,22 +61,8 @@ def choose(table: ScoreTable, objects: int, sample: int, seed: int) -> pd.DataFr
         without[ids[known & ~equal(batch, "status", SCORED).to_numpy(zero_copy_only=False)]] = True
     scored = present & ~without
     few = min(int(without.sum()), -(-sample // FAILED_SHARE) if scored.any() else sample)
-    drawn = [*_drawn(without, few, rng), *_drawn(scored, min(int(scored.sum()), sample - few), rng)]
-    return as_pandas(table.of_objects(drawn))
-
-
-def _drawn(marked: NDArray[np.bool_], count: int, rng: np.random.Generator) -> list[int]:
-    """So many of the places that are marked."""
-    ranks = np.sort(rng.choice(int(marked.sum()), count, replace=False)) + 1
-    # Places of one piece after the other: all of them at once would take eight bytes each.
-    found: list[int] = []
-    before = 0
-    for start in range(0, len(marked), PIECE):
-        ends = before + np.cumsum(marked[start : start + PIECE])
-        of_piece = ranks[(ranks > before) & (ranks <= ends[-1])]
-        found += (start + np.searchsorted(ends, of_piece)).tolist()
-        before = int(ends[-1])
-    return found
+    ids = [*drawn(without, few, rng), *drawn(scored, min(int(scored.sum()), sample - few), rng)]
+    return as_pandas(table.of_objects(ids))
 
 
 def check_sample(
@@ -147,7 +132,7 @@ def _object_differences(
         f"frame {row['frame']}: {name} is {value!r}; the table has {_plain(row[name])!r}"
         for row in rows
         for name, value in _of_the_object(prepared).items()
-        if _plain(row[name]) != value
+        if _plain(row[name]) != value and (name not in HEADER.names or has_header(row))
     ]
     for row, frame, answer in zip(rows, prepared.frames, found, strict=False):
         if row["status"] != SCORED:

@@ -16,6 +16,7 @@ from ad_jobs.results.score_table import CopiedTable
 from ad_jobs.schema import SCORED, is_flagged
 from ad_jobs.verifying.run_archive import RunArchive
 from cluster import storage
+from cluster.counting import counted
 
 _COLUMNS = ["object_id", "frame", "uri", "status", "score", "threshold", "flagged", "heatmap", "model_id"]
 # What the checks read.
@@ -33,31 +34,36 @@ def check_counts(table: CopiedTable, archive: RunArchive) -> list[str]:
     listed = archive.manifest.objects
     objects = listed if selection is None else len(selection.ids)
     if objects != record.manifest.objects:
-        return [f"{called}: {objects} objects; the run had {record.manifest.objects}"]
+        return [f"{called}: {counted(objects, 'object')}; the run had {record.manifest.objects}"]
     left_out = {
         "listed": listed,
         "undecided": 0 if selection is None else selection.undecided,
         "already": 0 if selection is None else selection.already,
     }
-    counted = count_table(
+    found = count_table(
         [str(table.path)],
         objects=objects,
         run_id=record.run_id,
         model_ids=[model.model_id for model in record.models],
         selected=None if selection is None else selection.ids,
     )
-    differences = list(counted.complaints)
+    differences = list(found.complaints)
     for name, count in left_out.items():
         # Earlier versions did not write it.
         if (recorded := getattr(record.manifest, name)) not in (None, count):
-            differences.append(f"{called}: {count} objects {name}; run.json has {recorded}")
-    if record.parent is not None and selection is not None and selection.retried != record.parent.retried:
-        differences.append(
-            f"parent {record.parent.uri}: {selection.retried} of the objects failed there; run.json has "
-            f"{record.parent.retried}"
-        )
-    if counted.counts != record.counts:
-        differences.append(f"counts {counted.counts}; run.json has {record.counts}")
+            differences.append(f"{called}: {counted(count, 'object')} {name}; run.json has {recorded}")
+    if record.parent is not None and selection is not None:
+        again = {
+            "failed there": (selection.retried, record.parent.retried),
+            "were out of a domain there that is wider now": (selection.widened, record.parent.widened),
+        }
+        differences += [
+            f"parent {record.parent.uri}: {now} of the objects {what}; run.json has {then}"
+            for what, (now, then) in again.items()
+            if now != then
+        ]
+    if found.counts != record.counts:
+        differences.append(f"counts {found.counts}; run.json has {record.counts}")
     return differences
 
 
@@ -82,7 +88,7 @@ def check_rows(table: CopiedTable, archive: RunArchive | None, marks: dict[str, 
                 found[what] += int(wrong.sum())
                 first.setdefault(what, int(rows["object_id"][wrong].iloc[0]))
         _mark(rows, several, referred)
-    differences = [f"{count} rows: {what} (object {first[what]} first)" for what, count in found.items()]
+    differences = [f"{counted(count, 'row')}: {what} (object {first[what]} first)" for what, count in found.items()]
     other = sorted(name for name in referred if referred[name] % MARKS != marks.get(name))
     return differences + [f"{name}: the rows refer to other heatmaps than it holds" for name in other]
 

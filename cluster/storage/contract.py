@@ -10,6 +10,7 @@ from typing import IO, NamedTuple, Protocol
 
 from pyarrow import fs
 
+from cluster.counting import counted
 from cluster.errors import TooLarge
 
 
@@ -79,4 +80,4 @@ class Store(Protocol):
 def check_size(uri: str, size: int, max_bytes: int | None) -> None:
     """Raise TooLarge if an object of so many bytes is more than its reader allows."""
     if max_bytes is not None and size > max_bytes:
-        raise TooLarge(uri, f"{size} bytes, more than the limit of {max_bytes}")
+        raise TooLarge(uri, f"{counted(size, 'byte')}, more than the limit of {max_bytes}")

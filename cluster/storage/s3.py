@@ -14,6 +14,7 @@ import botocore.exceptions as boto_errors
 from botocore.response import StreamingBody
 from pyarrow import fs
 
+from cluster.counting import counted
 from cluster.errors import AccessDenied, Exists, NotFound, Unreachable
 from cluster.storage import retries, s3_client, uris
 from cluster.storage.contract import Fetched, LeftOut, ObjectInfo, check_size
@@ -95,7 +96,7 @@ def _read_in_time(uri: str, body: StreamingBody, length: int) -> bytes:
     while piece := stream.read1(1 << 20):
         pieces += piece
         if time.monotonic() > deadline:
-            raise Unreachable(uri, f"{len(pieces)} of {length} bytes within {BODY_TIMEOUT_S:g} s")
+            raise Unreachable(uri, f"{len(pieces)} of {counted(length, 'byte')} within {BODY_TIMEOUT_S:g} s")
     if len(pieces) != length:
         raise boto_errors.IncompleteReadError(actual_bytes=len(pieces), expected_bytes=length)
     return bytes(pieces)

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from ad_jobs.cli import show
 from ad_jobs.compare import compare
-from ad_jobs.comparing.ranks import average_ranks, correlation
+from ad_jobs.comparing.ranks import Ranks
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.results.run import read_record
 
@@ -232,12 +232,53 @@ def test_a_run_with_a_damaged_table_is_not_compared(two: tuple[str, str]) -> Non
 
 
 def test_ranks_of_equal_scores_are_their_mean() -> None:
-    ranks = average_ranks(np.array([3, 1, 3, 2, 3], np.float32))
-    assert ranks.tolist() == [3, 0, 3, 1, 3]
-    assert average_ranks(np.empty(0, np.float32)).tolist() == []
-    assert correlation(ranks, ranks) == pytest.approx(1)
-    assert correlation(ranks, np.zeros(5)) is None
-    assert correlation(ranks[:1], ranks[:1]) is None
+    scores = np.array([3, 1, 3, 2, 3], np.float32)
+    assert Ranks(scores.copy()).of(scores).tolist() == [3, 0, 3, 1, 3]
+    assert Ranks(scores[:0]).of(scores[:0]).tolist() == []
+
+
+def test_the_rank_correlation_is_over_rows_of_the_same_content(tmp_path: Path) -> None:
+    # Without `changed` both orders are alike; its content is another in B, and so is its place.
+    names = [("x", 0.1, 0.1), ("y", 0.2, 0.25), ("z", 0.3, 0.35), ("changed", 0.9, 0.01)]
+    a = made(tmp_path / "A", 1, [flagged(name, score) for name, score, _ in names])
+    other = [
+        flagged(name, score, model_id=model, content_sha256=HASH_2 if name == "changed" else HASH_1)
+        for name, _, score in names
+        for model in (MODEL, SECOND)
+    ]
+    one = compare(a, made(tmp_path / "B", 2, [row for row in other if row["model_id"] == MODEL]))
+    two = compare(a, made(tmp_path / "C", 3, [row for row in other if row["model_id"] == SECOND]))
+    for found in (one, two):
+        (model,) = found["models"]
+        assert (model["rows"], model["rows_ranked"], model["content_changed"]) == (4, 3, 1)
+        assert model["rank_correlation"] == pytest.approx(1)
+        assert "rank correlation 1.0000 over 3 rows of the same content" in show.comparison_text(found)
+        assert "1.0000 over 3 rows of the same content" in Page(Path(found["page"]).read_text()).text
+    assert one["models"][0]["largest"][0]["uri"] == "/a/changed"
+    assert two["models"][0]["largest"] == [], "what has another content has no rank to lose"
+
+
+@pytest.mark.parametrize(
+    ("scores", "why"),
+    [
+        ({"x": (0.1, 0.2)}, "fewer than two rows of the same content were scored in both"),
+        ({"x": (0.1, 0.2), "y": (0.1, 0.3)}, "all scores in A are equal"),
+        ({"x": (0.1, 0.2), "y": (0.1, 0.2)}, "all scores in A and in B are equal"),
+    ],
+)
+def test_why_there_is_no_rank_correlation_is_said(
+    tmp_path: Path, scores: dict[str, tuple[float, float]], why: str
+) -> None:
+    runs = [
+        made(tmp_path / run, day, [flagged(name, both[day - 1]) for name, both in scores.items()])
+        for day, run in ((1, "A"), (2, "B"))
+    ]
+    found = compare(*runs)
+    assert (found["models"][0]["rank_correlation"], found["models"][0]["rank_note"]) == (None, why)
+    assert f"rank correlation none, as {why}" in show.comparison_text(found)
+    text = Page(Path(found["page"]).read_text()).text
+    assert f"none: {why}" in text
+    assert "None" not in text
 
 
 def test_an_empty_run_is_compared(two: tuple[str, str], tmp_path: Path) -> None:

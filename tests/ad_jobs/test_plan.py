@@ -216,6 +216,6 @@ def test_objects_of_equal_headers_are_judged_once(local: Home) -> None:
         asked.append(header)
         return census.Outlook(None, "", (None,))
 
-    found = census.count(census.listed_headers(info, None), info.objects, 1, 1 << 30, judge)
-    assert found.scored_ids.tolist() == list(range(OBJECTS))
+    found = census.count(census.listed_headers(info, None), OBJECTS, info.objects, 1, 1 << 30, judge)
+    assert found.scored == found.will_score.sum() == OBJECTS
     assert sum(header["modality"] == "MR" for header in asked) == 2, "one for each transfer syntax"

@@ -303,7 +303,7 @@ def test_keys_that_are_sent_open_the_store_and_are_shown_nowhere(call: Call, ray
     options = [word for name in names for word in ("--env", name)]
     done = call("submit", *options, "--json", "--", "index", s3.uri("submit"), "--out", s3.uri("submit-manifest"))
     assert done.returncode == 0, done.stderr
-    assert f"1 objects in {s3.uri('submit-manifest')}" in done.stderr
+    assert f"1 object in {s3.uri('submit-manifest')}" in done.stderr
     listed = call("jobs", "--json").stdout
     assert json.loads(done.stdout)["id"] in listed
     for name in names[2:]:

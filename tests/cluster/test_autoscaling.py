@@ -40,7 +40,7 @@ def test_a_cluster_grows_from_nothing_to_what_is_asked_for() -> None:
     assert ended.returncode == 0, ended.stderr[-3000:]
     said = json.loads(ended.stdout.splitlines()[-1])
     assert said["unasked"] == [0, 0]
-    assert "must grow to 1 CPUs and 0 GPUs. Got: 0 CPUs" in said["impatient"]
+    assert "must grow to 1 CPU and 0 GPUs. Got: 0 CPUs" in said["impatient"]
     assert said["grown"] == [3, 1]
     assert said["actors"] == 1
     assert said["short"] == [3, 1], "fewer than asked for, but some of each, go on"

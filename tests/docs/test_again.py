@@ -32,7 +32,7 @@ def test_the_page_shows_what_a_scan_says() -> None:
         "run_id": "r",
         "counts": counts | {"by_code": {}},
         "manifest": {"where": None, "objects": 36, "listed": 347, "undecided": 0, "already": 311},
-        "parent": {"run_id": "1f0c5b7a9e21", "retried": 11},
+        "parent": {"run_id": "1f0c5b7a9e21", "retried": 11, "widened": 0},
     }
     told = "\n".join(show.balance_text(record, "./run").splitlines()[:3])
     assert f"```\n{told}\n```" in PAGE.read_text()

@@ -17,7 +17,7 @@ from ad_jobs.archive import containers_gzip, objects
 from ad_jobs.archive.fetching import FetchedObject, Source, fetch_all
 from ad_jobs.archive.headers import HEADER_BYTES, Listed, header_columns
 from ad_jobs.archive.sources import SourceObject, read_source
-from ad_jobs.errors import ErrorCode, ImageError, JobError
+from ad_jobs.errors import ErrorCode, ImageError, JobError, UsageError
 from cluster import storage
 
 LIMIT = 1 << 20
@@ -314,3 +314,18 @@ def test_a_list_may_name_members(tmp_path: Path) -> None:
     assert found[2].etag == by_uri["x.zip!/IM1"].etag
     with pytest.raises(ImageError, match="encrypted"):
         objects.fetch(place.put("y.zip", kit.encrypted(CONTAINERS["x.zip"])) + "!/IM1", LIMIT)
+
+
+def test_a_file_is_named_as_a_listing_names_its_object(tmp_path: Path) -> None:
+    packed, plain, several = (str(tmp_path / name) for name in ("one.dcm.gz", "one.dcm", "many.zip"))
+    Path(packed).write_bytes(kit.gzipped(b"one"))
+    Path(several).write_bytes(kit.zipped({"a/1": b"1", "2": b"2"}))
+    assert objects.as_listed(packed) == f"{packed}!/one.dcm"
+    assert objects.fetch(objects.as_listed(packed), 100).data == b"one"
+    # What is not there, what lies in a container, and what is none whatever its name, stay what they are.
+    for uri in (plain, str(tmp_path / "gone.zip"), f"{several}!/one.dcm.gz"):
+        assert objects.as_listed(uri) == uri
+    with pytest.raises(UsageError, match=r"one object.*many\.zip\. Name it as .*many\.zip!/a/1, or scan"):
+        objects.as_listed(several)
+    Path(several).write_bytes(b"no container")
+    assert objects.as_listed(several) == several

@@ -299,7 +299,7 @@ def test_a_name_steers_neither_a_terminal_nor_a_log(tmp_path: Path) -> None:
     done = said("index", str(folder), "--out", odd)
     assert done.returncode == 0, done.stderr
     assert "listing: 1 link was not followed." in done.stderr
-    assert "1 objects in" in done.stdout
+    assert "1 object in" in done.stdout
     # Another source into the same folder: both are named.
     again = said("index", odd + "-source", "--out", odd)
     assert again.returncode == 2

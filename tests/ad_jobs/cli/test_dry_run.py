@@ -151,7 +151,7 @@ def test_a_fit(home: Path) -> None:
     assert found["steps_an_epoch"] == 5, "22 of 24 images are fitted on, 5 a step, 2 in the last"
     assert found["decoded_bytes"] == {"grey": 24 * 64 * 32 * 2, "colour": 24 * 64 * 32 * 2 * 3}
     result = CliRunner().invoke(app, [*map(str, given)])
-    assert "2 of 1 CPUs" in result.output
+    assert "2 of 1 CPU and 0 GPUs" in result.output
     assert 0 < found["room_bytes"] < found["cluster"]["object_store_bytes"]
     assert "decoded again" not in result.output
     assert not out.exists()
@@ -162,7 +162,7 @@ def test_as_text(home: Path) -> None:
     result = CliRunner().invoke(
         app, ["scan", str(home / "archive"), "--model", str(home / "model"), "--out", str(home / "run"), "--dry-run"]
     )
-    assert "1 node(s): 2 CPUs" in result.output
+    assert "1 node: 2 CPUs" in result.output
     assert f"{len(OBJECTS)}: {len(OBJECTS)} done, 0 left" in result.output
 
 

@@ -79,7 +79,7 @@ BALANCED = {
     ],
 )
 def test_a_scan_accounts_for_the_whole_manifest(manifest: dict[str, Any], lines: list[str]):
-    parent = {"run_id": "p", "retried": 0} if "already" in manifest else None
+    parent = {"run_id": "p", "retried": 0, "widened": 0} if "already" in manifest else None
     text = show.balance_text(BALANCED | {"manifest": manifest, "parent": parent}, "./run")
     assert text.splitlines()[: len(lines)] == lines
     assert len(text.splitlines()) == len(lines) + 2

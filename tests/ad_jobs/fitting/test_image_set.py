@@ -102,7 +102,7 @@ def test_an_image_that_changed_meanwhile_is_an_error(tmp_path: Path, change: str
 @pytest.mark.usefixtures("connected")
 def test_a_source_without_an_image_is_refused(tmp_path: Path):
     source = kit.write_archive(tmp_path, {"bad/empty.png": b""})
-    with pytest.raises(JobError, match=r"None of the 1 normal images could be decoded \(\{'empty': 1\}\)"):
+    with pytest.raises(JobError, match=r"None of 1 normal image could be decoded \(\{'empty': 1\}\)"):
         decoded(source, 1 << 20)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
+from pathlib import Path
 from typing import Any
 
 import dicomkit as kit
@@ -11,8 +13,10 @@ import pytest
 from dicomkit import COLUMNS, LIMITS, ROWS, policy, refused
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from ad_jobs.archive.fetching import Source, fetch_all, prepare_each
 from ad_jobs.images.decode import Decoded, decode, read_header
 from ad_jobs.images.dicom_file import HEAD_BYTES
+from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.schema import HEADER, MANIFEST, MANIFEST_HEADERS
 
 
@@ -109,3 +113,39 @@ def test_a_value_that_is_none_of_its_list_reaches_no_table() -> None:
     assert (found["photometric"], found["burned_in"]) == (None, None)
     found = read_header(kit.dicom(kit.ramp(), PhotometricInterpretation="monochrome2", BurnedInAnnotation="YES"))
     assert (found["photometric"], found["burned_in"]) == ("monochrome2", "YES")
+
+
+CUT = kit.dicom(kit.ramp(), bits=12)[:-20]
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        # Native pixels that end too early, and compressed ones, of which no data set can be read whole.
+        (CUT, "truncated"),
+        (kit.in_form(kit.dataset(kit.ramp(), bits=12), "rle")[:-30], "truncated"),
+        (kit.dicom(kit.ramp(), bits=12, PhotometricInterpretation="MONOCHROME9"), "unsupported_image"),
+    ],
+)
+def test_an_object_that_fails_has_the_header_that_can_be_read(data: bytes, code: str) -> None:
+    error = refused(data)
+    assert str(error.code) == code
+    found = {name: error.header[name] for name in HEADER.names}
+    assert (found["modality"], found["rows"], found["columns"]) == ("CT", ROWS, COLUMNS)
+    assert found["study_uid"] == "1.2.826.0.1.3680043.8.498.2"
+    assert pickle.loads(pickle.dumps(error)).header == error.header
+    assert "1.2.826" not in repr(error), "what is logged has none of it"
+
+
+def test_it_comes_through_the_decoders_process_and_is_prepared(tmp_path: Path) -> None:
+    path = tmp_path / "cut.dcm"
+    path.write_bytes(CUT)
+    with GuardedDecoder() as decoder:
+        (fetched,) = fetch_all([Source(0, str(path))], LIMITS.max_bytes)
+        (prepared,) = prepare_each(fetched, [policy()], LIMITS, decoder)
+    assert prepared.error is not None
+    assert (prepared.frames, prepared.header["modality"], prepared.header["rows"]) == ([], "CT", ROWS)
+
+
+def test_what_is_no_dicom_object_fails_without_a_header() -> None:
+    assert refused(b"nothing").header == {}

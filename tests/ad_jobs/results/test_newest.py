@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pandas as pd
 import pytest
 from runkit import MODEL, SECOND, unscored
 from runskit import image, made
@@ -77,13 +78,26 @@ def test_a_condition_sees_the_newest_rows_alone(runs: list[str]) -> None:
     assert found.score.tolist() == [22.0]
 
 
+def asked_of_the_page(runs: list[str]) -> pd.DataFrame:
+    """What the page's query over several runs gives of these, from the oldest on."""
+    (query,) = (text for text in re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.DOTALL) if "'run-2/" in text)
+    one = re.search(r"SELECT 1 AS age, \* FROM 'run-1/scores/\*.parquet'.*?parquet'", query, re.DOTALL)
+    assert one is not None
+    each = " UNION ALL ".join(f"SELECT {age} AS age, * FROM '{run}/scores/*.parquet'" for age, run in enumerate(runs))
+    return duckdb.sql(query.replace(one[0], each)).df().sort_values(["uri", "frame", "model_id"])
+
+
 def test_the_query_of_the_page_gives_the_same_rows(runs: list[str]) -> None:
-    (query,) = (text for text in re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.DOTALL) if "arg_max" in text)
-    files = ", ".join(f"'{run}/scores/*.parquet'" for run in runs)
-    asked = re.sub(r"\['run-1/.*?\]", f"[{files}]", query)
-    assert asked != query
-    found = duckdb.sql(asked).df().sort_values(["uri", "frame", "model_id"])
-    assert rows(found) == WANTED
+    assert rows(asked_of_the_page(runs)) == WANTED
+
+
+def test_the_query_of_the_page_goes_by_lineage_as_runs_do(tmp_path: Path) -> None:
+    first = made(tmp_path / "1", 3, [image("a", score=1.0)])
+    parent = ParentRef(uri=first, run_id=f"{3:012x}", sha256="0" * 64, retry="failed", retried=1)
+    # Its rows are older, by the clock of another machine.
+    second = made(tmp_path / "2", 2, [image("a", score=2.0)], parent=parent)
+    assert asked_of_the_page([first, second])["score"].tolist() == [2.0]
+    assert open_runs([first, second]).scores()["score"].tolist() == [2.0]
 
 
 def test_runs_that_cannot_be_one_table_are_refused(runs: list[str], tmp_path: Path) -> None:

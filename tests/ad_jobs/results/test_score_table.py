@@ -80,7 +80,7 @@ def test_a_damaged_part_is_told_as_such_by_sql_too(table: ScoreTable, damage: st
         part.write_bytes(part.read_bytes()[:-20])
     else:
         write_part(Path(table.uri), [scored(1)], "part-1")
-    expected = r"has 1 rows, and run\.json lists 3" if damage == "another" else r"part-1.*cannot be read"
+    expected = r"has 1 row, and run\.json lists 3" if damage == "another" else r"part-1.*cannot be read"
     with pytest.raises(JobError, match=expected):
         table.query("SELECT count(*) FROM scores", ["object_id"])
     with pytest.raises(JobError, match=expected):
@@ -90,7 +90,7 @@ def test_a_damaged_part_is_told_as_such_by_sql_too(table: ScoreTable, damage: st
 
 
 def test_a_sort_larger_than_its_memory_spills(table: ScoreTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ad_jobs.results.score_table.QUERY_MEMORY", "64MB")
+    monkeypatch.setattr("ad_jobs.archive.sql.MEMORY", "64MB")
     sql = "SELECT repeat(md5(i::VARCHAR), 4) AS name FROM range(1000000) AS numbers(i) ORDER BY name"
     names = table.query(sql, ["object_id"])["name"]
     assert names.nbytes > 2 * 64e6

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import scankit as kit
-from sincekit import run_of, write_objects
+from runkit import scored, unscored
+from sincekit import Rows, run_of, write_objects
 
 from ad_jobs.archive.manifest import RowReader
+from ad_jobs.cli import show
 from ad_jobs.errors import JobError, RetroscanError, UsageError
 from ad_jobs.evaluate import evaluate
 from ad_jobs.index import index
@@ -286,11 +288,46 @@ def test_a_parent_of_another_source_is_refused(home: Home) -> None:
         home.spec("next", retry="failed")
 
 
-def test_a_parent_that_accepted_something_else_is_refused(home: Home) -> None:
-    with pytest.raises(UsageError, match=r"same --accept.*run-1, with none; this has modality=CT"):
-        home.since("run-1", accept=["modality=CT"])
+def test_a_parent_that_accepted_more_is_refused(home: Home) -> None:
     home.run("wide", accept=["side_px", "modality=CT"])
     assert names(home.since("wide", accept=["modality=CT", "side_px"])) == ""
+    with pytest.raises(UsageError, match=r"accepted, or more.*wide, with side_px, modality=CT; this has side_px\."):
+        home.since("wide", accept=["side_px"])
+
+
+def outside(*letters: str) -> Rows:
+    """Rows of which those of these objects are out of the domain, and those of b failed."""
+
+    def rows(uri: str, model_id: str) -> list[dict[str, Any]]:
+        if Path(uri).stem in letters:
+            return [unscored(0, "out_of_domain", model_id)]
+        return [unscored(0, "corrupt", model_id) if Path(uri).stem == "b" else scored(0, 0, model_id)]
+
+    return rows
+
+
+def test_what_was_out_of_a_domain_that_is_wider_now_is_selected_and_accounted_for(home: Home) -> None:
+    run_of(home.spec("narrow"), rows=outside("c", "d"))
+    assert names(home.since("narrow")) == ""
+    home.write("g.png", b"g")
+    wide = {"since": str(home.folder / "narrow"), "accept": ["modality=CT"]}
+    assert names(home.since("narrow", "both", retry="failed", accept=["modality=CT"])) == "bcdg"
+    # d is still outside of it.
+    record = run_of(home.spec("wide", **wide), rows=outside("d"))
+    parent = record.parent
+    assert parent is not None
+    assert (record.manifest.objects, record.manifest.already, parent.retried, parent.widened) == (3, 4, 0, 2)
+    told = show.balance_text(record.model_dump(mode="json"), "wide")
+    assert "manifest 7 = selected 3 + already in" in told
+    assert "selected 3 = new 1 + out of a domain there that is wider now 2" in told
+    assert "of which more is accepted now" in Path(report(str(home.folder / "wide"))).read_text()
+    assert verify(str(home.folder / "wide"), sample=0).differences == []
+    # The newest run says what d was, and by which domain.
+    assert names(home.since("wide", "same", accept=["modality=CT"])) == ""
+    assert names(home.since("wide", "wider", accept=["modality=CT", "side_px"])) == "d"
+    rewritten(home.folder / "wide", parent__widened=1)
+    (found,) = verify(str(home.folder / "wide"), sample=0).differences
+    assert "2 of the objects were out of a domain there that is wider now; run.json has 1" in found
 
 
 def test_manifests_of_one_source_may_lie_anywhere(home: Home) -> None:

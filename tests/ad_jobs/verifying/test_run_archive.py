@@ -15,6 +15,7 @@ from ad_jobs.errors import UsageError
 from ad_jobs.index import index
 from ad_jobs.results.run import RunRecord, read_record
 from ad_jobs.scanning.intent import manifest_beside
+from ad_jobs.schema import HEADER
 from ad_jobs.verifying.run_archive import RunArchive
 
 HASHING = Identifiers("hashed", b"secret")
@@ -87,6 +88,7 @@ def test_names_are_checked_under_the_key(made: Made) -> None:
     header: dict[str, object] = {"study_uid": "1.2.3", "series_uid": None}
     prepared = Prepared(source, (), None, None, None, header, [], 0.0, None)
     row = {
+        "status": "scored",
         "uri": HASHING.uri(source.uri),
         "study_uid": HASHING.uid("1.2.3"),
         "series_uid": None,
@@ -95,11 +97,17 @@ def test_names_are_checked_under_the_key(made: Made) -> None:
     assert named.wrong_names(row, prepared) == []
     assert named.wrong_names(row | {"uri": source.uri}, prepared) == ["uri is not the object's under this key"]
     assert len(named.wrong_names(row | {"study_uid": None, "sop_uid": "1"}, prepared)) == 2
+    # Earlier versions wrote no header of what failed; what is written must be the object's.
+    failed = row | dict.fromkeys(HEADER.names) | {"status": "failed"}
+    assert named.wrong_names(failed, prepared) == []
+    assert len(named.wrong_names(failed | {"modality": "CT"}, prepared)) == 1
     # Without the key nobody can say.
     assert RunArchive(made.run, made.hashed()).wrong_names({}, prepared) == []
     of_none = RunArchive(made.run, made.record("none"))
     assert (
-        of_none.wrong_names({"uri": source.uri, **dict.fromkeys(("study_uid", "series_uid", "sop_uid"))}, prepared)
+        of_none.wrong_names(
+            {"status": "scored", "uri": source.uri, **dict.fromkeys(("study_uid", "series_uid", "sop_uid"))}, prepared
+        )
         == []
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from runkit import SECOND, record, scored, unscored, write_part
 
+from ad_jobs.archive import marks
 from ad_jobs.results.run import write_record
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.verifying import sample
@@ -57,7 +58,7 @@ def test_all_rows_of_an_object_come_in_order(table: ScoreTable) -> None:
 @pytest.mark.parametrize("piece", [1, 7, 40])
 def test_pieces_draw_what_a_whole_draws(table: ScoreTable, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     expected = drawn(table, 12, 3)
-    monkeypatch.setattr(sample, "PIECE", piece)
+    monkeypatch.setattr(marks, "PIECE", piece)
     assert drawn(table, 12, 3) == expected
 
 

@@ -1,4 +1,7 @@
-"""SQL of our own over tables that are streamed, in bounded memory: what DuckDB does not hold goes to a local folder."""
+"""SQL over tables that are streamed, in bounded memory: here DuckDB is opened, and nowhere else.
+
+What it does not hold goes to a local folder.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ import duckdb
 import pyarrow as pa
 
 from ad_jobs.errors import RetroscanError
-from ad_jobs.results.score_table import QUERY_MEMORY, QUERY_THREADS
 from cluster.errors import StorageError
+
+MEMORY = "256MB"
+THREADS = 2
 
 
 class Stream(NamedTuple):
@@ -21,12 +26,21 @@ class Stream(NamedTuple):
     schema: pa.Schema
     batches: Iterable[pa.RecordBatch]
 
+    @classmethod
+    def of(cls, table: pa.Table) -> Stream:
+        """One that is in memory."""
+        return cls(table.schema, table.to_batches())
+
 
 @contextmanager
-def streaming(tables: Mapping[str, Stream]) -> Iterator[duckdb.DuckDBPyConnection]:
+def streaming(tables: Mapping[str, Stream], *, sealed: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB connection that knows these tables by their names, each for one reading.
 
     DuckDB has errors of its own for what is raised while a table is read: ours come out as they are.
+
+    Args:
+        tables: by their names.
+        sealed: for the SQL of a user, which sees these tables, no files of anyone's, no network and no settings.
     """
     failed: list[Exception] = []
 
@@ -39,9 +53,9 @@ def streaming(tables: Mapping[str, Stream]) -> Iterator[duckdb.DuckDBPyConnectio
 
     with tempfile.TemporaryDirectory(prefix="retroscan-query-") as spill:
         settings = {
-            "memory_limit": QUERY_MEMORY,
+            "memory_limit": MEMORY,
             "temp_directory": spill,
-            "threads": str(QUERY_THREADS),
+            "threads": str(THREADS),
             # A table is what was named, never a variable of the caller.
             "python_enable_replacements": "false",
             # Rows are told by what is in them; their order would have to be held.
@@ -50,6 +64,10 @@ def streaming(tables: Mapping[str, Stream]) -> Iterator[duckdb.DuckDBPyConnectio
         with duckdb.connect(":memory:", config=settings) as connection:
             # It would go to stdout, which is the verb's; a setting of a connection, not of the configuration.
             connection.execute("SET enable_progress_bar = false")
+            if sealed:
+                # Not before the folder to spill to is set.
+                connection.execute("SET enable_external_access = false")
+                connection.execute("SET lock_configuration = true")
             for name, (schema, batches) in tables.items():
                 connection.register(name, pa.RecordBatchReader.from_batches(schema, rows(batches)))
             try:
