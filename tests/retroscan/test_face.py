@@ -55,6 +55,7 @@ def test_every_verb_has_its_specification() -> None:
         *(
             "calibrate",
             "compare",
+            "decide",
             "evaluate",
             "export_model",
             "fit",

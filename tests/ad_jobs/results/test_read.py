@@ -79,7 +79,7 @@ def test_a_stray_part_is_not_read(run: Path) -> None:
 
 def test_a_part_that_is_gone_or_changed_is_an_error(run: Path) -> None:
     write_part(run, [scored(0)], "part-1")
-    with pytest.raises(JobError, match="has 1 rows"):
+    with pytest.raises(JobError, match="has 1 row"):
         read_scores(str(run))
     (run / "scores/part-1.parquet").unlink()
     with pytest.raises(JobError, match="cannot be read"):
