@@ -24,6 +24,8 @@ from ray.util.annotations import RayDeprecationWarning
 
 # The first handle of each actor, which ends with the last of them; one that is got by a name does not count.
 _kept: set[ActorHandle] = set()
+# What they were made with, which Ray needs again where one is killed, and drops with the dataset that made it.
+_kept_arguments: list[tuple[Any, Any]] = []
 
 
 class LastingPool:
@@ -57,6 +59,7 @@ def lasting_pool(context: DataContext, size: int) -> Iterator[LastingPool]:
     finally:
         context.custom_execution_callback_classes.remove(_Keep)
         _kept.clear()
+        _kept_arguments.clear()
 
 
 class _Keep(ExecutionCallback):
@@ -67,3 +70,4 @@ class _Keep(ExecutionCallback):
             if isinstance(operator, ActorPoolMapOperator):
                 # An equal handle that is in the set stays there: the first one.
                 _kept.update(operator._actor_pool._actor_to_logical_id)
+                _kept_arguments.append((operator._data_context_ref, operator._map_transformer_ref))

@@ -348,7 +348,8 @@ def test_a_model_of_an_unknown_detector_ends_the_scan_with_the_reason(home: Path
     later = json.loads((folder / DETECTOR).read_text()) | {"kind": "later"}
     later["model_id"] = model_id(later)
     (folder / DETECTOR).write_text(json.dumps(later))
-    calibration = json.loads((folder / CALIBRATION).read_text()) | {"model_id": later["model_id"]}
+    edited = {"model_id": later["model_id"], "held_out_sha256": None}
+    calibration = json.loads((folder / CALIBRATION).read_text()) | edited
     (folder / CALIBRATION).write_text(json.dumps(calibration))
     with pytest.raises(UsageError, match=r"a detector that this retroscan has. Got: later in .*fit again"):
         scan(str(home / "clean"), [str(folder)], str(tmp_path / "run"), num_cpus=2)
