@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ad_jobs.deciding.record import decisions, read_decision
 from ad_jobs.errors import UsageError
 from ad_jobs.results.run import RUN_FILE, read_record
-from ad_jobs.scoring.model_store import DOMAIN, FittedModel, calibration_of, read_fitted
+from ad_jobs.scoring.model_store import DOMAIN, FittedModel, calibration_of, kept_calibrations, read_fitted
 from ad_jobs.specs import ShowSpec, takes
 from cluster import storage
 from models.record import DETECTOR
@@ -14,15 +15,20 @@ from models.record import DETECTOR
 
 @takes(ShowSpec)
 def show(spec: ShowSpec) -> dict[str, Any]:
-    """JSON-able: `model` with its record, its calibration (None without one) and its domain, or `run` with its record.
+    """JSON-able: a model or a run.
+
+    `model` has its record, its calibration (None without one), the ids of all that it keeps, and its domain; `run` its
+    record and its decisions.
 
     Raises:
-        UsageError: neither a model nor a finished run, or a damaged one.
+        UsageError: neither a model nor a finished run, or a damaged one; a decision that was changed.
     """
     if storage.exists(storage.join(spec.folder, DETECTOR)):
         return {"model": _model(read_fitted(spec.folder))}
     if storage.exists(storage.join(spec.folder, RUN_FILE)):
-        return {"run": {"uri": spec.folder, **read_record(spec.folder).model_dump(mode="json")}}
+        record = read_record(spec.folder)
+        found = [read_decision(spec.folder, record, decision_id) for decision_id in decisions(spec.folder)]
+        return {"run": {"uri": spec.folder, **record.model_dump(mode="json"), "decisions": found}}
     raise UsageError(
         f"What is shown is a model, a folder with {DETECTOR}, or a finished run, a folder with {RUN_FILE}.",
         spec.folder,
@@ -38,5 +44,7 @@ def _model(model: FittedModel) -> dict[str, Any]:
         # Of the record and of what domain.json says now.
         "model_id": model.model_id,
         "calibration": None if calibration is None else calibration.model_dump(mode="json"),
+        "calibration_id": None if calibration is None else calibration.id,
+        "calibrations": [one.id for one in kept_calibrations(model.uri)],
         "domain": {"file": storage.join(model.uri, DOMAIN), **model.domain.model_dump(mode="json")},
     }

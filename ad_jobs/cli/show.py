@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 
+from ad_jobs.cli.show_decision import rule_text
 from ad_jobs.cli.show_evaluation import evaluation_view
 from ad_jobs.errors import JobError
 from cluster.counting import counted
@@ -277,6 +278,9 @@ def _model_text(model: dict[str, Any]) -> str:
     calibration = model["calibration"]
     lines.append(f"  calibration  {calibration_text(calibration) if calibration else 'none'}")
     lines += [f"               {line}" for line in (_guess(calibration) if calibration else [])]
+    if model["calibrations"]:
+        kept = [f"{one} (current)" if one == model["calibration_id"] else one for one in model["calibrations"]]
+        lines.append(f"  kept         {', '.join(kept)}")
     domain = model["domain"]
     takes = [f"{name} {_plain(field)}" for name, field in domain["accepts"].items() if field is not None]
     lines.append(f"  takes        {', '.join(takes) or 'every image'}")
@@ -300,7 +304,12 @@ def _run_text(run: dict[str, Any]) -> str:
         for model in run["models"]
     ]
     ended = f"  finished     {run['ended_at']}, retroscan {run['versions'].get('retroscan', 'unknown')}"
-    return "\n".join([balance_text(run, run["uri"]), f"  source       {run['source']}", *models, ended])
+    decided = [
+        f"  decision     {one['decision_id']}, {rule_text(one)}: "
+        + ", ".join(f"{part['flagged']} of {part['scored']} flagged" for part in one["models"])
+        for one in run["decisions"]
+    ]
+    return "\n".join([balance_text(run, run["uri"]), f"  source       {run['source']}", *models, ended, *decided])
 
 
 def demo_table(value: dict[str, Any]) -> Any:

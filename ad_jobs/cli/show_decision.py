@@ -9,7 +9,7 @@ def decision_text(value: dict[str, Any]) -> str:
     """What each model's rule flagged, what it promises, and whether the promise is in doubt."""
     ((rule, amount),) = value["rule"].items()
     what = "images" if value["level"] == "image" else "studies"
-    lines = [f"decision {value['decision_id']} of run {value['run_id']}, --{rule.replace('_', '-')} {amount!r}"]
+    lines = [f"decision {value['decision_id']} of run {value['run_id']}, {rule_text(value)}"]
     for model in value["models"]:
         n, flagged = model["n_normal"], model["flagged"]
         at = "" if model["threshold"] is None else f", those above {model['threshold']:.6g}"
@@ -25,6 +25,12 @@ def decision_text(value: dict[str, Any]) -> str:
         if model["rows_of_held_out"]:
             lines.append(f"  {model['rows_of_held_out']} of the rows are held-out images: of them nothing is promised")
     return "\n".join(lines)
+
+
+def rule_text(value: dict[str, Any]) -> str:
+    """The options that a decision was made with."""
+    rule = " ".join(f"--{name.replace('_', '-')} {amount!r}" for name, amount in value["rule"].items())
+    return rule if value["level"] == "image" else f"{rule} --level {value['level']}"
 
 
 def _promise(rule: str, amount: float, model: dict[str, Any], what: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 import runkit as kit
 from s3server import S3Server
 
+from ad_jobs.cli.show import shown_text
 from ad_jobs.cli.show_decision import decision_text
 from ad_jobs.decide import decide
 from ad_jobs.deciding.table import group_of
@@ -25,6 +26,7 @@ from ad_jobs.scoring.calibration import Calibrated, Calibration
 from ad_jobs.scoring.held_out import Scored, to_parquet
 from ad_jobs.scoring.model_store import kept_calibrations, write_calibration
 from ad_jobs.scoring.thresholds import threshold_for_fpr
+from ad_jobs.show import show
 from cluster import storage
 
 NORMALS = np.random.default_rng(0).normal(size=99).astype(np.float32)
@@ -210,6 +212,16 @@ def test_a_decision_that_is_damaged_is_refused(run: str) -> None:
     table.write_bytes(b"half")
     assert decide(run=run, top=3)["sha256"] == found["sha256"]
     assert table.read_bytes() == rows
+
+
+def test_show_lists_the_decisions_of_a_run(run: str) -> None:
+    first, second = decide(run=run, fdr=0.2), decide(run=run, top=2, level="study")
+    found = show(folder=run)
+    assert sorted(found["run"]["decisions"], key=str) == sorted([first, second], key=str)
+    text = shown_text(found).splitlines()
+    flagged = first["models"][0]["flagged"]
+    assert f"  decision     {first['decision_id']}, --fdr 0.2: {flagged} of 200 flagged" in text
+    assert f"  decision     {second['decision_id']}, --top 2 --level study: 2 of 21 flagged" in text
 
 
 def test_held_out_normals_are_needed(tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import scankit as kit
 
+from ad_jobs.cli.show import shown_text
 from ad_jobs.errors import UsageError
 from ad_jobs.results.heatmaps import on_scale
 from ad_jobs.scoring.calibration import HEADROOM, Calibration, HeatmapRange, calibrate_on
 from ad_jobs.scoring.held_out import HELD_OUT, HeldOut, read_held_out
 from ad_jobs.scoring.model_store import kept_calibrations, open_fitted, read_model, write_calibration
 from ad_jobs.scoring.scorer import Scorer
+from ad_jobs.show import show
 
 
 def test_a_heatmap_on_the_global_scale_is_clipped_at_its_ends():
@@ -128,6 +130,9 @@ def test_a_calibration_is_kept_when_another_comes(tmp_path: Path) -> None:
     assert (current.calibration.target, current.calibration.n_normal) == (0.5, 3)
     assert current.held_out_file() is not None
     assert len(list((tmp_path / "model" / "calibrations").iterdir())) == 5
+    told = shown_text(show(folder=folder))
+    assert f"{current.calibration.id} (current)" in told
+    assert all(one.id in told for one in kept)
 
 
 @pytest.mark.parametrize("field", ["threshold", "heatmap_high", "rate"])
