@@ -66,7 +66,7 @@ def test_an_actor_loads_a_model_once_however_many_chapters(
     out = s3.uri("faults/chapters")
     with caplog.at_level("INFO", "retroscan.scan"):
         scan(source, [dear], out, batch_size=4, num_cpus=2, chapter_objects=len(OBJECTS) // 5)
-    assert f"Scoring {len(OBJECTS)} objects: 2 actor(s)" in caplog.text
+    assert f"Scoring {len(OBJECTS)} objects: 2 actors" in caplog.text
     assert "; 1000 ms of CPU to score an object." in caplog.text
     loads = [request for request in proxy.requests[since:] if request.key.endswith("model/weights.safetensors")]
     # And the driver, which reads the model before.
