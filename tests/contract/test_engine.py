@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES
-from contract import checks
+from contract import checks, fits, given, scores
 from contract.maker import SIZE_PX
 from contract.test_contract import CONTRACT, maker
 from torch import Tensor
@@ -23,16 +23,16 @@ from models.graph import to_onnx
 TAKEN = ("padim", "padim-paper", "mkd", "cyclegan", "cyclegan-paper")
 # Of scoring alone: the engine fits nothing.
 SCORING = (
-    checks.check_scores_are_finite_float32,
-    checks.check_constant_images_score_finite,
-    checks.check_score_keeps_weights,
-    checks.check_score_keeps_random_generators,
-    checks.check_score_keeps_its_input,
-    checks.check_score_repeats,
-    checks.check_rows_are_independent,
-    checks.check_no_grad_changes_nothing,
-    checks.check_defects_score_higher,
-    checks.check_heatmap_is_hot_at_the_defect,
+    scores.check_scores_are_finite_float32,
+    scores.check_constant_images_score_finite,
+    scores.check_score_keeps_weights,
+    scores.check_score_keeps_random_generators,
+    scores.check_score_keeps_its_input,
+    scores.check_score_repeats,
+    scores.check_rows_are_independent,
+    scores.check_no_grad_changes_nothing,
+    fits.check_defects_score_higher,
+    fits.check_heatmap_is_hot_at_the_defect,
 )
 
 
@@ -48,19 +48,18 @@ def in_engine(detector: Detector, batch: Tensor) -> Detector:
 @pytest.mark.parametrize("check", SCORING, ids=checks.ids)
 @pytest.mark.parametrize("name", TAKEN)
 def test_the_engine_keeps_the_contract(name: str, check: checks.Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = checks.fitted
-
     def fitted(make: Any, size_px: tuple[int, int] = SIZE_PX) -> Detector:
-        return in_engine(real(make, size_px), checks.images(3, make, size_px, seed=4))
+        return in_engine(given.fitted(make, size_px), given.images(3, make, size_px, seed=4))
 
-    monkeypatch.setattr(checks, "fitted", fitted)
+    for module in (scores, fits):
+        monkeypatch.setattr(module, "fitted", fitted)
     check(maker(name))
 
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_its_scores_are_the_detectors(name: str) -> None:
     make = maker(name)
-    detector, batch = checks.fitted(make), checks.images(32, make)
+    detector, batch = given.fitted(make), given.images(32, make)
     expected, engine = detector.score(batch), OnnxRuntime(detector)
     # The first one, of another size than those that follow, is scored by both.
     for size in (3, 1, 8, 32):
@@ -88,7 +87,7 @@ def test_the_kinds_that_are_named_are_those_that_are_taken() -> None:
 
 def test_an_engine_that_computes_something_else_is_left_and_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
     make = maker("padim")
-    detector, batch = checks.fitted(make), checks.images(4, make)
+    detector, batch = given.fitted(make), given.images(4, make)
     engine = OnnxRuntime(detector)
     # The graph is of the weights as they were.
     for stage in detector.gaussians:
