@@ -77,7 +77,8 @@ def _scans(found: dict[str, Any]) -> list[str]:
         whole = next(one for one in found["rows"] if one["side_px"] == row["side_px"] and one["decode"] == "full")
         rate, its_rate = (one["images"] / one["wall_s"] for one in (row, whole))
         cpu, its_cpu = (_cpu_of_one_more(one, few) for one in (row, whole))
-        decoder, its_decoder = (1e3 * one["decoders_s"] / one["images"] for one in (row, whole))
+        # No look may have met one that lives for less than the time between two.
+        decoder, its_decoder = (max(1e3 * one["decoders_s"] / one["images"], 0.1) for one in (row, whole))
         rows.append(
             [
                 f"{row['images']} of {row['side_px']} x {row['side_px']}, {row['decode']}",
@@ -94,7 +95,7 @@ def _scans(found: dict[str, Any]) -> list[str]:
         "## A scan",
         "",
         f"`retroscan scan` with {found['detector']} of {found['input_px']} px over lossless JPEG 2000 of 12 bits in a",
-        "folder, on two CPUs that other work shared (load average "
+        "folder, on two CPUs (load average of the last minute "
         f"{found['load']:.0f}), by `python -m benchmarks.reduced_scan`.",
         "CPU is that of all processes of the scan; in brackets, how many times better than whole.",
         f"A scan of {few['images']} images took {few['wall_s']:.1f} s and {few['cpu_s']:.1f} CPU s, most of it Ray's "

@@ -112,8 +112,10 @@ def _look(pid: int, seen: dict[tuple[int, float], tuple[float, bool]]) -> None:
     for member in family:
         try:
             times = member.cpu_times()
-            is_decoder = any("guard import serve" in word for word in member.cmdline())
-            seen[member.pid, member.create_time()] = (times.user + times.system, is_decoder)
+            name = member.pid, member.create_time()
+            # One that ends has no command line any more.
+            is_decoder = name in seen and seen[name][1] or any("guard import serve" in w for w in member.cmdline())
+            seen[name] = (times.user + times.system, is_decoder)
         except psutil.NoSuchProcess:
             continue
 
