@@ -102,7 +102,7 @@ def page(found: dict[str, tuple[pd.DataFrame, pd.DataFrame]], count: int) -> str
         "groups, is held out, and the other half with all abnormal images is decided.",
         "Means over draws, with their standard errors; `found` is the share of abnormal images that are flagged.",
         "What is promised is a mean: one draw may lie above it, as the last column shows.",
-        "Whole groups are drawn, and frames of one are alike: means may lie beside the promise by more than their errors.",
+        "Whole groups are drawn, whose frames are alike: means may lie beside the promise by more than their errors.",
         "Likeness doubts a run of which less than half seems normal, as it is of these sets.",
         "",
     ]

@@ -114,7 +114,7 @@ def _look(pid: int, seen: dict[tuple[int, float], tuple[float, bool]]) -> None:
             times = member.cpu_times()
             name = member.pid, member.create_time()
             # One that ends has no command line any more.
-            is_decoder = name in seen and seen[name][1] or any("guard import serve" in w for w in member.cmdline())
+            is_decoder = (name in seen and seen[name][1]) or any("guard import serve" in w for w in member.cmdline())
             seen[name] = (times.user + times.system, is_decoder)
         except psutil.NoSuchProcess:
             continue
