@@ -15,6 +15,7 @@ from ad_jobs.images.policy import PixelPolicy
 from ad_jobs.results import run as run_module
 from ad_jobs.results.parts import heatmap_part_uris
 from ad_jobs.schema import SCORES
+from ad_jobs.scoring.calibration import Calibration
 
 MODEL, SECOND = "0123456789ab", "ba9876543210"
 RUN_ID = "d00d00d00d00"
@@ -84,3 +85,24 @@ def record(run: Path, objects: int) -> run_module.RunRecord:
         parts=run_module.describe_parts(str(run)),
         heatmap_parts=heatmap_parts(str(run)),
     )
+
+
+def calibration(**values: Any) -> Calibration:
+    """A calibration that kept no scores."""
+    base = {
+        "model_id": "0" * 12,
+        "threshold": 0.5,
+        "rule": "max_fpr",
+        "target": 0.01,
+        "method": "quantile",
+        "n_normal": 100,
+        "n_anomalous": 0,
+        "rate": 0.01,
+        "rate_low": 0.0,
+        "rate_high": 0.1,
+        "heatmap_low": 0.0,
+        "heatmap_high": 1.0,
+        "source": "normals",
+        "set_at": "2026-01-01T00:00:00+00:00",
+    }
+    return Calibration.model_validate(base | values)

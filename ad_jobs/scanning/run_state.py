@@ -180,6 +180,10 @@ def _marker(out: str) -> _Marker | None:
         return None
 
 
+def _write_marker(out: str, marker: _Marker) -> None:
+    storage.write_bytes(storage.join(out, PENDING_FILE), (marker.model_dump_json(indent=2) + "\n").encode())
+
+
 def _unwritable(error: storage.StorageError) -> UsageError:
     return UsageError(
         "--out must be a folder that this user may list and write.",
@@ -202,8 +206,7 @@ def begin(intent: Intent) -> None:
             if intent.manifest.headers:
                 _warn_of_undecodable(intent)
             marker = _Marker(run_id=intent.run_id, started_at=datetime.now(UTC), config=_config(intent))
-            content = (marker.model_dump_json(indent=2) + "\n").encode()
-            storage.write_bytes(storage.join(intent.spec.out, PENDING_FILE), content)
+            _write_marker(intent.spec.out, marker)
         for model, (body, held_out) in zip(intent.models, intent.calibrations, strict=True):
             write_calibration_copy(intent.spec.out, model.model_id, body, held_out)
     except storage.StorageError as error:
@@ -218,8 +221,7 @@ def note_engines(out: str, noted: frozenset[str], engines: Iterable[str]) -> fro
     if noted.issuperset(engines):
         return noted
     if (marker := _marker(out)) is not None:
-        marker = marker.model_copy(update={"engines": sorted({*engines, *marker.engines})})
-        storage.write_bytes(storage.join(out, PENDING_FILE), (marker.model_dump_json(indent=2) + "\n").encode())
+        _write_marker(out, marker.model_copy(update={"engines": sorted({*engines, *marker.engines})}))
     # Without a marker the run cannot be closed, which says so.
     return noted.union(engines)
 

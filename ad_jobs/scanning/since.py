@@ -127,7 +127,7 @@ def select_since(
     known = _known(manifest, earlier_runs, models, retry, accept)
     left = np.zeros(manifest.objects, bool)
     selected = manifest.objects if selection is None else len(selection.ids)
-    counted = np.zeros(_AGAIN + 1, np.int64)
+    counts = np.zeros(_AGAIN + 1, np.int64)
     for start in range(0, selected, PIECE):
         end = min(selected, start + PIECE)
         ids = np.arange(start, end) if selection is None else selection.ids[start:end]
@@ -135,15 +135,15 @@ def select_since(
         had = (code != _NONE) & (code & _SAME > 0)
         again = np.where(had, code & _AGAIN, 0)
         left[ids] = ~had | (again > 0)
-        counted += np.bincount(again, minlength=_AGAIN + 1)
+        counts += np.bincount(again, minlength=_AGAIN + 1)
     del known
     found = np.flatnonzero(left)
     return Selection(
         found,
         0 if selection is None else selection.undecided,
         already=selected - len(found),
-        retried=int(counted[_FAILED]),
-        widened=int(counted[_OUTSIDE]),
+        retried=int(counts[_FAILED]),
+        widened=int(counts[_OUTSIDE]),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -60,7 +61,7 @@ def _is_worded(text: str) -> bool:
 
 
 @pytest.mark.parametrize("package", [ad_jobs, cluster])
-def test_counts_are_worded_in_one_place(package: object) -> None:
-    modules = Path(str(package.__file__)).parent.rglob("*.py")  # type: ignore[attr-defined]
+def test_counts_are_worded_in_one_place(package: ModuleType) -> None:
+    modules = Path(str(package.__file__)).parent.rglob("*.py")
     worded = {f"{path.name}: {text}" for path in modules for text in texts(path) if _is_worded(text)}
     assert worded == set()

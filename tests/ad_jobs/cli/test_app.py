@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runkit
 from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner, Result
@@ -20,7 +21,7 @@ from ad_jobs.cli.app import _OneLine, app
 from ad_jobs.cli.options import pairs
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import PixelPolicy
-from ad_jobs.scoring.calibration import Calibrated, Calibration
+from ad_jobs.scoring.calibration import Calibrated
 from ad_jobs.scoring.model_store import write_calibration
 from ad_jobs.values import parse_size, parse_window
 from models import artifact, registry
@@ -55,22 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     detector = registry.create("mkd", config, InputSpec(channels=3, height_px=32, width_px=32))
     policy = PixelPolicy(channels=3, height_px=32, width_px=32)
     model_id = artifact.save(folder, "mkd", detector, policy.model_dump(mode="json"), {})
-    calibration = Calibration(
-        model_id=model_id,
-        threshold=0.5,
-        rule="max_fpr",
-        target=0.01,
-        method="quantile",
-        n_normal=3,
-        n_anomalous=0,
-        rate=0.0,
-        rate_low=0.0,
-        rate_high=0.7,
-        heatmap_low=0.0,
-        heatmap_high=1.0,
-        source="",
-        set_at="2026-01-01T00:00:00+00:00",
-    )
+    calibration = runkit.calibration(model_id=model_id, n_normal=3, rate=0.0, rate_high=0.7, source="")
     write_calibration(str(folder), Calibrated(calibration, b""))
     return folder
 

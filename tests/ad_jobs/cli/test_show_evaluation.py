@@ -37,9 +37,9 @@ def judged(found: int, missed: int, could: float | None, threshold: float | None
 
 def text(first: dict[str, Any], others: dict[str, Any] | None = None, oracle: bool = False, **more: Any) -> str:
     whole = {"model_id": "aaa", "models": others or {}, "pixel_note": None, "n_missing": 0, "decision": None} | more
-    console = Console(file=io.StringIO(), width=200)
-    console.print(evaluation_view(whole | first, oracle=oracle))
-    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+    file = io.StringIO()
+    Console(file=file, width=200).print(evaluation_view(whole | first, oracle=oracle))
+    return file.getvalue()
 
 
 def test_it_begins_with_what_the_run_found() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runkit
 import scankit as kit
 
 from ad_jobs.cli.show import shown_text
@@ -52,34 +53,15 @@ def test_flat_heatmaps_of_normals_still_give_a_scale(value: float):
     assert not on_scale(flat, low, high).any()
 
 
-def saved_calibration() -> Calibration:
-    return Calibration(
-        model_id="0" * 12,
-        threshold=0.5,
-        rule="max_fpr",
-        target=0.01,
-        method="quantile",
-        n_normal=100,
-        n_anomalous=0,
-        rate=0.01,
-        rate_low=0.0,
-        rate_high=0.1,
-        heatmap_low=0.0,
-        heatmap_high=1.0,
-        source="normals",
-        set_at="2026-01-01T00:00:00+00:00",
-    )
-
-
 def test_a_calibration_survives_json_and_refuses_unknown_keys():
-    saved = saved_calibration()
+    saved = runkit.calibration()
     assert Calibration.model_validate_json(saved.model_dump_json()) == saved
     with pytest.raises(ValueError, match="Extra inputs"):
         Calibration.model_validate({**saved.model_dump(), "note": "edited"})
 
 
 def test_an_id_says_what_a_calibration_is_whenever_and_wherever_it_was_set():
-    saved = saved_calibration()
+    saved = runkit.calibration()
     # As earlier versions reckoned it, which knew fewer fields: a model keeps its scores under this name.
     assert saved.id == "90de0e210d76"
     assert saved.model_copy(update={"set_at": "2027", "source": "elsewhere"}).id == saved.id
