@@ -35,7 +35,7 @@ def to_onnx(detector: Detector) -> bytes:
     if not detector.one_graph:
         raise GraphError(
             "An ONNX graph is of a detector that computes all of its score in float32 and without a choice between "
-            "ways: padim, mkd with the cosine map, cyclegan.",
+            "ways: padim, knn, mkd with the cosine map, cyclegan.",
             f"{type(detector).__name__} of {', '.join(f'{k}={v}' for k, v in detector.config.model_dump().items())}",
             "Score with retroscan, or fit one of those.",
         )

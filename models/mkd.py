@@ -271,6 +271,12 @@ class MKD(Detector):
         self.config: MKDConfig = config
         self.spec = spec
         self.source = Backbone(config.backbone, config.layers, config.weights if pretrained else None, config.norm)
+        if self.source.patch is not None:
+            raise ConfigError(
+                "mkd distils a network whose maps halve from tap to tap.",
+                config.backbone,
+                "Choose a convolutional one, as in --set backbone=efficientnet_lite0, or padim or knn.",
+            )
         self.cloner = Cloner({tap.halvings: tap.channels for tap in self.source.taps()}, signed=self.source.signed)
         self.register_buffer("source_scale", torch.ones(len(config.layers)))
         self._check_shapes()

@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.backbones import Backbone, Stages
-from models.backbones.stages import Shape
+from models.backbones import Backbone
+from models.backbones.stages import Shape, tapped
 from models.detector import Batch, Detector, DetectorConfig, InputSpec, Phase, Scores, evaluating
 from models.parts.maps import enlarged, gaussian_blur
 from models.parts.stage_gaussians import LEVEL, SCALE, STATISTICS, GaussianFit, StageGaussians, average_patches
@@ -44,7 +44,7 @@ class PaDiMConfig(DetectorConfig):
     # See models/backbones/weights.py.
     weights: str = "auto"
     norm: str = "native"
-    # Stages, as halvings of the input.
+    # Stages, as halvings of the input; of a vision transformer its blocks, counted from 1.
     layers: tuple[int, ...] = (3, 4, 5)
     # Features are averaged over patch x patch positions.
     patch: int = Field(default=3, ge=1)
@@ -99,7 +99,7 @@ class PaDiM(Detector):
         self.config: PaDiMConfig = config
         self.spec = spec
         source = Backbone(config.backbone, config.layers, config.weights if pretrained else None, config.norm)
-        self.backbone = Stages(source, spec.size_px)
+        self.backbone = tapped(source, spec.size_px)
         shapes = self.backbone.shapes
         if config.bank == "joint":
             shapes = [Shape(sum(shape.channels for shape in shapes), *shapes[0][1:])]

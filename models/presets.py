@@ -36,6 +36,20 @@ PRESETS: dict[str, dict[str, Preset]] = {
             },
         ),
     },
+    "knn": {
+        "fast": Preset((128, 128)),
+        # PatchCore's network, stages and size; a tenth of the patches of some two hundred images are its memory.
+        "paper": Preset(
+            (224, 224),
+            {
+                "backbone": "wide_resnet50_2",
+                "layers": (3, 4),
+                "items": 16384,
+                "candidates": 65536,
+                "blur": 4 * 128 / 224,
+            },
+        ),
+    },
     "mkd": {
         "fast": Preset((128, 128)),
         # The published code's settings for MVTec AD.

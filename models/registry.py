@@ -69,6 +69,17 @@ DETECTORS: dict[str, Entry] = {
             "phantoms in our tests, and is fitted within a minute or two; best where objects lie alike",
         ),
         Entry(
+            kind="knn",
+            module="models.knn",
+            detector="KNN",
+            config="KNNConfig",
+            title="A memory of normal patches (PatchCore, AnomalyDINO)",
+            source="Roth et al., CVPR 2022, arXiv 2106.08265; Damm et al., WACV 2025, arXiv 2405.14529",
+            weights="ImageNet: EfficientNet-Lite0 installed with retroscan; others by download or --set weights=FILE",
+            choose="images that do not lie alike, if their parts look alike; fitted within a minute or two; takes "
+            "any network's features, also those of vision transformers such as DINOv2",
+        ),
+        Entry(
             kind="ssm",
             module="models.ssm",
             detector="SSM",

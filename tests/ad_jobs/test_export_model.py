@@ -79,7 +79,7 @@ def test_a_kind_that_is_no_single_graph_is_refused_by_name(tmp_path: Path) -> No
     with torch.random.fork_rng():
         detector = build("linear")
     artifact.save(tmp_path / "model", "linear", detector, {"channels": 3, "height_px": 32, "width_px": 48}, {})
-    with pytest.raises(UsageError, match=r"padim, mkd with the cosine map, cyclegan.*Linear") as refused:
+    with pytest.raises(UsageError, match=r"padim, knn, mkd with the cosine map, cyclegan.*Linear") as refused:
         export_model(str(tmp_path / "model"), str(tmp_path / "model.onnx"))
     assert refused.value.exit_code == 2
     assert not (tmp_path / "model.onnx").exists()

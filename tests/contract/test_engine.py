@@ -20,7 +20,7 @@ from models.errors import GraphError
 from models.graph import to_onnx
 
 # By the rows of tests/cases.py.
-TAKEN = ("padim", "padim-paper", "mkd", "cyclegan", "cyclegan-paper")
+TAKEN = ("padim", "padim-paper", "knn", "knn-paper", "mkd", "cyclegan", "cyclegan-paper")
 # Of scoring alone: the engine fits nothing.
 SCORING = (
     scores.check_scores_are_finite_float32,
@@ -74,12 +74,12 @@ def test_its_scores_are_the_detectors(name: str) -> None:
 def test_what_is_no_single_graph_is_refused_and_stays_with_torch(name: str) -> None:
     detector = maker(name)()
     assert not OnnxRuntime.takes(detector)
-    with pytest.raises(GraphError, match=r"padim, mkd with the cosine map, cyclegan\. Got: "):
+    with pytest.raises(GraphError, match=r"padim, knn, mkd with the cosine map, cyclegan\. Got: "):
         to_onnx(detector)
 
 
 def test_the_kinds_that_are_named_are_those_that_are_taken() -> None:
-    assert {CASES[name].kind for name in TAKEN} == {"padim", "mkd", "cyclegan"}
+    assert {CASES[name].kind for name in TAKEN} == {"padim", "knn", "mkd", "cyclegan"}
     gradient = registry.configure("mkd", {"weights": "random", "map": "gradient"})
     spec = maker("mkd")().spec
     assert not OnnxRuntime.takes(registry.create("mkd", gradient, spec))

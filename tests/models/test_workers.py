@@ -49,7 +49,9 @@ def sound(outcome: Any) -> Outcome:
 def assert_same(found: Outcome, expected: Outcome) -> None:
     """Losses of the steps both have, weights, statistics and scores."""
     steps = len(found.losses)
-    for number, (ours, theirs) in enumerate(zip(found.losses, expected.losses[-steps:], strict=True)):
+    for number, (ours, theirs) in enumerate(
+        zip(found.losses, expected.losses[len(expected.losses) - steps :], strict=True)
+    ):
         assert ours == pytest.approx(theirs, rel=RTOL, abs=ATOL), f"step {number} of {steps}"
     for name, tensor in expected.weights.items():
         if tensor.numel():
