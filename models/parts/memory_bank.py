@@ -114,7 +114,7 @@ class MemoryBank(nn.Module):
         return 0.5 * (patches_BPD - self.items[nearest]).square().sum(2)
 
     def _nearest(self, patches_BPD: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """The nearest of CHUNK items from `start` on: half its squared distance but for a patch's own share, and its row."""
+        """Of CHUNK items the nearest: half of its squared distance, but for the patch's own part, and its row."""
         items_kD = self.items[start : start + CHUNK]
         least, found = (0.5 * items_kD.square().sum(1) - patches_BPD @ items_kD.T).min(2)
         return least, found + start
