@@ -128,8 +128,8 @@ class KNN(Detector):
         maps = [average_patches(x, self.config.patch) for x in self.backbone(images_BCHW)]
         finest = [x if x.shape[-2:] == self.grid else _resized(x, self.grid) for x in maps]
         seen = torch.cat([F.normalize(x, dim=1) for x in finest], 1) / math.sqrt(len(finest))
-        places = self.places.expand(len(seen), -1, -1)
-        return torch.cat([seen.flatten(2).transpose(1, 2), places], 2)
+        seen = seen.flatten(2).transpose(1, 2)
+        return torch.cat([seen, self.places.expand_as(seen[:, :, :2])], 2)
 
     def score(self, images: Tensor) -> Scores:
         self.spec.check(images)
