@@ -18,6 +18,8 @@ from ad_jobs.values import place
 from cluster import storage
 from cluster.counting import counted
 
+__all__ = ["Heatmap", "as_pandas", "known_columns", "open_heatmap", "read_run", "read_scores", "scores_of"]
+
 # Nullable pandas types: df[df.flagged] works although a failed row's flag is null, and numbers stay whole.
 _NULLABLE = {
     pa.bool_(): pd.BooleanDtype(),
