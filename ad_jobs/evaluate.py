@@ -15,8 +15,9 @@ from ad_jobs.archive.manifest_record import manifest_info
 from ad_jobs.deciding.record import KEY, evaluation_of, flags, read_decision
 from ad_jobs.errors import RetroscanError
 from ad_jobs.evaluation.evaluation_file import EVALUATION_FILE, write_evaluation
-from ad_jobs.evaluation.judge import judge
+from ad_jobs.evaluation.judge import drawn_with, judge
 from ad_jobs.evaluation.labels import join, labelled_rows, read_labels
+from ad_jobs.evaluation.subgroups import attributes, subgroups
 from ad_jobs.results.run import RunRecord, read_record
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.specs import EvaluateSpec, takes
@@ -31,6 +32,7 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
 
     At the top level stand the first model's counts and metrics, each metric as {"value", "low", "high"}; `models` holds
     the same for the other models by model_id.
+    `subgroups` has what was found and missed by modality, maker, age band and sex (evaluation.subgroups).
     Pixel metrics need masks and a heatmap of every labelled image; without they are null and `pixel_note` says why.
     They take at most 200 of the bootstrap's replicates.
 
@@ -41,22 +43,22 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
     labels = read_labels(spec.labels)
     record = read_record(spec.run)
     decision = None if spec.decision is None else read_decision(spec.run, record, spec.decision)
-    rows = labelled_rows(ScoreTable(spec.run, record), labels)
+    table = ScoreTable(spec.run, record)
+    rows = labelled_rows(table, labels)
     thresholds: dict[str, float | None] = {model.model_id: model.threshold for model in record.models}
     if decision is not None:
         rows = _decided(spec.run, decision, rows)
         thresholds = {model["model_id"]: model["threshold"] for model in decision["models"]}
-    judged = {
-        model.model_id: {"kind": model.kind}
-        | judge(
-            spec.run,
-            join(labels, rows[rows["model_id"] == model.model_id], record.counts.objects),
-            thresholds[model.model_id],
-            seed=spec.seed,
-            bootstrap=spec.bootstrap,
+    parted = attributes(table, labels)
+    draws = {"seed": spec.seed, "bootstrap": spec.bootstrap}
+    judged = {}
+    for model in record.models:
+        joined = join(labels, rows[rows["model_id"] == model.model_id], record.counts.objects)
+        judged[model.model_id] = (
+            {"kind": model.kind}
+            | judge(spec.run, joined, thresholds[model.model_id], **draws)
+            | {"subgroups": subgroups(joined.table, parted, drawn_with(joined.table), **draws)}
         )
-        for model in record.models
-    }
     first, *others = judged
     hashed = record.config.get("identifiers") == "hashed"
     evaluation: dict[str, Any] = {

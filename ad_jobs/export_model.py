@@ -54,12 +54,13 @@ def metadata(model: FittedModel) -> dict[str, str]:
         "size_px": f"{height}x{width}",
         INPUT: CONVENTION,
         OUTPUTS[0]: "float32 [batch], larger is more abnormal",
-        OUTPUTS[1]: "float32 [batch, height, width]; heatmap_low is cold, and heatmap_high hot",
+        OUTPUTS[1]: "float32 [batch, height, width]; heatmap_low is cold, heatmap_anchor half hot",
         "policy": json.dumps(model.policy.model_dump(mode="json"), sort_keys=True),
     }
     if calibration is None:
         return said
     numbers = {name: getattr(calibration, name) for name in ("threshold", "heatmap_low", "heatmap_high")}
+    numbers["heatmap_anchor"] = calibration.anchor
     return said | {name: repr(value) for name, value in numbers.items()}
 
 

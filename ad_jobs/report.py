@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ad_jobs.deciding.drift import DRIFT_FILE
 from ad_jobs.evaluation.evaluation_file import read_evaluation
+from ad_jobs.page import drift
 from ad_jobs.page.render import render
 from ad_jobs.page.sections import COLUMNS, sections
 from ad_jobs.results.run import read_record
@@ -17,14 +19,18 @@ REPORT_FILE = "report/index.html"
 def report(spec: ReportSpec) -> str:
     """The URI of the page just written for a finished run; its evaluation.json is shown if there is one.
 
+    Beside the page it writes RUN/drift.parquet: deciding.drift.DRIFT.
+
     Raises:
         UsageError: not a run, or an unfinished one.
         JobError: a part of the score table is missing or damaged.
     """
     record = read_record(spec.run)
     found = read_evaluation(spec.run, record.run_id)
-    with ScoreTable(spec.run, record).copied(COLUMNS) as table:
-        page = render(sections(table, found, spec.top))
+    with ScoreTable(spec.run, record).copied(list(dict.fromkeys([*COLUMNS, *drift.COLUMNS]))) as table:
+        drifting = drift.section(table)
+        page = render(sections(table, found, spec.top) | drifting.context)
+    storage.write_bytes(storage.join(spec.run, DRIFT_FILE), drifting.file)
     uri = storage.join(spec.run, REPORT_FILE)
     storage.write_bytes(uri, page.encode())
     return uri

@@ -14,8 +14,10 @@ from contextlib import ExitStack
 import pyarrow as pa
 
 from ad_jobs.archive.manifest import RowReader
+from ad_jobs.deciding.proportion import out_of_proportion
 from ad_jobs.errors import TooManyFailed
 from ad_jobs.results.run import RunRecord
+from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.results.seal import signing_key
 from ad_jobs.scanning import chapters, run_state
 from ad_jobs.scanning.chapters import Chapter
@@ -39,6 +41,7 @@ def scan(spec: ScanSpec) -> RunRecord:
     Each object is fetched and decoded once for all models.
     With `since`, objects that an earlier run has are left out; where that has all of them, the run is an empty one.
     The same call again continues an interrupted run, or returns a finished one.
+    A model whose flags are out of all proportion to what its threshold promised is warned of in the log.
 
     Raises:
         UsageError: refused before any work: a rule broken, the value, the remedy.
@@ -94,6 +97,8 @@ def scan(spec: ScanSpec) -> RunRecord:
         counts.flagged,
         time.monotonic() - started,
     )
+    for found in out_of_proportion(ScoreTable(spec.out, record), spec.out, record):
+        log.warning("%s", found.text)
     # A finished run, asked for again under a stricter rule.
     if counts.failed > spec.max_failed * counts.objects:
         raise TooManyFailed(counts.failed, counts.objects, spec.max_failed)

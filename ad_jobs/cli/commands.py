@@ -223,7 +223,16 @@ def scan(
         return
     from ad_jobs.scan import scan as verb
 
-    show.result(verb(spec).model_dump(mode="json"), json_, lambda record: show.balance_text(record, out))
+    record = verb(spec)
+    told = record.model_dump(mode="json")
+    if json_:
+        from ad_jobs.deciding.proportion import out_of_proportion
+        from ad_jobs.results.score_table import ScoreTable
+
+        # Readable output has it in the log.
+        found = out_of_proportion(ScoreTable(spec.out, record), spec.out, record)
+        told["out_of_proportion"] = [one.told() for one in found]
+    show.result(told, json_, lambda record: show.balance_text(record, out))
 
 
 def decide(

@@ -18,7 +18,11 @@ def evaluation_view(value: dict[str, Any], *, oracle: bool = False) -> Group:
     """Each model's operating point, then its metrics; with `oracle` also those at thresholds chosen by the labels."""
     shown: list[Any] = []
     for model_id, judged in {value["model_id"]: value, **value["models"]}.items():
-        shown += [operating_point(model_id, judged, value.get("decision")), _metrics(judged, oracle)]
+        shown += [
+            operating_point(model_id, judged, value.get("decision")),
+            *weakest_subgroups(judged.get("subgroups", [])),
+            _metrics(judged, oracle),
+        ]
     notes = [value["pixel_note"]] if value.get("pixel_note") else []
     if value["n_missing"]:
         missing = counted(value["n_missing"], "label is of an image", "labels are of images")
@@ -50,6 +54,22 @@ def operating_point(model_id: str, judged: dict[str, Any], decision: str | None)
             f"{could:.0%} of the anomalous ones would be. See retroscan decide, or calibrate on more normal images."
         )
     return "\n".join(lines)
+
+
+def weakest_subgroups(groups: list[dict[str, Any]]) -> list[str]:
+    """The group with the lowest sensitivity, and that with the lowest specificity: evaluation.json has all of them."""
+    lines = []
+    for rate, of in (("sensitivity", "n_anomalous"), ("specificity", "n_normal")):
+        told = [group for group in groups if group[rate]["value"] is not None]
+        # Of one group there is nothing to compare.
+        if len(told) > 1:
+            worst = min(told, key=lambda group: group[rate]["value"])
+            value, low, high = (worst[rate][name] for name in ("value", "low", "high"))
+            lines.append(
+                f"  lowest {rate} of {len(told)} subgroups: {worst['by']} {worst['value'] or 'others'}, "
+                f"{value:.1%} ({low:.1%} to {high:.1%}) of {worst[of]}"
+            )
+    return lines
 
 
 def _rate(error: dict[str, float | None]) -> str:

@@ -11,7 +11,7 @@ from ad_jobs.results.run import ModelRef, RunRecord
 # Of a request: what decides rows, or which of their heatmaps are kept.
 _OPTIONS = ("where", "accept", "since", "retry", "limits", "heatmaps", "identifiers", "amp")
 _OF_A_MODEL = ("kind", "weights_sha256", "detector_sha256", "calibration_sha256", "threshold")
-_SCALE = ("heatmap_low", "heatmap_high", "policy")
+_SCALE = ("heatmap_low", "heatmap_high", "heatmap_anchor", "policy")
 
 
 class Pair(NamedTuple):

@@ -52,24 +52,58 @@ class Likeness(NamedTuple):
         return None
 
 
-def likeness(counts: NDArray[np.int64], reference: Reference) -> Likeness:
-    """From the number of rows of each level of the held-out normals."""
-    from scipy.special import kolmogorov
-    from scipy.stats import betabinom
+class Bulk(NamedTuple):
+    """The rows below the median of the held-out normals, or below the next score under equal ones.
 
+    Of `rows` in all `found` are there, and of the held-out normals `held_out`; `above` of these are not.
+    `deviation` is the largest difference of the two distributions there, in [-1, 1], below 0 where the rows lie higher,
+    and `distance` its size, Kolmogorov and Smirnov's; None where too few scores, or too many equal ones, do not tell.
+    """
+
+    rows: int
+    found: int
+    held_out: int
+    above: int
+    deviation: float | None
+
+    @property
+    def distance(self) -> float | None:
+        return None if self.deviation is None else abs(self.deviation)
+
+    @property
+    def normal_share(self) -> float:
+        """Storey's estimate of the share of normals among the rows; above 1 where they score lower."""
+        return self.found / self.rows * (self.held_out + self.above) / self.held_out
+
+
+def bulk(counts: NDArray[np.int64], reference: Reference) -> Bulk | None:
+    """From the number of rows of each level of the held-out normals; None without rows, or scores that differ."""
     # Equal scores are never told apart: only where a level ends is it known how many should lie below.
     apart, rows = np.flatnonzero(reference.apart()), int(counts.sum())
     last = int(apart[np.searchsorted(apart, (reference.n + 1) // 2 - 1)])
     low, held_out = counts[last + 1 :], reference.n - last
     found = int(low.sum())
     if not rows or not held_out:
-        return Likeness(None, None, None, None)
-    share = found / rows * (reference.n + 1) / held_out
-    # How much of the population lies there is known from the held-out ones alone: a beta distribution.
-    doubt = float(betabinom.cdf(found, int(np.ceil(LEAST_NORMAL * rows)), held_out, last + 1))
+        return None
     ends = apart[apart > last] - last
-    if not found or len(ends) < FEW:
-        return Likeness(share, doubt, None, None)
-    distance = float(np.abs(np.cumsum(low)[ends - 1] / found - ends / held_out).max())
-    pairs = found * held_out / (found + held_out)
-    return Likeness(share, doubt, distance, float(kolmogorov(np.sqrt(pairs) * distance)))
+    deviation = None
+    if found and len(ends) >= FEW:
+        # Counted from the median downwards, where rows that lie higher come first.
+        ahead = np.cumsum(low)[ends - 1] / found - ends / held_out
+        deviation = -float(ahead[np.abs(ahead).argmax()])
+    return Bulk(rows, found, held_out, last + 1, deviation)
+
+
+def likeness(counts: NDArray[np.int64], reference: Reference) -> Likeness:
+    """From the number of rows of each level of the held-out normals."""
+    from scipy.special import kolmogorov
+    from scipy.stats import betabinom
+
+    if (low := bulk(counts, reference)) is None:
+        return Likeness(None, None, None, None)
+    # How much of the population lies there is known from the held-out ones alone: a beta distribution.
+    doubt = float(betabinom.cdf(low.found, int(np.ceil(LEAST_NORMAL * low.rows)), low.held_out, low.above))
+    if low.distance is None:
+        return Likeness(low.normal_share, doubt, None, None)
+    pairs = low.found * low.held_out / (low.found + low.held_out)
+    return Likeness(low.normal_share, doubt, low.distance, float(kolmogorov(np.sqrt(pairs) * low.distance)))

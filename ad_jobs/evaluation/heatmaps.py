@@ -90,7 +90,8 @@ def read_heatmaps(
             raise JobError(f"The heatmap shard {uri} is gone.", "Restore it, or scan again.") from error
         for heatmap in batch:
             _, offset, length = heatmap.reference
-            yield heatmap, *decode_png(data[offset - start : offset - start + length])
+            stored = decode_png(data[offset - start : offset - start + length])
+            yield heatmap, stored.values, stored.geometry
 
 
 def batches(

@@ -37,7 +37,7 @@ def judge(run_uri: str, joined: Joined, threshold: float | None, *, seed: int, b
     judged = joined.table[status == SCORED].reset_index(drop=True)
     anomalous = judged["anomalous"].to_numpy(dtype=bool)
     scores = judged["score"].to_numpy(dtype=np.float64)
-    groups = _groups(judged)
+    groups = drawn_with(judged)
     pixels, note, pixel_roc = _pixel_metrics(run_uri, judged, groups, seed, bootstrap)
     return {
         "n_labelled": len(joined.table),
@@ -56,7 +56,7 @@ def judge(run_uri: str, joined: Joined, threshold: float | None, *, seed: int, b
     }
 
 
-def _groups(judged: pd.DataFrame) -> list[str]:
+def drawn_with(judged: pd.DataFrame) -> list[str]:
     """What each image is drawn with: its group, else its object: frames of one object belong together."""
     return [
         f"image {uri}" if group is None or pd.isna(group) else f"group {group}"

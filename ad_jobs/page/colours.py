@@ -16,8 +16,8 @@ import numpy.typing as npt
 _ANCHORS = ((20, 8, 48), (84, 18, 110), (156, 41, 100), (216, 75, 62), (246, 138, 35), (250, 198, 60), (252, 253, 191))
 _STEPS = 256
 
-# Below COLD nothing is drawn; from WARM on the colour covers fully. Normal images lie in the lowest third of the scale.
-COLD, WARM = 0.15, 0.65
+# Of a heatmap as it is drawn, whose half is the decision: below COLD there is no colour, from WARM on it covers fully.
+COLD, WARM = 0.3, 0.65
 
 # sRGB, IEC 61966-2-1, and its D65 white.
 _TO_XYZ = np.array(
@@ -38,7 +38,7 @@ def table() -> npt.NDArray[np.uint8]:
 
 
 def overlay(heatmap: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
-    """A heatmap [H, W] in [0, 1] as colours with transparency, uint8 [H, W, 4]."""
+    """A heatmap as it is drawn (`Heatmap.drawn`), [H, W] in [0, 1], as colours with transparency, uint8 [H, W, 4]."""
     index = np.rint(np.clip(heatmap, 0, 1) * (_STEPS - 1)).astype(np.intp)
     alpha = np.clip((heatmap - COLD) / (WARM - COLD), 0, 1)
     return np.dstack([table()[index], np.rint(alpha * 255).astype(np.uint8)])

@@ -121,7 +121,7 @@ def _heatmap(run_uri: str, reference: object, notes: list[str]) -> tuple[npt.NDA
         notes.append("No heatmap was kept for this image.")
         return None, (1, 1)
     try:
-        values, geometry = open_heatmap(run_uri, reference)
+        values, geometry, _ = open_heatmap(run_uri, reference).drawn()
     except (JobError, storage.StorageError) as error:
         notes.append(f"The heatmap cannot be read: {error}")
         return None, (1, 1)

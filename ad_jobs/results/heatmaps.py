@@ -30,8 +30,10 @@ from cluster.counting import counted
 FULL_SCALE = 65535
 # Of the images that are not flagged, kept so that normal heatmaps can be looked at too.
 SAMPLE_SHARE = 0.01
-# Keyword of the tEXt chunk.
-GEOMETRY_KEY = "geometry"
+# Keywords of tEXt chunks.
+GEOMETRY_KEY, ANCHOR_KEY = "geometry", "anchor"
+# Of a heatmap that does not say: earlier versions had the hottest thousandth of normal pixels at a third of the scale.
+EARLIER_ANCHOR = 1 / 3
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # PNG specification, 9.2: each byte minus the one above it.
@@ -47,8 +49,28 @@ def on_scale(heatmap: NDArray[np.float32], low: float, high: float) -> NDArray[n
     return np.clip(scaled, 0.0, 1.0).astype(np.float32)
 
 
-def encode_png(unit: NDArray[np.floating], geometry: Geometry) -> bytes:
-    """A heatmap [H, W] in [0, 1] as 16-bit grey PNG, its geometry in a tEXt chunk; same input, same bytes.
+class Heatmap(NamedTuple):
+    """One heatmap on the run's global scale: float32 [H, W] in [0, 1] at the detector's input size.
+
+    The scale is linear, and long enough that next to nothing is clipped; `anchor`, in (0, 1), is where on it the
+    calibration's anchor lies (scoring.calibration): what is drawn half hot.
+    """
+
+    values: NDArray[np.float32]
+    geometry: Geometry
+    anchor: float = EARLIER_ANCHOR
+
+    def on_source(self) -> NDArray[np.float32]:
+        """The heatmap laid over the original image: float32 [rows, columns] in [0, 1]."""
+        return self.geometry.heatmap_to_source(self.values).astype(np.float32)
+
+    def drawn(self) -> Heatmap:
+        """As every picture of it is drawn: 0.5 is the anchor, 1 twice as far up, and what lies beyond is 1."""
+        return Heatmap(np.minimum(self.values * np.float32(0.5 / self.anchor), np.float32(1)), self.geometry, 0.5)
+
+
+def encode_png(unit: NDArray[np.floating], geometry: Geometry, anchor: float = EARLIER_ANCHOR) -> bytes:
+    """A heatmap [H, W] in [0, 1] as 16-bit grey PNG, geometry and anchor in tEXt chunks; same input, same bytes.
 
     Raises:
         ValueError: not two-dimensional, not finite, or outside [0, 1].
@@ -71,20 +93,21 @@ def encode_png(unit: NDArray[np.floating], geometry: Geometry) -> bytes:
     np.subtract(lines[1:], lines[:-1], out=filtered[1:, 1:])
     # 16 bits, greyscale, not interlaced.
     header = struct.pack(">IIBBBBB", width_px, height_px, 16, 0, 0, 0, 0)
-    text = f"{GEOMETRY_KEY}\0{json.dumps(geometry._asdict(), sort_keys=True, separators=(',', ':'))}"
+    placed = json.dumps(geometry._asdict(), sort_keys=True, separators=(",", ":"))
     return b"".join(
         [
             _SIGNATURE,
             _chunk(b"IHDR", header),
-            _chunk(b"tEXt", text.encode("latin-1")),
+            _text(GEOMETRY_KEY, placed),
+            _text(ANCHOR_KEY, repr(float(anchor))),
             _chunk(b"IDAT", zlib.compress(filtered.tobytes(), _DEFLATE_LEVEL)),
             _chunk(b"IEND", b""),
         ]
     )
 
 
-def decode_png(data: bytes) -> tuple[NDArray[np.float32], Geometry]:
-    """The heatmap float32 [H, W] in [0, 1] and its geometry, from what `encode_png` wrote.
+def decode_png(data: bytes) -> Heatmap:
+    """The heatmap of what `encode_png` wrote.
 
     Raises:
         JobError: the bytes are damaged, or are a picture of another kind.
@@ -96,12 +119,19 @@ def decode_png(data: bytes) -> tuple[NDArray[np.float32], Geometry]:
         if values.dtype != np.uint16 or values.ndim != 2:
             raise ValueError("not a 16-bit greyscale picture")
         geometry = Geometry(**json.loads(text[GEOMETRY_KEY]))
+        anchor = float(text.get(ANCHOR_KEY, EARLIER_ANCHOR))
+        if not 0 < anchor < 1:
+            raise ValueError("an anchor beyond the scale")
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, zlib.error, struct.error) as error:
         raise JobError(
             f"A heatmap cannot be read: {type(error).__name__} in {counted(len(data), 'byte')}.",
             "Its shard is damaged or has been rewritten: compare it with the sha256 in run.json.",
         ) from error
-    return values.astype(np.float32) / np.float32(FULL_SCALE), geometry
+    return Heatmap(values.astype(np.float32) / np.float32(FULL_SCALE), geometry, anchor)
+
+
+def _text(keyword: str, text: str) -> bytes:
+    return _chunk(b"tEXt", f"{keyword}\0{text}".encode("latin-1"))
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from ad_jobs.errors import JobError, UsageError
-from ad_jobs.images.geometry import Geometry
-from ad_jobs.results.heatmaps import decode_png, parse_reference
+from ad_jobs.results.heatmaps import Heatmap, decode_png, parse_reference
 from ad_jobs.results.newest import as_one
 from ad_jobs.results.run import RunRecord, read_record
 from ad_jobs.results.score_table import Rows, ScoreTable, UnfinishedTable
@@ -22,6 +18,8 @@ from ad_jobs.values import place
 from cluster import storage
 from cluster.counting import counted
 
+__all__ = ["Heatmap", "as_pandas", "known_columns", "open_heatmap", "read_run", "read_scores", "scores_of"]
+
 # Nullable pandas types: df[df.flagged] works although a failed row's flag is null, and numbers stay whole.
 _NULLABLE = {
     pa.bool_(): pd.BooleanDtype(),
@@ -29,17 +27,6 @@ _NULLABLE = {
     pa.int32(): pd.Int32Dtype(),
     pa.int64(): pd.Int64Dtype(),
 }
-
-
-class Heatmap(NamedTuple):
-    """One heatmap on the run's global scale: float32 [H, W] in [0, 1] at the detector's input size."""
-
-    values: NDArray[np.float32]
-    geometry: Geometry
-
-    def on_source(self) -> NDArray[np.float32]:
-        """The heatmap laid over the original image: float32 [rows, columns] in [0, 1]."""
-        return self.geometry.heatmap_to_source(self.values).astype(np.float32)
 
 
 def read_run(run: str) -> RunRecord:
@@ -123,4 +110,4 @@ def open_heatmap(run: str, reference: str) -> Heatmap:
         data = storage.fetch_range(uri, offset, length)
     except storage.NotFound as error:
         raise JobError(f"The heatmap shard {uri} is gone.", "Restore it, or scan again.") from error
-    return Heatmap(*decode_png(data))
+    return decode_png(data)

@@ -124,6 +124,8 @@ class ModelRef(_Record):
     policy: dict[str, Any]
     heatmap_low: float
     heatmap_high: float
+    # The raw value that is drawn half hot; not in runs of earlier versions.
+    heatmap_anchor: float | None = None
     # Of the whole of detector.json, what does not decide a score included; not in runs of version 1.
     detector_sha256: str | None = None
     # Of the copy that the run keeps of the calibration, which with hashed identifiers is not the model's own.

@@ -243,6 +243,7 @@ def _reference(model: CalibratedModel, kept: bytes) -> ModelRef:
         policy=model.policy.model_dump(mode="json"),
         heatmap_low=calibration.heatmap_low,
         heatmap_high=calibration.heatmap_high,
+        heatmap_anchor=calibration.heatmap_anchor,
         detector_sha256=model.record_sha256,
         kept_calibration_sha256=hashlib.sha256(kept).hexdigest(),
         calibration_id=calibration.id,

@@ -21,13 +21,22 @@ class Judgement(NamedTuple):
     threshold: float
     heatmap_low: float
     heatmap_high: float
+    # On the scale, in (0, 1): what is drawn half hot.
+    heatmap_anchor: float
     heatmaps: KeepPolicy
 
     @classmethod
     def of(cls, model: CalibratedModel, heatmaps: KeepPolicy) -> Judgement:
         """How a model's numbers are judged by its calibration."""
         calibration = model.calibration
-        return cls(model.model_id, calibration.threshold, calibration.heatmap_low, calibration.heatmap_high, heatmaps)
+        return cls(
+            model_id=model.model_id,
+            threshold=calibration.threshold,
+            heatmap_low=calibration.heatmap_low,
+            heatmap_high=calibration.heatmap_high,
+            heatmap_anchor=calibration.anchor_on_scale,
+            heatmaps=heatmaps,
+        )
 
     def flags(self, score: float) -> bool:
         """Whether a score is above the threshold, both as the table stores them: in float32."""

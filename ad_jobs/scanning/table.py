@@ -140,4 +140,4 @@ def _members(
                     values = np.frombuffer(heatmap.as_buffer(), np.uint16)
                     placed = Geometry(**json.loads(geometry.as_py()))
                     unit = values.reshape(placed.height_px, placed.width_px) / FULL_SCALE
-                    yield _member(row, models), encode_png(unit, placed)
+                    yield _member(row, models), encode_png(unit, placed, use.judgement.heatmap_anchor)

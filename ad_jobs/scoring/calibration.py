@@ -7,13 +7,14 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from ad_jobs.errors import JobError
+from ad_jobs.results.heatmaps import EARLIER_ANCHOR
 from ad_jobs.results.run import ModelRef, calibration_copy
 from ad_jobs.scoring.held_out import HeldOut, Scored, to_parquet
 from ad_jobs.scoring.thresholds import Threshold, threshold_for_fnr, threshold_for_fpr
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
 # The name of a model's current calibration in its folder; below KEPT are all that it ever had.
 CALIBRATION = "calibration.json"
 KEPT = "calibrations"
-# The scale's top: so many times as far above the typical normal pixel as the hottest 0.1 % of normal pixels are.
-# Normal images stay in the lowest third of the scale; a defect three times as hot as they ever are has its top.
-HEADROOM = 3.0
+# The scale's top is so many times as far above the typical normal pixel as its anchor: next to nothing is clipped, and
+# of the 65,536 steps of a stored heatmap 8,192 lie below the anchor.
+HEADROOM = 8.0
+# Whether a score is its heatmap's maximum, both in float32.
+SAME = 1e-5
 
 
 class Calibration(Threshold):
@@ -39,8 +42,13 @@ class Calibration(Threshold):
     n_anomalous: int
     # The standard deviation of what the normal images scored; earlier versions did not write it.
     normal_spread: float | None = None
+    # The scale of stored heatmaps, in raw numbers; what is drawn half hot is the anchor.
+    # That is the threshold, where a score is its heatmap's maximum, so that half of the scale is where an image is
+    # flagged; of other detectors what the hottest thousandth of normal pixels reaches.
+    # Earlier versions wrote none: see `anchor`.
     heatmap_low: float
     heatmap_high: float
+    heatmap_anchor: float | None = None
     source: str
     set_at: str
     # What is held out together: studies, parts, containers; of the normal images. Earlier versions did not tell.
@@ -48,12 +56,30 @@ class Calibration(Threshold):
     # Of the file with the scores it came from, which earlier versions did not keep.
     held_out_sha256: str | None = None
 
+    @model_validator(mode="after")
+    def _anchored_within(self) -> Self:
+        if not 0 < self.anchor_on_scale < 1:
+            raise ValueError("heatmap_anchor must lie between heatmap_low and heatmap_high")
+        return self
+
     @property
     def id(self) -> str:
         """12 hex digits over what it says and the scores it came from, whenever and wherever that was."""
         # What it does not say is left out, so that a field that a later version adds gives an earlier one no other id.
         said = self.model_dump(mode="json", exclude={"set_at", "source"}, exclude_none=True)
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def anchor_on_scale(self) -> float:
+        """Where the anchor lies on the scale of stored heatmaps, in (0, 1)."""
+        if self.heatmap_anchor is None:
+            return EARLIER_ANCHOR
+        return (self.heatmap_anchor - self.heatmap_low) / (self.heatmap_high - self.heatmap_low)
+
+    @property
+    def anchor(self) -> float:
+        """The raw value of a heatmap that is drawn half hot."""
+        return self.heatmap_low + self.anchor_on_scale * (self.heatmap_high - self.heatmap_low)
 
     @property
     def guessed(self) -> bool:
@@ -129,7 +155,7 @@ def calibrate_on(
                 )
             scored.append(Scored(*origins.popleft(), abnormal, result.score))
             if not abnormal:
-                heat.add(result.heatmap)
+                heat.add(result.heatmap, result.score)
     normal_scores = [one.score for one in scored if not one.anomalous]
     if not normal_scores:
         raise JobError(
@@ -137,7 +163,7 @@ def calibrate_on(
         )
     abnormal_scores = [one.score for one in scored if one.anomalous]
     found = _threshold(normal_scores, abnormal_scores, max_fpr, max_fnr, margin)
-    low, high = heat.scale()
+    scale = heat.scale(found.threshold)
     held_out = to_parquet(scored)
     calibration = Calibration(
         model_id=model_id,
@@ -145,8 +171,9 @@ def calibrate_on(
         n_anomalous=len(abnormal_scores),
         n_groups=len({one.group or place for place, one in enumerate(scored) if not one.anomalous}),
         normal_spread=float(np.std(normal_scores)),
-        heatmap_low=low,
-        heatmap_high=high,
+        heatmap_low=scale.low,
+        heatmap_high=scale.high,
+        heatmap_anchor=scale.anchor,
         source=source,
         set_at=datetime.now(UTC).isoformat(timespec="seconds"),
         held_out_sha256=hashlib.sha256(held_out).hexdigest(),
@@ -170,23 +197,39 @@ def _noting(frames: Iterable[HeldOut], origins: deque[tuple[str, int, str]]) -> 
         yield one.pixels
 
 
+class HeatmapScale(NamedTuple):
+    """Raw values of heatmaps: `low` is stored as 0, `high` as 1, and `anchor` is drawn half hot."""
+
+    low: float
+    anchor: float
+    high: float
+
+
 class HeatmapRange:
     """Where the pixels of normal heatmaps lie, in bounded memory: each map gives its quantiles, not its pixels."""
 
     def __init__(self) -> None:
         self._low: list[float] = []
         self._high: list[float] = []
+        self._score_is_maximum = True
 
-    def add(self, heatmap: NDArray[np.float32]) -> None:
+    def add(self, heatmap: NDArray[np.float32], score: float) -> None:
         low, high = np.quantile(heatmap, [0.01, 0.999])
         self._low.append(float(low))
         self._high.append(float(high))
+        self._score_is_maximum &= bool(np.isclose(heatmap.max(), score, rtol=SAME, atol=0))
 
-    def scale(self) -> tuple[float, float]:
-        """(low, high) of the global scale: normals lie in its lowest third, all but their hottest images."""
+    def scale(self, threshold: float) -> HeatmapScale:
+        """The global scale, anchored at the threshold where scores are maxima of heatmaps.
+
+        Otherwise, and where the threshold is below what is cold, it is anchored at what the hottest thousandth of
+        normal pixels reaches, of all but the hottest hundredth of images.
+        """
         low = float(np.median(self._low))
-        normal_top = float(np.quantile(self._high, 0.99))
+        anchor = threshold if self._score_is_maximum else float(np.quantile(self._high, 0.99))
+        if not anchor > low:
+            anchor = float(np.quantile(self._high, 0.99))
         # A detector whose maps of normals are flat.
-        if not normal_top > low:
-            normal_top = low + max(abs(low), 1e-6)
-        return low, low + HEADROOM * (normal_top - low)
+        if not anchor > low:
+            anchor = low + max(abs(low), 1e-6)
+        return HeatmapScale(low, anchor, low + HEADROOM * (anchor - low))

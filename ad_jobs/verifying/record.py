@@ -117,6 +117,7 @@ def check_model(run_uri: str, recorded: ModelRef, *, kept: bool) -> tuple[Judge 
         ("threshold", recorded.threshold, calibration.threshold),
         ("heatmap_low", recorded.heatmap_low, calibration.heatmap_low),
         ("heatmap_high", recorded.heatmap_high, calibration.heatmap_high),
+        ("heatmap_anchor", recorded.heatmap_anchor, calibration.heatmap_anchor),
         ("calibration's model_id", model.calibrated_as, calibration.model_id),
         ("sha256 of the held-out scores", recorded.held_out_sha256, calibration.held_out_sha256),
     ]

@@ -180,8 +180,8 @@ def write_shard(run: Run, path: Path, members: dict[str, bytes]) -> None:
 def cool_a_heatmap(run: Run) -> None:
     path, members = shard_of(run)
     name = next(iter(members))
-    values, geometry = decode_png(members[name])
-    members[name] = encode_png(0 * values, geometry)
+    values, geometry, anchor = decode_png(members[name])
+    members[name] = encode_png(0 * values, geometry, anchor)
     padded = members[name] + b"\0" * 4096
     # At the place and of the length that the row says: the shard is rebuilt, the row is told.
     members[name] = padded

@@ -21,7 +21,7 @@ GEOMETRIES = st.builds(Geometry, *[st.integers(0, 10_000)] * len(Geometry._field
 @given(MAPS, GEOMETRIES)
 def test_round_trip_of_a_heatmap(values: np.ndarray, geometry: Geometry) -> None:
     data = encode_png(values, geometry)
-    back, read = decode_png(data)
+    back, read, _ = decode_png(data)
     assert read == geometry
     assert back.shape == values.shape
     assert back.dtype == np.float32
@@ -35,7 +35,7 @@ def test_round_trip_of_a_heatmap(values: np.ndarray, geometry: Geometry) -> None
 @given(hnp.arrays(np.uint16, st.tuples(SIDES, SIDES)))
 def test_every_16_bit_value_is_kept_exactly(values: np.ndarray) -> None:
     geometry = Geometry(1, 1, *values.shape, 0, 0, *values.shape)
-    back, _ = decode_png(encode_png((values / 65535).astype(np.float32), geometry))
+    back, _, _ = decode_png(encode_png((values / 65535).astype(np.float32), geometry))
     np.testing.assert_array_equal(np.rint(back * 65535), values)
 
 

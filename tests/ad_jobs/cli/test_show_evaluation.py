@@ -89,3 +89,19 @@ def test_it_says_which_labels_a_condition_left_out(count: int | None, told: str)
     found = text(judged(6, 4, 0.7), n_missing=5, labels={"not_selected": count})
     assert "5 labels are of images" in found
     assert told in found
+
+
+def test_the_weakest_subgroups_are_named() -> None:
+    def group(value: str | None, sensitivity: float | None, specificity: float) -> dict[str, Any]:
+        rates = {"sensitivity": sensitivity, "specificity": specificity}
+        intervals = {
+            name: {"value": rate, "low": rate and rate - 0.1, "high": rate and rate + 0.1}
+            for name, rate in rates.items()
+        }
+        return {"by": "modality", "value": value, "n_normal": 40, "n_anomalous": 20, **intervals}
+
+    groups = [group("MR", 0.9, 0.95), group("CT", 0.3, 0.99), group(None, None, 0.8)]
+    told = text(judged(6, 4, 0.7) | {"subgroups": groups})
+    assert "lowest sensitivity of 2 subgroups: modality CT, 30.0% (20.0% to 40.0%) of 20" in told
+    assert "lowest specificity of 3 subgroups: modality others, 80.0% (70.0% to 90.0%) of 40" in told
+    assert "subgroups" not in text(judged(6, 4, 0.7) | {"subgroups": groups[:1]})

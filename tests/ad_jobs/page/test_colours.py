@@ -17,7 +17,7 @@ def test_lightness_rises_evenly():
 
 
 def test_cold_is_transparent_and_hot_is_not():
-    pixels = colours.overlay(np.array([[0.0, colours.COLD, 0.3, colours.WARM, 1.0]]))
+    pixels = colours.overlay(np.array([[0.0, colours.COLD, 0.5, colours.WARM, 1.0]]))
     alpha = pixels[0, :, 3].astype(int)
     assert (alpha[0], alpha[1], alpha[3], alpha[4]) == (0, 0, 255, 255)
     assert 0 < alpha[2] < 255

@@ -146,3 +146,27 @@ def test_flagged_heatmaps_and_a_percent_of_the_rest_are_kept() -> None:
     assert all(keep("flagged", True, object_id, 0) for object_id in range(100))
     assert all(keep("all", False, object_id, 0) for object_id in range(100))
     assert not any(keep("none", True, object_id, 0) for object_id in range(100))
+
+
+def test_a_heatmap_is_drawn_with_its_half_at_the_anchor():
+    unit = np.array([[0.0, 0.0625, 0.125, 0.25, 0.9]], np.float32)
+    geometry = GEOMETRY._replace(height_px=1, width_px=5)
+    stored = decode_png(encode_png(unit, geometry, 0.125))
+    assert stored.anchor == 0.125
+    np.testing.assert_allclose(stored.values, unit, atol=1e-5)
+    np.testing.assert_allclose(stored.drawn().values, [[0.0, 0.25, 0.5, 1.0, 1.0]], atol=1e-4)
+    # Drawn twice it is as it was.
+    np.testing.assert_array_equal(stored.drawn().drawn().values, stored.drawn().values)
+
+
+def test_a_heatmap_of_an_earlier_version_is_anchored_at_a_third():
+    data = encode_png(ramp(), GEOMETRY, 0.125)
+    chunk = data.index(b"tEXtanchor") - 4
+    length = 12 + int.from_bytes(data[chunk : chunk + 4], "big")
+    assert decode_png(data[:chunk] + data[chunk + length :]).anchor == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("anchor", [0.0, 1.0, -1.0, float("nan")])
+def test_an_anchor_beyond_the_scale_is_refused(anchor: float):
+    with pytest.raises(JobError, match="cannot be read"):
+        decode_png(encode_png(ramp(), GEOMETRY, anchor))

@@ -30,26 +30,59 @@ def test_a_heatmap_on_the_global_scale_is_clipped_at_its_ends():
     np.testing.assert_allclose(unit, [[0.0, 0.0, 0.25], [0.5, 1.0, 1.0]])
 
 
-def test_normal_heatmaps_lie_in_the_lowest_fifth():
-    rng = np.random.default_rng(0)
-    heatmaps = [rng.gamma(2.0, 0.1, (40, 30)).astype(np.float32) for _ in range(50)]
+def ranged(heatmaps: list[np.ndarray], *, higher: float = 0.0) -> HeatmapRange:
+    """What is told of heatmaps whose scores are their maxima, or higher."""
     measured = HeatmapRange()
     for heatmap in heatmaps:
-        measured.add(heatmap)
-    unit = np.stack([on_scale(heatmap, *measured.scale()) for heatmap in heatmaps])
-    assert np.quantile(unit, 0.999) <= 1 / HEADROOM
-    assert unit.max() < 1
-    # And not squeezed into nothing.
-    assert np.quantile(unit, 0.999) > 0.5 / HEADROOM
+        measured.add(heatmap, float(heatmap.max()) + higher)
+    return measured
+
+
+def test_the_anchor_is_the_threshold_exactly_where_scores_are_maxima_and_else_the_hottest_normal_pixels():
+    rng = np.random.default_rng(0)
+    heatmaps = [rng.gamma(2.0, 0.1, (40, 30)).astype(np.float32) for _ in range(50)]
+    low, anchor, high = ranged(heatmaps).scale(1.25)
+    assert anchor == 1.25
+    assert high == pytest.approx(low + HEADROOM * (1.25 - low))
+    # Another threshold, another anchor, of the same pixels.
+    assert ranged(heatmaps).scale(1.5).anchor == 1.5
+    low, anchor, high = ranged(heatmaps, higher=0.5).scale(1.25)
+    unit = np.stack([on_scale(heatmap, low, high) for heatmap in heatmaps])
+    assert 0.5 / HEADROOM < np.quantile(unit, 0.999) <= 1 / HEADROOM
+    # A threshold below what is cold says nothing of heat.
+    assert ranged(heatmaps).scale(-3.0) == (low, anchor, high)
+
+
+@pytest.mark.parametrize("detector", ["padim", "autoencoder"])
+def test_a_calibration_is_anchored_at_the_threshold_that_it_sets(tmp_path: Path, detector: str) -> None:
+    folder = kit.make_model(tmp_path / "model", kind=detector)
+    opened = open_fitted(folder)[1]
+    rng = np.random.default_rng(1)
+    frames = [HeldOut(rng.integers(0, 65536, (1, kit.SIZE_PX, kit.SIZE_PX)).astype(np.uint16)) for _ in range(8)]
+    found = [
+        calibrate_on(opened, frames, model_id="0" * 12, source="", max_fpr=rate).calibration for rate in (0.2, 0.7)
+    ]
+    assert found[0].threshold > found[1].threshold
+    if detector == "padim":
+        assert [one.heatmap_anchor for one in found] == [one.threshold for one in found]
+    else:
+        assert found[0].heatmap_anchor == found[1].heatmap_anchor != found[0].threshold
+    for one in found:
+        assert one.anchor_on_scale == pytest.approx(1 / HEADROOM)
+
+
+def test_calibrations_of_earlier_versions_are_anchored_at_a_third():
+    saved = runkit.calibration(heatmap_low=1.0, heatmap_high=4.0)
+    assert (saved.heatmap_anchor, saved.anchor, saved.anchor_on_scale) == (None, 2.0, pytest.approx(1 / 3))
+    with pytest.raises(ValueError, match="heatmap_anchor must lie between"):
+        runkit.calibration(heatmap_anchor=1.0)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -2.0])
 def test_flat_heatmaps_of_normals_still_give_a_scale(value: float):
     flat = np.full((8, 8), value, np.float32)
-    measured = HeatmapRange()
-    measured.add(flat)
-    low, high = measured.scale()
-    assert high > low
+    low, anchor, high = ranged([flat]).scale(value)
+    assert low < anchor < high
     assert not on_scale(flat, low, high).any()
 
 
