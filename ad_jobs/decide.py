@@ -19,6 +19,7 @@ from ad_jobs.deciding.run_stacks import instance_numbers, publish_run_stacks, wr
 from ad_jobs.deciding.stacks import NUMBER, StackJudge, Stacks, gather
 from ad_jobs.deciding.table import Frames, HeldOutRows, Units, levels, write
 from ad_jobs.deciding.told import told, verdicts
+from ad_jobs.deciding.worklist import write_worklist
 from ad_jobs.results.run import RunRecord, read_record, versions
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.results.seal import sealed
@@ -39,6 +40,7 @@ def decide(spec: DecideSpec) -> dict[str, Any]:
     ID is 12 hex digits over the rule, the run and the held-out scores: decided again, it is the one that is there.
     Every model is decided by itself, against the held-out scores of the calibration that its rows were judged by, or of
     the one named by `calibration`; with `by`, every group that has enough of them by its own.
+    With `worklist` what is flagged is also written there, by rank, as CSV; the result names it.
 
     Raises:
         UsageError: not a finished run; held-out scores that are missing, changed, or too few for the rate; columns that
@@ -46,6 +48,15 @@ def decide(spec: DecideSpec) -> dict[str, Any]:
         JobError: a part of the run is missing or damaged.
     """
     record = read_record(spec.run)
+    found = _decision(spec, record)
+    if spec.worklist is None:
+        return found
+    write_worklist(ScoreTable(spec.run, record), found["decision_id"], spec.worklist)
+    return {**found, "worklist": spec.worklist}
+
+
+def _decision(spec: DecideSpec, record: RunRecord) -> dict[str, Any]:
+    """The record of the decision, made now unless it is there."""
     held_out = held_out_scores(spec.run, record, spec.calibration)
     decision_id = _id(spec, record, held_out)
     if decision_id in decisions(spec.run):

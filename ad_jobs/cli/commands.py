@@ -240,6 +240,9 @@ def decide(
         list[str] | None,
         typer.Option(help="Judge each group by its own held-out normals: manufacturer, modality,...", metavar="COLUMN"),
     ] = None,
+    worklist: Annotated[
+        str | None, typer.Option(help="CSV to write what is flagged to, the most suspicious first.", metavar="FILE.csv")
+    ] = None,
     calibration: Annotated[
         str | None,
         typer.Option(help="Whose held-out scores to judge by: an id, or `current`; the run's own.", metavar="ID"),

@@ -26,6 +26,8 @@ def decision_text(value: dict[str, Any]) -> str:
             lines.append(f"  (the least p that {n} of them can give is {smallest:.2g}: more tell more)")
         if model["rows_of_held_out"]:
             lines.append(f"  {model['rows_of_held_out']} of the rows are held-out images: of them nothing is promised")
+    if "worklist" in value:
+        lines.append(f"work list: {value['worklist']}")
     return "\n".join(lines)
 
 

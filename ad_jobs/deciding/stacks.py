@@ -212,11 +212,19 @@ def gather(
 
 def _places(rows: pa.RecordBatch, level: Level, numbers: ObjectColumns) -> list[pa.Array]:
     """Of each row its stack, its series, and its instance number."""
-    ids = rows["object_id"]
-    alone = pc.binary_join_element_wise("object", ids.cast(pa.string()), " ")
-    uids = [rows[UID[level]], rows["series_uid"]]
-    if any(uid.null_count for uid in uids):
-        beside = pc.coalesce(folders(rows["uri"]), alone)
-        uids = [pc.coalesce(uid, beside) for uid in uids]
+    ids, series = rows["object_id"], places_in(rows, "series")
     known = "instance_number" in numbers.names
-    return [*uids, numbers.of("instance_number", ids) if known else pa.nulls(len(ids), pa.int32())]
+    number = numbers.of("instance_number", ids) if known else pa.nulls(len(ids), pa.int32())
+    return [series if level == "series" else places_in(rows, level), series, number]
+
+
+def places_in(rows: pa.RecordBatch, level: Level) -> pa.Array:
+    """Of each row its study or series: by its UID, else its folder, else it is one by itself.
+
+    `rows` have object_id, uri and the UID.
+    """
+    uid = rows[UID[level]]
+    if not uid.null_count:
+        return uid
+    alone = pc.binary_join_element_wise("object", rows["object_id"].cast(pa.string()), " ")
+    return pc.coalesce(uid, folders(rows["uri"]), alone)
