@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ad_jobs.deciding.cells import By, divided_by
+from ad_jobs.deciding.gathering import gather
 from ad_jobs.deciding.held_out import held_out_scores
 from ad_jobs.deciding.judges import FrameJudge, HeldOutScores, Judges, check_columns
 from ad_jobs.deciding.record import decisions, digest_of, read_decision, record_of, table_of
 from ad_jobs.deciding.rules import needed
 from ad_jobs.deciding.run_stacks import instance_numbers, publish_run_stacks, write_run_stacks
-from ad_jobs.deciding.stacks import NUMBER, StackJudge, Stacks, gather
+from ad_jobs.deciding.stacks import NUMBER, StackJudge, Stacks
 from ad_jobs.deciding.table import Frames, HeldOutRows, Units, levels, write
 from ad_jobs.deciding.told import told, verdicts
 from ad_jobs.deciding.worklist import write_worklist

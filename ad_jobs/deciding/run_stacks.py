@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 
 from ad_jobs.archive.sql import Stream, streaming
 from ad_jobs.deciding.cells import By
+from ad_jobs.deciding.gathering import gather
 from ad_jobs.deciding.held_out import held_out_of
 from ad_jobs.deciding.judges import HeldOutScores
-from ad_jobs.deciding.stacks import NUMBER, STACKS, Level, StackJudge, Stacks, gather
+from ad_jobs.deciding.stacks import NUMBER, STACKS, Level, StackJudge, Stacks
 from ad_jobs.deciding.table import DECIDED
 from ad_jobs.results.object_columns import ObjectColumns, manifest_of, read_object_columns
 from ad_jobs.results.run import RunRecord

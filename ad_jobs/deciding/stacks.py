@@ -18,12 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ad_jobs.archive.sql import Stream, streaming
-from ad_jobs.deciding.cells import By, Cell, by_model, by_values
+from ad_jobs.deciding.cells import By, Cell, by_values
 from ad_jobs.deciding.p_values import Reference
-from ad_jobs.deciding.table import DECIDED, HeldOutRows, folders
-from ad_jobs.results.object_columns import ObjectColumns
-from ad_jobs.results.score_table import BATCH_ROWS, Rows
+from ad_jobs.deciding.table import DECIDED, folders
+from ad_jobs.results.score_table import BATCH_ROWS
 from ad_jobs.schema import MANIFEST_HEADERS, SCORES
 
 Level = Literal["study", "series"]
@@ -32,7 +30,8 @@ UID: dict[str, str] = {"study": "study_uid", "series": "series_uid"}
 NUMBER: dict[str, str] = {"study": "group", "series": "series"}
 # How many of the highest scores `mean_top` is of.
 TOP = 3
-_OF_HIGHEST = (
+# Of the frame with the highest score, as in the run's table.
+OF_HIGHEST = (
     "object_id",
     "frame",
     "uri",
@@ -55,7 +54,7 @@ STACKS = pa.schema(
         pa.field("frames", pa.int64()),
         pa.field("flagged_frames", pa.int64()),
         # From here on: of the highest score; of equal ones the first in the table.
-        *(SCORES.field(name) for name in _OF_HIGHEST),
+        *(SCORES.field(name) for name in OF_HIGHEST),
         # Null where the run's manifest does not have it.
         MANIFEST_HEADERS.field("instance_number"),
         # Where it lies among the scored frames of its series: counted from 1, of how many, and from 0 (first) to 1.
@@ -67,26 +66,6 @@ STACKS = pa.schema(
 )
 # As a decision has them, the columns of `--by` behind.
 STACK_DECISIONS = pa.schema([*list(STACKS)[1:], *DECIDED, STACKS.field("group")])
-_READ = (*_OF_HIGHEST, "model_id", "score", "flagged")
-_GATHERED = f"""
-    WITH placed AS (
-        SELECT *, row_number() OVER in_order AS place, count(*) OVER (PARTITION BY model_id, series) AS of_frames
-        FROM rows
-        WINDOW in_order AS (PARTITION BY model_id, series ORDER BY instance_number NULLS LAST, object_id, frame)),
-    gathered AS (
-        SELECT "group", model_id, {{by}} max(score) AS score, list_avg(max(score, {TOP})) AS mean_top,
-            count(*) AS frames, count(*) FILTER (flagged) AS flagged_frames,
-            min(struct_pack(below := -score, object_id := object_id, frame := frame, uri := uri, heatmap := heatmap,
-                study_uid := study_uid, series_uid := series_uid, modality := modality, manufacturer := manufacturer,
-                study_month := study_month, instance_number := instance_number, place := place,
-                of_frames := of_frames)) AS first
-        FROM placed GROUP BY ALL)
-    SELECT "group", model_id, {{by}} score, mean_top, frames, flagged_frames,
-        {", ".join(f"first.{name} AS {name}" for name in (*_OF_HIGHEST, "instance_number"))},
-        first.place AS position, first.of_frames AS of_frames,
-        CASE WHEN first.of_frames > 1 THEN (first.place - 1) / (first.of_frames - 1) END AS position_share
-    FROM gathered
-"""
 
 
 class StackJudge(NamedTuple):
@@ -151,71 +130,6 @@ class Stacks:
                 of_model = batch.filter(pc.equal(batch["model_id"], model_id)).select(names)
                 for values, rows in by_values(of_model, self.by.columns) if of_model.num_rows else ():
                     yield Cell(model_id, values), rows
-
-
-def gather(
-    table: Rows,
-    models: Mapping[str, Any],
-    level: Level,
-    path: Path,
-    *,
-    by: By,
-    numbers: ObjectColumns,
-    held_out: HeldOutRows | None = None,
-) -> None:
-    """Write STACKS, in no order, to a Parquet file, with the columns of `by` as text.
-
-    An object without a study, or series, belongs to its folder; one that hides where it lies is a stack by itself.
-    What has several values in a column of `by` is several stacks.
-
-    Args:
-        table: the run's.
-        models: their ids.
-        level: what is gathered.
-        path: a local file.
-        by: columns that divide the run.
-        numbers: `instance_number` of objects, if it is known.
-        held_out: counts rows of held-out images.
-
-    Raises:
-        JobError: as `Rows.batches`.
-    """
-    names = [f"by_{number}" for number in range(len(by.columns))]
-    schema = pa.schema(
-        [
-            *(SCORES.field(name) for name in _READ),
-            ("group", pa.string()),
-            ("series", pa.string()),
-            MANIFEST_HEADERS.field("instance_number"),
-            *((name, pa.string()) for name in names),
-        ]
-    )
-    columns = list(dict.fromkeys([*_READ, "status", "content_sha256", *by.of_table]))
-
-    def rows() -> Iterator[pa.RecordBatch]:
-        for batch in table.batches(columns):
-            for model_id, of_model in by_model(batch, models):
-                if held_out is not None:
-                    held_out.see(model_id, of_model)
-                arrays = [*(of_model[name] for name in _READ), *_places(of_model, level, numbers), *by.arrays(of_model)]
-                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-    inside = "".join(f"{name}, " for name in names)
-    kept = ", ".join(
-        [*(f'"{field.name}"' for field in STACKS if field.name not in by.columns)]
-        + [f'{name} AS "{column}"' for name, column in zip(names, by.columns, strict=True)]
-    )
-    with streaming({"rows": Stream(schema, rows())}) as connection:
-        found = connection.sql(f"SELECT {kept} FROM ({_GATHERED.format(by=inside)})")
-        found.write_parquet(str(path), compression="zstd", row_group_size=BATCH_ROWS)
-
-
-def _places(rows: pa.RecordBatch, level: Level, numbers: ObjectColumns) -> list[pa.Array]:
-    """Of each row its stack, its series, and its instance number."""
-    ids, series = rows["object_id"], places_in(rows, "series")
-    known = "instance_number" in numbers.names
-    number = numbers.of("instance_number", ids) if known else pa.nulls(len(ids), pa.int32())
-    return [series if level == "series" else places_in(rows, level), series, number]
 
 
 def places_in(rows: pa.RecordBatch, level: Level) -> pa.Array:

@@ -12,10 +12,11 @@ import pytest
 import runkit as kit
 
 from ad_jobs.deciding.cells import By, Cell
+from ad_jobs.deciding.gathering import gather
 from ad_jobs.deciding.judges import HeldOutScores, Judges
 from ad_jobs.deciding.p_values import Reference
 from ad_jobs.deciding.rules import Ruled
-from ad_jobs.deciding.stacks import STACK_DECISIONS, StackJudge, Stacks, gather
+from ad_jobs.deciding.stacks import STACK_DECISIONS, StackJudge, Stacks
 from ad_jobs.deciding.table import HeldOutRows, Verdict, write
 from ad_jobs.results.object_columns import ObjectColumns
 from ad_jobs.results.score_table import ScoreTable
