@@ -11,7 +11,7 @@ from ad_jobs.archive.sources import read_source
 from ad_jobs.images.domain import Domain
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.scoring.calibration import Calibration, calibrate_on
-from ad_jobs.scoring.held_out import HeldOut
+from ad_jobs.scoring.held_out import HeldOut, kept
 from ad_jobs.scoring.model_store import FittedModel, open_fitted, write_calibration
 from ad_jobs.specs import CalibrateSpec, takes
 
@@ -55,5 +55,7 @@ def _frames(source: str, model: FittedModel, domain: Domain) -> Iterator[HeldOut
             if why is not None:
                 log.warning("left out of the calibration: %s (%s)", ready.source.uri, why)
             group = listed[ready.source.object_id].group or ready.header.get("study_uid") or group_of(ready.source.uri)
+            series = str(ready.header.get("series_uid") or group)
+            header = kept(ready.header)
             for frame in ready.frames:
-                yield HeldOut(frame.pixels, str(ready.content_sha256), frame.index, str(group))
+                yield HeldOut(frame.pixels, str(ready.content_sha256), frame.index, str(group), series, header)

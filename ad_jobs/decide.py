@@ -5,72 +5,71 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
-
-from ad_jobs.deciding.likeness import likeness
-from ad_jobs.deciding.p_values import Reference, q_values
+from ad_jobs.deciding.cells import By, divided_by
+from ad_jobs.deciding.gathering import gather
+from ad_jobs.deciding.held_out import held_out_scores
+from ad_jobs.deciding.judges import FrameJudge, HeldOutScores, Judges, check_columns
 from ad_jobs.deciding.record import decisions, digest_of, read_decision, record_of, table_of
-from ad_jobs.deciding.rules import ruled
-from ad_jobs.deciding.studies import HeldOutStudies, decided, studies
-from ad_jobs.deciding.table import levels, write
-from ad_jobs.errors import UsageError
-from ad_jobs.results.run import RunRecord, held_out_copy, read_record, versions
+from ad_jobs.deciding.rules import needed
+from ad_jobs.deciding.run_stacks import instance_numbers, publish_run_stacks, write_run_stacks
+from ad_jobs.deciding.stacks import NUMBER, StackJudge, Stacks
+from ad_jobs.deciding.table import Frames, HeldOutRows, Units, levels, write
+from ad_jobs.deciding.told import told, verdicts
+from ad_jobs.deciding.worklist import write_worklist
+from ad_jobs.results.run import RunRecord, read_record, versions
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.results.seal import sealed
-from ad_jobs.scoring.calibration import Calibration, judged_by, kept_held_out
-from ad_jobs.scoring.held_out import read_held_out
-from ad_jobs.scoring.model_store import kept_calibrations, read_calibration
-from ad_jobs.scoring.thresholds import clopper_pearson
 from ad_jobs.specs import DecideSpec, takes
 from cluster import storage
 
-
-class _HeldOut(NamedTuple):
-    """The held-out scores that a model's rows are judged against, and the calibration they belong to."""
-
-    calibration_id: str | None
-    sha256: str
-    table: pa.Table
+# Of what a decision of studies has; with another the same rule is another decision.
+STACKS_VERSION = 2
 
 
 @takes(DecideSpec)
 def decide(spec: DecideSpec) -> dict[str, Any]:
     """What the rule flags; also written to RUN/decisions/ID.json, its rows to ID.parquet.
 
-    At the level `image` these are deciding.table.DECISIONS, at `study` deciding.studies.STUDIES.
+    At the level `image` these are deciding.table.DECISIONS, else deciding.stacks.STACK_DECISIONS; RUN/studies.parquet
+    or RUN/series.parquet is then written, too.
 
     ID is 12 hex digits over the rule, the run and the held-out scores: decided again, it is the one that is there.
     Every model is decided by itself, against the held-out scores of the calibration that its rows were judged by, or of
-    the one named by `calibration`.
+    the one named by `calibration`; with `by`, every group that has enough of them by its own.
+    With `worklist` what is flagged is also written there, by rank, as CSV; the result names it.
 
     Raises:
-        UsageError: not a finished run; held-out scores that are missing, changed, or too few for the rate.
+        UsageError: not a finished run; held-out scores that are missing, changed, or too few for the rate; columns that
+            they do not have.
         JobError: a part of the run is missing or damaged.
     """
     record = read_record(spec.run)
-    table = ScoreTable(spec.run, record)
-    held_out = _held_out(spec, record)
+    found = _decision(spec, record)
+    if spec.worklist is None:
+        return found
+    write_worklist(ScoreTable(spec.run, record), found["decision_id"], spec.worklist)
+    return {**found, "worklist": spec.worklist}
+
+
+def _decision(spec: DecideSpec, record: RunRecord) -> dict[str, Any]:
+    """The record of the decision, made now unless it is there."""
+    held_out = held_out_scores(spec.run, record, spec.calibration)
     decision_id = _id(spec, record, held_out)
     if decision_id in decisions(spec.run):
         return read_decision(spec.run, record, decision_id)
-    normals = {model_id: _scores(held, anomalous=False) for model_id, held in held_out.items()}
-    references = {model_id: Reference(scores) for model_id, scores in normals.items()}
-    found = levels(table, references, {model_id: _objects(held) for model_id, held in held_out.items()})
+    by = divided_by(spec.by, record)
+    seen = HeldOutRows(held_out)
     with tempfile.TemporaryDirectory(prefix="retroscan-decide-") as folder:
         path = Path(folder) / "decision.parquet"
-        if spec.level == "study":
-            parts = _of_studies(spec, table, held_out, path)
-        else:
-            counts = {model_id: of_model.counts for model_id, of_model in found.items()}
-            parts = _of_frames(spec, table, held_out, references, counts, path)
+        units, judges = _decided(spec, record, held_out, by, seen, Path(folder) / "gathered.parquet")
+        counts = levels(units, judges)
+        of_cells = verdicts(spec, judges, held_out, counts)
+        flagged = write(units, judges, of_cells, path)
         content = {
             "version": 1,
             "decision_id": decision_id,
@@ -78,9 +77,14 @@ def decide(spec: DecideSpec) -> dict[str, Any]:
             "run_digest": record.digest,
             "rule": spec.rule(),
             "level": spec.level,
+            "by": list(spec.by),
             "models": [
-                {"model_id": model_id, **_told(held_out[model_id], part), "rows_of_held_out": found[model_id].held_out}
-                for model_id, part in parts.items()
+                {
+                    "model_id": model_id,
+                    **told(model_id, held, by.columns, judges, counts, of_cells, flagged),
+                    "rows_of_held_out": seen.count[model_id],
+                }
+                for model_id, held in held_out.items()
             ],
             "sha256": digest_of(str(path)),
             "decided_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -93,152 +97,34 @@ def decide(spec: DecideSpec) -> dict[str, Any]:
     return written
 
 
-class _Part(NamedTuple):
-    """A model's part of a decision: frames or studies, by the level of each, and what they were flagged by."""
-
-    reference: Reference
-    counts: NDArray[np.int64]
-    # Of the scores; None where rows are flagged by something else.
-    threshold: float | None
-    flagged: int
-
-
-def _of_frames(
-    spec: DecideSpec,
-    table: ScoreTable,
-    held_out: dict[str, _HeldOut],
-    references: dict[str, Reference],
-    counts: dict[str, NDArray[np.int64]],
-    path: Path,
-) -> dict[str, _Part]:
-    """Decide every frame by itself, into `path`."""
-    rules = {
-        model_id: ruled(spec, references[model_id], _scores(held, anomalous=True), counts[model_id])
-        for model_id, held in held_out.items()
-    }
-    of_levels = {model_id: q_values(of_model) for model_id, of_model in counts.items()}
-    flagged = write(table, references, of_levels, rules, path)
-    return {
-        model_id: _Part(references[model_id], counts[model_id], rule.threshold, flagged[model_id])
-        for model_id, rule in rules.items()
-    }
+def _decided(
+    spec: DecideSpec, record: RunRecord, held_out: dict[str, HeldOutScores], by: By, seen: HeldOutRows, gathered: Path
+) -> tuple[Units, Judges[Any]]:
+    """What is decided, and by what; studies and series are gathered in a local file."""
+    table = ScoreTable(spec.run, record)
+    if spec.level == "image":
+        return Frames(table, held_out, by, seen), Judges(held_out, by.columns, FrameJudge.of, needed(spec))
+    for held in held_out.values():
+        check_columns(held, [NUMBER[spec.level]], f"--level {spec.level}")
+    judges = Judges(held_out, by.columns, StackJudge.of_level(spec.level), needed(spec))
+    gather(table, held_out, spec.level, gathered, by=by, numbers=instance_numbers(record), held_out=seen)
+    if by.columns:
+        write_run_stacks(spec.run, record, table, spec.level)
+    else:
+        publish_run_stacks(spec.run, record, gathered, spec.level)
+    return Stacks(gathered, held_out, by), judges
 
 
-def _of_studies(spec: DecideSpec, table: ScoreTable, held_out: dict[str, _HeldOut], path: Path) -> dict[str, _Part]:
-    """Decide every study as a whole, into `path`."""
-    parts, rows = {}, []
-    for model_id, found in studies(table, held_out).items():
-        normal = _normal(held_out[model_id])
-        of_studies = HeldOutStudies.of(normal["score"].to_numpy(), normal["group"].to_numpy())
-        suspicion = of_studies.suspicion(found["score"].to_numpy(), found["frames"].to_numpy())
-        reference = of_studies.studies
-        counts = np.bincount(reference.levels(suspicion), minlength=reference.n + 1)
-        rule = ruled(spec, reference, np.zeros(0, np.float32), counts)
-        rows.append(decided(found, of_studies, suspicion, rule))
-        parts[model_id] = _Part(reference, counts, None, int(pc.sum(rows[-1]["flagged"]).as_py() or 0))
-    pq.write_table(pa.concat_tables(rows), path, compression="zstd")
-    return parts
-
-
-def _held_out(spec: DecideSpec, record: RunRecord) -> dict[str, _HeldOut]:
-    """Of each model, the scores to judge its rows against.
-
-    Raises:
-        UsageError: there are none, they were changed, or hold no normal image.
-    """
-    named = {} if spec.calibration is None else _of_models(record, spec.run, spec.calibration)
-    found = {}
-    for model in record.models:
-        calibration_id, sha256 = model.calibration_id, model.held_out_sha256
-        uri = held_out_copy(spec.run, model.model_id)
-        if (other := named.get(model.model_id)) is not None:
-            calibration_id, sha256 = other.id, other.held_out_sha256
-            uri = kept_held_out(model.uri, other.id)
-        if sha256 is None:
-            raise UsageError(
-                "A decision is made against the held-out scores that a calibration kept.",
-                f"model {model.model_id}, judged by a calibration of an earlier version, which kept none",
-                f"Calibrate it again (retroscan calibrate {model.uri} --normal SOURCE --max-fpr 0.01), and name that "
-                "calibration with --calibration current.",
-            )
-        held = _HeldOut(calibration_id, sha256, read_held_out(uri, sha256))
-        if not _normal(held).num_rows:
-            raise UsageError(
-                "A decision is made against held-out normals.", f"{uri}, without one", "Calibrate the model again."
-            )
-        found[model.model_id] = held
-    return found
-
-
-def _of_models(record: RunRecord, run_uri: str, wanted: str) -> dict[str, Calibration]:
-    """The calibration that is named, of each model that has it; `current` is what each has now.
-
-    Raises:
-        UsageError: none has it, or there is another model by now.
-    """
-    found, known = {}, []
-    for model in record.models:
-        then = judged_by(run_uri, model)
-        calibrated_as = model.model_id if then is None else then.model_id
-        if wanted == "current":
-            found[model.model_id] = read_calibration(model.uri, calibrated_as)
-            continue
-        kept = {one.id: one for one in kept_calibrations(model.uri) if one.model_id == calibrated_as}
-        known += list(kept)
-        if wanted in kept:
-            found[model.model_id] = kept[wanted]
-    if not found:
-        raise UsageError(
-            "A calibration is one that a model of the run keeps.",
-            f"{wanted}, which none has",
-            f"They have {', '.join(known) or 'none'}; or leave --calibration out for that of the run.",
-        )
-    return found
-
-
-def _normal(held: _HeldOut) -> pa.Table:
-    return held.table.filter(pc.invert(held.table["anomalous"]))
-
-
-def _scores(held: _HeldOut, *, anomalous: bool) -> NDArray[np.float32]:
-    rows = held.table.filter(held.table["anomalous"]) if anomalous else _normal(held)
-    found: NDArray[np.float32] = rows["score"].to_numpy()
-    return found
-
-
-def _objects(held: _HeldOut) -> pa.Array:
-    return pc.unique(held.table["object"])
-
-
-def _id(spec: DecideSpec, record: RunRecord, held_out: dict[str, _HeldOut]) -> str:
-    deciding = {
+def _id(spec: DecideSpec, record: RunRecord, held_out: Mapping[str, HeldOutScores]) -> str:
+    deciding: dict[str, Any] = {
         "rule": spec.rule(),
         "level": spec.level,
         "run": [record.run_id, record.digest],
         "held_out": {model_id: [held.calibration_id, held.sha256] for model_id, held in held_out.items()},
     }
+    # Decisions of earlier versions keep their names.
+    if spec.by:
+        deciding["by"] = list(spec.by)
+    if spec.level != "image":
+        deciding["stacks"] = STACKS_VERSION
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _told(held: _HeldOut, part: _Part) -> dict[str, Any]:
-    """What is recorded of a model's part."""
-    alike = likeness(part.counts, part.reference)
-    abnormal = _scores(held, anomalous=True)
-    missed = int((abnormal <= part.threshold).sum()) if part.threshold is not None else None
-    low, high = (None, None) if missed is None else clopper_pearson(missed, len(abnormal))
-    return {
-        "calibration_id": held.calibration_id,
-        "held_out_sha256": held.sha256,
-        # Frames or studies that p-values are counted in, and how many studies the frames are of.
-        "n_normal": part.reference.n,
-        "n_groups": pc.count_distinct(_normal(held)["group"]).as_py(),
-        "smallest_p": part.reference.smallest,
-        "n_anomalous": len(abnormal),
-        # Of the held-out anomalous images, with the exact interval of the rate; null where none is by its score.
-        "missed": {"count": missed, "low": low, "high": high},
-        # Null where it flags none, or goes by something else.
-        "threshold": part.threshold if part.threshold is not None and np.isfinite(part.threshold) else None,
-        "scored": int(part.counts.sum()),
-        "flagged": part.flagged,
-        "likeness": {**alike._asdict(), "doubtful": alike.doubtful},
-    }

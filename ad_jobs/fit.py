@@ -188,7 +188,9 @@ def _held_out(images: ImageSet | None, positions: list[int]) -> Generator[HeldOu
         return
     with closing(Reader(images)) as reader:
         for position, pixels in zip(positions, reader.read(positions), strict=True):
-            yield HeldOut(pixels, images.sha256[position], images.places[position].frame, images.group[position])
+            frame = images.places[position].frame
+            kept = images.series[position], images.header[position]
+            yield HeldOut(pixels, images.sha256[position], frame, images.group[position], *kept)
 
 
 def _already(record: dict[str, Any], digest: str, out: str) -> dict[str, Any]:

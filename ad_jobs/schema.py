@@ -1,4 +1,4 @@
-"""The one place that names columns, and says what stands in them: of manifests, of score tables, of DICOM headers."""
+"""The one place that names columns, and says what stands in them: of manifests, score tables, headers, verdicts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ SCORES_VERSION = 1
 SCORED = "scored"
 FAILED = "failed"
 SKIPPED = "skipped"
+# The words of the column `verdict`, as in IHE's AI Results Assessment: the suspicion is right, the image is abnormal;
+# nothing in it is abnormal; it is abnormal, and more of it or elsewhere than was marked.
+ACCEPTED = "accepted"
+REJECTED = "rejected"
+SUPPLEMENTED = "supplemented"
+# Takes an earlier verdict back; nothing is ever deleted.
+WITHDRAWN = "withdrawn"
 
 
 def is_flagged(score: Any, threshold: Any) -> Any:
@@ -87,6 +94,29 @@ SCORES = pa.schema(
         # The frame's share of its batch.
         ("score_ms", pa.float32()),
         ("scored_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+
+# What reviewers said of a run's frames, in RUN/reviews/; rows are only ever added.
+VERDICTS = pa.schema(
+    [
+        # Unique.
+        ("verdict_id", pa.string()),
+        ("object_id", pa.int64()),
+        ("frame", pa.int32()),
+        ("content_sha256", pa.string()),
+        # As the run shows it, hashed where that is.
+        ("uri", pa.string()),
+        ("reviewer", pa.string()),
+        # accepted | rejected | supplemented | withdrawn.
+        ("verdict", pa.string()),
+        # Of a withdrawn one, the verdict_id of what it takes back; else null.
+        ("withdraws", pa.string()),
+        # By which decision the frame was looked at; null where by the run itself.
+        ("decision_id", pa.string()),
+        # By that decision, or by the run, at the time.
+        ("flagged", pa.bool_()),
+        ("noted_at", pa.timestamp("us", tz="UTC")),
     ]
 )
 

@@ -18,7 +18,7 @@ from ad_jobs.images.domain import check_accept
 from ad_jobs.images.policy import Limits, Window
 from ad_jobs.specification import Spec as Spec
 from ad_jobs.specification import takes as takes
-from ad_jobs.values import parse_size, parse_window, place, run_place, several, size_text, source_place
+from ad_jobs.values import columns, parse_size, parse_window, place, run_place, several, size_text, source_place
 
 # Which heatmaps a run keeps: flagged ones and 1 % of the rest, ...
 KeepPolicy = Literal["flagged", "all", "none"]
@@ -27,6 +27,8 @@ IdentifierMode = Literal["plain", "hashed", "none"]
 # What `scan --since` scores again although an earlier run has it.
 Retry = Literal["failed"]
 Preset = Literal["fast", "paper"]
+# What is decided or judged as a whole.
+UnitLevel = Literal["image", "series", "study"]
 
 CHAPTER_OBJECTS = 200_000
 
@@ -43,6 +45,7 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 KeyFile = Annotated[Path, AfterValidator(Path.absolute)]
 Names = Annotated[Sequence[str], BeforeValidator(several), AfterValidator(tuple)]
+Columns = Annotated[Sequence[str], BeforeValidator(columns), AfterValidator(tuple)]
 # What is scored although a model's fit saw none of it.
 Accept = Annotated[Sequence[str], BeforeValidator(several), AfterValidator(check_accept)]
 
@@ -229,8 +232,12 @@ class DecideSpec(Spec):
     max_fnr: Rate | None = None
     # So many of the most suspicious.
     top: int | None = Field(default=None, ge=1, lt=2**63)
-    # What is flagged: single frames, or studies (folders, of images without one) as a whole.
-    level: Literal["image", "study"] = "image"
+    # What is flagged: single frames, or studies or series (folders, of images without one) as a whole.
+    level: UnitLevel = "image"
+    # Columns of the header by which the run is divided: each group is judged by its own held-out normals, if enough.
+    by: Columns = ()
+    # A CSV to write what is flagged to, by rank.
+    worklist: Place | None = None
     # Whose held-out scores to judge against: the id of one that the model keeps, or `current`; by default the run's.
     calibration: str | None = None
 
@@ -242,11 +249,17 @@ class DecideSpec(Spec):
                 ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.rule().items()) or "none",
                 "Give one of --max-fpr 0.01, --fdr 0.1, --max-fnr 0 and --top 50.",
             )
-        if self.level == "study" and self.max_fnr is not None:
+        if self.level != "image" and self.max_fnr is not None:
             raise UsageError(
-                "Studies are decided by normal ones alone.",
-                f"--level study --max-fnr {self.max_fnr:g}",
+                "Studies and series are decided by normal ones alone.",
+                f"--level {self.level} --max-fnr {self.max_fnr:g}",
                 "Give --max-fpr, --fdr or --top.",
+            )
+        if self.by and self.max_fpr is None and self.fdr is None:
+            raise UsageError(
+                "Groups are judged each by its own normals, for a rate of these.",
+                f"--by {','.join(self.by)} without --max-fpr and --fdr",
+                "Give --max-fpr or --fdr, or leave --by out.",
             )
         return self
 

@@ -46,6 +46,7 @@ PLACES = frozenset(
         "run_b",
         "since",
         "labels",
+        "worklist",
         "images",
         "identifiers_key",
         "key",

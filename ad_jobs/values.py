@@ -106,6 +106,19 @@ def several(value: Any) -> Any:
     return [fspath(one) if isinstance(one, PathLike) else one for one in names]
 
 
+def columns(value: Any) -> Any:
+    """Names of columns, each once, of `a,b` or a list of such.
+
+    >>> columns("manufacturer,modality"), columns(["modality"])
+    (['manufacturer', 'modality'], ['modality'])
+    """
+    names = several(value)
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return names
+    given = [one.strip() for name in names for one in name.split(",")]
+    return list(dict.fromkeys(name for name in given if name))
+
+
 def size_text(size_px: tuple[int, int] | None) -> str | None:
     """Height and width as `parse_size` reads them."""
     if size_px is None:

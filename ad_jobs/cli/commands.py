@@ -243,8 +243,15 @@ def decide(
     max_fnr: Annotated[float | None, typer.Option(help="Share of the anomalous images that may be missed.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="The highest scores, so many of each model.")] = None,
     level: Annotated[
-        o.Level, typer.Option(help="Flag single frames, or studies (folders, of images without one) as a whole.")
+        o.Level, typer.Option(help="Flag single frames, or series or studies (folders, without these) as a whole.")
     ] = o.Level.image,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="Judge each group by its own held-out normals: manufacturer, modality,...", metavar="COLUMN"),
+    ] = None,
+    worklist: Annotated[
+        str | None, typer.Option(help="CSV to write what is flagged to, the most suspicious first.", metavar="FILE.csv")
+    ] = None,
     calibration: Annotated[
         str | None,
         typer.Option(help="Whose held-out scores to judge by: an id, or `current`; the run's own.", metavar="ID"),

@@ -25,6 +25,7 @@ NOT_OF_THE_VERB = frozenset({"config", "json", "dry_run", "help", "oracle"})
 
 class Level(StrEnum):
     image = "image"
+    series = "series"
     study = "study"
 
 

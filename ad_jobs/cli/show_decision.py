@@ -8,29 +8,46 @@ from typing import Any
 def decision_text(value: dict[str, Any]) -> str:
     """What each model's rule flagged, what it promises, and whether the promise is in doubt."""
     ((rule, amount),) = value["rule"].items()
-    what = "images" if value["level"] == "image" else "studies"
+    what = {"image": "images", "study": "studies", "series": "series"}[value["level"]]
     lines = [f"decision {value['decision_id']} of run {value['run_id']}, {rule_text(value)}"]
     for model in value["models"]:
-        n, flagged = model["n_normal"], model["flagged"]
         at = "" if model["threshold"] is None else f", those above {model['threshold']:.6g}"
-        lines.append(f"model {model['model_id']}: {flagged} of {model['scored']} {what} flagged{at}")
+        lines.append(f"model {model['model_id']}: {model['flagged']} of {model['scored']} {what} flagged{at}")
         lines.append(f"  {_promise(rule, amount, model, what)}")
-        if rule in ("max_fpr", "fdr"):
+        if rule in ("max_fpr", "fdr") and "groups" not in model:
             groups = f" of {model['n_groups']} groups" if what == "images" else ""
-            lines.append(f"  against {n} held-out normal {what}{groups}")
-            if model["likeness"]["doubtful"]:
-                lines.append(f"  IN DOUBT: {model['likeness']['doubtful']}")
-        if rule == "fdr" and flagged == 0:
-            lines.append(f"  (the least p that {n} of them can give is {model['smallest_p']:.2g}: more tell more)")
+            lines.append(f"  against {model['n_normal']} held-out normal {what}{groups}")
+        if rule in ("max_fpr", "fdr") and model["likeness"] and model["likeness"]["doubtful"]:
+            lines.append(f"  IN DOUBT: {model['likeness']['doubtful']}")
+        for group in model.get("groups", ()):
+            lines += _group_lines(group, what)
+        if rule == "fdr" and model["flagged"] == 0:
+            n, smallest = model["n_normal"], model["smallest_p"]
+            lines.append(f"  (the least p that {n} of them can give is {smallest:.2g}: more tell more)")
         if model["rows_of_held_out"]:
             lines.append(f"  {model['rows_of_held_out']} of the rows are held-out images: of them nothing is promised")
+    if "worklist" in value:
+        lines.append(f"work list: {value['worklist']}")
     return "\n".join(lines)
+
+
+def _group_lines(group: dict[str, Any], what: str) -> list[str]:
+    """What one group of `--by` was judged by, and whether that is in doubt."""
+    name = ", ".join(f"{column} {'unknown' if of is None else of}" for column, of in group["values"].items())
+    held_out = f"{group['n_normal']} held-out normal {what}"
+    against = f"{held_out} of its own" if group["own"] else f"all {held_out}: of its own there are too few"
+    lines = [f"  {name}: {group['flagged']} of {group['scored']} flagged, against {against}"]
+    if group["likeness"]["doubtful"]:
+        lines.append(f"    IN DOUBT: {group['likeness']['doubtful']}")
+    return lines
 
 
 def rule_text(value: dict[str, Any]) -> str:
     """The options that a decision was made with."""
     rule = " ".join(f"--{name.replace('_', '-')} {amount!r}" for name, amount in value["rule"].items())
-    return rule if value["level"] == "image" else f"{rule} --level {value['level']}"
+    # Decisions of earlier versions know no groups.
+    by = f" --by {','.join(value['by'])}" if value.get("by") else ""
+    return rule + ("" if value["level"] == "image" else f" --level {value['level']}") + by
 
 
 def _promise(rule: str, amount: float, model: dict[str, Any], what: str) -> str:

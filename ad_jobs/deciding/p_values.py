@@ -9,6 +9,7 @@ Nothing is assumed of the detector, nor of how scores are distributed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,25 @@ def q_values(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     Args:
         counts: rows of each level, of all n + 1 of them.
     """
-    levels, up_to = len(counts), np.cumsum(counts)
+    return pooled_q_values([counts])[0]
+
+
+def pooled_q_values(counts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
+    """As `q_values`, of rows that are ranked among several references: one procedure over the p of all of them.
+
+    Args:
+        counts: of each reference its rows by level.
+    """
+    rows = np.concatenate(counts)
+    level = np.concatenate([np.arange(1, len(one) + 1) for one in counts])
+    levels = np.concatenate([np.full(len(one), len(one)) for one in counts])
+    # Equal fractions are equal numbers, whatever they are divided by: division is rounded correctly.
+    distinct, place = np.unique(level / levels, return_inverse=True)
+    up_to = np.cumsum(np.bincount(place, rows, minlength=len(distinct)).astype(np.int64))
     # m p / k by one division: what is equal to the rate that is asked for stays so.
     # Of levels before the first row nothing is flagged.
-    of_each = np.where(up_to > 0, (np.arange(1, levels + 1) * up_to[-1]) / (levels * np.maximum(up_to, 1)), np.inf)
-    return np.minimum(np.minimum.accumulate(of_each[::-1])[::-1], 1.0)
+    of_each = np.where(up_to[place] > 0, (level * up_to[-1]) / (levels * np.maximum(up_to[place], 1)), np.inf)
+    least = np.full(len(distinct), np.inf)
+    np.minimum.at(least, place, of_each)
+    found = np.minimum(np.minimum.accumulate(least[::-1])[::-1], 1.0)[place]
+    return np.split(found, np.cumsum([len(one) for one in counts])[:-1])

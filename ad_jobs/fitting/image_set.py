@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from ad_jobs.errors import ImageError, JobError
 from ad_jobs.images.domain import Sight
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.scoring.held_out import kept as kept_of_header
 from cluster import object_store as store
 from cluster.counting import counted
 from cluster.division import Node
@@ -59,6 +60,10 @@ class ImageSet:
     places: list[Place]
     # Of every image: what is held out together, or not at all.
     group: list[str]
+    # Of every image: its series, or else its group.
+    series: list[str]
+    # Of every image: what a calibration keeps of its object's header (scoring.held_out.HEADER).
+    header: list[dict[str, Any]]
     # Of every image: its object's bytes.
     sha256: list[str]
     # Of every `chunk_objects` sources: list[Pixels] in the object store; None where not kept.
@@ -161,6 +166,9 @@ class Report(NamedTuple):
     object: int
     frames: int
     study: str | None
+    series: str | None
+    # As scoring.held_out.HEADER.
+    header: dict[str, Any]
     sha256: str | None
     grey: bool
     # Why it holds no image.
@@ -194,6 +202,8 @@ def decode_all(
     sources = [Source(number, o.uri, o.bytes, o.etag, o.within) for number, o in enumerate(objects)]
     places: list[Place] = []
     group: list[str] = []
+    series: list[str] = []
+    header: list[dict[str, Any]] = []
     sha256: list[str] = []
     kept: list[store.Ref | None] = []
     failed: Counter[str] = Counter()
@@ -225,6 +235,8 @@ def decode_all(
                 places.append(Place(report.object, frame, row))
                 # Images of one group of the list, of one study or of one container are held out together or not at all.
                 group.append(o.group or report.study or group_of(o.uri))
+                series.append(report.series or group[-1])
+                header.append(report.header)
                 sha256.append(str(report.sha256))
                 row += 1
     if not places:
@@ -236,7 +248,20 @@ def decode_all(
         share = 100 * kept.count(None) / len(kept)
         log.info("%.0f %% of the %s images are decoded again in every epoch: no more fit into memory.", share, what)
     return ImageSet(
-        sources, places, group, sha256, kept, kept_bytes, dict(failed), grey, seen, policy, limits, chunk_objects
+        sources,
+        places,
+        group,
+        series,
+        header,
+        sha256,
+        kept,
+        kept_bytes,
+        dict(failed),
+        grey,
+        seen,
+        policy,
+        limits,
+        chunk_objects,
     )
 
 
@@ -258,6 +283,8 @@ def _decode_chunk(
                     ready.source.object_id,
                     len(ready.frames),
                     str(study) if study else None,
+                    str(ready.header.get("series_uid") or "") or None,
+                    kept_of_header(ready.header),
                     ready.content_sha256,
                     all(len(frame.pixels) == 1 for frame in ready.frames),
                     code,

@@ -139,10 +139,11 @@ class DicomPicture:
         self._syntax = syntax
         self._module = module
         with _pydicom("header"):
-            # The last two for a model's acceptance domain alone: no columns of a score table.
+            # The last three are no columns of a score table: a model's acceptance domain and a calibration have them.
             self.header = {
                 **_header(ds),
                 "body_part": representation.code(_values(ds, ("BodyPartExamined",)), "BodyPartExamined"),
+                "model": representation.long_string(_values(ds, ("ManufacturerModelName",)), "ManufacturerModelName"),
                 "spacing_mm": _spacing_mm(ds),
             }
             if syntax in _NATIVE:

@@ -16,7 +16,7 @@ from pydantic import ValidationError, model_validator
 from ad_jobs.errors import JobError
 from ad_jobs.results.heatmaps import EARLIER_ANCHOR
 from ad_jobs.results.run import ModelRef, calibration_copy
-from ad_jobs.scoring.held_out import HeldOut, Scored, to_parquet
+from ad_jobs.scoring.held_out import HeldOut, Origin, Scored, to_parquet
 from ad_jobs.scoring.thresholds import Threshold, threshold_for_fnr, threshold_for_fpr
 from cluster import storage
 
@@ -146,14 +146,14 @@ def calibrate_on(
     scored: list[Scored] = []
     for frames, abnormal in ((normal, False), (anomalous, True)):
         # Where they are from; their pixels are let go.
-        origins: deque[tuple[str, int, str]] = deque()
+        origins: deque[Origin] = deque()
         for result in scorer.score(_noting(frames, origins)):
             if not result.finite:
                 raise JobError(
                     "The detector gave a score that is not finite on a held-out image.",
                     "Fit it again, with a lower learning rate.",
                 )
-            scored.append(Scored(*origins.popleft(), abnormal, result.score))
+            scored.append(origins.popleft().scored(abnormal, result.score))
             if not abnormal:
                 heat.add(result.heatmap, result.score)
     normal_scores = [one.score for one in scored if not one.anomalous]
@@ -191,9 +191,9 @@ def _threshold(
     return threshold_for_fnr(np.array(anomalous, np.float32), max_fnr, margin)
 
 
-def _noting(frames: Iterable[HeldOut], origins: deque[tuple[str, int, str]]) -> Iterator[NDArray[np.uint16]]:
+def _noting(frames: Iterable[HeldOut], origins: deque[Origin]) -> Iterator[NDArray[np.uint16]]:
     for one in frames:
-        origins.append((one.object, one.frame, one.group))
+        origins.append(one.origin)
         yield one.pixels
 
 

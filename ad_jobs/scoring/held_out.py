@@ -1,14 +1,15 @@
 """The scores that a calibration came from: with them another rule can be had, and no image is scored again.
 
-They name no image: an object is the digest of its bytes, a group a number.
+They name no image: an object is the digest of its bytes, a group and a series are numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ad_jobs.errors import UsageError
+from ad_jobs.schema import MANIFEST_HEADERS
 from cluster import storage
 
+# Of the object's header, by which held-out images may be told apart (`decide --by`). No identifier is among them.
+HEADER = pa.schema(
+    [
+        MANIFEST_HEADERS.field(name)
+        for name in (
+            *("modality", "body_part", "manufacturer", "model", "study_month"),
+            *("rows", "columns", "bits", "photometric", "transfer_syntax"),
+        )
+    ]
+)
 HELD_OUT = pa.schema(
     [
         # SHA-256 over its bytes, hexadecimal; the table of a run has it as content_sha256.
@@ -27,8 +39,12 @@ HELD_OUT = pa.schema(
         ("group", pa.int32()),
         ("anomalous", pa.bool_()),
         ("score", pa.float32()),
+        # Frames with one number are of one series, else of one group. Earlier versions kept neither it nor the header.
+        ("series", pa.int32()),
+        *HEADER,
     ]
 )
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class HeldOut(NamedTuple):
@@ -39,6 +55,29 @@ class HeldOut(NamedTuple):
     frame: int = 0
     # By itself where there is none.
     group: str = ""
+    # Of a frame without one the group.
+    series: str = ""
+    # What is known of HEADER.
+    header: Mapping[str, Any] = _NOTHING
+
+    @property
+    def origin(self) -> Origin:
+        """Where it is from, without its pixels."""
+        return Origin(self.object, self.frame, self.group, self.series, self.header)
+
+
+class Origin(NamedTuple):
+    """Where a held-out frame is from: as in HeldOut."""
+
+    object: str
+    frame: int
+    group: str
+    series: str
+    header: Mapping[str, Any]
+
+    def scored(self, anomalous: bool, score: float) -> Scored:
+        """The frame with what it scored."""
+        return Scored(self.object, self.frame, self.group, anomalous, score, self.series, self.header)
 
 
 class Scored(NamedTuple):
@@ -49,18 +88,30 @@ class Scored(NamedTuple):
     group: str
     anomalous: bool
     score: float
+    series: str = ""
+    header: Mapping[str, Any] = _NOTHING
 
 
 def to_parquet(scored: Iterable[Scored]) -> bytes:
     """A file of HELD_OUT, in the order given."""
-    numbers: dict[str, int] = {}
+    groups: dict[str, int] = {}
+    series: dict[str, int] = {}
     rows = []
     for place, one in enumerate(scored):
-        number = numbers.setdefault(one.group or f"alone {place}", len(numbers))
-        rows.append({**one._asdict(), "group": number})
+        alone = f"alone {place}"
+        numbers = {
+            "group": groups.setdefault(one.group or alone, len(groups)),
+            "series": series.setdefault(one.series or one.group or alone, len(series)),
+        }
+        rows.append({**kept(one.header), **one._asdict(), **numbers})
     file = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, HELD_OUT), file, compression="zstd")
     return file.getvalue()
+
+
+def kept(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a decoder's header goes into a calibration: HEADER."""
+    return {name: header.get(name) for name in HEADER.names}
 
 
 def held_out_file(uri: str, sha256: str) -> bytes:
@@ -79,12 +130,14 @@ def held_out_file(uri: str, sha256: str) -> bytes:
 
 
 def read_held_out(uri: str, sha256: str) -> pa.Table:
-    """The held-out scores in a file, HELD_OUT.
+    """The held-out scores in a file: HELD_OUT, or as many of its columns as an earlier version kept.
 
     Raises:
         UsageError: as `held_out_file`.
     """
-    return pq.read_table(io.BytesIO(held_out_file(uri, sha256)), schema=HELD_OUT)
+    table = pq.read_table(io.BytesIO(held_out_file(uri, sha256)))
+    there = pa.schema([field for field in HELD_OUT if field.name in table.column_names])
+    return table.select(there.names).cast(there)
 
 
 def _changed(uri: str, what: str) -> UsageError:

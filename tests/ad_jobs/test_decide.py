@@ -294,3 +294,47 @@ def _calibrated(normals: np.ndarray) -> Calibrated:
         **threshold.model_dump(),
     )
     return Calibrated(calibration, body)
+
+
+@pytest.mark.parametrize("level", ["image", "study"])
+def test_a_work_list_has_what_is_flagged_by_rank_and_no_formulas(tmp_path: Path, level: str) -> None:
+    names = ["=1+1.png", "@x.png", "-a.png", 'b, "c".png', "+d.png"]
+    rows = [
+        kit.scored(i, score=float(5 - i), uri=name if level == "image" else f"/a/{name}/{i}.png", modality="=MR()")
+        for i, name in enumerate(names)
+    ]
+    kit.write_part(tmp_path / "run", [*rows, kit.unscored(5, "truncated")])
+    record, body = kit.record(tmp_path / "run", 6), held_out()
+    update = {"calibration_id": "c" * 12, "held_out_sha256": hashlib.sha256(body).hexdigest()}
+    run = str(tmp_path / "run")
+    storage.write_bytes(held_out_copy(run, kit.MODEL), body)
+    write_record(run, record.model_copy(update={"models": [record.models[0].model_copy(update=update)]}))
+    path = tmp_path / "list.csv"
+    found = decide(run=run, top=4, level=level, worklist=str(path))
+    assert found["worklist"] == str(path)
+    assert f"work list: {path}" in decision_text(found)
+    table = pd.read_csv(path)
+    assert table["rank"].tolist() == [1, 2, 3, 4]
+    assert table["score"].tolist() == [5, 4, 3, 2]
+    assert table["modality"].tolist() == ["'=MR()"] * 4
+    if level == "image":
+        assert table["uri"].tolist() == ["'=1+1.png", "'@x.png", "'-a.png", 'b, "c".png']
+    else:
+        assert table["group"].tolist() == [f"/a/{name}" for name in names[:4]]
+        assert {"position", "of_frames", "flagged_frames"} <= set(table.columns)
+    path.unlink()
+    # Of a decision that is there already, too.
+    decide(run=run, top=4, level=level, worklist=str(path))
+    assert len(pd.read_csv(path)) == 4
+
+
+def test_a_run_has_a_table_of_its_studies_whatever_is_flagged(run: str) -> None:
+    first = decide(run=run, max_fpr=0.15, level="study")
+    path = Path(run, "studies.parquet")
+    table, decided = pd.read_parquet(path), pd.read_parquet(f"{run}/decisions/{first['decision_id']}.parquet")
+    assert table["rank"].tolist() == list(range(1, 22))
+    pd.testing.assert_frame_equal(table, decided[table.columns])
+    assert not Path(run, "series.parquet").exists()
+    path.write_bytes(b"half")
+    decide(run=run, top=3, level="study")
+    pd.testing.assert_frame_equal(pd.read_parquet(path), table)

@@ -196,7 +196,17 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "address": "auto",
         },
     ),
-    "decide": (specs.DecideSpec, {"run": "r", "fdr": 0.2, "calibration": "current", "level": "study"}),
+    "decide": (
+        specs.DecideSpec,
+        {
+            "run": "r",
+            "fdr": 0.2,
+            "calibration": "current",
+            "level": "study",
+            "by": ("manufacturer", "modality"),
+            "worklist": "l.csv",
+        },
+    ),
     "evaluate": (specs.EvaluateSpec, {"run": "r", "labels": "l.csv", "seed": 1, "bootstrap": 10, "decision": "d"}),
     "compare": (specs.CompareSpec, {"run_a": "a", "run_b": "s3://b/r", "out": "o"}),
     "report": (specs.ReportSpec, {"run": "r", "top": 5}),

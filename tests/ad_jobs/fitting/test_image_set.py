@@ -60,6 +60,10 @@ def test_reading_does_not_hang_on_what_stays_in_memory(source: str):
         assert len(images) == len(kept) == 10 + kit.FRAMES
         assert images.failed == kept.failed
         assert images.group == kept.group
+        assert images.series == kept.series
+        assert images.header == kept.header
+        assert len(images.series) == len(images.header) == len(kept)
+        assert {header["transfer_syntax"] for header in images.header} >= {"png"}
         assert sum(images.failed.values()) == len(kit.bad_objects())
         with closing(Reader(images, read_ahead=3)) as reader:
             for positions in (order, order[:2], []):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shutil
 from pathlib import Path
 
+import dicomkit
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import runkit
 import scankit as kit
 
+from ad_jobs.calibrate import calibrate
 from ad_jobs.cli.show import shown_text
 from ad_jobs.errors import UsageError
 from ad_jobs.results.heatmaps import on_scale
@@ -125,6 +129,34 @@ def test_held_out_scores_are_kept_as_they_were_scored(tmp_path: Path) -> None:
     assert rows["group"] == [0, 1, 0, 2, 3, 1, 4]
     assert rows["anomalous"] == [False] * 5 + [True] * 2
     np.testing.assert_array_equal(rows["score"], [one.score for one in Scorer(detector).score(frames)])
+
+
+def test_what_held_out_objects_are_is_kept_and_who_they_are_is_not(tmp_path: Path) -> None:
+    model, normal = kit.make_model(tmp_path / "model"), tmp_path / "normal"
+    normal.mkdir()
+    for i in range(4):
+        header = {
+            "Manufacturer": "Acme" if i else "",
+            "ManufacturerModelName": "X1",
+            "Modality": "MR",
+            "StudyInstanceUID": f"1.2.{i // 2}",
+            "SeriesInstanceUID": f"1.2.3.{i // 3}",
+            "PatientName": "Doe^Jane",
+        }
+        pixels = np.random.default_rng(i).integers(0, 4096, (20, 30)).astype(np.uint16)
+        (normal / f"{i}.dcm").write_bytes(dicomkit.dicom(pixels, **header))
+    (normal / "z.png").write_bytes(kit.png(0))
+    found = calibrate(model=model, normal=str(normal), max_fpr=0.5)
+    body = Path(model, "calibrations", f"{found.id}.parquet").read_bytes()
+    assert b"Doe" not in body
+    assert b"1.2.3." not in body
+    rows = pq.read_table(io.BytesIO(body)).to_pydict()
+    assert rows["manufacturer"] == [None, "Acme", "Acme", "Acme", None]
+    assert rows["model"] == ["X1"] * 4 + [None]
+    assert rows["modality"] == ["MR"] * 4 + [None]
+    assert rows["rows"][:4] == [20] * 4
+    assert rows["group"] == [0, 0, 1, 1, 2]
+    assert rows["series"] == [0, 0, 0, 1, 2]
 
 
 def test_a_calibration_is_kept_when_another_comes(tmp_path: Path) -> None:

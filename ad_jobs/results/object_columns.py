@@ -1,0 +1,58 @@
+"""Columns of a run's manifest beside its table, by object_id: what `index --headers` read and a table does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from ad_jobs.archive.manifest import read_parts
+from ad_jobs.archive.manifest_record import ManifestInfo, manifest_info
+from ad_jobs.errors import RetroscanError
+from ad_jobs.results.run import RunRecord
+from cluster import storage
+
+
+class ObjectColumns:
+    """Columns of all objects of a manifest; four bytes are held for each object and column."""
+
+    def __init__(self, columns: dict[str, pa.Array]) -> None:
+        self._columns = columns
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._columns)
+
+    def of(self, name: str, object_ids: pa.Array) -> pa.Array:
+        """A column's values of these objects."""
+        found = self._columns[name].take(object_ids)
+        return found.dictionary_decode() if pa.types.is_dictionary(found.type) else found
+
+
+def manifest_of(record: RunRecord) -> ManifestInfo | None:
+    """The manifest that a run was made from; None where it is hidden, gone, or another one by now."""
+    try:
+        info = manifest_info(record.manifest.uri)
+    except (RetroscanError, storage.StorageError):
+        # Who asks says what it means that there is none.
+        return None
+    return info if info.digest == record.manifest.digest else None
+
+
+def read_object_columns(info: ManifestInfo, names: Sequence[str]) -> ObjectColumns:
+    """Those of the columns that the manifest has.
+
+    Raises:
+        JobError: a part of it is missing or damaged.
+    """
+    there = [name for name in names if name in info.table_schema.names]
+    if not there:
+        return ObjectColumns({})
+    chunks: dict[str, list[pa.Array]] = {name: [] for name in there}
+    for part in read_parts(info, there):
+        for name, held in chunks.items():
+            for chunk in part[name].chunks:
+                held.append(chunk.dictionary_encode() if pa.types.is_string(chunk.type) else chunk)
+    types = {name: held[0].type if held else info.table_schema.field(name).type for name, held in chunks.items()}
+    whole = {name: pa.chunked_array(held, types[name]).unify_dictionaries() for name, held in chunks.items()}
+    return ObjectColumns({name: column.combine_chunks() for name, column in whole.items()})
