@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from ad_jobs.exporting.csv_table import write_csv
 from ad_jobs.exporting.delivery import Folder, deliver_file
 from ad_jobs.exporting.selection import Selection, table_rows
 from ad_jobs.exporting.tally import Tally
-from ad_jobs.results.run import RunRecord, read_record, versions
+from ad_jobs.results.run import read_record, versions
 from ad_jobs.specs import TABLES, ExportSpec, takes
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
 from pydicom import config
-from pydicom.dataelem import DataElement
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import MRImageStorage
 
@@ -142,8 +142,10 @@ class Header:
         for element in self._identity:
             made[element.tag] = element
 
-    def mark_lossy(self, made: Dataset) -> None:
-        """Say of pixels derived from its own what was lost in them before."""
+    def mark_image(self, made: Dataset) -> None:
+        """Say of an image derived from its own of which side it is, and what was lost in its pixels before."""
+        # PS3.3 C.7.3.1.1.1: empty where it is not known.
+        made.Laterality = side if (side := self.value("Laterality")) in ("R", "L") else ""
         for element in self._lossy:
             made[element.tag] = element
 
@@ -159,7 +161,7 @@ class Header:
         """A moment as clocks show it in the zone that the object's own times are of, PS3.3 C.12.1.1.8; else in UTC."""
         offset = re.fullmatch(r"([+-])(\d\d)([0-5]\d)", str(self.value("TimezoneOffsetFromUTC") or ""))
         if offset is None:
-            return moment.astimezone(timezone.utc)
+            return moment.astimezone(UTC)
         minutes = int(offset[2]) * 60 + int(offset[3])
         return moment.astimezone(timezone(timedelta(minutes=minutes if offset[1] == "+" else -minutes)))
 

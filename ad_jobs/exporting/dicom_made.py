@@ -1,4 +1,4 @@
-"""What every derived object is alike in: who made it of what, its UIDs, its times; its bytes are the same every time."""
+"""What every derived object is alike in: who made it of what, its UIDs, its times; the same bytes every time."""
 
 from __future__ import annotations
 

@@ -58,5 +58,5 @@ def parametric_map(maker: Maker, header: Header, row: Row, heatmap: Heatmap, num
         item.DimensionOrganizationUID = dimensions
     made.DerivationDescription = f"Heatmap of the frame by {maker.of_whom(model_id)}"
     header.refer(made, frame)
-    header.mark_lossy(made)
+    header.mark_image(made)
     return uid, maker.stamped(made, header)

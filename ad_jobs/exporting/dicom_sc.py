@@ -56,7 +56,7 @@ def secondary_capture(
     reference.PurposeOfReferenceCodeSequence = [_SOURCE]
     made.SourceImageSequence = [reference]
     header.refer(made, frame)
-    header.mark_lossy(made)
+    header.mark_image(made)
     return uid, maker.stamped(made, header)
 
 

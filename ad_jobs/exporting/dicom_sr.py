@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import (
     AlgorithmIdentification,
-    CodingSchemeIdentificationItem,
     ComprehensiveSR,
     DeviceObserverIdentifyingAttributes,
     ImageRegion,

@@ -28,15 +28,16 @@ def key_rows(selection: Selection) -> list[Row]:
     objects = table.of_objects(verdicts["object_id"].unique().tolist()).select(["object_id", "study_uid"])
     studies = {row["object_id"]: row["study_uid"] for row in objects.to_pylist()}
     found = []
-    for (object_id, frame), said in verdicts.groupby(["object_id", "frame"]):
+    for _, said in verdicts.groupby(["object_id", "frame"]):
         last = said.sort_values("noted_at").iloc[-1]
+        object_id = int(last["object_id"])
         found.append(
             {
-                "object_id": int(object_id),
-                "frame": int(frame),
+                "object_id": object_id,
+                "frame": int(last["frame"]),
                 "uri": last["uri"],
                 "content_sha256": last["content_sha256"],
-                "study_uid": studies.get(int(object_id)),
+                "study_uid": studies.get(object_id),
                 "noted_at": last["noted_at"].to_pydatetime(),
                 **dict.fromkeys(("model_id", "score", "threshold", "flagged")),
             }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ad_jobs.exporting.delivery import Folder
 from ad_jobs.exporting.frames import Task, one_by_one, study_by_study, unscored, without_heatmap
 from ad_jobs.exporting.key_rows import key_rows
-from ad_jobs.exporting.originals import Original, Refused, Row
+from ad_jobs.exporting.originals import Original, Row
 from ad_jobs.exporting.overlay import Reader, png
 from ad_jobs.exporting.selection import BY_OBJECT, BY_STUDY, Selection, frame_rows
 from ad_jobs.exporting.tally import Tally

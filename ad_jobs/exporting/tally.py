@@ -22,7 +22,7 @@ class Refusal(StrEnum):
     OTHER_STUDY = "other_study"
 
 
-SENTENCES = {
+SENTENCES: dict[str, str] = {
     Refusal.NOT_SCORED: "have no score: nothing is drawn of them",
     Refusal.NO_HEATMAP: "have no heatmap: scan with --heatmaps all to keep every one",
     Refusal.DAMAGED_HEATMAP: "have a heatmap that cannot be read: see retroscan verify",

@@ -8,6 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from ad_jobs.archive.sql import Stream
 from ad_jobs.errors import UsageError
 
@@ -35,8 +38,8 @@ def write_xlsx(stream: Stream, path: Path) -> int:
     sheet = book.create_sheet("rows")
     sheet.freeze_panes = "A2"
     head = [WriteOnlyCell(sheet, name) for name in stream.schema.names]
-    for cell in head:
-        cell.font = Font(bold=True)
+    for name in head:
+        name.font = Font(bold=True)
     sheet.append(head)
 
     def cell(value: Any) -> Any:
@@ -57,13 +60,21 @@ def write_xlsx(stream: Stream, path: Path) -> int:
                 f"{rows:,} rows or more",
                 "Export --format csv, or the highest with --top.",
             )
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+        for row in zip(*map(_values, batch.columns), strict=True):
             sheet.append([cell(value) for value in row])
     raw = path.with_suffix(".raw")
     book.save(raw)
     _without_times(raw, path)
     raw.unlink()
     return rows
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """A column's values; of float32 the shortest decimal number that reads back as it, which a cell has in double."""
+    if not pa.types.is_float32(column.type):
+        found: list[Any] = column.to_pylist()
+        return found
+    return [None if text is None else float(text) for text in pc.cast(column, pa.string()).to_pylist()]
 
 
 def _without_times(raw: Path, path: Path) -> None:

@@ -1,0 +1,177 @@
+"""A finished run over DICOM objects and pictures, where what is bright in a frame is hot in its heatmap."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import fake_run
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydicom
+import pytest
+from dicomkit import dataset, item
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import EnhancedMRImageStorage, MRImageStorage, MultiFrameGrayscaleWordSecondaryCaptureImageStorage
+
+from ad_jobs.errors import ImageError
+from ad_jobs.images.decode import decode
+from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.results.heatmaps import encode_png, member_name, pack
+from ad_jobs.schema import SCORES
+
+MODEL = fake_run.MODEL
+ROOT = "1.2.826.0.1.3680043.8.498"
+STUDY, FRAME_OF_REFERENCE = f"{ROOT}.2", f"{ROOT}.9"
+ROWS, COLUMNS = 40, 64
+# The bright square's first row and column, and its side.
+SQUARE = (24, 10, 6)
+# Turned about two axes, so that no row runs along one.
+TURNED = (0.8, 0.6, 0.0, -0.36, 0.48, 0.8)
+POSITION, SPACING = (-31.5, 12.25, 70.0), (0.75, 1.5)
+
+judged = pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed (Debian)")
+
+
+def pixels(square: tuple[int, int, int] = SQUARE, levels: int = 4000) -> npt.NDArray[np.uint16]:
+    """A dim ramp with a bright square."""
+    found = np.linspace(0, levels / 5, ROWS * COLUMNS).reshape(ROWS, COLUMNS).astype(np.uint16)
+    top, left, side = square
+    found[top : top + side, left : left + side] = levels
+    return found
+
+
+def slice_of(number: int = 1, array: npt.NDArray[Any] | None = None, study: str = STUDY, **changed: Any) -> Dataset:
+    """An MR slice that lies askew in the patient, of which names are known."""
+    geometry = {
+        "FrameOfReferenceUID": FRAME_OF_REFERENCE,
+        "ImagePositionPatient": list(POSITION),
+        "ImageOrientationPatient": list(TURNED),
+        "PixelSpacing": list(SPACING),
+        "SliceThickness": 3,
+    }
+    return dataset(
+        pixels() if array is None else array,
+        **{
+            "bits": 12 if array is None else None,
+            "SOPClassUID": MRImageStorage,
+            "SOPInstanceUID": f"{ROOT}.1.{number}",
+            "StudyInstanceUID": study,
+            "Modality": "MR",
+            "PatientSex": "F",
+            "StudyTime": "101500",
+            "StudyID": "S1",
+            "ReferringPhysicianName": "",
+            **geometry,
+            **changed,
+        },
+    )
+
+
+def enhanced(squares: list[tuple[int, int, int]]) -> Dataset:
+    """An enhanced MR object, a frame a square, whose places in the patient stand in functional groups."""
+    made = slice_of(50, np.stack([pixels(square) for square in squares]))
+    made.SOPClassUID = EnhancedMRImageStorage
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(made, name)
+    made.SharedFunctionalGroupsSequence = Sequence(
+        [
+            item(
+                PixelMeasuresSequence=Sequence([item(PixelSpacing=list(SPACING), SliceThickness=3)]),
+                PlaneOrientationSequence=Sequence([item(ImageOrientationPatient=list(TURNED))]),
+            )
+        ]
+    )
+    made.PerFrameFunctionalGroupsSequence = Sequence(
+        [
+            item(PlanePositionSequence=Sequence([item(ImagePositionPatient=list(position_of(n)))]))
+            for n in range(len(squares))
+        ]
+    )
+    return made
+
+
+def position_of(frame: int) -> tuple[float, float, float]:
+    """Where a frame of `enhanced` begins."""
+    return POSITION[0], POSITION[1], POSITION[2] + 4.0 * frame
+
+
+def plain_frames(squares: list[tuple[int, int, int]]) -> Dataset:
+    """A multi-frame Secondary Capture, which lies nowhere."""
+    made = slice_of(60, np.stack([pixels(square) for square in squares]))
+    made.SOPClassUID = MultiFrameGrayscaleWordSecondaryCaptureImageStorage
+    for name in ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness"):
+        delattr(made, name)
+    return made
+
+
+def run_over(
+    folder: Path,
+    objects: dict[str, bytes],
+    *,
+    flagged: bool | set[str] = True,
+    models: tuple[str, ...] = (MODEL,),
+    heatmaps: bool = True,
+    resize: str = "pad",
+) -> str:
+    """A run that has scored every frame of these objects, by their names; what cannot be decoded failed."""
+    policy = PixelPolicy(channels=1, height_px=48, width_px=32, resize=resize)  # type: ignore[arg-type]
+    archive, run = folder / "archive", folder / "run"
+    (run / "scores").mkdir(parents=True)
+    archive.mkdir()
+    rows: list[dict[str, Any]] = []
+    members: dict[str, bytes] = {}
+    for object_id, (name, data) in enumerate(sorted(objects.items())):
+        path = archive / name
+        path.write_bytes(data)
+        known = {"content_sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        try:
+            decoded = decode(data, policy, Limits())
+        except ImageError as error:
+            for model_id in models:
+                told = {"status": "failed", "error_code": str(error.code), "model_id": model_id, **known}
+                rows.append(fake_run.row(object_id, str(path), **told))
+            continue
+        header = {name: value for name, value in decoded.header.items() if name in SCORES.names}
+        for frame in decoded.frames:
+            for model_id in models:
+                member = member_name(object_id, frame.index, model_id if len(models) > 1 else None)
+                members[member] = encode_png(frame.pixels.mean(axis=0) / 65535, frame.geometry)
+                score = 0.9 - object_id / 100 - frame.index / 1000
+                is_flagged = flagged if isinstance(flagged, bool) else name in flagged
+                told = {"status": "scored", "score": score, "threshold": 0.5 if is_flagged else 1.0, **known, **header}
+                told |= {"flagged": is_flagged, "heatmap": member, "model_id": model_id, "frame": frame.index}
+                rows.append(fake_run.row(object_id, str(path), **told))
+    if heatmaps:
+        (run / "heatmaps").mkdir()
+        shard = pack(members.items())
+        (run / shard.name).write_bytes(shard.data)
+    for row in rows:
+        row["heatmap"] = shard.reference(row["heatmap"]) if heatmaps and row["heatmap"] else None
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCORES), run / "scores" / "part-00000.parquet")
+    fake_run.close(str(run), list(models), policy, 0.5, len(objects))
+    return str(run)
+
+
+def index_of(out: Path | str) -> list[dict[str, str]]:
+    """The rows of an export's index."""
+    with Path(out, "index.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def written(out: Path | str) -> list[Dataset]:
+    """The DICOM objects of an export, by their names."""
+    return [pydicom.dcmread(path) for path in sorted(Path(out).glob("*.dcm"))]
+
+
+def complaints(path: Path) -> list[str]:
+    """The errors that dciodvfy finds in a file."""
+    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, errors="replace", timeout=60)
+    return [line for line in (done.stderr + done.stdout).splitlines() if line.startswith("Error")]
