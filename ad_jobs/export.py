@@ -30,6 +30,12 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     """
     _need(spec.format)
     record = read_record(spec.run)
+    if spec.manifest is not None and (spec.format in TABLES or record.config.get("identifiers") != "hashed"):
+        raise UsageError(
+            "--manifest finds the objects of a run with hashed identifiers.",
+            f"--manifest {spec.manifest}, where nothing is looked up by it",
+            "Leave it out.",
+        )
     decision = None if spec.decision is None else read_decision(spec.run, record, spec.decision)
     selection = Selection(spec.run, record, decision, spec.top, spec.all)
     asked = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,10 +22,16 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import EnhancedMRImageStorage, MRImageStorage, MultiFrameGrayscaleWordSecondaryCaptureImageStorage
 
+from ad_jobs.deciding.record import digest_of, record_of, table_of
+from ad_jobs.deciding.studies import STUDIES
+from ad_jobs.deciding.table import DECISIONS
 from ad_jobs.errors import ImageError
 from ad_jobs.images.decode import decode
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.heatmaps import encode_png, member_name, pack
+from ad_jobs.results.run import read_record
+from ad_jobs.results.score_table import ScoreTable
+from ad_jobs.results.seal import sealed
 from ad_jobs.schema import SCORES
 
 MODEL = fake_run.MODEL
@@ -60,7 +67,7 @@ def slice_of(number: int = 1, array: npt.NDArray[Any] | None = None, study: str 
     return dataset(
         pixels() if array is None else array,
         **{
-            "bits": 12 if array is None else None,
+            "bits": 12,
             "SOPClassUID": MRImageStorage,
             "SOPInstanceUID": f"{ROOT}.1.{number}",
             "StudyInstanceUID": study,
@@ -175,3 +182,39 @@ def complaints(path: Path) -> list[str]:
     """The errors that dciodvfy finds in a file."""
     done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, errors="replace", timeout=60)
     return [line for line in (done.stderr + done.stdout).splitlines() if line.startswith("Error")]
+
+
+def decided(run: str, flagged: set[tuple[int, int]], level: str = "image", threshold: float | None = 0.75) -> str:
+    """A decision beside the run that flagged these objects and frames, or at the level `study` the studies of them."""
+    record = read_record(run)
+    rows = ScoreTable(run, record).rows([*DECISIONS.names[:4], "study_uid", "heatmap"], "status = 'scored'").to_pylist()
+    rows.sort(key=lambda row: (row["model_id"], -row["score"]))
+    found: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        known = {name: row[name] for name in ("object_id", "frame", "model_id", "score", "heatmap")}
+        is_flagged = (row["object_id"], row["frame"]) in flagged
+        key = row["study_uid"] if level == "study" else (row["object_id"], row["frame"])
+        of_key = found.setdefault((row["model_id"], key), {**known, "frames": 0, "flagged_frames": 0, "flagged": False})
+        of_key |= {"p": 0.25, "q": 0.5, "group": row["study_uid"], "mean_top": of_key["score"]}
+        of_key["frames"] += 1
+        of_key["flagged"] |= is_flagged
+    for model_id in {row["model_id"] for row in rows}:
+        of_model = [one for one in found.values() if one["model_id"] == model_id]
+        for rank, one in enumerate(of_model, 1):
+            one["rank"] = rank
+    decision_id = hashlib.sha256(repr((sorted(flagged), level)).encode()).hexdigest()[:12]
+    path = Path(table_of(run, decision_id))
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(found.values()), STUDIES if level == "study" else DECISIONS), path)
+    content = {
+        "version": 1,
+        "decision_id": decision_id,
+        "run_id": record.run_id,
+        "run_digest": record.digest,
+        "level": level,
+        "models": [{"model_id": model.model_id, "threshold": threshold} for model in record.models],
+        "sha256": digest_of(str(path)),
+        "decided_at": "2025-03-05T08:00:00+00:00",
+    }
+    Path(record_of(run, decision_id)).write_text(json.dumps(sealed(content, None)))
+    return decision_id

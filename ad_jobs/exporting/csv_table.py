@@ -43,15 +43,20 @@ def writing(path: Path) -> Iterator[IO[str]]:
 def texts(column: pa.Array) -> list[str | None]:
     """A column's values as they stand in the file."""
     if pa.types.is_string(column.type):
-        return [harmless(text) for text in column.to_pylist()]
+        return [harmless(value) for value in column.to_pylist()]
     found: list[str | None] = pc.cast(column, pa.string()).to_pylist()
     return found
 
 
-def harmless(value: Any) -> Any:
-    """A value that no spreadsheet computes: a text that begins as a formula does gets an apostrophe before it.
+def text(value: Any) -> str | None:
+    """A single value as it stands in the file; floats are taken for float32."""
+    return texts(pa.array([value], pa.float32() if isinstance(value, float) else None))[0]
 
-    >>> harmless("=1+1"), harmless("-x.png"), harmless("a=b"), harmless(-0.5)
-    ("'=1+1", "'-x.png", 'a=b', -0.5)
+
+def harmless(value: str | None) -> str | None:
+    """A text that no spreadsheet computes: one that begins as a formula does gets an apostrophe before it.
+
+    >>> harmless("=1+1"), harmless("-x.png"), harmless("a=b")
+    ("'=1+1", "'-x.png", 'a=b')
     """
-    return "'" + value if isinstance(value, str) and value.startswith(tuple(FORMULA)) else value
+    return "'" + value if value is not None and value.startswith(tuple(FORMULA)) else value

@@ -53,6 +53,11 @@ def parametric_map(maker: Maker, header: Header, row: Row, heatmap: Heatmap, num
         content_description="Where the frame differs from normal images",
         **maker.series(header, model_id),
     )
+    measures = made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    # highdicom writes both: of one frame there is no distance to another, and not every source has a thickness.
+    measures.pop("SpacingBetweenSlices", None)
+    if plane.thickness is None:
+        measures.pop("SliceThickness", None)
     dimensions = maker.uid("dimensions", header.sop, frame, model_id)
     for item in (*made.DimensionIndexSequence, *made.DimensionOrganizationSequence):
         item.DimensionOrganizationUID = dimensions

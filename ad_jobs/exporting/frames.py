@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from ad_jobs.exporting.csv_table import harmless, writing
+from ad_jobs.exporting.csv_table import text, writing
 from ad_jobs.exporting.delivery import Folder
 from ad_jobs.exporting.originals import Original, Refused, Row, originals
 from ad_jobs.exporting.tally import Refusal, Tally
@@ -52,7 +52,7 @@ class Index:
 
     def add(self, row: Row, file: str | None, refused: str | None = None) -> None:
         """A row, which is counted; in a file, or refused."""
-        told = {name: harmless(row[name]) for name in INDEX}
+        told = {name: text(row[name]) for name in INDEX}
         self._lines.writerow({**told, "file": file, "refused": refused})
         self._tally.add(refused)
 
