@@ -9,7 +9,7 @@ from typing import Any
 from ad_jobs.deciding.record import read_decision
 from ad_jobs.errors import UsageError
 from ad_jobs.exporting.csv_table import write_csv
-from ad_jobs.exporting.delivery import Folder, deliver_file
+from ad_jobs.exporting.delivery import deliver_file
 from ad_jobs.exporting.selection import Selection, table_rows
 from ad_jobs.exporting.tally import Tally
 from ad_jobs.results.run import read_record, versions
@@ -53,7 +53,7 @@ def export(spec: ExportSpec) -> dict[str, Any]:
     else:
         from ad_jobs.exporting.pictures import export_pictures
 
-        export_pictures(spec, selection, Folder(spec.out, asked), tally)
+        export_pictures(spec, selection, asked, tally)
     told = {name: asked[name] for name in ("format", "run_id", "decision_id")}
     return {"out": spec.out, **told, **tally.told()}
 

@@ -187,15 +187,20 @@ def complaints(path: Path) -> list[str]:
 def decided(run: str, flagged: set[tuple[int, int]], level: str = "image", threshold: float | None = 0.75) -> str:
     """A decision beside the run that flagged these objects and frames, or at the level `study` the studies of them."""
     record = read_record(run)
-    rows = ScoreTable(run, record).rows([*DECISIONS.names[:4], "study_uid", "heatmap"], "status = 'scored'").to_pylist()
+    rows = (
+        ScoreTable(run, record)
+        .rows([*DECISIONS.names[:4], "study_uid", "uri", "heatmap"], "status = 'scored'")
+        .to_pylist()
+    )
     rows.sort(key=lambda row: (row["model_id"], -row["score"]))
     found: dict[Any, dict[str, Any]] = {}
     for row in rows:
         known = {name: row[name] for name in ("object_id", "frame", "model_id", "score", "heatmap")}
         is_flagged = (row["object_id"], row["frame"]) in flagged
-        key = row["study_uid"] if level == "study" else (row["object_id"], row["frame"])
+        group = row["study_uid"] or row["uri"].rpartition("/")[0]
+        key = group if level == "study" else (row["object_id"], row["frame"])
         of_key = found.setdefault((row["model_id"], key), {**known, "frames": 0, "flagged_frames": 0, "flagged": False})
-        of_key |= {"p": 0.25, "q": 0.5, "group": row["study_uid"], "mean_top": of_key["score"]}
+        of_key |= {"p": 0.25, "q": 0.5, "group": group, "mean_top": of_key["score"]}
         of_key["frames"] += 1
         of_key["flagged"] |= is_flagged
     for model_id in {row["model_id"] for row in rows}:
@@ -218,3 +223,9 @@ def decided(run: str, flagged: set[tuple[int, int]], level: str = "image", thres
     }
     Path(record_of(run, decision_id)).write_text(json.dumps(sealed(content, None)))
     return decision_id
+
+
+def table_rows(run: str) -> list[dict[str, Any]]:
+    """The rows of a run's table."""
+    found: list[dict[str, Any]] = ScoreTable(run, read_record(run)).rows(SCORES.names).to_pylist()
+    return found

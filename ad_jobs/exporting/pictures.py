@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ad_jobs.exporting.delivery import Folder
 from ad_jobs.exporting.frames import Task, one_by_one, study_by_study, unscored, without_heatmap
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from ad_jobs.exporting.dicom_made import Maker
 
 
-def export_pictures(spec: ExportSpec, selection: Selection, folder: Folder, tally: Tally) -> None:
-    """Write the selected frames into the folder, in the format that is asked for.
+def export_pictures(spec: ExportSpec, selection: Selection, asked: dict[str, Any], tally: Tally) -> None:
+    """Write the selected frames into a folder that records what was asked.
 
     Raises:
-        UsageError: the manifest of a run that hides its objects is not there.
+        UsageError: the folder holds something else; the manifest of a run that hides its objects is not there.
         JobError: as `export`.
     """
     record = selection.record
@@ -38,7 +38,7 @@ def export_pictures(spec: ExportSpec, selection: Selection, folder: Folder, tall
 
         archive = RunArchive(selection.run_uri, record, spec.manifest)
     limits = Limits.model_validate(record.config.get("limits", {}))
-    task = Task(folder, tally, archive, limits.max_bytes)
+    task = Task(Folder(spec.out, asked), tally, archive, limits.max_bytes)
     readers = {
         model.model_id: Reader(selection.run_uri, PixelPolicy.model_validate(model.policy), limits)
         for model in record.models
