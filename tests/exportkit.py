@@ -56,7 +56,7 @@ def pixels(square: tuple[int, int, int] = SQUARE, levels: int = 4000) -> npt.NDA
 
 
 def slice_of(number: int = 1, array: npt.NDArray[Any] | None = None, study: str = STUDY, **changed: Any) -> Dataset:
-    """An MR slice that lies askew in the patient, of which names are known."""
+    """An MR slice that lies askew in the patient, of which names are known; None leaves an attribute out."""
     geometry = {
         "FrameOfReferenceUID": FRAME_OF_REFERENCE,
         "ImagePositionPatient": list(POSITION),
@@ -76,8 +76,8 @@ def slice_of(number: int = 1, array: npt.NDArray[Any] | None = None, study: str 
             "StudyTime": "101500",
             "StudyID": "S1",
             "ReferringPhysicianName": "",
-            **geometry,
-            **changed,
+            **{name: value for name, value in {**geometry, **changed}.items() if value is not None},
+            **{name: None for name in changed if changed[name] is None and name not in geometry},
         },
     )
 

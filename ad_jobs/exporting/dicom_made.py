@@ -13,6 +13,7 @@ from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
 
 from ad_jobs.exporting.dicom_header import Header
+from ad_jobs.images.libraries import quiet
 from ad_jobs.results.run import ModelRef
 
 # Of codes that no standard has, PS3.16 8.2.
@@ -89,5 +90,7 @@ class Maker(NamedTuple):
         for item in made.get("ContributingEquipmentSequence", []):
             item.ContributionDateTime = f"{day}{time}"
         buffer = BytesIO()
-        made.save_as(buffer, enforce_file_format=True)
+        # A warning would quote what it is about.
+        with quiet():
+            made.save_as(buffer, enforce_file_format=True)
         return buffer.getvalue()

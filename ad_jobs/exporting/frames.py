@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,15 +12,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
+from ad_jobs.archive.progress import Watch
 from ad_jobs.exporting.csv_table import text, writing
 from ad_jobs.exporting.delivery import Folder
 from ad_jobs.exporting.originals import Original, Refused, Row, originals
+from ad_jobs.exporting.selection import SELECTED
 from ad_jobs.exporting.tally import Refusal, Tally
 from ad_jobs.schema import SCORED
 
 if TYPE_CHECKING:
     from ad_jobs.exporting.dicom_header import Header
     from ad_jobs.verifying.run_archive import RunArchive
+
+log = logging.getLogger("retroscan.export")
 
 # What the index says of each row, beside `file` and `refused`.
 INDEX = ("object_id", "frame", "model_id", "uri", "score", "threshold", "flagged")
@@ -47,25 +52,30 @@ class Task(NamedTuple):
 class Index:
     """The list of all rows of an export, with the file that each is in or why it is in none."""
 
-    def __init__(self, lines: csv.DictWriter[str], tally: Tally) -> None:
-        self._lines, self._tally = lines, tally
+    def __init__(self, lines: csv.DictWriter[str], tally: Tally, watch: Watch) -> None:
+        self._lines, self._tally, self._watch = lines, tally, watch
 
     def add(self, row: Row, file: str | None, refused: str | None = None) -> None:
         """A row, which is counted; in a file, or refused."""
         told = {name: text(row[name]) for name in INDEX}
         self._lines.writerow({**told, "file": file, "refused": refused})
         self._tally.add(refused)
+        self._watch.advance()
 
 
 @contextmanager
-def indexed(task: Task) -> Iterator[Index]:
-    """An index to add rows to; when the block ends well it is written, and the export has its record."""
-    with TemporaryDirectory(prefix="retroscan-export-") as temporary:
+def indexed(task: Task, rows: Iterable[Row]) -> Iterator[tuple[Index, Iterator[Row]]]:
+    """An index to add rows to, and the rows; when the block ends well it is written, and the export has its record."""
+    coming = iter(rows)
+    first = next(coming, None)
+    coming = coming if first is None else itertools.chain([first], coming)
+    watch = Watch(0 if first is None else int(first[SELECTED]), "rows handed on", log)
+    with TemporaryDirectory(prefix="retroscan-export-") as temporary, watch:
         path = Path(temporary) / "index.csv"
         with writing(path) as file:
             lines = csv.DictWriter(file, [*INDEX, "file", "refused"])
             lines.writeheader()
-            yield Index(lines, task.tally)
+            yield Index(lines, task.tally, watch), coming
         task.folder.finish(path, task.tally.told())
 
 
@@ -80,8 +90,8 @@ def one_by_one(
     It is told which of its study and model the frame is, from 1, refused ones counted.
     """
     numbers: Counter[tuple[str, str]] = Counter()
-    with indexed(task) as index:
-        for original in originals(rows, task.archive, task.max_bytes, before):
+    with indexed(task, rows) as (index, coming):
+        for original in originals(coming, task.archive, task.max_bytes, before):
             for row in original.rows:
                 numbers[whose := _whose(row)] += 1
                 try:
@@ -107,8 +117,8 @@ def study_by_study(
 
     `read` takes from a frame's object what the file needs, and `make` gives the file's name and its bytes.
     """
-    with indexed(task) as index:
-        for _, group in itertools.groupby(_parts(task, rows, before, read), lambda found: _whose(found[0])):
+    with indexed(task, rows) as (index, coming):
+        for _, group in itertools.groupby(_parts(task, coming, before, read), lambda found: _whose(found[0])):
             kept: list[tuple[Row, Part]] = []
             for row, part in group:
                 if isinstance(part, Refused):

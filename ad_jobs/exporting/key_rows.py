@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ad_jobs.exporting.originals import Row
-from ad_jobs.exporting.selection import Selection
+from ad_jobs.exporting.selection import SELECTED, Selection
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.reviewing.verdicts import read_verdicts
 from ad_jobs.schema import ACCEPTED, SUPPLEMENTED
@@ -28,7 +28,8 @@ def key_rows(selection: Selection) -> list[Row]:
     objects = table.of_objects(verdicts["object_id"].unique().tolist()).select(["object_id", "study_uid"])
     studies = {row["object_id"]: row["study_uid"] for row in objects.to_pylist()}
     found = []
-    for _, said in verdicts.groupby(["object_id", "frame"]):
+    groups = [said for _, said in verdicts.groupby(["object_id", "frame"])]
+    for said in groups:
         last = said.sort_values("noted_at").iloc[-1]
         object_id = int(last["object_id"])
         found.append(
@@ -39,6 +40,7 @@ def key_rows(selection: Selection) -> list[Row]:
                 "content_sha256": last["content_sha256"],
                 "study_uid": studies.get(object_id),
                 "noted_at": last["noted_at"].to_pydatetime(),
+                SELECTED: len(groups),
                 **dict.fromkeys(("model_id", "score", "threshold", "flagged")),
             }
         )

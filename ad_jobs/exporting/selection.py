@@ -31,6 +31,8 @@ DECIDED = ("p", "q", "rank", "group")
 _KEY = ("object_id", "frame", "model_id")
 # What of a frame its picture needs.
 _OF_A_FRAME = (*_KEY, "uri", "status", "score", "threshold", "flagged", "heatmap", "content_sha256", "study_uid")
+# The column of how many rows there are in all.
+SELECTED = "selected"
 # Studies of a run that hides them: an object by itself, as deciding.studies has it.
 _GROUP = "coalesce(\"group\", 'object ' || object_id)"
 _WANTED = pa.schema([STUDIES.field(name) for name in ("model_id", "group", "object_id", "frame")])
@@ -78,7 +80,8 @@ def table_rows(selection: Selection) -> Iterator[Stream]:
 
 @contextmanager
 def frame_rows(selection: Selection, order: str) -> Iterator[Iterator[dict[str, Any]]]:
-    """The selected frames in an order; each row has model_id, object_id, frame, uri, score, heatmap and so on.
+    """The selected frames in an order; each row has model_id, object_id, frame, uri, score, heatmap and so on, and
+    SELECTED, how many there are.
 
     Of a study that a decision flagged, these are the frames that the run flagged, and its highest.
 
@@ -86,7 +89,7 @@ def frame_rows(selection: Selection, order: str) -> Iterator[Iterator[dict[str, 
         JobError: as `table_rows`.
     """
     columns = [_column(name) for name in _OF_A_FRAME]
-    with _frames(selection, _OF_A_FRAME, columns, order) as (_, batches):
+    with _frames(selection, _OF_A_FRAME, columns, order, f", count(*) OVER () AS {SELECTED}") as (_, batches):
         yield (row for batch in batches for row in batch.to_pylist())
 
 
@@ -95,7 +98,9 @@ def _column(name: str) -> str:
 
 
 @contextmanager
-def _frames(selection: Selection, read: Sequence[str], columns: list[str], order: str) -> Iterator[Stream]:
+def _frames(
+    selection: Selection, read: Sequence[str], columns: list[str], order: str, more: str = ""
+) -> Iterator[Stream]:
     table = ScoreTable(selection.run_uri, selection.record)
     tables: dict[str, Stream] = {}
     parameters: list[object] = []
@@ -136,9 +141,8 @@ def _frames(selection: Selection, read: Sequence[str], columns: list[str], order
         elif not selection.everything:
             sql += " WHERE flagged"
     with streaming(tables) as connection:
-        reader = connection.sql(f"SELECT * FROM ({sql}) ORDER BY {order}", params=parameters).to_arrow_reader(
-            BATCH_ROWS
-        )
+        ordered = f"SELECT *{more} FROM ({sql}) ORDER BY {order}"
+        reader = connection.sql(ordered, params=parameters).to_arrow_reader(BATCH_ROWS)
         yield Stream(reader.schema, reader)
 
 

@@ -55,6 +55,7 @@ def write_xlsx(stream: Stream, path: Path) -> int:
     for batch in stream.batches:
         rows += batch.num_rows
         if rows >= MAX_ROWS:
+            sheet.close()
             raise UsageError(
                 f"A worksheet holds {MAX_ROWS - 1:,} rows below its header.",
                 f"{rows:,} rows or more",

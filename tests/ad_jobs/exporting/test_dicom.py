@@ -11,6 +11,8 @@ from typing import Any
 
 import exportkit as kit
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pydicom
 import pytest
 from dcmtk import needed as dcmtk_needed
@@ -21,6 +23,7 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, VLPhotographicIm
 
 from ad_jobs.export import export
 from ad_jobs.reviewing.verdicts import Verdict, add
+from ad_jobs.schema import SCORES
 
 OTHER = (4, 40, 6)
 
@@ -311,3 +314,13 @@ def test_other_programs_find_no_fault_and_read_it(form: str, tmp_path: Path) -> 
         from PIL import Image
 
         assert (np.asarray(Image.open(picture)) == pydicom.dcmread(paths[0]).pixel_array).all()
+
+
+def test_a_report_never_mixes_studies_whatever_the_table_says(tmp_path: Path) -> None:
+    objects = {"1.dcm": encode(kit.slice_of(1)), "2.dcm": encode(kit.slice_of(2, study=f"{kit.ROOT}.5"))}
+    run = kit.run_over(tmp_path, objects)
+    (part,) = Path(run, "scores").iterdir()
+    rows = [row | {"study_uid": kit.STUDY} for row in kit.table_rows(run)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCORES), part)
+    told = export(run=run, out=str(tmp_path / "o"), format="dicom-sr")
+    assert (told["written"], told["refused"]) == (1, {"other_study": 1})
