@@ -30,6 +30,10 @@ Preset = Literal["fast", "paper"]
 # What is decided or judged as a whole.
 UnitLevel = Literal["image", "series", "study"]
 
+# What `export` writes: a file, or a folder of pictures or of DICOM objects; by its suffix where it is a file.
+TABLES = {"csv": ".csv", "xlsx": ".xlsx"}
+ExportFormat = Literal["csv", "xlsx", "png", "dicom-sc", "dicom-pm", "dicom-sr", "dicom-ko"]
+
 CHAPTER_OBJECTS = 200_000
 
 Place = Annotated[str, BeforeValidator(place)]
@@ -330,6 +334,40 @@ class ScoreSpec(Spec):
     def places(self) -> tuple[str, ...]:
         """Where the images lie."""
         return tuple(map(place, self.images))
+
+
+class ExportSpec(Spec):
+    """Hand on what `run`, or one of its decisions, flagged: as a table, as pictures or as DICOM, to `out`."""
+
+    run: Place
+    # Of a table the file, else a folder.
+    out: Place
+    format: ExportFormat
+    # The id of one of the run's decisions: what it flagged, and not what the run did.
+    decision: str | None = None
+    # The so many highest of each model instead of what is flagged.
+    top: int | None = Field(default=None, ge=1, lt=2**63)
+    # All rows.
+    all: bool = False
+    # Of a run with hashed identifiers, where it does not lie beside the run.
+    manifest: Source | None = None
+
+    @model_validator(mode="after")
+    def _one_selection_and_its_place(self) -> Self:
+        if self.top is not None and self.all:
+            raise UsageError("Rows are selected in one way.", f"--top {self.top} --all", "Leave one out.")
+        if self.format == "dicom-ko" and (self.top is not None or self.all):
+            raise UsageError(
+                "Key objects are what reviewers accepted or supplemented.",
+                "--all" if self.all else f"--top {self.top}",
+                "Leave it out; --decision takes what was reviewed by that decision.",
+            )
+        suffix = TABLES.get(self.format)
+        if suffix is not None and not self.out.endswith(suffix):
+            raise UsageError(
+                f"--out of --format {self.format} is a file.", self.out, f"Let its name end with {suffix}."
+            )
+        return self
 
 
 class ExportModelSpec(Spec):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ad_jobs.decide import decide
     from ad_jobs.errors import ErrorCode, ImageError, JobError, RetroscanError, TooManyFailed, UsageError
     from ad_jobs.evaluate import evaluate
+    from ad_jobs.export import export
     from ad_jobs.export_model import export_model
     from ad_jobs.fit import fit
     from ad_jobs.index import index
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         DecideSpec,
         EvaluateSpec,
         ExportModelSpec,
+        ExportSpec,
         FitSpec,
         IndexSpec,
         PlanSpec,
@@ -60,6 +62,7 @@ _HOMES = {
     "ad_jobs.decide": ("decide",),
     "ad_jobs.errors": ("ErrorCode", "ImageError", "JobError", "RetroscanError", "TooManyFailed", "UsageError"),
     "ad_jobs.evaluate": ("evaluate",),
+    "ad_jobs.export": ("export",),
     "ad_jobs.export_model": ("export_model",),
     "ad_jobs.fit": ("fit",),
     "ad_jobs.index": ("index",),
@@ -77,6 +80,7 @@ _HOMES = {
         "DecideSpec",
         "EvaluateSpec",
         "ExportModelSpec",
+        "ExportSpec",
         "FitSpec",
         "IndexSpec",
         "PlanSpec",

@@ -90,6 +90,7 @@ VERBS = (
     (commands.compare, "retroscan compare ./run-1 ./run-2 --out ./compared"),
     (commands.verify, "retroscan verify ./run --sample 100"),
     (commands.show_, "retroscan show ./model"),
+    (commands.export, "retroscan export ./run --format dicom-sc --out ./overlays"),
     (commands.export_model, "retroscan export-model ./model --out model.onnx"),
     (commands.score, "retroscan score ./model image.dcm other.png"),
     (

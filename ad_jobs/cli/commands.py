@@ -362,6 +362,41 @@ def show_(
     show.result(verb(spec), json_, show.shown_text)
 
 
+def export(
+    context: typer.Context,
+    run: o.Run,
+    out: Annotated[str, typer.Option(help="File of csv and xlsx, folder of the others; local or s3://.")],
+    format: Annotated[
+        o.ExportFormat,
+        typer.Option(
+            help="A table; heatmaps over pictures, or over DICOM as Secondary Capture; score maps (Parametric Map), "
+            "scores (SR), or what reviewers accepted (KO)."
+        ),
+    ],
+    decision: Annotated[
+        str | None, typer.Option(help="What a decision flagged; by default what the run did.", metavar="ID")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="The so many highest of each model, and not what is flagged.")
+    ] = None,
+    all: Annotated[bool, typer.Option("--all", help="All rows, and not what is flagged alone.")] = False,
+    manifest: Annotated[
+        str | None,
+        typer.Option(help="Manifest of a run with hashed identifiers, where it does not lie beside the run."),
+    ] = None,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """Hand on what was flagged: as a table, as pictures, or as DICOM that a PACS takes. Exit 1 if rows are refused."""
+    spec = o.given(specs.ExportSpec, context)
+    from ad_jobs.cli.show_export import export_text, raise_if_refused
+    from ad_jobs.export import export as verb
+
+    result = verb(spec)
+    show.result(result, json_, export_text)
+    raise_if_refused(result)
+
+
 def export_model(
     context: typer.Context,
     model: o.Model,

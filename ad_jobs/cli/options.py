@@ -29,6 +29,16 @@ class Level(StrEnum):
     study = "study"
 
 
+class ExportFormat(StrEnum):
+    csv = "csv"
+    xlsx = "xlsx"
+    png = "png"
+    dicom_sc = "dicom-sc"
+    dicom_pm = "dicom-pm"
+    dicom_sr = "dicom-sr"
+    dicom_ko = "dicom-ko"
+
+
 class Heatmaps(StrEnum):
     flagged = "flagged"
     all = "all"

@@ -223,12 +223,22 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
         },
     ),
     "score": (specs.ScoreSpec, {"model": "m", "images": ("x, y.png", "z.dcm"), "accept": ("colour",)}),
+    "export": (
+        specs.ExportSpec,
+        {"run": "r", "out": "s3://b/o.csv", "format": "csv", "decision": "d", "top": 5, "manifest": "manifest:m"},
+    ),
     "export-model": (specs.ExportModelSpec, {"model": "m", "out": "s3://b/m.onnx"}),
     "show": (specs.ShowSpec, {"folder": "m"}),
     "doctor": (specs.DoctorSpec, {"address": "http://127.0.0.1:8265", "bucket": "b"}),
 }
 # Fields that exclude one that is given above.
-EXCLUDED = {("calibrate", "max_fpr"), ("decide", "max_fpr"), ("decide", "max_fnr"), ("decide", "top")}
+EXCLUDED = {
+    ("calibrate", "max_fpr"),
+    ("decide", "max_fpr"),
+    ("decide", "max_fnr"),
+    ("decide", "top"),
+    ("export", "all"),
+}
 # Fields without an option: they say how a caller's own process works, and nothing of what comes out.
 WITHOUT_OPTION = {"keep_mib", "num_cpus", "chapter_objects"}
 

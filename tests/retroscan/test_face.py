@@ -57,6 +57,7 @@ def test_every_verb_has_its_specification() -> None:
             "compare",
             "decide",
             "evaluate",
+            "export",
             "export_model",
             "fit",
             "index",

@@ -1,0 +1,167 @@
+"""Which rows of a run are handed on: what it flagged or a decision did, the highest scores, or all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ad_jobs.archive.sql import Stream, streaming
+from ad_jobs.deciding.record import table_of
+from ad_jobs.deciding.studies import STUDIES
+from ad_jobs.deciding.table import DECISIONS, group_of
+from ad_jobs.errors import JobError
+from ad_jobs.results.run import RunRecord
+from ad_jobs.results.score_table import BATCH_ROWS, ScoreTable
+from ad_jobs.schema import SCORED, SCORES
+from cluster import storage
+
+# A run's own rows as they are handed on, what is looked at first coming first; times of a scan are left out.
+ROWS = (
+    *("model_id", "score", "threshold", "flagged", "uri", "object_id", "frame", "status", "error_code", "error_detail"),
+    *("study_uid", "series_uid", "sop_uid", "modality", "manufacturer", "study_month", "rows", "columns", "bits"),
+    *("photometric", "transfer_syntax", "content_sha256", "bytes", "heatmap", "run_id"),
+)
+# What a decision adds to them.
+DECIDED = ("p", "q", "rank", "group")
+_KEY = ("object_id", "frame", "model_id")
+# What of a frame its picture needs.
+_OF_A_FRAME = (*_KEY, "uri", "status", "score", "threshold", "flagged", "heatmap", "content_sha256", "study_uid")
+# The column of how many rows there are in all.
+SELECTED = "selected"
+# Studies of a run that hides them: an object by itself, as deciding.studies has it.
+_GROUP = "coalesce(\"group\", 'object ' || object_id)"
+_WANTED = pa.schema([STUDIES.field(name) for name in ("model_id", "group", "object_id", "frame")])
+# What a decision's models flag by; null where that is no score.
+_RULES = pa.schema([SCORES.field("model_id"), SCORES.field("threshold")])
+
+BY_SCORE = "model_id, score DESC NULLS LAST, object_id, frame"
+BY_OBJECT = "object_id, frame, model_id"
+# The frames of a model's study one after the other.
+BY_STUDY = "model_id, coalesce(study_uid, 'object ' || object_id), object_id, frame"
+
+
+class Selection(NamedTuple):
+    """Rows of a finished run: what `decision` flagged, or the run itself where that is None.
+
+    `top` takes the so many highest of each model instead, and `everything` all rows.
+    """
+
+    run_uri: str
+    record: RunRecord
+    decision: dict[str, Any] | None = None
+    top: int | None = None
+    everything: bool = False
+
+    @property
+    def of_studies(self) -> bool:
+        """Whether a row of the decision is a study."""
+        return self.decision is not None and self.decision["level"] == "study"
+
+
+@contextmanager
+def table_rows(selection: Selection) -> Iterator[Stream]:
+    """The selected rows, by model, the highest first: of a decision at the level `study` its rows of studies.
+
+    Raises:
+        JobError: a part of the run is missing or damaged.
+    """
+    if selection.of_studies:
+        yield Stream(STUDIES, _decided(selection, STUDIES.names))
+        return
+    columns = [_column(name) for name in ROWS]
+    with _frames(selection, ROWS, columns, BY_SCORE) as stream:
+        yield stream
+
+
+@contextmanager
+def frame_rows(selection: Selection, order: str) -> Iterator[Iterator[dict[str, Any]]]:
+    """The selected frames in an order; each row has model_id, object_id, frame, uri, score, heatmap and so on, and
+    SELECTED, how many there are.
+
+    Of a study that a decision flagged, these are the frames that the run flagged, and its highest.
+
+    Raises:
+        JobError: as `table_rows`.
+    """
+    columns = [_column(name) for name in _OF_A_FRAME]
+    with _frames(selection, _OF_A_FRAME, columns, order, f", count(*) OVER () AS {SELECTED}") as (_, batches):
+        yield (row for batch in batches for row in batch.to_pylist())
+
+
+def _column(name: str) -> str:
+    return f'scores."{name}"'
+
+
+@contextmanager
+def _frames(
+    selection: Selection, read: Sequence[str], columns: list[str], order: str, more: str = ""
+) -> Iterator[Stream]:
+    table = ScoreTable(selection.run_uri, selection.record)
+    tables: dict[str, Stream] = {}
+    parameters: list[object] = []
+    if selection.of_studies:
+        schema = pa.schema([*(SCORES.field(name) for name in read), pa.field("group", pa.string())])
+        tables["wanted"] = Stream(_WANTED, _decided(selection, _WANTED.names))
+        tables["scores"] = Stream(schema, _with_group(table, schema))
+        # One row a study and model: none is joined twice.
+        highest = "scores.object_id = wanted.object_id AND scores.frame = wanted.frame"
+        sql = f"""
+            SELECT {", ".join(columns)} FROM (
+                SELECT * REPLACE ({_GROUP} AS "group") FROM scores WHERE status = '{SCORED}') AS scores
+            JOIN wanted ON scores.model_id = wanted.model_id AND scores."group" = wanted."group"
+            {"" if selection.everything else f"WHERE scores.flagged OR ({highest})"}
+        """
+    elif selection.decision is not None:
+        names = [*_KEY, "flagged", *DECIDED]
+        tables["decided"] = Stream(pa.schema([DECISIONS.field(n) for n in names]), _decided(selection, names))
+        tables["scores"] = Stream(pa.schema([SCORES.field(n) for n in read]), table.batches(read))
+        models = {one["model_id"]: one["threshold"] for one in selection.decision["models"]}
+        tables["rules"] = Stream.of(pa.table([list(models), pa.array(models.values(), pa.float32())], _RULES))
+        instead = {_column("flagged"): "decided.flagged", _column("threshold"): "rules.threshold"}
+        columns = [instead.get(column, column) for column in columns] + [f'decided."{name}"' for name in DECIDED]
+        # A row without a score is in no decision.
+        sql = f"""
+            SELECT {", ".join(columns)} FROM scores {"LEFT" if selection.everything else ""} JOIN decided
+                ON scores.object_id = decided.object_id AND scores.frame = decided.frame
+                AND scores.model_id = decided.model_id
+            LEFT JOIN rules ON scores.model_id = rules.model_id
+        """
+    else:
+        tables["scores"] = Stream(pa.schema([SCORES.field(n) for n in read]), table.batches(read))
+        sql = f"SELECT {', '.join(columns)} FROM scores"
+        if selection.top is not None:
+            parameters = [SCORED, selection.top]
+            sql += """ WHERE status = $1 QUALIFY $2 >=
+                row_number() OVER (PARTITION BY model_id ORDER BY score DESC, object_id, frame)"""
+        elif not selection.everything:
+            sql += " WHERE flagged"
+    with streaming(tables) as connection:
+        ordered = f"SELECT *{more} FROM ({sql}) ORDER BY {order}"
+        reader = connection.sql(ordered, params=parameters).to_arrow_reader(BATCH_ROWS)
+        yield Stream(reader.schema, reader)
+
+
+def _decided(selection: Selection, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The selected rows of the decision itself, by model and rank."""
+    assert selection.decision is not None
+    uri = table_of(selection.run_uri, selection.decision["decision_id"])
+    filesystem, path = storage.filesystem(uri)
+    needed = list(dict.fromkeys([*columns, "flagged", "rank"]))
+    try:
+        with filesystem.open_input_file(path) as file:
+            for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=needed):
+                keep = batch["flagged"] if selection.top is None else pc.less_equal(batch["rank"], selection.top)
+                yield (batch if selection.everything else batch.filter(keep)).select(list(columns))
+    except (OSError, pa.ArrowException) as error:
+        raise JobError(f"{uri} cannot be read.", "Remove the decision, and decide again.") from error
+
+
+def _with_group(table: ScoreTable, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    read = [name for name in schema.names if name != "group"]
+    for batch in table.batches(list(dict.fromkeys([*read, "study_uid", "uri"]))):
+        yield pa.RecordBatch.from_arrays([*(batch[name] for name in read), group_of(batch)], schema=schema)
