@@ -6,6 +6,7 @@ hashed, decoded and scored once more. What differs is listed, never repaired.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from ad_jobs.errors import JobError, RetroscanError
@@ -91,14 +92,21 @@ def verify(spec: VerifySpec) -> Verification:
     sampled = Sampled(0, 0, [], [])
     # A damaged table cannot be counted, and what it says of an object is worth nothing.
     if not broken:
-        with ScoreTable(run_uri, record).copied(table.COLUMNS) as rows:
-            differences += table.check_rows(rows, archive, marks)
-            if archive is not None:
-                differences += table.check_counts(rows, archive)
-            if judges and archive is not None:
-                drawn = choose(rows, archive.manifest.objects, spec.sample, spec.seed)
-                sampled = check_sample(run_uri, record, archive, judges, drawn, full=spec.full)
-                differences += sampled.differences
+        rows = ScoreTable(run_uri, record)
+        with ExitStack() as copied:
+            try:
+                copy = copied.enter_context(rows.copied(table.COLUMNS))
+            except JobError as error:
+                broken = files.check_footers(run_uri, record) or [str(error)]
+                differences += broken
+            else:
+                differences += table.check_rows(copy, archive, marks)
+                if archive is not None:
+                    differences += table.check_counts(copy, archive)
+                if judges and archive is not None:
+                    drawn = choose(copy, archive.manifest.objects, spec.sample, spec.seed)
+                    sampled = check_sample(run_uri, record, archive, judges, drawn, full=spec.full)
+                    differences += sampled.differences
     parent_gone, missing = _parent_gone(archive)
     differences += missing
     return Verification(

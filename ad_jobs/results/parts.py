@@ -7,22 +7,21 @@ that is run again overwrites its own: `part-CHAPTER-HASH`.
 from __future__ import annotations
 
 import hashlib
-import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, NamedTuple, cast
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
+from ad_jobs.results.members import Members
 from cluster import storage
 
 SCORES_FOLDER = "scores"
 HEATMAPS_FOLDER = "heatmaps"
 # Several are read at once; each is a request to a store.
-_CHUNK_BYTES = 4 << 20
-MARKS = 1 << 64
+CHUNK_BYTES = 4 << 20
 
 
 class _Part(BaseModel):
@@ -80,26 +79,20 @@ def describe_heatmap_part(run_uri: str, name: str) -> HeatmapPart | None:
 
 def read_shard(run_uri: str, name: str) -> tuple[HeatmapPart, int] | None:
     """A heatmap shard as it lies in storage, and the sum of its `member_mark`s; None if it is not a whole tar."""
-    with _open_stream(storage.join(run_uri, name)) as stream:
-        hashing = _Hashing(stream)
+    sha256, size, members = hashlib.sha256(), 0, Members()
+    filesystem, path = storage.filesystem(storage.join(run_uri, name))
+    with filesystem.open_input_file(path) as file:
         try:
-            with tarfile.open(fileobj=cast(IO[bytes], hashing), mode="r|", bufsize=_CHUNK_BYTES) as tar:
-                members = marks = 0
-                for member in tar:
-                    members += 1
-                    marks += member_mark(member.name, member.offset_data, member.size)
-        except tarfile.TarError:
+            # What follows the end of the archive belongs to the digest, too.
+            for chunk in _chunks(file):
+                sha256.update(chunk)
+                size += len(chunk)
+                members.take(memoryview(chunk))
+        except ValueError:
             return None
-        while hashing.read(_CHUNK_BYTES):
-            # What follows the end-of-archive mark belongs to the digest too.
-            pass
-    part = HeatmapPart(name=name, bytes=hashing.bytes, sha256=hashing.sha256.hexdigest(), members=members)
-    return part, marks % MARKS
-
-
-def member_mark(member: str, offset: int, length: int) -> int:
-    """A number for a member and its place in its shard; sums of them, modulo MARKS, tell other members and places."""
-    return int.from_bytes(hashlib.blake2b(f"{member} {offset} {length}".encode(), digest_size=8).digest())
+    if not members.whole:
+        return None
+    return HeatmapPart(name=name, bytes=size, sha256=sha256.hexdigest(), members=members.count), members.marks
 
 
 def part_uris(run_uri: str, prefix: str = "") -> list[str]:
@@ -159,14 +152,20 @@ def hashed(uri: str) -> Iterator[tuple[str, int, pa.NativeFile]]:
     """Hex digest (sha256) and size in bytes of an object, and itself, for its footer: most are fetched once."""
     filesystem, path = storage.filesystem(uri)
     with filesystem.open_input_file(path) as file:
-        sha256, size = hashlib.sha256(), 0
-        while chunk := file.read_buffer(_CHUNK_BYTES):
+        sha256, size, chunk = hashlib.sha256(), 0, pa.py_buffer(b"")
+        for chunk in _chunks(file):
             sha256.update(chunk)
             size += len(chunk)
-            if len(chunk) < _CHUNK_BYTES:
-                # It ended: a store is not asked again to say so.
-                break
         yield sha256.hexdigest(), size, pa.BufferReader(chunk) if size == len(chunk) else file
+
+
+def _chunks(file: pa.NativeFile) -> Iterator[pa.Buffer]:
+    """A file's bytes from its beginning, CHUNK_BYTES at a time, and what is left at last."""
+    while chunk := file.read_buffer(CHUNK_BYTES):
+        yield chunk
+        if len(chunk) < CHUNK_BYTES:
+            # It ended: a store is not asked again to say so.
+            return
 
 
 def _files(run_uri: str, folder: str, prefix: str, suffix: str) -> Iterator[tuple[str, str]]:
@@ -178,25 +177,3 @@ def _files(run_uri: str, folder: str, prefix: str, suffix: str) -> Iterator[tupl
     for name in names:
         if name.startswith(prefix) and name.endswith(suffix):
             yield f"{folder}/{name}", storage.join(root, name)
-
-
-@contextmanager
-def _open_stream(uri: str) -> Iterator[IO[bytes]]:
-    filesystem, path = storage.filesystem(uri)
-    with filesystem.open_input_stream(path) as stream:
-        yield stream
-
-
-class _Hashing:
-    """A stream that hashes and counts what is read through it; enough of a file for tarfile's stream mode."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self.sha256 = hashlib.sha256()
-        self.bytes = 0
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self.sha256.update(data)
-        self.bytes += len(data)
-        return data

@@ -11,7 +11,7 @@ from ad_jobs.errors import RetroscanError
 from ad_jobs.results.count import COLUMNS as COUNTED
 from ad_jobs.results.count import count_table
 from ad_jobs.results.heatmaps import member_name, parse_reference
-from ad_jobs.results.parts import MARKS, member_mark
+from ad_jobs.results.members import MARKS, member_mark
 from ad_jobs.results.score_table import CopiedTable
 from ad_jobs.schema import SCORED, is_flagged
 from ad_jobs.verifying.run_archive import RunArchive

@@ -32,6 +32,7 @@ PROBE_TIMEOUT_S = 5.0
 CONNECTIONS = 64
 
 _clients: dict[tuple[str, ...], S3Client] = {}
+_filesystems: dict[tuple[str, ...], fs.S3FileSystem] = {}
 _clients_lock = threading.Lock()
 
 
@@ -50,13 +51,18 @@ def client() -> S3Client:
 
     Made anew after a fork and when an AWS variable has changed.
     """
-    aws = tuple(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("AWS_"))
-    key = (str(os.getpid()), *aws)
+    key = _of_process()
     with _clients_lock:
         if key not in _clients:
             _clients.clear()
             _clients[key] = _new_client()
         return _clients[key]
+
+
+def _of_process() -> tuple[str, ...]:
+    """What a client hangs on."""
+    aws = tuple(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("AWS_"))
+    return (str(os.getpid()), *aws)
 
 
 def probe(bucket: str | None = None) -> None:
@@ -96,10 +102,19 @@ def _new_client(**options: Any) -> S3Client:
 
 
 def filesystem() -> fs.S3FileSystem:
-    """pyarrow's own client under the same policy.
+    """pyarrow's own client under the same policy; the process has one, so that its connections are used again.
 
     Credentials are looked up where it is used, not carried along: it may be pickled to a worker and logged.
     """
+    key = _of_process()
+    with _clients_lock:
+        if key not in _filesystems:
+            _filesystems.clear()
+            _filesystems[key] = _new_filesystem()
+        return _filesystems[key]
+
+
+def _new_filesystem() -> fs.S3FileSystem:
     options: dict[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "request_timeout": READ_TIMEOUT_S,

@@ -95,6 +95,21 @@ def test_pyarrow_sees_the_same_store_and_carries_no_secret(s3: S3Server) -> None
 
 
 @pytest.mark.s3
+def test_a_process_has_one_pyarrow_client_until_its_store_changes(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, path = storage.filesystem(s3.uri("arrow/one"))
+    assert storage.filesystem(s3.uri("arrow/two"))[0] is first
+    with first.open_output_stream(path) as out:
+        out.write(b"one")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    second, _ = storage.filesystem(s3.uri("arrow/one"))
+    assert second is not first
+    with pytest.raises(OSError, match=r"Signature|ACCESS_DENIED|403"):
+        second.open_input_file(path).read()
+
+
+@pytest.mark.s3
 def test_many_threads_share_one_client(prefix: str) -> None:
     with ThreadPoolExecutor(16) as pool:
         assert set(pool.map(lambda _: storage.fetch(f"{prefix}/a0").data, range(100))) == {b"a0"}
