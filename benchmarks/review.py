@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -176,10 +175,11 @@ def _part(
     )
 
 
-def timed(ask: Callable[[], httpx.Response]) -> float:
-    """Seconds of one request that is answered."""
+def timed(client: httpx.Client, path: str, asked: dict[str, Any] | None = None, said: Any = None) -> float:
+    """Seconds of one request that is answered; `said` is posted."""
     start = time.perf_counter()
-    ask().raise_for_status()
+    answer = client.get(path, params=asked) if said is None else client.post(path, json=said)
+    answer.raise_for_status()
     return time.perf_counter() - start
 
 
@@ -205,34 +205,24 @@ def measured(run: Path) -> dict[str, Any]:
 
 
 def _asked(client: httpx.Client) -> dict[str, Any]:
-    first = timed(lambda: client.get("/api/run")) + timed(lambda: client.get("/api/images", params={"limit": 100}))
+    first = timed(client, "/api/run") + timed(client, "/api/images", {"limit": 100})
     rows = client.get("/api/images", params={"limit": VIEWED}).json()["rows"]
-    deep = client.get("/api/images", params={"after": rows[-1]["position"], "limit": 100}).json()["rows"][-1][
-        "position"
-    ]
-    following = [timed(lambda: client.get("/api/images", params={"after": deep, "limit": 100})) for _ in range(5)]
+    deep = {"after": rows[-1]["position"], "limit": 100}
     # Of a reviewer who goes through them: what is known of each, its picture and its heatmap.
     nexts, verdicts = [], []
     for row in rows:
         of = f"{row['object_id']}/{row['frame']}"
-        nexts.append(
-            sum(timed(lambda path=path: client.get(f"/api/{path}/{of}")) for path in ("frame", "picture", "heatmap"))
-        )
+        nexts.append(sum(timed(client, f"/api/{what}/{of}") for what in ("frame", "picture", "heatmap")))
     for row in rows[:50]:
         said = {"object_id": row["object_id"], "frame": row["frame"], "verdict": "accepted"}
-        verdicts.append(timed(lambda said=said: client.post("/api/verdicts", json=said)))
-    filters = {
-        name: [timed(lambda asked=asked: client.get("/api/images", params=asked)) for _ in range(5)]
-        for name, asked in FILTERS.items()
-    }
-    studies = [timed(lambda: client.get("/api/studies", params={"flagged": "yes"})) for _ in range(5)]
+        verdicts.append(timed(client, "/api/verdicts", said=said))
     return {
         "first": first,
-        "following": following,
+        "following": [timed(client, "/api/images", deep) for _ in range(5)],
         "next": nexts,
         "verdict": verdicts,
-        "filters": filters,
-        "studies": studies,
+        "filters": {name: [timed(client, "/api/images", asked) for _ in range(5)] for name, asked in FILTERS.items()},
+        "studies": [timed(client, "/api/studies", FILTERS["flagged"]) for _ in range(5)],
     }
 
 

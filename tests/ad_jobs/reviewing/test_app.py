@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scankit
 from PIL import Image
 from reviewkit import client, images
 from runkit import unscored
@@ -19,7 +20,8 @@ from runskit import image, made
 from ad_jobs.deciding.record import table_of
 from ad_jobs.deciding.studies import STUDIES
 from ad_jobs.errors import UsageError
-from ad_jobs.results.run import read_record, write_record
+from ad_jobs.index import index
+from ad_jobs.results.run import ManifestRef, read_record, write_record
 from ad_jobs.review import review
 from ad_jobs.reviewing.app import WEB
 from ad_jobs.reviewing.verdicts import read_verdicts
@@ -49,7 +51,12 @@ def _table_run(folder: Path) -> str:
         image("d/1", frame=1, score=0.95, flagged=True, content_sha256="dd"),
         unscored(0, "corrupt") | {"uri": "/a/e"},
     ]
-    run = made(folder, 1, rows)
+    return _reviewed(folder, rows)
+
+
+def _reviewed(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> str:
+    """A run of these rows, whose models have a policy."""
+    run = made(folder, 1, rows, **changes)
     record = read_record(run)
     policy = {"channels": 1, "height_px": 32, "width_px": 32}
     models = [model.model_copy(update={"policy": policy}) for model in record.models]
@@ -253,6 +260,26 @@ def test_the_page_has_nothing_inline_and_names_nobody_else(fake):
         assert "http:" not in text, file
         assert "https:" not in text, file
         assert "innerHTML" not in text, file
+
+
+def test_a_manifest_tells_scanners_and_the_order_of_slices(tmp_path):
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    # The order of the files is not that of the slices.
+    for number, place in enumerate((3, 1, 2)):
+        headers = {"InstanceNumber": place, "ManufacturerModelName": f"Scanner {number % 2}"}
+        (archive / f"{number}.dcm").write_bytes(scankit.dicom_of(number, **headers))
+    info = index(source=str(archive), out=str(tmp_path / "manifest"), headers=True)
+    rows = [image(f"{n}", score=0.1 * n, series_uid="1.9", study_uid="1.8", modality="MR") for n in range(3)]
+    placed = [row | {"uri": f"{archive}/{n}.dcm"} for n, row in enumerate(rows)]
+    run = _reviewed(tmp_path / "run", placed, manifest=ManifestRef(uri=info.uri, digest=info.digest, objects=3))
+    with client(run) as found:
+        assert [row["object_id"] for row in images(found, scanner="Scanner 0")] == [2, 0]
+        stack = found.get("/api/frame/2/0").json()["stack"]
+        assert [object_id for object_id, *_ in stack] == [1, 2, 0]
+        own, whole = (found.get("/api/picture/0/0", params={"range": name}).content for name in ("own", "whole"))
+    # Twelve bits of sixteen, without a window: the whole range of the frame is less than that of its bits.
+    assert np.frombuffer(own, "<u2").max() < np.frombuffer(whole, "<u2").max() == 65535
 
 
 def _options(**values: Any) -> dict[str, Any]:
