@@ -38,7 +38,7 @@ $(STAMP):
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable ".[dev,export]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,review,export]"
 	rm -f $(VENV)/.installed-*
 	touch $@
 

@@ -291,6 +291,22 @@ class ReportSpec(Spec):
     top: int = Field(default=24, ge=1)
 
 
+class ReviewSpec(Spec):
+    """Serve a page on which a reviewer looks at a run's images and notes verdicts."""
+
+    run: Place
+    # Of this machine; 0 takes one that is free.
+    port: int = Field(default=0, ge=0, le=65535)
+    # Whose verdicts are noted; by default the user's of this machine.
+    reviewer: str | None = Field(default=None, min_length=1, max_length=100)
+    # The id of one of the run's: what it flagged and how it ranks is shown, and not what the run did.
+    decision: str | None = None
+    # Neither scores nor heatmaps nor others' verdicts are shown before one's own.
+    blind: bool = False
+    # Draws the order of a blinded reading.
+    seed: Seed = 0
+
+
 class CompareSpec(Spec):
     """Compare two runs, and write what differs to `out`; by default below run B."""
 

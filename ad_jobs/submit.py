@@ -31,7 +31,7 @@ from cluster.storage import uris
 log = logging.getLogger("retroscan.submit")
 
 PACKAGES = ("ad_jobs", "cluster", "models", "retroscan")
-NOT_AS_A_JOB = ("submit", "jobs")
+NOT_AS_A_JOB = ("submit", "jobs", "review")
 # Parameters that name something on a disk or in S3.
 PLACES = frozenset(
     {

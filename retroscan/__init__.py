@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ad_jobs.results.handle import Run, open_run
     from ad_jobs.results.read import Heatmap, open_heatmap, read_scores
     from ad_jobs.results.runs import Runs, open_runs
+    from ad_jobs.review import review
+    from ad_jobs.reviewing.verdicts import read_verdicts
     from ad_jobs.scan import scan
     from ad_jobs.score import score
     from ad_jobs.show import show
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
         IndexSpec,
         PlanSpec,
         ReportSpec,
+        ReviewSpec,
         ScanSpec,
         ScoreSpec,
         ShowSpec,
@@ -68,6 +71,8 @@ _HOMES = {
     "ad_jobs.index": ("index",),
     "ad_jobs.plan": ("plan",),
     "ad_jobs.report": ("report",),
+    "ad_jobs.review": ("review",),
+    "ad_jobs.reviewing.verdicts": ("read_verdicts",),
     "ad_jobs.results.handle": ("Run", "open_run"),
     "ad_jobs.results.read": ("Heatmap", "open_heatmap", "read_scores"),
     "ad_jobs.results.runs": ("Runs", "open_runs"),
@@ -85,6 +90,7 @@ _HOMES = {
         "IndexSpec",
         "PlanSpec",
         "ReportSpec",
+        "ReviewSpec",
         "ScanSpec",
         "ScoreSpec",
         "ShowSpec",

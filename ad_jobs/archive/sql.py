@@ -6,9 +6,10 @@ What it does not hold goes to a local folder.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
@@ -42,15 +43,43 @@ def streaming(tables: Mapping[str, Stream], *, sealed: bool = False) -> Iterator
         tables: by their names.
         sealed: for the SQL of a user, which sees these tables, no files of anyone's, no network and no settings.
     """
-    failed: list[Exception] = []
+    with _opened(":memory:", sealed) as connection, _known(connection, tables):
+        yield connection
 
-    def rows(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        try:
-            yield from batches
-        except (RetroscanError, StorageError) as error:
-            failed.append(error)
-            raise
 
+class Database:
+    """Tables in a local file, for who asks them many times; threads may ask at once."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+
+    def execute(self, sql: str, tables: Mapping[str, Stream] | None = None, parameters: Sequence[object] = ()) -> None:
+        """Our own statement, which may read these tables once; they are not known after it."""
+        with _known(self._connection, tables or {}):
+            self._connection.execute(sql, parameters or None)
+
+    def rows(self, sql: str, parameters: Sequence[object] = ()) -> list[dict[str, Any]]:
+        """The result of our own query: what comes from outside is in `parameters`."""
+        with self._connection.cursor() as cursor:
+            # Of each connection by itself, as below.
+            cursor.execute("SET enable_progress_bar = false")
+            found = cursor.execute(sql, parameters or None)
+            names = [column[0] for column in found.description]
+            return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+@contextmanager
+def database() -> Iterator[Database]:
+    """An empty one, which is gone with its file after the block."""
+    with (
+        tempfile.TemporaryDirectory(prefix="retroscan-tables-") as folder,
+        _opened(str(Path(folder) / "tables.duckdb"), sealed=False) as connection,
+    ):
+        yield Database(connection)
+
+
+@contextmanager
+def _opened(path: str, sealed: bool) -> Iterator[duckdb.DuckDBPyConnection]:
     with tempfile.TemporaryDirectory(prefix="retroscan-query-") as spill:
         settings = {
             "memory_limit": MEMORY,
@@ -61,18 +90,36 @@ def streaming(tables: Mapping[str, Stream], *, sealed: bool = False) -> Iterator
             # Rows are told by what is in them; their order would have to be held.
             "preserve_insertion_order": "false",
         }
-        with duckdb.connect(":memory:", config=settings) as connection:
+        with duckdb.connect(path, config=settings) as connection:
             # It would go to stdout, which is the verb's; a setting of a connection, not of the configuration.
             connection.execute("SET enable_progress_bar = false")
             if sealed:
                 # Not before the folder to spill to is set.
                 connection.execute("SET enable_external_access = false")
                 connection.execute("SET lock_configuration = true")
-            for name, (schema, batches) in tables.items():
-                connection.register(name, pa.RecordBatchReader.from_batches(schema, rows(batches)))
-            try:
-                yield connection
-            except (duckdb.Error, pa.ArrowException, OSError):
-                if failed:
-                    raise failed[0] from None
-                raise
+            yield connection
+
+
+@contextmanager
+def _known(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, Stream]) -> Iterator[None]:
+    """A block in which the connection knows these tables."""
+    failed: list[Exception] = []
+
+    def rows(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except (RetroscanError, StorageError) as error:
+            failed.append(error)
+            raise
+
+    for name, (schema, batches) in tables.items():
+        connection.register(name, pa.RecordBatchReader.from_batches(schema, rows(batches)))
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError):
+        if failed:
+            raise failed[0] from None
+        raise
+    finally:
+        for name in tables:
+            connection.unregister(name)

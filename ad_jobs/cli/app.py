@@ -87,6 +87,7 @@ VERBS = (
     (commands.decide, "retroscan decide ./run --fdr 0.1"),
     (commands.evaluate, "retroscan evaluate ./run --labels labels.csv"),
     (commands.report, "retroscan report ./run"),
+    (commands.review, "retroscan review ./run --reviewer Ada"),
     (commands.compare, "retroscan compare ./run-1 ./run-2 --out ./compared"),
     (commands.verify, "retroscan verify ./run --sample 100"),
     (commands.show_, "retroscan show ./model"),

@@ -6,6 +6,7 @@ Verbs are imported when they are called: --help never imports torch or Ray.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -302,6 +303,38 @@ def report(
     from ad_jobs.report import report as verb
 
     show.result({"report": str(verb(spec))}, json_, lambda v: v["report"])
+
+
+def review(
+    context: typer.Context,
+    run: o.Run,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine; 0 takes one that is free.")] = 0,
+    reviewer: Annotated[
+        str | None, typer.Option(help="Whose verdicts are noted; by default this machine's user.", metavar="NAME")
+    ] = None,
+    decision: Annotated[
+        str | None, typer.Option(help="Show what a decision flagged, by its ranks; by default the run's.", metavar="ID")
+    ] = None,
+    blind: Annotated[
+        bool,
+        typer.Option(
+            "--blind", help="Show neither scores, heatmaps nor others' verdicts before one's own, in no order."
+        ),
+    ] = False,
+    seed: o.Seed = 0,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """A page of this machine to look at a run's images and to note verdicts, in RUN/reviews. Ctrl-C ends it."""
+    spec = o.given(specs.ReviewSpec, context)
+    from ad_jobs.review import review as verb
+
+    def told(address: str) -> None:
+        show.result({"address": address}, json_, lambda v: v["address"])
+        # Who reads it from a pipe must not wait for the end.
+        sys.stdout.flush()
+
+    verb(spec).serve(told)
 
 
 def compare(

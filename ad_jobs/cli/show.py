@@ -10,6 +10,7 @@ from rich.console import Console, Group
 
 from ad_jobs.cli.show_decision import rule_text
 from ad_jobs.cli.show_evaluation import evaluation_view
+from ad_jobs.cli.show_reviews import reviews_text
 from ad_jobs.errors import JobError
 from cluster.counting import counted
 from models.presets import PRESETS
@@ -309,7 +310,8 @@ def _run_text(run: dict[str, Any]) -> str:
         + ", ".join(f"{part['flagged']} of {part['scored']} flagged" for part in one["models"])
         for one in run["decisions"]
     ]
-    return "\n".join([balance_text(run, run["uri"]), f"  source       {run['source']}", *models, ended, *decided])
+    lines = [*models, ended, *decided, *reviews_text(run["reviews"])]
+    return "\n".join([balance_text(run, run["uri"]), f"  source       {run['source']}", *lines])
 
 
 def demo_table(value: dict[str, Any]) -> Any:

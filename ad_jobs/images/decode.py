@@ -15,12 +15,12 @@ from ad_jobs.images.geometry import Geometry, resize
 from ad_jobs.images.libraries import quiet
 from ad_jobs.images.model_input import FULL_SCALE
 from ad_jobs.images.picture import Picture, Shown, check_frames, check_input
-from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.images.policy import WHOLE_RANGE, Limits, PixelPolicy
 from ad_jobs.images.remarks import Remark
 from ad_jobs.images.sniff import kind_of, sniff
 from ad_jobs.schema import DEMOGRAPHICS, MANIFEST, MANIFEST_HEADERS
 
-__all__ = ["Decoded", "Frame", "decode", "decode_each", "preview", "read_header", "refusals"]
+__all__ = ["Decoded", "Frame", "View", "decode", "decode_each", "preview", "read_header", "refusals", "view"]
 
 # The columns of a manifest that an object's bytes tell; its name tells the others.
 _OF_THE_BYTES = tuple(name for name in MANIFEST_HEADERS.names if name not in (*MANIFEST.names, "group"))
@@ -62,6 +62,14 @@ class Decoded(NamedTuple):
     remarks: tuple[str, ...] = ()
     refused: tuple[str | None, ...] = ()
     error: ImageError | None = None
+
+
+class View(NamedTuple):
+    """A frame for a viewer: grey uint16 [h, w] with 65535 = 1.0, or colour uint8 [h, w, 3]; of `rows` x `columns`."""
+
+    pixels: npt.NDArray[np.uint16] | npt.NDArray[np.uint8]
+    rows: int
+    columns: int
 
 
 def decode(data: bytes, policy: PixelPolicy, limits: Limits, *, only: int | None = None) -> Decoded:
@@ -154,16 +162,38 @@ def preview(data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_si
     Raises:
         ImageError: as `decode`; also when the object has no such frame.
     """
+    small = _at_most(_one_frame(data, frame, policy, limits), max_side)
+    shown = np.rint(np.clip(small, 0.0, 1.0) * 255).astype(np.uint8)
+    return shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, axis=2)
+
+
+def view(data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_side: int, *, whole_range: bool) -> View:
+    """A frame with all of its grey levels, in its own aspect, at most `max_side` long, under the policy's window.
+
+    `whole_range`: grey goes from the frame's least value to its greatest instead.
+
+    Raises:
+        ImageError: as `preview`.
+    """
+    asked = policy.model_copy(update={"window": WHOLE_RANGE}) if whole_range else policy
+    pixels = _one_frame(data, frame, asked, limits)
+    full = 255 if pixels.ndim == 3 else FULL_SCALE
+    shown = np.rint(np.clip(_at_most(pixels, max_side), 0.0, 1.0) * np.float32(full))
+    return View(shown.astype(np.uint8 if pixels.ndim == 3 else np.uint16), *pixels.shape[:2])
+
+
+def _one_frame(data: bytes, frame: int, policy: PixelPolicy, limits: Limits) -> npt.NDArray[np.floating[Any]]:
     with quiet():
         picture = _open(data, limits)
         if not 0 <= frame < picture.frames:
             raise ImageError(ErrorCode.UNSUPPORTED_IMAGE, f"no frame {frame}: the object has {picture.frames}")
-        pixels = next(picture.read(_whole(policy), only=frame)).pixels
+        return next(picture.read(_whole(policy), only=frame)).pixels
+
+
+def _at_most(pixels: npt.NDArray[np.floating[Any]], max_side: int) -> npt.NDArray[np.float32]:
     rows, columns = pixels.shape[:2]
     scale = min(1.0, max_side / max(rows, columns))
-    small = resize(pixels, max(1, round(rows * scale)), max(1, round(columns * scale)))
-    shown = np.rint(np.clip(small, 0.0, 1.0) * 255).astype(np.uint8)
-    return shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, axis=2)
+    return resize(pixels, max(1, round(rows * scale)), max(1, round(columns * scale)))
 
 
 def read_header(data: bytes, size: int | None = None, *, demographics: bool = False) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class GuardedDecoder:
         """
         work = functools.partial(decode_each, data, list(policies), limits, only=only, takers=tuple(takers))
         try:
-            decoded: list[Decoded] = self._work(work, data, limits)
+            decoded: list[Decoded] = self.work(work, data, limits)
         except ImageError as error:
             if error.code not in _NO_ANSWER or not any(refused := self._refusals(data, limits, takers)):
                 raise
@@ -104,7 +104,7 @@ class GuardedDecoder:
         """Which takers do not take an object that gave no answer; none where its header gives none either."""
         quick = limits.model_copy(update={"timeout_s": min(limits.timeout_s, HEADER_TIMEOUT_S)})
         try:
-            refused: tuple[str | None, ...] = self._work(
+            refused: tuple[str | None, ...] = self.work(
                 functools.partial(refusals, data, limits, tuple(takers)), data, quick
             )
         except ImageError:
@@ -116,7 +116,7 @@ class GuardedDecoder:
         self, data: bytes, frame: int, policy: PixelPolicy, limits: Limits, max_side: int = 512
     ) -> npt.NDArray[np.uint8]:
         """As `images.decode.preview`, within the limits; raises as `decode_each`."""
-        shown: npt.NDArray[np.uint8] = self._work(
+        shown: npt.NDArray[np.uint8] = self.work(
             functools.partial(preview, data, frame, policy, limits, max_side), data, limits
         )
         return shown
@@ -137,7 +137,7 @@ class GuardedDecoder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _work(self, work: Callable[[], Any], data: bytes, limits: Limits) -> Any:
+    def work(self, work: Callable[[], Any], data: bytes, limits: Limits) -> Any:
         """What `work` on the object gives in the child; raises its ImageError."""
         # Not worth a trip, and a pipe should not carry what the limit forbids.
         if len(data) > limits.max_bytes:

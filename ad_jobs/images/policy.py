@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite
+from math import inf, isfinite
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -25,6 +25,8 @@ Window = Literal["dicom", "percentile"] | tuple[float, float]
 # moving the grey scale of the rest.
 PERCENTILES = (0.5, 99.5)
 MAX_SIDE_PX = 16384
+# From the least value of a frame to its greatest: what a viewer asks for, and no model can.
+WHOLE_RANGE: tuple[float, float] = (-inf, inf)
 
 
 def _must_be(rule: str, holds: Callable[[float], bool]) -> AfterValidator:

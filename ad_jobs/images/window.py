@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ad_jobs.images.lut import Grey
-from ad_jobs.images.policy import PERCENTILES, Window
+from ad_jobs.images.policy import PERCENTILES, WHOLE_RANGE, Window
 
 
 def apply(
@@ -22,6 +22,8 @@ def apply(
         return own(values)
     if window == "percentile":
         return spread(values, *percentile_range(values, ignored))
+    if window == WHOLE_RANGE:
+        return spread(values, float(values.min()), float(values.max()))
     return spread(values, *window)
 
 

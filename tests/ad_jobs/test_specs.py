@@ -210,6 +210,10 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
     "evaluate": (specs.EvaluateSpec, {"run": "r", "labels": "l.csv", "seed": 1, "bootstrap": 10, "decision": "d"}),
     "compare": (specs.CompareSpec, {"run_a": "a", "run_b": "s3://b/r", "out": "o"}),
     "report": (specs.ReportSpec, {"run": "r", "top": 5}),
+    "review": (
+        specs.ReviewSpec,
+        {"run": "r", "port": 8642, "reviewer": "Ada", "decision": "d", "blind": True, "seed": 1},
+    ),
     "verify": (
         specs.VerifySpec,
         {

@@ -63,6 +63,7 @@ def test_every_verb_has_its_specification() -> None:
             "index",
             "plan",
             "report",
+            "review",
             "scan",
             "score",
             "show",

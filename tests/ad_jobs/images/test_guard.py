@@ -130,13 +130,13 @@ def test_a_child_that_dies_for_want_of_memory_says_so(words: str) -> None:
     dying = functools.partial(exec, f"import os; os.write(2, {words.encode()!r}); os.abort()")
     with GuardedDecoder() as guard:
         with pytest.raises(ImageError) as caught:
-            guard._work(dying, b"", LIMITS)
+            guard.work(dying, b"", LIMITS)
         assert caught.value.code == ErrorCode.TOO_MUCH_MEMORY
         assert len(guard.decode(DATA, POLICY, LIMITS).frames) == 1
         # What was printed over one object is no word about the next.
-        guard._work(functools.partial(exec, f"import os; os.write(2, {words.encode()!r})"), b"", LIMITS)
+        guard.work(functools.partial(exec, f"import os; os.write(2, {words.encode()!r})"), b"", LIMITS)
         with pytest.raises(ImageError) as caught:
-            guard._work(functools.partial(exec, "import os; os.abort()"), b"", LIMITS)
+            guard.work(functools.partial(exec, "import os; os.abort()"), b"", LIMITS)
         assert caught.value.code == ErrorCode.DECODER_CRASHED
 
 
@@ -174,10 +174,10 @@ class Lost(GuardedDecoder):
 
     code = ErrorCode.DECODER_CRASHED
 
-    def _work(self, work: Any, data: bytes, limits: Limits) -> Any:
+    def work(self, work: Any, data: bytes, limits: Limits) -> Any:
         if work.func is decode_each:
             raise ImageError(self.code, "as a child that is lost")
-        return super()._work(work, data, limits)
+        return super().work(work, data, limits)
 
 
 @pytest.mark.parametrize("code", [ErrorCode.DECODER_CRASHED, ErrorCode.TOO_MUCH_MEMORY])

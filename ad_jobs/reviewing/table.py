@@ -1,0 +1,171 @@
+"""A run's rows in a local database, once sorted and then asked many times: frames, images and studies by rank.
+
+`frames` has every row of the score table.
+`images` has of each model one row for frames of the same content: that of the object with the least id.
+`studies` has a row for each study, or folder of objects without one.
+All are ordered by `position`, 1 being the most suspicious; in a blinded reading the order is drawn by a seed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ad_jobs.archive.containers_names import folder_of
+from ad_jobs.archive.identifiers import HASHED
+from ad_jobs.archive.manifest import read_parts
+from ad_jobs.archive.manifest_record import ManifestInfo
+from ad_jobs.archive.sql import Database, Stream
+from ad_jobs.deciding.record import table_of
+from ad_jobs.deciding.studies import STUDIES
+from ad_jobs.deciding.table import DECISIONS
+from ad_jobs.results.parts import RowGroup
+from ad_jobs.results.score_table import BATCH_ROWS, Rows
+from ad_jobs.schema import SCORES
+
+log = logging.getLogger("retroscan.review")
+
+# Of the score table, what a reviewer may see or ask for.
+_READ = (
+    *("object_id", "frame", "model_id", "uri", "status", "error_code", "error_detail", "score", "threshold"),
+    *("flagged", "heatmap", "content_sha256", "study_uid", "series_uid", "modality", "manufacturer", "study_month"),
+    *("rows", "columns", "bits", "photometric"),
+)
+_ROWS = pa.schema([*(SCORES.field(name) for name in _READ), ("folder", pa.string())])
+# Of the manifest, where it has them: the name there, here, and its type. No version of `index` writes a site yet;
+# a manifest that was joined with one has it.
+_OF_MANIFEST = (
+    ("site", "site", pa.string()),
+    ("model", "scanner", pa.string()),
+    ("instance_number", "slice", pa.int32()),
+)
+_MANIFEST = pa.schema([("object_id", pa.int64()), *((here, kind) for _, here, kind in _OF_MANIFEST)])
+# What a decision says of a frame, or of all of a study.
+_SAID = ("model_id", "p", "flagged", "rank")
+_KEYS = {"image": ("object_id", "frame"), "study": ("group",)}
+
+_FRAMES = """
+    CREATE TABLE frames AS
+    WITH named AS (
+        SELECT scores.* EXCLUDE (folder, study_uid), coalesce(study_uid, folder, 'object ' || object_id) AS "group",
+            site, scanner, slice
+        FROM scores LEFT JOIN manifest USING (object_id)),
+    judged AS (
+        SELECT named.* REPLACE (coalesce(decided.flagged, named.flagged, false) AS flagged), p, rank AS decided_rank
+        FROM named LEFT JOIN decided USING ({keys})),
+    placed AS (
+        SELECT *, row_number() OVER (
+            PARTITION BY model_id ORDER BY decided_rank NULLS LAST, score DESC NULLS LAST, object_id, frame) AS place
+        FROM judged)
+    SELECT * EXCLUDE (decided_rank, place),
+        CASE WHEN score IS NOT NULL THEN coalesce(decided_rank, place) END AS rank,
+        {position} AS position
+    FROM placed ORDER BY object_id, frame, model_id
+"""
+_DRAWN = """
+    row_number() OVER (PARTITION BY model_id ORDER BY md5(concat_ws('/', {seed}, object_id, frame)), object_id, frame)
+"""
+_IMAGES = """
+    CREATE TABLE images AS
+    WITH firsts AS (
+        SELECT model_id, frame, min(object_id) AS object_id, count(*) AS copies
+        FROM frames GROUP BY model_id, frame, coalesce(content_sha256, 'object ' || object_id))
+    SELECT model_id, position, rank, object_id, frame, copies, uri, status, coalesce(error_code, status) AS reason,
+        score, p, flagged, modality, manufacturer, scanner, site, study_month, "group"
+    FROM frames JOIN firsts USING (model_id, object_id, frame) ORDER BY model_id, position
+"""
+_STUDIES = """
+    CREATE TABLE studies AS
+    SELECT model_id, row_number() OVER (PARTITION BY model_id ORDER BY min(position)) AS position, "group",
+        count(*) AS frames, count(*) FILTER (flagged) AS flagged_frames, max(score) AS score, min(p) AS p,
+        bool_or(flagged) AS flagged, arg_min(object_id, position) AS object_id, arg_min(frame, position) AS frame,
+        min(modality) AS modality, min(study_month) AS study_month
+    FROM frames GROUP BY model_id, "group" ORDER BY 1, 2
+"""
+_VERDICTS = "CREATE TABLE verdicts (object_id BIGINT, frame INTEGER, reviewer VARCHAR, verdict VARCHAR)"
+
+
+def load(
+    database: Database,
+    rows: Rows,
+    manifest: ManifestInfo | None,
+    decision: tuple[str, str, str] | None,
+    seed: int | None,
+) -> None:
+    """Fill an empty database.
+
+    Args:
+        database: an empty one.
+        rows: the run's.
+        manifest: the run's, if it lies where the run says.
+        decision: run, id and level of the decision that says what is flagged; the run itself without one.
+        seed: draws the order of a blinded reading.
+
+    Raises:
+        JobError: as `Rows.batches`, or a part of the manifest is not what it was.
+    """
+    level = decision[2] if decision is not None else "image"
+    position = "place" if seed is None else _DRAWN.format(seed=int(seed))
+    log.info("Sorting the rows of the run by rank: once, in a local file.")
+    tables = {
+        "scores": Stream(_ROWS, _scores(rows)),
+        "manifest": Stream(_MANIFEST, _manifest(manifest)),
+        "decided": _decided(decision),
+    }
+    keys = ", ".join(f'"{name}"' for name in (*_KEYS[level], "model_id"))
+    database.execute(_FRAMES.format(keys=keys, position=position), tables)
+    database.execute(_IMAGES)
+    database.execute(_STUDIES)
+    database.execute(_VERDICTS)
+
+
+def _scores(rows: Rows) -> Iterator[pa.RecordBatch]:
+    for batch in rows.batches(_READ):
+        folders = _folders(batch)
+        yield pa.RecordBatch.from_arrays([*(batch[name] for name in _READ), folders], schema=_ROWS)
+
+
+def _folders(batch: pa.RecordBatch) -> pa.Array:
+    """Of each row the folder of an object without a study, as `deciding.table.group_of` has it; else null."""
+    uris = batch["uri"]
+    plain = pc.replace_substring_regex(uris, "/[^/]*$", "")
+    members = pc.match_substring(uris, "!/")
+    if pc.any(members).as_py():
+        found = iter([folder_of(uri) for uri in uris.filter(members).to_pylist()])
+        plain = pa.array(
+            [
+                next(found) if is_member else folder
+                for is_member, folder in zip(members.to_pylist(), plain.to_pylist(), strict=True)
+            ],
+            pa.string(),
+        )
+    hidden = pc.or_(pc.starts_with(uris, HASHED), batch["study_uid"].is_valid())
+    return pc.if_else(hidden, pa.scalar(None, pa.string()), plain)
+
+
+def _manifest(info: ManifestInfo | None) -> Iterator[pa.RecordBatch]:
+    columns = [] if info is None else [there for there, _, _ in _OF_MANIFEST if there in info.names]
+    if info is None or not columns:
+        return
+    for table in read_parts(info, ["object_id", *columns]):
+        for batch in table.to_batches():
+            found = [
+                batch[there].cast(kind) if there in columns else pa.nulls(batch.num_rows, kind)
+                for there, _, kind in _OF_MANIFEST
+            ]
+            yield pa.RecordBatch.from_arrays([batch["object_id"], *found], schema=_MANIFEST)
+
+
+def _decided(decision: tuple[str, str, str] | None) -> Stream:
+    level = decision[2] if decision is not None else "image"
+    columns = [*_KEYS[level], *_SAID]
+    known = DECISIONS if level == "image" else STUDIES
+    schema = pa.schema([known.field(name) for name in columns])
+    if decision is None:
+        return Stream(schema, [])
+    run_uri, decision_id, _ = decision
+    batches = RowGroup(table_of(run_uri, decision_id)).batches(columns, BATCH_ROWS)
+    return Stream(schema, (batch.select(columns).cast(schema) for batch in batches))
