@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pydicom
 import pytest
+from ad_jobs.deciding.studies import STUDIES
 from dicomkit import dataset, item
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import EnhancedMRImageStorage, MRImageStorage, MultiFrameGrayscaleWordSecondaryCaptureImageStorage
 
 from ad_jobs.deciding.record import digest_of, record_of, table_of
-from ad_jobs.deciding.studies import STUDIES
 from ad_jobs.deciding.table import DECISIONS
 from ad_jobs.errors import ImageError
 from ad_jobs.images.decode import decode

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scankit
+from ad_jobs.deciding.studies import STUDIES
 from PIL import Image
 from reviewkit import client, images
 from runkit import unscored
 from runskit import image, made
 
 from ad_jobs.deciding.record import table_of
-from ad_jobs.deciding.studies import STUDIES
 from ad_jobs.errors import UsageError
 from ad_jobs.index import index
 from ad_jobs.results.run import ManifestRef, read_record, write_record
