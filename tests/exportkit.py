@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pydicom
 import pytest
-from ad_jobs.deciding.studies import STUDIES
 from dicomkit import dataset, item
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import EnhancedMRImageStorage, MRImageStorage, MultiFrameGrayscaleWordSecondaryCaptureImageStorage
 
 from ad_jobs.deciding.record import digest_of, record_of, table_of
+from ad_jobs.deciding.stacks import STACK_DECISIONS
 from ad_jobs.deciding.table import DECISIONS
 from ad_jobs.errors import ImageError
 from ad_jobs.images.decode import decode
@@ -210,7 +210,7 @@ def decided(run: str, flagged: set[tuple[int, int]], level: str = "image", thres
     decision_id = hashlib.sha256(repr((sorted(flagged), level)).encode()).hexdigest()[:12]
     path = Path(table_of(run, decision_id))
     path.parent.mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(list(found.values()), STUDIES if level == "study" else DECISIONS), path)
+    pq.write_table(pa.Table.from_pylist(list(found.values()), STACK_DECISIONS if level == "study" else DECISIONS), path)
     content = {
         "version": 1,
         "decision_id": decision_id,

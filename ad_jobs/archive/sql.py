@@ -55,8 +55,11 @@ class Database:
 
     def execute(self, sql: str, tables: Mapping[str, Stream] | None = None, parameters: Sequence[object] = ()) -> None:
         """Our own statement, which may read these tables once; they are not known after it."""
-        with _known(self._connection, tables or {}):
+        tables = tables or {}
+        with _known(self._connection, tables):
             self._connection.execute(sql, parameters or None)
+        for name in tables:
+            self._connection.unregister(name)
 
     def rows(self, sql: str, parameters: Sequence[object] = ()) -> list[dict[str, Any]]:
         """The result of our own query: what comes from outside is in `parameters`."""
@@ -102,7 +105,7 @@ def _opened(path: str, sealed: bool) -> Iterator[duckdb.DuckDBPyConnection]:
 
 @contextmanager
 def _known(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, Stream]) -> Iterator[None]:
-    """A block in which the connection knows these tables."""
+    """A block in which errors of reading these tables, which the connection knows from now on, are our own."""
     failed: list[Exception] = []
 
     def rows(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -120,6 +123,3 @@ def _known(connection: duckdb.DuckDBPyConnection, tables: Mapping[str, Stream]) 
         if failed:
             raise failed[0] from None
         raise
-    finally:
-        for name in tables:
-            connection.unregister(name)

@@ -30,9 +30,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ad_jobs.archive.sql import Stream, streaming
+from ad_jobs.deciding.cells import by_model
 from ad_jobs.deciding.likeness import FEW, LEAST_NORMAL, bulk
 from ad_jobs.deciding.normals import HeldOutNormals
-from ad_jobs.deciding.table import by_model
 from ad_jobs.results.score_table import Rows
 from ad_jobs.schema import SCORES
 

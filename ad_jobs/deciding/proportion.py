@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
+from ad_jobs.deciding.cells import by_model
 from ad_jobs.deciding.normals import held_out_normals
-from ad_jobs.deciding.table import by_model
 from ad_jobs.results.run import ModelRef, RunRecord
 from ad_jobs.results.score_table import Rows
 from ad_jobs.schema import SCORED

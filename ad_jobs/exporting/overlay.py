@@ -53,7 +53,7 @@ class Reader(NamedTuple):
             picture = of_this_process().preview(data, int(row["frame"]), self.policy, self.limits, side_px)
         except ImageError as error:
             raise Refused(str(error.code)) from error
-        return blended(picture, heatmap.on_source())
+        return blended(picture, heatmap.drawn().on_source())
 
 
 def blended(picture: npt.NDArray[np.uint8], heat: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

@@ -8,8 +8,8 @@ from scipy import ndimage
 
 from ad_jobs.results.read import Heatmap
 
-# As hot as this share of the hottest place, and hotter than normal images are: those lie in the lowest third.
-OF_THE_HOTTEST, NORMAL = 0.5, 1 / 3
+# As hot as this share of the hottest place, and as the calibration's anchor, which normal images do not reach.
+OF_THE_HOTTEST = 0.5
 # Along the outline, with the region on the right: right, down, left, up.
 _STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 
@@ -20,9 +20,9 @@ def outline(heatmap: Heatmap) -> npt.NDArray[np.float64] | None:
     Coordinates are of PS3.3 C.18.6.1.1: 0, 0 is the upper left corner of the first pixel.
     None where no place is hot, or no single outline holds all that are.
     """
-    values, geometry = heatmap
+    values, geometry, anchor = heatmap
     box = np.s_[geometry.top : geometry.top + geometry.height, geometry.left : geometry.left + geometry.width]
-    hot = values[box] >= max(OF_THE_HOTTEST * float(values[box].max()), NORMAL)
+    hot = values[box] >= max(OF_THE_HOTTEST * float(values[box].max()), anchor)
     corners = _corners(hot)
     if corners is None:
         return None

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from ad_jobs.archive.sql import Stream, streaming
 from ad_jobs.deciding.record import table_of
-from ad_jobs.deciding.studies import STUDIES
-from ad_jobs.deciding.table import DECISIONS, group_of
+from ad_jobs.deciding.stacks import STACK_DECISIONS, UID, places_in
+from ad_jobs.deciding.table import DECISIONS
 from ad_jobs.errors import JobError
 from ad_jobs.results.run import RunRecord
 from ad_jobs.results.score_table import BATCH_ROWS, ScoreTable
@@ -33,9 +33,7 @@ _KEY = ("object_id", "frame", "model_id")
 _OF_A_FRAME = (*_KEY, "uri", "status", "score", "threshold", "flagged", "heatmap", "content_sha256", "study_uid")
 # The column of how many rows there are in all.
 SELECTED = "selected"
-# Studies of a run that hides them: an object by itself, as deciding.studies has it.
-_GROUP = "coalesce(\"group\", 'object ' || object_id)"
-_WANTED = pa.schema([STUDIES.field(name) for name in ("model_id", "group", "object_id", "frame")])
+_WANTED = pa.schema([STACK_DECISIONS.field(name) for name in ("model_id", "group", "object_id", "frame")])
 # What a decision's models flag by; null where that is no score.
 _RULES = pa.schema([SCORES.field("model_id"), SCORES.field("threshold")])
 
@@ -58,20 +56,20 @@ class Selection(NamedTuple):
     everything: bool = False
 
     @property
-    def of_studies(self) -> bool:
-        """Whether a row of the decision is a study."""
-        return self.decision is not None and self.decision["level"] == "study"
+    def of_stacks(self) -> bool:
+        """Whether a row of the decision is a study or a series."""
+        return self.decision is not None and self.decision["level"] in UID
 
 
 @contextmanager
 def table_rows(selection: Selection) -> Iterator[Stream]:
-    """The selected rows, by model, the highest first: of a decision at the level `study` its rows of studies.
+    """The selected rows, by model, the highest first: of a decision about studies or series its rows of these.
 
     Raises:
         JobError: a part of the run is missing or damaged.
     """
-    if selection.of_studies:
-        yield Stream(STUDIES, _decided(selection, STUDIES.names))
+    if selection.of_stacks:
+        yield Stream(STACK_DECISIONS, _decided(selection, STACK_DECISIONS.names))
         return
     columns = [_column(name) for name in ROWS]
     with _frames(selection, ROWS, columns, BY_SCORE) as stream:
@@ -83,7 +81,7 @@ def frame_rows(selection: Selection, order: str) -> Iterator[Iterator[dict[str, 
     """The selected frames in an order; each row has model_id, object_id, frame, uri, score, heatmap and so on, and
     SELECTED, how many there are.
 
-    Of a study that a decision flagged, these are the frames that the run flagged, and its highest.
+    Of a study or series that a decision flagged, these are the frames that the run flagged, and its highest.
 
     Raises:
         JobError: as `table_rows`.
@@ -104,17 +102,16 @@ def _frames(
     table = ScoreTable(selection.run_uri, selection.record)
     tables: dict[str, Stream] = {}
     parameters: list[object] = []
-    if selection.of_studies:
+    if selection.of_stacks:
         schema = pa.schema([*(SCORES.field(name) for name in read), pa.field("group", pa.string())])
         tables["wanted"] = Stream(_WANTED, _decided(selection, _WANTED.names))
-        tables["scores"] = Stream(schema, _with_group(table, schema))
-        # One row a study and model: none is joined twice.
-        highest = "scores.object_id = wanted.object_id AND scores.frame = wanted.frame"
+        tables["scores"] = Stream(schema, _with_group(selection, table, schema))
+        highest = "(scores.model_id, scores.object_id, scores.frame) IN (SELECT (model_id, object_id, frame) FROM kept)"
+        # No join: a decision by columns may have a study twice.
         sql = f"""
-            SELECT {", ".join(columns)} FROM (
-                SELECT * REPLACE ({_GROUP} AS "group") FROM scores WHERE status = '{SCORED}') AS scores
-            JOIN wanted ON scores.model_id = wanted.model_id AND scores."group" = wanted."group"
-            {"" if selection.everything else f"WHERE scores.flagged OR ({highest})"}
+            WITH kept AS MATERIALIZED (FROM wanted) SELECT {", ".join(columns)} FROM scores
+            WHERE status = '{SCORED}' AND (model_id, "group") IN (SELECT (model_id, "group") FROM kept)
+            {"" if selection.everything else f"AND (flagged OR {highest})"}
         """
     elif selection.decision is not None:
         names = [*_KEY, "flagged", *DECIDED]
@@ -161,7 +158,9 @@ def _decided(selection: Selection, columns: Sequence[str]) -> Iterator[pa.Record
         raise JobError(f"{uri} cannot be read.", "Remove the decision, and decide again.") from error
 
 
-def _with_group(table: ScoreTable, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _with_group(selection: Selection, table: ScoreTable, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    assert selection.decision is not None
+    level = selection.decision["level"]
     read = [name for name in schema.names if name != "group"]
-    for batch in table.batches(list(dict.fromkeys([*read, "study_uid", "uri"]))):
-        yield pa.RecordBatch.from_arrays([*(batch[name] for name in read), group_of(batch)], schema=schema)
+    for batch in table.batches(list(dict.fromkeys([*read, UID[level], "uri"]))):
+        yield pa.RecordBatch.from_arrays([*(batch[name] for name in read), places_in(batch, level)], schema=schema)

@@ -91,7 +91,9 @@ class Pictures:
         return Picture(shown, changed)
 
     def heatmap(self, row: Mapping[str, Any]) -> npt.NDArray[np.uint16]:
-        """The heatmap of a row without its padding, [h, w] with 65535 = 1.0, by one ranged read; it covers the frame.
+        """The heatmap of a row as it is drawn, without its padding: [h, w] with 65535 = 1.0, over the whole frame.
+
+        It is one ranged read.
 
         Raises:
             NoPicture: none was kept, or it cannot be read.
@@ -99,7 +101,7 @@ class Pictures:
         if row["heatmap"] is None:
             raise NoPicture("No heatmap was kept for this image.")
         try:
-            values, geometry = open_heatmap(self._run_uri, row["heatmap"])
+            values, geometry, _ = open_heatmap(self._run_uri, row["heatmap"]).drawn()
         except (JobError, storage.StorageError) as error:
             raise NoPicture(f"The heatmap cannot be read: {error}") from error
         box = values[geometry.top : geometry.top + geometry.height, geometry.left : geometry.left + geometry.width]

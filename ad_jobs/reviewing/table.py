@@ -20,7 +20,7 @@ from ad_jobs.archive.manifest import read_parts
 from ad_jobs.archive.manifest_record import ManifestInfo
 from ad_jobs.archive.sql import Database, Stream
 from ad_jobs.deciding.record import table_of
-from ad_jobs.deciding.studies import STUDIES
+from ad_jobs.deciding.stacks import STACK_DECISIONS
 from ad_jobs.deciding.table import DECISIONS
 from ad_jobs.results.parts import RowGroup
 from ad_jobs.results.score_table import BATCH_ROWS, Rows
@@ -43,24 +43,29 @@ _OF_MANIFEST = (
     ("instance_number", "slice", pa.int32()),
 )
 _MANIFEST = pa.schema([("object_id", pa.int64()), *((here, kind) for _, here, kind in _OF_MANIFEST)])
-# What a decision says of a frame, or of all of a study.
+# What a decision says of a frame, or of all of a study or series.
 _SAID = ("model_id", "p", "flagged", "rank")
-_KEYS = {"image": ("object_id", "frame"), "study": ("group",)}
+# By which columns of the decision a frame is told to be meant, and what these are here.
+_KEYS = {
+    "image": {"object_id": "object_id", "frame": "frame"},
+    "study": {"group": "group"},
+    "series": {"group": "series"},
+}
 
 _FRAMES = """
     CREATE TABLE frames AS
     WITH named AS (
         SELECT scores.* EXCLUDE (folder, study_uid), coalesce(study_uid, folder, 'object ' || object_id) AS "group",
-            site, scanner, slice
+            coalesce(series_uid, folder, 'object ' || object_id) AS series, site, scanner, slice
         FROM scores LEFT JOIN manifest USING (object_id)),
     judged AS (
         SELECT named.* REPLACE (coalesce(decided.flagged, named.flagged, false) AS flagged), p, rank AS decided_rank
-        FROM named LEFT JOIN decided USING ({keys})),
+        FROM named LEFT JOIN ({decided}) AS decided USING ({keys})),
     placed AS (
         SELECT *, row_number() OVER (
             PARTITION BY model_id ORDER BY decided_rank NULLS LAST, score DESC NULLS LAST, object_id, frame) AS place
         FROM judged)
-    SELECT * EXCLUDE (decided_rank, place),
+    SELECT * EXCLUDE (decided_rank, place, series),
         CASE WHEN score IS NOT NULL THEN coalesce(decided_rank, place) END AS rank,
         {position} AS position
     FROM placed ORDER BY object_id, frame, model_id
@@ -115,8 +120,11 @@ def load(
         "manifest": Stream(_MANIFEST, _manifest(manifest)),
         "decided": _decided(decision),
     }
-    keys = ", ".join(f'"{name}"' for name in (*_KEYS[level], "model_id"))
-    database.execute(_FRAMES.format(keys=keys, position=position), tables)
+    keys = ", ".join(f'"{name}"' for name in (*_KEYS[level].values(), "model_id"))
+    # A decision by columns may have a study twice.
+    once = f"SELECT {keys}, min(p) AS p, bool_or(flagged) AS flagged, min(rank) AS rank FROM decided GROUP BY ALL"
+    decided = "FROM decided" if level == "image" else once
+    database.execute(_FRAMES.format(keys=keys, position=position, decided=decided), tables)
     database.execute(_IMAGES)
     database.execute(_STUDIES)
     database.execute(_VERDICTS)
@@ -162,10 +170,12 @@ def _manifest(info: ManifestInfo | None) -> Iterator[pa.RecordBatch]:
 def _decided(decision: tuple[str, str, str] | None) -> Stream:
     level = decision[2] if decision is not None else "image"
     columns = [*_KEYS[level], *_SAID]
-    known = DECISIONS if level == "image" else STUDIES
-    schema = pa.schema([known.field(name) for name in columns])
+    known = DECISIONS if level == "image" else STACK_DECISIONS
+    schema = pa.schema([known.field(name).with_name(_KEYS[level].get(name, name)) for name in columns])
     if decision is None:
         return Stream(schema, [])
     run_uri, decision_id, _ = decision
     batches = RowGroup(table_of(run_uri, decision_id)).batches(columns, BATCH_ROWS)
-    return Stream(schema, (batch.select(columns).cast(schema) for batch in batches))
+    return Stream(
+        schema, (pa.RecordBatch.from_arrays(batch.select(columns).columns, schema=schema) for batch in batches)
+    )
