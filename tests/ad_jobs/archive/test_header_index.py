@@ -144,7 +144,8 @@ def test_no_identifier_leaks(mixed: Path, tmp_path: Path, key: Path, mode: str) 
     )
     found = every_byte(info.uri)
     planted = [*kit.SECRETS.values(), *(value for value in PERSON.values() if value != "F"), KEY.decode()]
-    for secret in [*planted, "Doe", "Jane", "Secret", "1970"]:
+    # Four digits alone stand in many a hash.
+    for secret in [*planted, "Doe", "Jane", "Secret", "1970-01"]:
         assert secret.encode() not in found, secret
     assert (b"1.2.826.0.1.3680043.8.498." in found) == (mode == "plain")
 
