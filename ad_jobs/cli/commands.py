@@ -222,17 +222,11 @@ def scan(
 
         show.result(scan_outlook(spec), json_, scan_text)
         return
+    from ad_jobs.cli.show_scan import scan_json
     from ad_jobs.scan import scan as verb
 
     record = verb(spec)
-    told = record.model_dump(mode="json")
-    if json_:
-        from ad_jobs.deciding.proportion import out_of_proportion
-        from ad_jobs.results.score_table import ScoreTable
-
-        # Readable output has it in the log.
-        found = out_of_proportion(ScoreTable(spec.out, record), spec.out, record)
-        told["out_of_proportion"] = [one.told() for one in found]
+    told = scan_json(record, spec.out) if json_ else record.model_dump(mode="json")
     show.result(told, json_, lambda record: show.balance_text(record, out))
 
 

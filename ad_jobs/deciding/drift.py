@@ -153,7 +153,8 @@ def _groups(
     batches: pa.RecordBatchReader, held_out: Mapping[str, HeldOutNormals]
 ) -> Iterator[tuple[tuple[str, str], NDArray[np.int64], int]]:
     """Of each group its name, its rows by level, and those that are flagged; from rows ordered by group."""
-    name, counts, flagged = None, np.zeros(0, np.int64), 0
+    name: tuple[str, str] | None = None
+    counts, flagged = np.zeros(0, np.int64), 0
     for batch in batches:
         columns = (batch[column].to_pylist() for column in ("model_id", "value", "level", "rows", "flagged"))
         for model_id, value, level, rows, hot in zip(*columns, strict=True):
