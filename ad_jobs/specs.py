@@ -18,7 +18,18 @@ from ad_jobs.images.domain import check_accept
 from ad_jobs.images.policy import Limits, Window
 from ad_jobs.specification import Spec as Spec
 from ad_jobs.specification import takes as takes
-from ad_jobs.values import columns, parse_size, parse_window, place, run_place, several, size_text, source_place
+from ad_jobs.values import REVIEWS as REVIEWS
+from ad_jobs.values import (
+    columns,
+    labels_place,
+    parse_size,
+    parse_window,
+    place,
+    run_place,
+    several,
+    size_text,
+    source_place,
+)
 
 # Which heatmaps a run keeps: flagged ones and 1 % of the rest, ...
 KeepPolicy = Literal["flagged", "all", "none"]
@@ -37,6 +48,7 @@ Place = Annotated[str, BeforeValidator(place)]
 Source = Annotated[str, BeforeValidator(source_place)]
 RunPlace = Annotated[str, BeforeValidator(run_place)]
 Places = Annotated[Sequence[Place], BeforeValidator(several), AfterValidator(tuple)]
+LabelsPlace = Annotated[str, BeforeValidator(labels_place)]
 Size = Annotated[tuple[int, int], BeforeValidator(parse_size), PlainSerializer(size_text)]
 FixedWindow = Annotated[Window, BeforeValidator(parse_window)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -273,18 +285,23 @@ class EvaluateSpec(Spec):
     """Compare a run with labels; `bootstrap` replicates give the intervals, none if 0."""
 
     run: Place
-    labels: Place
+    # A CSV, or `reviews` for what reviewers said of this run.
+    labels: LabelsPlace
     seed: Seed = 0
     bootstrap: int = Field(default=1000, ge=0)
     # The id of one of the run's: what it flagged is judged, and not what the run did.
     decision: str | None = None
+    # What counts as one.
+    level: UnitLevel = "image"
 
 
 class ReportSpec(Spec):
     """Write a run's report, a page with the `top` highest-scored frames of each model as pictures."""
 
     run: Place
-    top: int = Field(default=24, ge=1)
+    top: int = Field(default=24, ge=1, le=1000)
+    # The id of one of the run's: what it flagged is shown, and not what the run did.
+    decision: str | None = None
 
 
 class CompareSpec(Spec):

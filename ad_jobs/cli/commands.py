@@ -252,8 +252,8 @@ def decide(
 ) -> None:
     """Flag a run's rows by another rule, without a new scan: a table in RUN/decisions, and what it promises."""
     spec = o.given(specs.DecideSpec, context)
-    from ad_jobs.cli.show_decision import decision_text
     from ad_jobs.decide import decide as verb
+    from ad_jobs.deciding.text import decision_text
 
     show.result(verb(spec), json_, decision_text)
 
@@ -261,12 +261,17 @@ def decide(
 def evaluate(
     context: typer.Context,
     run: o.Run,
-    labels: Annotated[str, typer.Option(help="CSV with image, anomalous[, mask, frame, group].")],
+    labels: Annotated[
+        str, typer.Option(help="CSV with image, anomalous[, mask, frame, group]; or `reviews`: verdicts of reviewers.")
+    ],
     seed: o.Seed = 0,
     bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap replicates; 0 for no intervals.")] = 1000,
     decision: Annotated[
         str | None, typer.Option(help="Judge what a decision flagged; by default what the run did.", metavar="ID")
     ] = None,
+    level: Annotated[
+        o.Level, typer.Option(help="What counts as one: images, or series or studies as a whole.")
+    ] = o.Level.image,
     oracle: Annotated[
         bool, typer.Option("--oracle", help="Also show what thresholds chosen by the labels would have reached.")
     ] = False,
@@ -284,7 +289,12 @@ def evaluate(
 def report(
     context: typer.Context,
     run: o.Run,
-    top: Annotated[int, typer.Option(min=1, help="Pictures of so many frames, the highest-scored of each model.")] = 24,
+    top: Annotated[
+        int, typer.Option(min=1, max=1000, help="Pictures of so many frames, the highest-scored of each model.")
+    ] = 24,
+    decision: Annotated[
+        str | None, typer.Option(help="Show what a decision flagged; by default what the run did.", metavar="ID")
+    ] = None,
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:

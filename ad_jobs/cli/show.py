@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 
-from ad_jobs.cli.show_decision import rule_text
 from ad_jobs.cli.show_evaluation import evaluation_view
+from ad_jobs.deciding.text import rule_text
 from ad_jobs.errors import JobError
 from cluster.counting import counted
 from models.presets import PRESETS

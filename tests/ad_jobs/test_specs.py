@@ -207,9 +207,12 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "worklist": "l.csv",
         },
     ),
-    "evaluate": (specs.EvaluateSpec, {"run": "r", "labels": "l.csv", "seed": 1, "bootstrap": 10, "decision": "d"}),
+    "evaluate": (
+        specs.EvaluateSpec,
+        {"run": "r", "labels": "l.csv", "seed": 1, "bootstrap": 10, "decision": "d", "level": "study"},
+    ),
     "compare": (specs.CompareSpec, {"run_a": "a", "run_b": "s3://b/r", "out": "o"}),
-    "report": (specs.ReportSpec, {"run": "r", "top": 5}),
+    "report": (specs.ReportSpec, {"run": "r", "top": 5, "decision": "d"}),
     "verify": (
         specs.VerifySpec,
         {
