@@ -130,8 +130,10 @@ class CalibrateSpec(Spec):
     """Set a model's threshold and heatmap scale from held-out images."""
 
     model: Place
-    normal: Source
+    normal: Source | None = None
     anomalous: Source | None = None
+    # A run that the model scored and people reviewed, in place of images.
+    from_reviews: Place | None = None
     max_fpr: Rate | None = None
     max_fnr: Rate | None = None
     # With `max_fnr`: lowers the threshold by this share of its height.
@@ -147,7 +149,13 @@ class CalibrateSpec(Spec):
                 f"--max-fpr {self.max_fpr}, --max-fnr {self.max_fnr}",
                 "Give either --max-fpr 0.01 or --max-fnr 0.",
             )
-        if self.max_fnr is not None and self.anomalous is None:
+        if (self.normal is None) == (self.from_reviews is None) or (self.from_reviews and self.anomalous):
+            raise UsageError(
+                "A threshold is set from held-out images, or from a reviewed run.",
+                f"--normal {self.normal}, --anomalous {self.anomalous}, --from-reviews {self.from_reviews}",
+                "Give --normal SOURCE, or --from-reviews RUN alone.",
+            )
+        if self.from_reviews is None and self.max_fnr is not None and self.anomalous is None:
             raise UsageError(
                 "--max-fnr is judged on anomalous images.",
                 "no --anomalous",
@@ -305,11 +313,24 @@ class ReportSpec(Spec):
 
 
 class CompareSpec(Spec):
-    """Compare two runs, and write what differs to `out`; by default below run B."""
+    """Compare two runs, or two decisions, and write what differs to `out`; by default below run B."""
 
     run_a: Place
-    run_b: Place
+    # By default run A: two of its decisions are compared, or one and what the run itself flagged.
+    run_b: Place | None = None
+    # Of A and of B, by their ids; of one run one is enough, and A is then the run itself.
+    decision: Names = Field(default=(), max_length=2)
     out: Place | None = None
+
+    @model_validator(mode="after")
+    def _two_of_something(self) -> Self:
+        if self.run_b is None and not self.decision:
+            raise UsageError("Two runs are compared, or decisions.", "one run", "Name another, or give --decision ID.")
+        if self.run_b is not None and len(self.decision) == 1:
+            raise UsageError(
+                "Of two runs a decision of each is compared.", "one --decision", "Give --decision twice: of A, of B."
+            )
+        return self
 
 
 class VerifySpec(Spec):

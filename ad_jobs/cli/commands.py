@@ -127,8 +127,11 @@ def fit(
 def calibrate(
     context: typer.Context,
     model: o.Model,
-    normal: Annotated[str, typer.Option(help="Held-out normal images. " + o.SOURCE)],
+    normal: Annotated[str | None, typer.Option(help="Held-out normal images. " + o.SOURCE)] = None,
     anomalous: Annotated[str | None, typer.Option(help="Anomalous images, for --max-fnr.")] = None,
+    from_reviews: Annotated[
+        str | None, typer.Option(help="In place of images: a run by this model that people reviewed.", metavar="RUN")
+    ] = None,
     max_fpr: Annotated[float | None, typer.Option(help="Share of normal images that may be flagged.")] = None,
     max_fnr: Annotated[float | None, typer.Option(help="Share of the anomalous images that may be missed.")] = None,
     margin: Annotated[float, typer.Option(help="With --max-fnr: lower the threshold by this share.")] = 0.05,
@@ -308,14 +311,20 @@ def report(
 def compare(
     context: typer.Context,
     run_a: Annotated[str, typer.Argument(help="Folder of a finished run.", show_default=False)],
-    run_b: Annotated[str, typer.Argument(help="Folder of the run to compare with it.", show_default=False)],
+    run_b: Annotated[
+        str | None, typer.Argument(help="Folder of the run to compare with it; RUN_A itself.", show_default=False)
+    ] = None,
+    decision: Annotated[
+        list[str] | None,
+        typer.Option(help="Of A, then of B: what it flagged. One of one run is compared with the run.", metavar="ID"),
+    ] = None,
     out: Annotated[
         str | None, typer.Option(help="Folder for the page and the rows that differ; RUN_B/compared/ID_OF_A.")
     ] = None,
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """What differs between two runs: objects, content, statuses, scores, flags. A page and a table of it."""
+    """What differs between two runs, or two decisions: objects, scores, flags. A page and a table of it."""
     spec = o.given(specs.CompareSpec, context)
     from ad_jobs.compare import compare as verb
 

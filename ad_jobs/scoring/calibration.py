@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -130,14 +130,40 @@ def calibrate_on(
             scored.append(origins.popleft().scored(abnormal, result.score))
             if not abnormal:
                 heat.add(result.heatmap)
-    normal_scores = [one.score for one in scored if not one.anomalous]
-    if not normal_scores:
+    if all(one.anomalous for one in scored):
         raise JobError(
             "A calibration needs normal images that decode, for the heatmaps' scale.", "Name others with --normal."
         )
+    return calibration_of(
+        scored,
+        model_id=model_id,
+        source=source,
+        heatmap_scale=heat.scale(),
+        max_fpr=max_fpr,
+        max_fnr=max_fnr,
+        margin=margin,
+    )
+
+
+def calibration_of(
+    scored: Sequence[Scored],
+    *,
+    model_id: str,
+    source: str,
+    heatmap_scale: tuple[float, float],
+    max_fpr: float | None = None,
+    max_fnr: float | None = None,
+    margin: float = 0.0,
+) -> Calibrated:
+    """A calibration from frames that are already scored, some of them normal.
+
+    Raises:
+        UsageError: a rate of misses, and no anomalous frame.
+    """
+    normal_scores = [one.score for one in scored if not one.anomalous]
     abnormal_scores = [one.score for one in scored if one.anomalous]
     found = _threshold(normal_scores, abnormal_scores, max_fpr, max_fnr, margin)
-    low, high = heat.scale()
+    low, high = heatmap_scale
     held_out = to_parquet(scored)
     calibration = Calibration(
         model_id=model_id,

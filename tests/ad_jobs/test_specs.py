@@ -211,7 +211,7 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
         specs.EvaluateSpec,
         {"run": "r", "labels": "l.csv", "seed": 1, "bootstrap": 10, "decision": "d", "level": "study"},
     ),
-    "compare": (specs.CompareSpec, {"run_a": "a", "run_b": "s3://b/r", "out": "o"}),
+    "compare": (specs.CompareSpec, {"run_a": "a", "run_b": "s3://b/r", "out": "o", "decision": ("c" * 12, "d" * 12)}),
     "report": (specs.ReportSpec, {"run": "r", "top": 5, "decision": "d"}),
     "verify": (
         specs.VerifySpec,
@@ -231,7 +231,13 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
     "doctor": (specs.DoctorSpec, {"address": "http://127.0.0.1:8265", "bucket": "b"}),
 }
 # Fields that exclude one that is given above.
-EXCLUDED = {("calibrate", "max_fpr"), ("decide", "max_fpr"), ("decide", "max_fnr"), ("decide", "top")}
+EXCLUDED = {
+    ("calibrate", "max_fpr"),
+    ("calibrate", "from_reviews"),
+    ("decide", "max_fpr"),
+    ("decide", "max_fnr"),
+    ("decide", "top"),
+}
 # Fields without an option: they say how a caller's own process works, and nothing of what comes out.
 WITHOUT_OPTION = {"keep_mib", "num_cpus", "chapter_objects"}
 
