@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from ad_jobs.archive.containers_names import group_of
 from ad_jobs.archive.fetching import Source, fetch_all, prepare
 from ad_jobs.archive.sources import read_source
+from ad_jobs.errors import UsageError
+from ad_jobs.evaluation.reviewed_scores import reviewed_scores
 from ad_jobs.images.domain import Domain
 from ad_jobs.images.guard import GuardedDecoder
-from ad_jobs.scoring.calibration import Calibration, calibrate_on
+from ad_jobs.results.run import read_record
+from ad_jobs.results.score_table import ScoreTable
+from ad_jobs.scoring.calibration import Calibrated, Calibration, calibrate_on, calibration_of
 from ad_jobs.scoring.held_out import HeldOut, kept
-from ad_jobs.scoring.model_store import FittedModel, open_fitted, write_calibration
+from ad_jobs.scoring.model_store import FittedModel, open_fitted, read_calibration, read_fitted, write_calibration
 from ad_jobs.specs import CalibrateSpec, takes
 
 log = logging.getLogger("retroscan.calibrate")
@@ -22,17 +26,25 @@ log = logging.getLogger("retroscan.calibrate")
 def calibrate(spec: CalibrateSpec) -> Calibration:
     """The calibration just written beside the model: threshold and heatmap scale from the scores of held-out images.
 
+    With `from_reviews` the scores are a run's: what was accepted or supplemented is anomalous, all others are normal
+    (evaluation.reviewed_scores), and the heatmaps' scale stays that of the current calibration.
     It is the current one from now on; those before it, and the scores that each came from, are kept.
 
     Raises:
-        UsageError: no model there, or a source that cannot be used.
+        UsageError: no model there, or a source that cannot be used; a run of another model, or without reviews.
         JobError: no normal image decodes, or a score that is not finite.
     """
+    calibrated = _by_images(spec) if spec.from_reviews is None else _by_reviews(spec, spec.from_reviews)
+    write_calibration(spec.model, calibrated)
+    return calibrated.calibration
+
+
+def _by_images(spec: CalibrateSpec) -> Calibrated:
     model, detector = open_fitted(spec.model)
     domain = model.domain.accepts.widened(spec.accept)
-    calibrated = calibrate_on(
+    return calibrate_on(
         detector,
-        _frames(spec.normal, model, domain),
+        _frames(str(spec.normal), model, domain),
         model_id=model.calibrated_as,
         source=" and ".join(filter(None, (spec.normal, spec.anomalous))),
         anomalous=_frames(spec.anomalous, model, domain) if spec.anomalous else (),
@@ -40,8 +52,30 @@ def calibrate(spec: CalibrateSpec) -> Calibration:
         max_fnr=spec.max_fnr,
         margin=spec.margin,
     )
-    write_calibration(model.uri, calibrated)
-    return calibrated.calibration
+
+
+def _by_reviews(spec: CalibrateSpec, run: str) -> Calibrated:
+    """No image is scored: scores are the run's, and the heatmaps' scale is the current one's, its anchor at the new threshold."""
+    model, record = read_fitted(spec.model), read_record(run)
+    if model.model_id not in [one.model_id for one in record.models]:
+        raise UsageError(
+            "A model is calibrated from reviews of a run by this very model.",
+            f"{spec.model}, {model.model_id}; the run's: {', '.join(one.model_id for one in record.models)}",
+            "Name another run, or give --normal SOURCE.",
+        )
+    current = read_calibration(spec.model, model.calibrated_as)
+    scored = reviewed_scores(ScoreTable(run, record), model.model_id)
+    if all(one.anomalous for one in scored):
+        raise UsageError("A calibration needs normal images.", f"{run}, without one", "Give --normal SOURCE.")
+    return calibration_of(
+        scored,
+        model_id=model.calibrated_as,
+        source=f"reviews of {run}",
+        heatmap_scale=current.scale_at,
+        max_fpr=spec.max_fpr,
+        max_fnr=spec.max_fnr,
+        margin=spec.margin,
+    )
 
 
 def _frames(source: str, model: FittedModel, domain: Domain) -> Iterator[HeldOut]:

@@ -11,8 +11,11 @@ from typing import Any
 from ad_jobs.comparing.joined import join, tolerance
 from ad_jobs.comparing.settings import differing, pairs
 from ad_jobs.comparing.summary import Joined
+from ad_jobs.deciding.decided_table import DecidedTable
+from ad_jobs.deciding.record import read_decision
+from ad_jobs.deciding.text import rule_text
 from ad_jobs.page.comparison import chart, render_comparison
-from ad_jobs.results.run import RunRecord, read_record
+from ad_jobs.results.run import ModelRef, RunRecord, read_record
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.specs import CompareSpec, takes
 from cluster import storage
@@ -23,34 +26,45 @@ PAGE_FILE, TABLE_FILE, NUMBERS_FILE = "index.html", "differences.parquet", "comp
 
 @takes(CompareSpec)
 def compare(spec: CompareSpec) -> dict[str, Any]:
-    """What differs between two runs; also written to `out`, with a page and the rows that differ.
+    """What differs between two runs, or decisions; also written to `out`, with a page and the rows that differ.
 
     An object is its URI, and a row that of an object, a frame and a model of both runs; runs with one model each are
     compared although it is another one, by ranks and flags.
-    `out` is by default the folder `compared/` of run B and the id of run A in it; what belongs to a run is not touched.
+    With decisions rows are flagged as these do: two of one run, one of each of two runs, or one and the run itself.
+    `out` is by default the folder `compared/` of run B and the id of run A, or of the decisions, in it;
+    what belongs to a run is not touched.
 
     Raises:
         UsageError: not a run, or an unfinished one; runs without a model in common, or of which one hashes its URIs.
         JobError: a part of a run is missing or damaged.
     """
-    a, b = (ScoreTable(uri, read_record(uri)) for uri in (spec.run_a, spec.run_b))
+    run_b = spec.run_b or spec.run_a
+    # Of one run and one decision A is the run itself.
+    of_a, of_b = ([None] * 2 + list(spec.decision))[-2:]
+    a, decision_a = _flagged(spec.run_a, of_a)
+    b, decision_b = _flagged(run_b, of_b)
     compared = pairs(a.record, b.record)
-    out = spec.out or storage.join(spec.run_b, FOLDER, a.record.run_id)
+    names = "-".join(filter(None, (of_a, of_b))) or a.record.run_id
+    out = spec.out or storage.join(run_b, FOLDER, names)
     within, amp = tolerance(a, b)
     charts = []
     with tempfile.TemporaryDirectory(prefix="retroscan-compare-") as folder:
         rows = Joined(join(a, b, compared, Path(folder)), compared)
         models = []
         for number, pair in enumerate(compared):
-            models.append(rows.model(number))
-            charts.append(chart(partial(rows.scores, number), pair))
+            thresholds = _threshold(pair.a, decision_a), _threshold(pair.b, decision_b)
+            models.append(rows.model(number) | dict(zip(("threshold_a", "threshold_b"), thresholds, strict=True)))
+            charts.append(chart(partial(rows.scores, number), pair, thresholds))
         table = Path(folder) / TABLE_FILE
         found = {
             "version": 1,
-            "a": _described(spec.run_a, a.record),
-            "b": _described(spec.run_b, b.record),
+            "a": _described(spec.run_a, a.record, of_a),
+            "b": _described(run_b, b.record, of_b),
             "relation": _relation(a.record, b.record),
-            "settings": [setting._asdict() for setting in differing(a.record, b.record, compared)],
+            "settings": [
+                *([] if (of_a, of_b) == (None, None) else [_rules(decision_a, decision_b)]),
+                *(setting._asdict() for setting in differing(a.record, b.record, compared)),
+            ],
             "tolerance": within,
             "amp": amp,
             "objects": rows.objects(),
@@ -66,8 +80,32 @@ def compare(spec: CompareSpec) -> dict[str, Any]:
     return found
 
 
-def _described(uri: str, record: RunRecord) -> dict[str, Any]:
+def _flagged(uri: str, decision_id: str | None) -> tuple[ScoreTable, dict[str, Any] | None]:
+    """A run's table, flagged as it is or as a decision does; and the decision's record."""
+    record = read_record(uri)
+    table = ScoreTable(uri, record)
+    if decision_id is None:
+        return table, None
+    decision = read_decision(uri, record, decision_id)
+    return DecidedTable(table, decision), decision
+
+
+def _threshold(model: ModelRef, decision: dict[str, Any] | None) -> float | None:
+    """Above which a run, or a decision, flags a model's rows; None where a decision goes by something else."""
+    if decision is None:
+        return model.threshold
+    return next((one["threshold"] for one in decision["models"] if one["model_id"] == model.model_id), None)
+
+
+def _rules(a: dict[str, Any] | None, b: dict[str, Any] | None) -> dict[str, Any]:
+    """What flags, in words, as one of the settings."""
+    said = ["the run's threshold" if one is None else f"{one['decision_id']}, {rule_text(one)}" for one in (a, b)]
+    return {"name": "flagged by", "a": said[0], "b": said[1]}
+
+
+def _described(uri: str, record: RunRecord, decision_id: str | None) -> dict[str, Any]:
     return {
+        "decision": decision_id,
         "uri": uri,
         "run_id": record.run_id,
         "started_at": record.started_at.isoformat(timespec="seconds"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pyarrow as pa
@@ -12,15 +12,18 @@ import pyarrow.compute as pc
 
 from ad_jobs.archive.manifest import read_parts
 from ad_jobs.archive.manifest_record import manifest_info
-from ad_jobs.deciding.record import KEY, evaluation_of, flags, read_decision
-from ad_jobs.errors import RetroscanError
-from ad_jobs.evaluation.evaluation_file import EVALUATION_FILE, write_evaluation
+from ad_jobs.deciding.decided_table import DecidedTable
+from ad_jobs.deciding.record import read_decision
+from ad_jobs.errors import RetroscanError, UsageError
+from ad_jobs.evaluation.evaluation_file import evaluation_uri, write_evaluation
 from ad_jobs.evaluation.judge import drawn_with, judge
 from ad_jobs.evaluation.labels import join, labelled_rows, read_labels
+from ad_jobs.evaluation.reviewed import review_labels
+from ad_jobs.evaluation.stacks import LabelledStacks
 from ad_jobs.evaluation.subgroups import attributes, subgroups
 from ad_jobs.results.run import RunRecord, read_record
 from ad_jobs.results.score_table import ScoreTable
-from ad_jobs.specs import EvaluateSpec, takes
+from ad_jobs.specs import REVIEWS, EvaluateSpec, UnitLevel, takes
 from cluster import storage
 
 
@@ -29,10 +32,14 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
     """What the run is worth on labelled images; also written to RUN/evaluation.json.
 
     With a decision, what that is worth; written beside it, as RUN/decisions/ID.evaluation.json.
+    At the level `study` or `series` these are what is counted: one is anomalous if any of its labelled frames is,
+    scores as its highest frame and is flagged if any frame is; the file is then evaluation.study.json, or
+    ID.evaluation.study.json.
+    With `reviews` for labels they are the verdicts of reviewers, where these agree.
 
     At the top level stand the first model's counts and metrics, each metric as {"value", "low", "high"}; `models` holds
     the same for the other models by model_id.
-    `subgroups` has what was found and missed by modality, maker, age band and sex (evaluation.subgroups).
+    `subgroups` has what was found and missed by modality, maker, age band and sex, of images (evaluation.subgroups).
     Pixel metrics need masks and a heatmap of every labelled image; without they are null and `pixel_note` says why.
     They take at most 200 of the bootstrap's replicates.
 
@@ -40,25 +47,32 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
         UsageError: not a finished run, a labels file that cannot be used, labels of other images, or no such decision.
         JobError: a heatmap is damaged.
     """
-    labels = read_labels(spec.labels)
     record = read_record(spec.run)
+    labels, disputed = review_labels(spec.run) if spec.labels == REVIEWS else (read_labels(spec.labels), None)
     decision = None if spec.decision is None else read_decision(spec.run, record, spec.decision)
     table = ScoreTable(spec.run, record)
-    rows = labelled_rows(table, labels)
     thresholds: dict[str, float | None] = {model.model_id: model.threshold for model in record.models}
     if decision is not None:
-        rows = _decided(spec.run, decision, rows)
+        _demand_level(decision, spec.level)
+        table = DecidedTable(table, decision)
         thresholds = {model["model_id"]: model["threshold"] for model in decision["models"]}
-    parted = attributes(table, labels)
+    rows = labelled_rows(table, labels)
     draws = {"seed": spec.seed, "bootstrap": spec.bootstrap}
-    judged = {}
-    for model in record.models:
-        joined = join(labels, rows[rows["model_id"] == model.model_id], record.counts.objects)
-        judged[model.model_id] = (
-            {"kind": model.kind}
-            | judge(spec.run, joined, thresholds[model.model_id], **draws)
-            | {"subgroups": subgroups(joined.table, parted, drawn_with(joined.table), **draws)}
-        )
+    if spec.level == "image":
+        objects = record.counts.objects
+        joined = {one.model_id: join(labels, rows[rows["model_id"] == one.model_id], objects) for one in record.models}
+        parted = attributes(table, labels)
+        parts = {name: subgroups(one.table, parted, drawn_with(one.table), **draws) for name, one in joined.items()}
+    else:
+        stacks = LabelledStacks(table, labels, spec.level)
+        joined = {one.model_id: stacks.joined(one.model_id) for one in record.models}
+        parts = {}
+    judged = {
+        model.model_id: {"kind": model.kind}
+        | judge(spec.run, joined[model.model_id], thresholds[model.model_id], **draws)
+        | {"subgroups": parts.get(model.model_id, [])}
+        for model in record.models
+    }
     first, *others = judged
     hashed = record.config.get("identifiers") == "hashed"
     evaluation: dict[str, Any] = {
@@ -67,11 +81,15 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
         "model_id": first,
         # What was judged; null where it is what the run itself flagged.
         "decision": spec.decision,
+        # What counts as one: an image (or a labelled frame of it), a series, a study.
+        "level": spec.level,
         # A run that hides where things lie hides this, too; the digest tells which labels they were.
         "labels": {
             "uri": None if hashed else labels.uri,
             "sha256": labels.sha256,
             "rows": len(labels.table),
+            # Of verdicts: frames of which reviewers say both, which are left out; null of a labels file.
+            "disputed": disputed,
             "not_selected": _not_selected(record, labels.table["uri"][~labels.table["uri"].isin(rows["uri"])]),
         },
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -79,20 +97,23 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
         "unfinished": False,
         "seed": spec.seed,
         "bootstrap": spec.bootstrap,
-        "resampled_by": "group" if labels.table["group"].notna().any() else "image",
+        "resampled_by": "group" if labels.table["group"].notna().any() else spec.level,
         **judged[first],
         "models": {model_id: judged[model_id] for model_id in others},
     }
-    of_run = storage.join(spec.run, EVALUATION_FILE)
-    write_evaluation(of_run if spec.decision is None else evaluation_of(spec.run, spec.decision), evaluation)
+    write_evaluation(evaluation_uri(spec.run, spec.decision, spec.level), evaluation)
     return evaluation
 
 
-def _decided(run_uri: str, decision: dict[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows, flagged as the decision does."""
-    of_each = flags(run_uri, decision["decision_id"], rows["object_id"].unique().tolist())
-    key = pd.MultiIndex.from_frame(rows[list(KEY)])
-    return rows.assign(flagged=of_each.reindex(key).to_numpy())
+def _demand_level(decision: dict[str, Any], level: UnitLevel) -> None:
+    """Raise UsageError where a decision of whole studies, or series, would be judged by parts of them."""
+    sizes = get_args(UnitLevel)
+    if sizes.index(decision["level"]) > sizes.index(level):
+        raise UsageError(
+            "A decision is judged by what it flags, or by more.",
+            f"--level {level} of decision {decision['decision_id']}, which flags {decision['level']}",
+            f"Give --level {decision['level']}.",
+        )
 
 
 def _not_selected(record: RunRecord, missing: pd.Series[str]) -> int | None:

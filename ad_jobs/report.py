@@ -1,36 +1,129 @@
-"""report: a finished run as one self-contained HTML page, RUN/report/index.html."""
+"""report: a finished run, or one of its decisions, as one HTML page, RUN/report/index.html."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ad_jobs.archive.identifiers import is_hashed
+from ad_jobs.deciding.decided_table import DecidedTable
 from ad_jobs.deciding.drift import DRIFT_FILE
-from ad_jobs.evaluation.evaluation_file import read_evaluation
+from ad_jobs.deciding.record import KEY, read_decision, table_of
+from ad_jobs.deciding.run_stacks import run_stacks, write_run_stacks
+from ad_jobs.deciding.text import decision_text
+from ad_jobs.errors import UsageError
+from ad_jobs.evaluation.evaluation_file import Found, read_evaluation
+from ad_jobs.evaluation.labels import read_labels
 from ad_jobs.page import drift
+from ad_jobs.page.gallery import UNKNOWN, Truth
+from ad_jobs.page.pictures import INLINE_CARDS, Pictures
 from ad_jobs.page.render import render
-from ad_jobs.page.sections import COLUMNS, sections
-from ad_jobs.results.run import read_record
-from ad_jobs.results.score_table import ScoreTable
+from ad_jobs.page.sections import COLUMNS, Decided, sections
+from ad_jobs.results.run import RunRecord, read_record
+from ad_jobs.results.score_table import BATCH_ROWS, ScoreTable
 from ad_jobs.specs import ReportSpec, takes
 from cluster import storage
 
-REPORT_FILE = "report/index.html"
+FOLDER = "report"
+REPORT_FILE = f"{FOLDER}/index.html"
+# Of the page's list; studies.parquet has all.
+STUDIES_SHOWN = 24
 
 
 @takes(ReportSpec)
 def report(spec: ReportSpec) -> str:
     """The URI of the page just written for a finished run; its evaluation.json is shown if there is one.
 
-    Beside the page it writes RUN/drift.parquet: deciding.drift.DRIFT.
+    With a decision the page shows what that flags, and its evaluation.
+    Up to 24 cards a model stand in the page, so that it is self-contained; more are files in report/pictures.
+    RUN/drift.parquet (deciding.drift.DRIFT) is written beside it, and RUN/studies.parquet and RUN/series.parquet, unless
+    they are there.
 
     Raises:
-        UsageError: not a run, or an unfinished one.
+        UsageError: not a run, or an unfinished one; no such decision.
         JobError: a part of the score table is missing or damaged.
     """
     record = read_record(spec.run)
-    found = read_evaluation(spec.run, record.run_id)
-    with ScoreTable(spec.run, record).copied(list(dict.fromkeys([*COLUMNS, *drift.COLUMNS]))) as table:
-        drifting = drift.section(table)
-        page = render(sections(table, found, spec.top) | drifting.context)
+    original = ScoreTable(spec.run, record)
+    table, decided = original, None
+    if spec.decision is not None:
+        decision = read_decision(spec.run, record, spec.decision)
+        table = DecidedTable(original, decision)
+        decided = _shown(spec, record, decision)
+    found = read_evaluation(spec.run, record.run_id, spec.decision)
+    for level in ("study", "series"):
+        write_run_stacks(spec.run, record, original, level)
+    folder = storage.join(spec.run, FOLDER)
+    pictures = Pictures(folder if spec.top > INLINE_CARDS else None)
+    # Of the scores, and of what the run itself flags.
+    with original.copied(drift.COLUMNS) as copied:
+        drifting = drift.section(copied)
+    with table.copied(COLUMNS) as copied:
+        context = sections(
+            copied,
+            found,
+            spec.top,
+            decided=decided,
+            pictures=pictures,
+            truth=_truth(found),
+            stacks=_studies(spec.run, record),
+        )
+        page = render(context | drifting.context)
     storage.write_bytes(storage.join(spec.run, DRIFT_FILE), drifting.file)
     uri = storage.join(spec.run, REPORT_FILE)
     storage.write_bytes(uri, page.encode())
+    # Last: until then the page that was there shows them.
+    pictures.remove_others(folder)
     return uri
+
+
+def _shown(spec: ReportSpec, record: RunRecord, decision: dict[str, Any]) -> Decided:
+    """What the page shows of a decision."""
+    filesystem, path = storage.filesystem(table_of(spec.run, decision["decision_id"]))
+    highest = pq.read_table(path, columns=[*KEY, "rank"], filesystem=filesystem, filters=pc.field("rank") <= spec.top)
+    return Decided(
+        decision_text(decision),
+        {model["model_id"]: model["threshold"] for model in decision["models"]},
+        {model.model_id: highest.filter(pc.equal(highest["model_id"], model.model_id)) for model in record.models},
+    )
+
+
+def _truth(found: Found) -> Truth:
+    """The labels of an evaluation, where they are still what it was made with."""
+    labels = (found.evaluation or {}).get("labels", {})
+    uri = labels.get("uri")
+    if uri is None or is_hashed(uri) or labels.get("disputed") is not None:
+        return UNKNOWN
+    try:
+        read = read_labels(uri)
+    except UsageError:
+        # Gone since; the numbers of the evaluation are shown all the same.
+        return UNKNOWN
+    if read.sha256 != labels["sha256"]:
+        return UNKNOWN
+    named = read.table[["uri", "frame", "anomalous"]].itertuples(index=False, name=None)
+    return Truth({(of, None if frame is None else frame): is_so for of, frame, is_so in _plain(named)})
+
+
+def _plain(rows: Any) -> Any:
+    for uri, frame, anomalous in rows:
+        yield str(uri), int(frame) if isinstance(frame, int) else None, bool(anomalous)
+
+
+def _studies(run_uri: str, record: RunRecord) -> list[dict[str, Any]]:
+    """The most suspicious studies, where there are any of several frames; of the first model."""
+    filesystem, path = storage.filesystem(run_stacks(run_uri, "study"))
+    first = record.models[0].model_id
+    several, shown = False, pa.table({})
+    with filesystem.open_input_file(path) as file:
+        for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS):
+            of_model = batch.filter(pc.equal(batch["model_id"], first))
+            several = several or bool(pc.any(pc.greater(of_model["frames"], 1)).as_py())
+            if not shown.num_rows:
+                shown = pa.Table.from_batches([of_model.slice(0, STUDIES_SHOWN)])
+            if several:
+                break
+    return shown.to_pylist() if several else []

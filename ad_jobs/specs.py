@@ -18,7 +18,18 @@ from ad_jobs.images.domain import check_accept
 from ad_jobs.images.policy import Limits, Window
 from ad_jobs.specification import Spec as Spec
 from ad_jobs.specification import takes as takes
-from ad_jobs.values import columns, parse_size, parse_window, place, run_place, several, size_text, source_place
+from ad_jobs.values import REVIEWS as REVIEWS
+from ad_jobs.values import (
+    columns,
+    labels_place,
+    parse_size,
+    parse_window,
+    place,
+    run_place,
+    several,
+    size_text,
+    source_place,
+)
 
 # Which heatmaps a run keeps: flagged ones and 1 % of the rest, ...
 KeepPolicy = Literal["flagged", "all", "none"]
@@ -41,6 +52,7 @@ Place = Annotated[str, BeforeValidator(place)]
 Source = Annotated[str, BeforeValidator(source_place)]
 RunPlace = Annotated[str, BeforeValidator(run_place)]
 Places = Annotated[Sequence[Place], BeforeValidator(several), AfterValidator(tuple)]
+LabelsPlace = Annotated[str, BeforeValidator(labels_place)]
 Size = Annotated[tuple[int, int], BeforeValidator(parse_size), PlainSerializer(size_text)]
 FixedWindow = Annotated[Window, BeforeValidator(parse_window)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -122,8 +134,10 @@ class CalibrateSpec(Spec):
     """Set a model's threshold and heatmap scale from held-out images."""
 
     model: Place
-    normal: Source
+    normal: Source | None = None
     anomalous: Source | None = None
+    # A run that the model scored and people reviewed, in place of images.
+    from_reviews: Place | None = None
     max_fpr: Rate | None = None
     max_fnr: Rate | None = None
     # With `max_fnr`: lowers the threshold by this share of its height.
@@ -139,7 +153,13 @@ class CalibrateSpec(Spec):
                 f"--max-fpr {self.max_fpr}, --max-fnr {self.max_fnr}",
                 "Give either --max-fpr 0.01 or --max-fnr 0.",
             )
-        if self.max_fnr is not None and self.anomalous is None:
+        if (self.normal is None) == (self.from_reviews is None) or (self.from_reviews and self.anomalous):
+            raise UsageError(
+                "A threshold is set from held-out images, or from a reviewed run.",
+                f"--normal {self.normal}, --anomalous {self.anomalous}, --from-reviews {self.from_reviews}",
+                "Give --normal SOURCE, or --from-reviews RUN alone.",
+            )
+        if self.from_reviews is None and self.max_fnr is not None and self.anomalous is None:
             raise UsageError(
                 "--max-fnr is judged on anomalous images.",
                 "no --anomalous",
@@ -277,18 +297,23 @@ class EvaluateSpec(Spec):
     """Compare a run with labels; `bootstrap` replicates give the intervals, none if 0."""
 
     run: Place
-    labels: Place
+    # A CSV, or `reviews` for what reviewers said of this run.
+    labels: LabelsPlace
     seed: Seed = 0
     bootstrap: int = Field(default=1000, ge=0)
     # The id of one of the run's: what it flagged is judged, and not what the run did.
     decision: str | None = None
+    # What counts as one.
+    level: UnitLevel = "image"
 
 
 class ReportSpec(Spec):
     """Write a run's report, a page with the `top` highest-scored frames of each model as pictures."""
 
     run: Place
-    top: int = Field(default=24, ge=1)
+    top: int = Field(default=24, ge=1, le=1000)
+    # The id of one of the run's: what it flagged is shown, and not what the run did.
+    decision: str | None = None
 
 
 class ReviewSpec(Spec):
@@ -308,11 +333,24 @@ class ReviewSpec(Spec):
 
 
 class CompareSpec(Spec):
-    """Compare two runs, and write what differs to `out`; by default below run B."""
+    """Compare two runs, or two decisions, and write what differs to `out`; by default below run B."""
 
     run_a: Place
-    run_b: Place
+    # By default run A: two of its decisions are compared, or one and what the run itself flagged.
+    run_b: Place | None = None
+    # Of A and of B, by their ids; of one run one is enough, and A is then the run itself.
+    decision: Names = Field(default=(), max_length=2)
     out: Place | None = None
+
+    @model_validator(mode="after")
+    def _two_of_something(self) -> Self:
+        if self.run_b is None and not self.decision:
+            raise UsageError("Two runs are compared, or decisions.", "one run", "Name another, or give --decision ID.")
+        if self.run_b is not None and len(self.decision) == 1:
+            raise UsageError(
+                "Of two runs a decision of each is compared.", "one --decision", "Give --decision twice: of A, of B."
+            )
+        return self
 
 
 class VerifySpec(Spec):

@@ -47,6 +47,7 @@ PLACES = frozenset(
         "since",
         "labels",
         "worklist",
+        "from_reviews",
         "images",
         "identifiers_key",
         "key",

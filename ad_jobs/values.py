@@ -11,6 +11,8 @@ from ad_jobs.images.policy import MAX_SIDE_PX, Window, has_width
 
 # Before the place of a manifest: its rows are read, whatever else lies there.
 MANIFEST = "manifest:"
+# In place of a labels file: what reviewers said of the run.
+REVIEWS = "reviews"
 
 
 def place(value: str | PathLike[str]) -> str:
@@ -33,6 +35,15 @@ def place(value: str | PathLike[str]) -> str:
             "Copy what lies there to one of these, or mount it as a folder.",
         )
     return uris.absolute(text)
+
+
+def labels_place(value: str | PathLike[str]) -> str:
+    """Where labels lie: a place, or `reviews`, the verdicts in the run itself.
+
+    >>> labels_place("reviews"), labels_place("./reviews")
+    ('reviews', '/.../reviews')
+    """
+    return REVIEWS if value == REVIEWS else place(value)
 
 
 def run_place(value: str | PathLike[str]) -> str:

@@ -128,8 +128,11 @@ def fit(
 def calibrate(
     context: typer.Context,
     model: o.Model,
-    normal: Annotated[str, typer.Option(help="Held-out normal images. " + o.SOURCE)],
+    normal: Annotated[str | None, typer.Option(help="Held-out normal images. " + o.SOURCE)] = None,
     anomalous: Annotated[str | None, typer.Option(help="Anomalous images, for --max-fnr.")] = None,
+    from_reviews: Annotated[
+        str | None, typer.Option(help="In place of images: a run by this model that people reviewed.", metavar="RUN")
+    ] = None,
     max_fpr: Annotated[float | None, typer.Option(help="Share of normal images that may be flagged.")] = None,
     max_fnr: Annotated[float | None, typer.Option(help="Share of the anomalous images that may be missed.")] = None,
     margin: Annotated[float, typer.Option(help="With --max-fnr: lower the threshold by this share.")] = 0.05,
@@ -256,8 +259,8 @@ def decide(
 ) -> None:
     """Flag a run's rows by another rule, without a new scan: a table in RUN/decisions, and what it promises."""
     spec = o.given(specs.DecideSpec, context)
-    from ad_jobs.cli.show_decision import decision_text
     from ad_jobs.decide import decide as verb
+    from ad_jobs.deciding.text import decision_text
 
     show.result(verb(spec), json_, decision_text)
 
@@ -265,12 +268,17 @@ def decide(
 def evaluate(
     context: typer.Context,
     run: o.Run,
-    labels: Annotated[str, typer.Option(help="CSV with image, anomalous[, mask, frame, group].")],
+    labels: Annotated[
+        str, typer.Option(help="CSV with image, anomalous[, mask, frame, group]; or `reviews`: verdicts of reviewers.")
+    ],
     seed: o.Seed = 0,
     bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap replicates; 0 for no intervals.")] = 1000,
     decision: Annotated[
         str | None, typer.Option(help="Judge what a decision flagged; by default what the run did.", metavar="ID")
     ] = None,
+    level: Annotated[
+        o.Level, typer.Option(help="What counts as one: images, or series or studies as a whole.")
+    ] = o.Level.image,
     oracle: Annotated[
         bool, typer.Option("--oracle", help="Also show what thresholds chosen by the labels would have reached.")
     ] = False,
@@ -288,7 +296,12 @@ def evaluate(
 def report(
     context: typer.Context,
     run: o.Run,
-    top: Annotated[int, typer.Option(min=1, help="Pictures of so many frames, the highest-scored of each model.")] = 24,
+    top: Annotated[
+        int, typer.Option(min=1, max=1000, help="Pictures of so many frames, the highest-scored of each model.")
+    ] = 24,
+    decision: Annotated[
+        str | None, typer.Option(help="Show what a decision flagged; by default what the run did.", metavar="ID")
+    ] = None,
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
@@ -334,14 +347,20 @@ def review(
 def compare(
     context: typer.Context,
     run_a: Annotated[str, typer.Argument(help="Folder of a finished run.", show_default=False)],
-    run_b: Annotated[str, typer.Argument(help="Folder of the run to compare with it.", show_default=False)],
+    run_b: Annotated[
+        str | None, typer.Argument(help="Folder of the run to compare with it; RUN_A itself.", show_default=False)
+    ] = None,
+    decision: Annotated[
+        list[str] | None,
+        typer.Option(help="Of A, then of B: what it flagged. One of one run is compared with the run.", metavar="ID"),
+    ] = None,
     out: Annotated[
         str | None, typer.Option(help="Folder for the page and the rows that differ; RUN_B/compared/ID_OF_A.")
     ] = None,
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """What differs between two runs: objects, content, statuses, scores, flags. A page and a table of it."""
+    """What differs between two runs, or two decisions: objects, scores, flags. A page and a table of it."""
     spec = o.given(specs.CompareSpec, context)
     from ad_jobs.compare import compare as verb
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 
-from ad_jobs.cli.show_decision import rule_text
 from ad_jobs.cli.show_evaluation import evaluation_view
 from ad_jobs.cli.show_reviews import reviews_text
+from ad_jobs.deciding.text import rule_text
 from ad_jobs.errors import JobError
 from cluster.counting import counted
 from models.presets import PRESETS
@@ -171,7 +171,7 @@ def comparison_text(value: dict[str, Any]) -> str:
             lines[-1] += f", at most by {model['largest_difference']:.6g}"
         lines.append(
             f"  flagged in both {model['flagged_both']}, only in A {model['flagged_only_a']}, only in B "
-            f"{model['flagged_only_b']}; thresholds {model['threshold_a']:.6g} and {model['threshold_b']:.6g}"
+            f"{model['flagged_only_b']}; thresholds {_height(model['threshold_a'])} and {_height(model['threshold_b'])}"
         )
     return "\n".join(
         [
@@ -180,6 +180,10 @@ def comparison_text(value: dict[str, Any]) -> str:
             value["page"],
         ]
     )
+
+
+def _height(threshold: float | None) -> str:
+    return "none" if threshold is None else f"{threshold:.6g}"
 
 
 def raise_if_failed(rows: list[dict[str, Any]]) -> None:

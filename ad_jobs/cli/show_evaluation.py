@@ -11,6 +11,7 @@ from cluster.counting import counted
 
 # What the scores are worth, and what the best threshold would have done, which only labels can tell.
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro", "pixel_ap")
+_WHAT = {"image": "images", "series": "series", "study": "studies"}
 ORACLE = ("f1_max", "accuracy_max", "accuracy_zero_fn")
 
 
@@ -18,8 +19,9 @@ def evaluation_view(value: dict[str, Any], *, oracle: bool = False) -> Group:
     """Each model's operating point, then its metrics; with `oracle` also those at thresholds chosen by the labels."""
     shown: list[Any] = []
     for model_id, judged in {value["model_id"]: value, **value["models"]}.items():
+        level = value.get("level", "image")
         shown += [
-            operating_point(model_id, judged, value.get("decision")),
+            operating_point(model_id, judged, value.get("decision"), level),
             *weakest_subgroups(judged.get("subgroups", [])),
             _metrics(judged, oracle),
         ]
@@ -27,10 +29,14 @@ def evaluation_view(value: dict[str, Any], *, oracle: bool = False) -> Group:
     if value["n_missing"]:
         missing = counted(value["n_missing"], "label is of an image", "labels are of images")
         notes.append(f"{missing} not in the run{_left_out(value['labels'])}.")
+    if (disputed := value.get("labels", {}).get("disputed")) is not None:
+        notes.append("Judged is what was reviewed: of what nobody looked at, no sensitivity is told.")
+        if disputed:
+            notes.append(f"{counted(disputed, 'frame')} left out, of which reviewers say both.")
     return Group(*shown, *notes)
 
 
-def operating_point(model_id: str, judged: dict[str, Any], decision: str | None) -> str:
+def operating_point(model_id: str, judged: dict[str, Any], decision: str | None, level: str = "image") -> str:
     """What was flagged, found and missed, with the rates that follow; and whether the threshold is what is wrong."""
     at = judged["at_threshold"]
     found, missed, false = at["true_positive"], at["false_negative"], at["false_positive"]
@@ -38,7 +44,7 @@ def operating_point(model_id: str, judged: dict[str, Any], decision: str | None)
     height = "" if at["threshold"] is None else f" ({at['rule']}, {at['threshold']:.6g})"
     lines = [
         f"{judged['kind']} {model_id}, by {by}{height}:",
-        f"  flagged {found + false} of {judged['n_normal'] + judged['n_anomalous']} labelled images: "
+        f"  flagged {found + false} of {judged['n_normal'] + judged['n_anomalous']} labelled {_WHAT[level]}: "
         f"found {found} of {judged['n_anomalous']} anomalous, missed {missed}, {false} of {judged['n_normal']} normal",
         f"  sensitivity {_rate(at['fnr'])}, specificity {_rate(at['fpr'])}",
     ]

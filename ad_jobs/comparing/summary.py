@@ -140,6 +140,8 @@ class Joined:
             else:
                 most.add(np.abs(ranked[1] - ranked[0]), some.places[kept])
         changed = f"SELECT {_NAMED} FROM joined WHERE pair = $pair AND flagged ORDER BY abs(score_b - score_a) DESC"
+        # Of two decisions on the same scores the highest come first.
+        changed += ", greatest(score_a, score_b) DESC"
         return {
             "model_id_a": models.a.model_id,
             "model_id_b": models.b.model_id,

@@ -6,9 +6,6 @@ import json
 import re
 from typing import Any
 
-import pandas as pd
-import pyarrow.parquet as pq
-
 from ad_jobs.errors import UsageError
 from ad_jobs.results.parts import hashed
 from ad_jobs.results.run import RunRecord
@@ -30,9 +27,9 @@ def record_of(run_uri: str, decision_id: str) -> str:
     return storage.join(run_uri, FOLDER, f"{decision_id}.json")
 
 
-def evaluation_of(run_uri: str, decision_id: str) -> str:
-    """Where what a decision is worth on labels lies: the run's own evaluation.json stays what it is."""
-    return storage.join(run_uri, FOLDER, f"{decision_id}.evaluation.json")
+def beside(run_uri: str, decision_id: str, name: str) -> str:
+    """Where what belongs to a decision lies, as its evaluation: the run's own stays what it is."""
+    return storage.join(run_uri, FOLDER, f"{decision_id}.{name}")
 
 
 def decisions(run_uri: str) -> list[str]:
@@ -86,12 +83,3 @@ def digest_of(uri: str) -> str | None:
             return digest
     except (FileNotFoundError, storage.NotFound):
         return None
-
-
-def flags(run_uri: str, decision_id: str, objects: list[int]) -> pd.Series[bool]:
-    """What the decision flags of these objects, by KEY."""
-    filesystem, path = storage.filesystem(table_of(run_uri, decision_id))
-    table = pq.read_table(
-        path, columns=[*KEY, "flagged"], filesystem=filesystem, filters=[("object_id", "in", objects)]
-    )
-    return table.to_pandas().set_index(list(KEY))["flagged"]

@@ -5,9 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from ad_jobs.deciding.record import beside
+from ad_jobs.specs import UnitLevel
 from cluster import storage
 
 EVALUATION_FILE = "evaluation.json"
+
+
+def evaluation_uri(run_uri: str, decision_id: str | None = None, level: UnitLevel = "image") -> str:
+    """Where an evaluation lies: of a run, or beside one of its decisions; that of studies is another file."""
+    name = EVALUATION_FILE if level == "image" else f"evaluation.{level}.json"
+    return storage.join(run_uri, name) if decision_id is None else beside(run_uri, decision_id, name)
 
 
 class Found(NamedTuple):
@@ -22,10 +30,10 @@ def write_evaluation(uri: str, evaluation: dict[str, Any]) -> None:
     storage.write_bytes(uri, (json.dumps(evaluation, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_evaluation(run_uri: str, run_id: str) -> Found:
-    """The evaluation in the folder `run_uri`, if it is about the run `run_id`."""
+def read_evaluation(run_uri: str, run_id: str, decision_id: str | None = None, level: UnitLevel = "image") -> Found:
+    """The evaluation of a run, or of one of its decisions, if it is about the run `run_id`."""
     try:
-        evaluation: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run_uri, EVALUATION_FILE)))
+        evaluation: dict[str, Any] = json.loads(storage.read_bytes(evaluation_uri(run_uri, decision_id, level)))
     except storage.NotFound:
         return Found(None, stale=False)
     # Earlier versions could judge a run before its end, which says nothing of the whole.

@@ -29,16 +29,23 @@ def render_comparison(found: dict[str, Any], charts: Sequence[Markup | None]) ->
     return fill("comparison.html.j2", {"found": found, "charts": charts})
 
 
-def chart(scores: Callable[[], Iterable[Scores]], pair: Pair, *, size: int = 420) -> Markup | None:
+def chart(
+    scores: Callable[[], Iterable[Scores]],
+    pair: Pair,
+    thresholds: tuple[float | None, float | None],
+    *,
+    size: int = 420,
+) -> Markup | None:
     """How many rows have which two scores, as a square of cells with both thresholds; None without rows.
 
     Args:
         scores: of both runs, some rows at a time; they are gone through several times.
         pair: the models that gave them.
+        thresholds: above which rows are flagged in A and in B; None where something else flags them.
         size: width in CSS pixels.
     """
-    edges_a = _edges(lambda: (some.a for some in scores()), pair.a.threshold)
-    edges_b = _edges(lambda: (some.b for some in scores()), pair.b.threshold)
+    edges_a = _edges(lambda: (some.a for some in scores()), thresholds[0])
+    edges_b = _edges(lambda: (some.b for some in scores()), thresholds[1])
     if edges_a is None or edges_b is None:
         return None
     if pair.same:
@@ -69,21 +76,27 @@ def chart(scores: Callable[[], Iterable[Scores]], pair: Pair, *, size: int = 420
                 f"B {edges_b[row]:.4g} to {edges_b[row + 1]:.4g}: {count:,}",
             )
         )
-    at_a, at_b = frame.x(_share(pair.a.threshold, edges_a)), frame.y(_share(pair.b.threshold, edges_b))
-    parts.append(svg.line(at_a, frame.y(0), at_a, frame.y(1), "threshold"))
-    parts.append(svg.line(frame.x(0), at_b, frame.x(1), at_b, "threshold"))
+    if thresholds[0] is not None:
+        at_a = frame.x(_share(thresholds[0], edges_a))
+        parts.append(svg.line(at_a, frame.y(0), at_a, frame.y(1), "threshold"))
+    if thresholds[1] is not None:
+        at_b = frame.y(_share(thresholds[1], edges_b))
+        parts.append(svg.line(frame.x(0), at_b, frame.x(1), at_b, "threshold"))
     parts.append(svg.axis_labels(frame, "score in A", "score in B"))
-    title = f"Scores of {counted(int(counts.sum()), 'row', spec=',')} in A and in B, with both thresholds"
+    title = f"Scores of {counted(int(counts.sum()), 'row', spec=',')} in A and in B"
     return svg.draw(frame, title, parts)
 
 
-def _edges(scores: Callable[[], Iterable[npt.NDArray[np.float32]]], threshold: float) -> npt.NDArray[np.float64] | None:
-    """Of cells that hold the bulk of the scores, and the threshold within; None of no scores."""
+def _edges(
+    scores: Callable[[], Iterable[npt.NDArray[np.float32]]], threshold: float | None
+) -> npt.NDArray[np.float64] | None:
+    """Of cells that hold the bulk of the scores, and a threshold within; None of no scores."""
     found = quantiles(scores, _BULK)
     if found is None:
         return None
-    low, high = min(found[0], threshold), max(found[1], threshold)
-    margin = max((high - low) * 0.04, abs(threshold) * 1e-6, 1e-12)
+    within = [] if threshold is None else [threshold]
+    low, high = min([found[0], *within]), max([found[1], *within])
+    margin = max((high - low) * 0.04, abs(low) * 1e-6, 1e-12)
     return np.linspace(low - margin, high + margin, _BINS + 1)
 
 

@@ -1,16 +1,15 @@
-"""The pictures of the report: the highest-scored frames, each with its heatmap, as data URIs."""
+"""The pictures of the report: the highest-scored frames, each with its heatmap."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+import pyarrow as pa
 
 from ad_jobs.archive import objects
 from ad_jobs.archive.identifiers import is_hashed
@@ -18,6 +17,7 @@ from ad_jobs.errors import ImageError, JobError
 from ad_jobs.images.guard import of_this_process
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.page.colours import overlay
+from ad_jobs.page.pictures import Pictures
 from ad_jobs.results.read import open_heatmap
 from ad_jobs.results.run import ModelRef
 from ad_jobs.results.score_table import ORDER, ScoreTable
@@ -25,11 +25,24 @@ from ad_jobs.schema import SCORED
 from cluster import storage
 
 MAX_SIDE_PX = 512
-_JPEG_QUALITY = 88
 COLUMNS = [*ORDER, "uri", "status", "score", "flagged", "heatmap", "content_sha256", "modality"]
 _BEST = """
-    SELECT * FROM scores WHERE status = $1 AND model_id = $2
-    ORDER BY score DESC, object_id, frame LIMIT $3
+    SELECT *, row_number() OVER (ORDER BY score DESC, object_id, frame) AS rank FROM (
+        SELECT * FROM scores WHERE status = $1 AND model_id = $2
+        ORDER BY score DESC, object_id, frame LIMIT $3)
+    ORDER BY rank
+"""
+_OF_DECISION = "SELECT scores.*, rank FROM scores JOIN ranks USING (object_id, frame, model_id) ORDER BY rank"
+# Of each label that says so, the highest frame that it is about, where none of these is flagged.
+_MISSED = """
+    SELECT * FROM (
+        SELECT scores.*, bool_or(flagged) OVER of_label AS found,
+            row_number() OVER (PARTITION BY labels.uri, labels.frame ORDER BY score DESC, scores.frame) AS place
+        FROM scores JOIN labels
+            ON scores.uri = labels.uri AND (labels.frame IS NULL OR labels.frame = scores.frame)
+        WHERE status = $1 AND model_id = $2
+        WINDOW of_label AS (PARTITION BY labels.uri, labels.frame))
+    WHERE NOT found AND place = 1 ORDER BY score DESC, object_id, frame LIMIT $3
 """
 # Rows of the frames that all models scored and that rank highest on average.
 _RANKED = """
@@ -46,7 +59,7 @@ _WITH_RANK = "SELECT scores.*, rank FROM scores JOIN ranks USING (object_id, fra
 
 @dataclass(frozen=True)
 class Card:
-    """One frame of the gallery; `picture` and `heatmap` are data URIs, `notes` say what is missing."""
+    """One frame of the gallery; `picture` and `heatmap` are addresses, `notes` say what is missing."""
 
     rank: int
     uri: str
@@ -60,39 +73,94 @@ class Card:
     picture: str | None
     heatmap: str | None
     notes: list[str]
+    # By content and frame so many of the rows are this one picture; ranks up to `last_rank`.
+    copies: int = 1
+    last_rank: int = 0
+    # anomalous or normal, as the evaluation's labels have it.
+    label: str | None = None
 
 
-def cards(table: ScoreTable, model: ModelRef, limits: Limits, top: int) -> list[Card]:
-    """The `top` scored frames of one model, highest score first; equal scores in the order of the table."""
-    policy = PixelPolicy.model_validate(model.policy)
-    best = table.query(_BEST, COLUMNS, [SCORED, model.model_id, top]).to_pandas()
-    return [_card(table.uri, rank, row, policy, limits) for rank, (_, row) in enumerate(best.iterrows(), start=1)]
+class Truth(NamedTuple):
+    """The labels of an evaluation: whether each is anomalous, by URI and frame, which is None for whole objects."""
+
+    of: Mapping[tuple[str, int | None], bool]
+
+    def label(self, uri: str, frame: int) -> str | None:
+        """What a frame is; None where no label says."""
+        found = self.of.get((uri, frame), self.of.get((uri, None)))
+        return None if found is None else "anomalous" if found else "normal"
+
+    @property
+    def anomalous(self) -> pa.Table:
+        """The labels that say so: uri, frame."""
+        named = [key for key, is_anomalous in self.of.items() if is_anomalous]
+        uris, frames = [uri for uri, _ in named], [frame for _, frame in named]
+        return pa.table({"uri": pa.array(uris, pa.string()), "frame": pa.array(frames, pa.int32())})
 
 
-def side_by_side(table: ScoreTable, limits: Limits, top: int) -> list[list[Card]]:
+UNKNOWN = Truth({})
+
+
+class Gallery(NamedTuple):
+    """What cards are made with."""
+
+    table: ScoreTable
+    limits: Limits
+    pictures: Pictures
+    truth: Truth = UNKNOWN
+
+    def cards(self, model: ModelRef, top: int, ranks: pa.Table | None = None) -> list[Card]:
+        """The `top` scored frames of one model, highest score first; equal scores in the order of the table.
+
+        With `ranks` (object_id, frame, model_id, rank) those. Of equal pictures there is one card.
+        """
+        if ranks is None:
+            best = self.table.query(_BEST, COLUMNS, [SCORED, model.model_id, top])
+        else:
+            best = self.table.query(_OF_DECISION, COLUMNS, ranks=ranks)
+        shown: dict[Any, list[Any]] = {}
+        for _, row in best.to_pandas().iterrows():
+            content = row["content_sha256"] if isinstance(row["content_sha256"], str) else row["object_id"]
+            shown.setdefault((content, row["frame"]), []).append(row)
+        return [self._collapsed(rows, model) for rows in shown.values()]
+
+    def missed(self, model: ModelRef, count: int) -> list[Card]:
+        """Frames that are labelled anomalous and not flagged, the highest-scored first."""
+        parameters = [SCORED, model.model_id, count]
+        rows = self.table.query(_MISSED, COLUMNS, parameters, labels=self.truth.anomalous).to_pandas()
+        return [self.card(rank, row, model) for rank, (_, row) in enumerate(rows.iterrows(), start=1)]
+
+    def card(self, rank: int, row: Any, model: ModelRef) -> Card:
+        """One row as a card."""
+        made = _card(self.table.uri, rank, row, PixelPolicy.model_validate(model.policy), self.limits, self.pictures)
+        return replace(made, label=self.truth.label(made.uri, made.frame))
+
+    def _collapsed(self, rows: Sequence[Any], model: ModelRef) -> Card:
+        made = self.card(int(rows[0]["rank"]), rows[0], model)
+        return replace(made, copies=len(rows), last_rank=int(rows[-1]["rank"]))
+
+
+def side_by_side(gallery: Gallery, top: int) -> list[list[Card]]:
     """The `top` frames that all models together rank highest, each as one card a model in the order of the record.
 
     Scores of different models have different scales; their ranks do not.
     """
+    table = gallery.table
     models = table.record.models
     ranks = table.query(_RANKED, [*ORDER, "status", "score"], [SCORED, len(models), top])
     rows = table.query(_WITH_RANK, COLUMNS, ranks=ranks)
     ranked = rows.to_pandas().set_index(list(ORDER), drop=False)
-    policies = [PixelPolicy.model_validate(model.policy) for model in models]
 
-    def card(key: Any, model: ModelRef, policy: PixelPolicy) -> Card:
+    def card(key: Any, model: ModelRef) -> Card:
         row = ranked.loc[(*key, model.model_id)]
-        return _card(table.uri, int(row["rank"]), row, policy, limits)
+        return gallery.card(int(row["rank"]), row, model)
 
     # Of each frame one row a model, in the order of their common rank.
     frames = ranks.select(["object_id", "frame"]).to_pandas().drop_duplicates()
-    return [
-        [card(key, model, policy) for model, policy in zip(models, policies, strict=True)]
-        for key in frames.itertuples(index=False, name=None)
-    ]
+    return [[card(key, model) for model in models] for key in frames.itertuples(index=False, name=None)]
 
 
-def _card(run_uri: str, rank: int, row: Any, policy: PixelPolicy, limits: Limits) -> Card:
+def _card(run_uri: str, rank: int, row: Any, policy: PixelPolicy, limits: Limits, pictures: Pictures) -> Card:
     uri, frame = str(row["uri"]), int(row["frame"])
     notes: list[str] = []
     heat, size = _heatmap(run_uri, row["heatmap"], notes)
@@ -109,8 +177,8 @@ def _card(run_uri: str, rank: int, row: Any, policy: PixelPolicy, limits: Limits
         modality=row["modality"] if isinstance(row["modality"], str) else None,
         width=size[1],
         height=size[0],
-        picture=None if original is None else data_uri(original, "JPEG"),
-        heatmap=None if heat is None else data_uri(heat, "PNG"),
+        picture=None if original is None else pictures.put(original, "JPEG"),
+        heatmap=None if heat is None else pictures.put(heat, "PNG"),
         notes=notes,
     )
 
@@ -157,11 +225,3 @@ def _original(
         except ImageError as error:
             notes.append(f"The original cannot be shown ({error.code}).")
     return None
-
-
-def data_uri(pixels: npt.NDArray[np.uint8], kind: str) -> str:
-    """A picture [h, w, 3 or 4] as a data URI of a PNG or JPEG."""
-    buffer = io.BytesIO()
-    options = {"quality": _JPEG_QUALITY} if kind == "JPEG" else {"optimize": True}
-    Image.fromarray(pixels).save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from ad_jobs.evaluation.evaluation_file import Found
 from ad_jobs.images.policy import Limits
 from ad_jobs.page import charts, gallery, texts
 from ad_jobs.page.colours import css_gradient
+from ad_jobs.page.pictures import Pictures
 from ad_jobs.results.quantiles import quantiles
 from ad_jobs.results.run import ModelRef, RunRecord
 from ad_jobs.results.score_table import ORDER, ScoreTable, equal
@@ -31,20 +32,51 @@ _EXAMPLES = 3
 _COMPARED = 5
 _PARTS_SHOWN = 20
 _OF_FAILURES = [*ORDER, "uri", "error_code", "error_detail"]
+# Cards of what was missed.
+_MISSED = 24
 # What the sections show of a table.
-COLUMNS = list(dict.fromkeys([*gallery.COLUMNS, *_OF_FAILURES]))
+COLUMNS = list(dict.fromkeys([*gallery.COLUMNS, *_OF_FAILURES, "threshold"]))
 
 
-def sections(table: ScoreTable, found: Found, top: int) -> dict[str, Any]:
-    """What page.html.j2 names, of a run's score table with its record, and of its evaluation."""
+class Decided(NamedTuple):
+    """What a page shows of a decision: in words, its thresholds by model, and its most suspicious rows by model."""
+
+    text: str
+    thresholds: dict[str, float | None]
+    ranks: dict[str, pa.Table]
+
+
+def sections(
+    table: ScoreTable,
+    found: Found,
+    top: int,
+    *,
+    decided: Decided | None = None,
+    pictures: Pictures | None = None,
+    truth: gallery.Truth = gallery.UNKNOWN,
+    stacks: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """What page.html.j2 names, of a run's score table with its record, and of its evaluation.
+
+    Args:
+        table: the run's, as the decision flags it where there is one.
+        found: the evaluation of the run, or of the decision.
+        top: cards of each model.
+        decided: the decision that is shown.
+        pictures: where they go; into the page by default.
+        truth: labels of the evaluation.
+        stacks: the most suspicious studies, a row each (deciding.run_stacks.RUN_STACKS).
+    """
     record = table.record
     limits = Limits.model_validate(record.config.get("limits") or {})
     counted = _scored(table)
+    pictures = pictures or Pictures()
+    made = gallery.Gallery(table, limits, pictures, truth)
     models = [
-        _model(table, model, counted.get(model.model_id, (0, 0)), found.evaluation, limits, top)
+        _model(made, model, counted.get(model.model_id, (0, 0)), found.evaluation, top, decided)
         for model in record.models
     ]
-    compared = gallery.side_by_side(table, limits, _COMPARED) if len(models) > 1 else []
+    compared = gallery.side_by_side(made, _COMPARED) if len(models) > 1 else []
     scored_rows = sum(model["rows"] for model in models)
     counts = record.counts
     config = json.dumps(record.config, sort_keys=True, default=str)
@@ -55,6 +87,10 @@ def sections(table: ScoreTable, found: Found, top: int) -> dict[str, Any]:
         "balanced": counts.scored + counts.failed + counts.skipped == record.manifest.objects,
         "models": models,
         "compared": compared,
+        "decision": None if decided is None else decided.text,
+        "flagged": sum(flagged for _, flagged in counted.values()) if decided else record.counts.flagged,
+        "pictures_beside": pictures.beside is not None,
+        "stacks": stacks,
         "evaluation": found.evaluation,
         "stale_evaluation": found.stale,
         "failures": _failures(table),
@@ -77,14 +113,18 @@ def _scored(table: ScoreTable) -> dict[str, tuple[int, int]]:
 
 
 def _model(
-    table: ScoreTable,
+    made: gallery.Gallery,
     model: ModelRef,
     counted: tuple[int, int],
     evaluation: dict[str, Any] | None,
-    limits: Limits,
     top: int,
+    decided: Decided | None,
 ) -> dict[str, Any]:
     """What the page shows of one model: its scores, its worth on labels, its pictures."""
+    table = made.table
+    threshold = model.threshold if decided is None else decided.thresholds[model.model_id]
+    # Where a decision has none, that of the run is drawn.
+    line = model.threshold if threshold is None else threshold
 
     def scores() -> Iterator[npt.NDArray[np.float32]]:
         for batch in table.batches(["model_id", "status", "score"]):
@@ -95,9 +135,7 @@ def _model(
     bars, shown = None, None
     if (found := quantiles(scores, [0, 0.001, 0.5, 0.99, 0.999, 1])) is not None:
         lowest, low, median, high_percent, high, highest = found
-        bars = charts.bin_scores(
-            (x.astype(np.float64) for x in scores()), [lowest, low, high, highest], model.threshold
-        )
+        bars = charts.bin_scores((x.astype(np.float64) for x in scores()), [lowest, low, high, highest], line)
         shown = [lowest, median, high_percent, highest]
     judged = None
     if evaluation is not None:
@@ -108,11 +146,13 @@ def _model(
         "flagged": flagged,
         "quantiles": shown,
         "beyond": bars.beyond if bars else 0,
-        "histogram": charts.score_histogram(bars, model.threshold) if bars else None,
-        "histogram_narrow": charts.score_histogram(bars, model.threshold, width=_NARROW_PX) if bars else None,
+        "histogram": charts.score_histogram(bars, line) if bars else None,
+        "histogram_narrow": charts.score_histogram(bars, line, width=_NARROW_PX) if bars else None,
         "calibration": judged_by(table.uri, model),
         "judged": _judged(judged) if judged else None,
-        "cards": gallery.cards(table, model, limits, top),
+        "threshold": threshold,
+        "cards": made.cards(model, top, None if decided is None else decided.ranks[model.model_id]),
+        "missed": made.missed(model, _MISSED) if made.truth.of else [],
     }
 
 
@@ -122,7 +162,8 @@ def _judged(judged: dict[str, Any]) -> dict[str, Any]:
     fpr, fnr = at["fpr"]["value"], at["fnr"]["value"]
     shown: dict[str, Any] = {"numbers": judged, "at": at, "roc": None, "pr": None, "classes": None}
     if "scores" in curves:
-        shown["classes"] = charts.class_histogram(**curves["scores"], threshold=at["threshold"])
+        line = np.inf if at["threshold"] is None else at["threshold"]
+        shown["classes"] = charts.class_histogram(**curves["scores"], threshold=line)
     if "roc" in curves and fpr is not None and fnr is not None:
         shown["roc"] = charts.curve(
             curves["roc"]["fpr"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -80,6 +80,13 @@ class Calibration(Threshold):
     def anchor(self) -> float:
         """The raw value of a heatmap that is drawn half hot."""
         return self.heatmap_low + self.anchor_on_scale * (self.heatmap_high - self.heatmap_low)
+
+    def scale_at(self, threshold: float) -> HeatmapScale:
+        """The scale of heatmaps under another threshold, which its anchor follows if it is this one's."""
+        follows = self.anchor == self.threshold and threshold > self.heatmap_low
+        anchor = threshold if follows else self.anchor
+        high = self.heatmap_low + HEADROOM * (anchor - self.heatmap_low) if follows else self.heatmap_high
+        return HeatmapScale(self.heatmap_low, anchor, high)
 
     @property
     def guessed(self) -> bool:
@@ -156,14 +163,40 @@ def calibrate_on(
             scored.append(origins.popleft().scored(abnormal, result.score))
             if not abnormal:
                 heat.add(result.heatmap, result.score)
-    normal_scores = [one.score for one in scored if not one.anomalous]
-    if not normal_scores:
+    if all(one.anomalous for one in scored):
         raise JobError(
             "A calibration needs normal images that decode, for the heatmaps' scale.", "Name others with --normal."
         )
+    return calibration_of(
+        scored,
+        model_id=model_id,
+        source=source,
+        heatmap_scale=heat.scale,
+        max_fpr=max_fpr,
+        max_fnr=max_fnr,
+        margin=margin,
+    )
+
+
+def calibration_of(
+    scored: Sequence[Scored],
+    *,
+    model_id: str,
+    source: str,
+    heatmap_scale: Callable[[float], HeatmapScale],
+    max_fpr: float | None = None,
+    max_fnr: float | None = None,
+    margin: float = 0.0,
+) -> Calibrated:
+    """A calibration from frames that are already scored, some of them normal; `heatmap_scale` takes the threshold.
+
+    Raises:
+        UsageError: a rate of misses, and no anomalous frame.
+    """
+    normal_scores = [one.score for one in scored if not one.anomalous]
     abnormal_scores = [one.score for one in scored if one.anomalous]
     found = _threshold(normal_scores, abnormal_scores, max_fpr, max_fnr, margin)
-    scale = heat.scale(found.threshold)
+    scale = heatmap_scale(found.threshold)
     held_out = to_parquet(scored)
     calibration = Calibration(
         model_id=model_id,

@@ -15,9 +15,9 @@ import runkit as kit
 from s3server import S3Server
 
 from ad_jobs.cli.show import shown_text
-from ad_jobs.cli.show_decision import decision_text
 from ad_jobs.decide import decide
 from ad_jobs.deciding.table import group_of
+from ad_jobs.deciding.text import decision_text
 from ad_jobs.errors import UsageError
 from ad_jobs.results.run import RunRecord, held_out_copy, write_record
 from ad_jobs.results.seal import digest_holds

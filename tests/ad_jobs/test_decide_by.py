@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import runkit as kit
 
-from ad_jobs.cli.show_decision import decision_text
 from ad_jobs.decide import decide
 from ad_jobs.deciding.p_values import pooled_q_values, q_values
+from ad_jobs.deciding.text import decision_text
 from ad_jobs.errors import UsageError
 from ad_jobs.results.run import ManifestRef, held_out_copy, write_record
 from ad_jobs.scoring.held_out import HELD_OUT, Scored, to_parquet

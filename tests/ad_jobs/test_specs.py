@@ -207,9 +207,12 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "worklist": "l.csv",
         },
     ),
-    "evaluate": (specs.EvaluateSpec, {"run": "r", "labels": "l.csv", "seed": 1, "bootstrap": 10, "decision": "d"}),
-    "compare": (specs.CompareSpec, {"run_a": "a", "run_b": "s3://b/r", "out": "o"}),
-    "report": (specs.ReportSpec, {"run": "r", "top": 5}),
+    "evaluate": (
+        specs.EvaluateSpec,
+        {"run": "r", "labels": "l.csv", "seed": 1, "bootstrap": 10, "decision": "d", "level": "study"},
+    ),
+    "compare": (specs.CompareSpec, {"run_a": "a", "run_b": "s3://b/r", "out": "o", "decision": ("c" * 12, "d" * 12)}),
+    "report": (specs.ReportSpec, {"run": "r", "top": 5, "decision": "d"}),
     "review": (
         specs.ReviewSpec,
         {"run": "r", "port": 8642, "reviewer": "Ada", "decision": "d", "blind": True, "seed": 1},
@@ -238,6 +241,7 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
 # Fields that exclude one that is given above.
 EXCLUDED = {
     ("calibrate", "max_fpr"),
+    ("calibrate", "from_reviews"),
     ("decide", "max_fpr"),
     ("decide", "max_fnr"),
     ("decide", "top"),

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ad_jobs.images.policy import Limits
 from ad_jobs.page import gallery
+from ad_jobs.page.pictures import Pictures
 from ad_jobs.results.read import read_scores
 from ad_jobs.results.run import read_record
 from ad_jobs.results.score_table import ScoreTable
@@ -102,7 +103,7 @@ def test_side_by_side_shows_one_frame_under_every_model_in_the_order_of_their_co
     record = read_record(fake.uri)
     models = record.models
     write_rows(fake, rows)
-    compared = gallery.side_by_side(ScoreTable(fake.uri, record), Limits(), 4)
+    compared = gallery.side_by_side(gallery.Gallery(ScoreTable(fake.uri, record), Limits(), Pictures()), 4)
     assert [[card.uri for card in cards] for cards in compared] == [[uri, uri] for uri in expected]
     by_model = {model: part.set_index("uri") for model, part in ranks.groupby("model_id")}
     for cards in compared:
@@ -112,5 +113,5 @@ def test_side_by_side_shows_one_frame_under_every_model_in_the_order_of_their_co
     # A frame that one model could not score is not compared.
     rows.loc[rows["uri"] == expected[0], "status"] = ["scored", "failed"]
     write_rows(fake, rows)
-    again = gallery.side_by_side(ScoreTable(fake.uri, record), Limits(), 4)
+    again = gallery.side_by_side(gallery.Gallery(ScoreTable(fake.uri, record), Limits(), Pictures()), 4)
     assert expected[0] not in [cards[0].uri for cards in again]

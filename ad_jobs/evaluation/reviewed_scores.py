@@ -1,0 +1,97 @@
+"""The scores of a reviewed run as held-out ones: what reviewers said, and the whole bulk that nobody needed to look at.
+
+What is rejected is the highest-scoring part of a run's normal images, since those were shown.
+Taken alone, or added to a few held-out normals, rejected images would make normal scores look higher than they are, and
+a threshold by them would be too high.
+So they count in the proportion that they have in the run: every row that nobody called abnormal counts as normal.
+If a share h of these is abnormal after all, at most a share A / (1 - h) of normal images is above a threshold for A,
+and less where what was missed, or never shown, scores high.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from ad_jobs.deciding.cells import by_model
+from ad_jobs.deciding.stacks import places_in
+from ad_jobs.evaluation.reviewed import reviewed
+from ad_jobs.results.object_columns import ObjectColumns, manifest_of, read_object_columns
+from ad_jobs.results.score_table import ScoreTable
+from ad_jobs.schema import SCORED, SCORES
+from ad_jobs.scoring.held_out import HEADER, Scored
+from cluster.counting import counted
+
+log = logging.getLogger("retroscan.calibrate")
+
+# A calibration keeps about so many rows: of more, whole studies are drawn, each with the same chance.
+MOST_ROWS = 200_000
+_BESIDE = [name for name in HEADER.names if name not in SCORES.names]
+_OF_TABLE = [name for name in HEADER.names if name in SCORES.names]
+_READ = (
+    "object_id",
+    "frame",
+    "model_id",
+    "status",
+    "score",
+    "flagged",
+    "content_sha256",
+    "uri",
+    "study_uid",
+    "series_uid",
+)
+
+
+def reviewed_scores(table: ScoreTable, model_id: str, most_rows: int = MOST_ROWS) -> list[Scored]:
+    """The scored rows of a model: anomalous what was accepted or supplemented, normal all others but disputed ones.
+
+    Raises:
+        UsageError: nobody has reviewed the run.
+        JobError: a part of the run, of its manifest or of the verdicts is damaged.
+    """
+    found = reviewed(table.uri)
+    said: dict[tuple[int, int], bool | None] = {
+        (int(row.object_id), int(row.frame)): bool(row.anomalous) for row in found.frames.itertuples()
+    }
+    said |= {(int(row.object_id), int(row.frame)): None for row in found.disputed.itertuples()}
+    info = manifest_of(table.record)
+    beside = ObjectColumns({}) if info is None else read_object_columns(info, _BESIDE)
+    count = "SELECT count(*) AS rows FROM scores WHERE status = ? AND model_id = ?"
+    rows = table.query(count, ["status", "model_id"], [SCORED, model_id])["rows"][0].as_py()
+    share = min(1.0, most_rows / max(rows, 1))
+    scored, unseen = [], 0
+    for row in _rows(table, model_id, beside):
+        anomalous = said.get((row["object_id"], row["frame"]), False)
+        unseen += bool(row["flagged"]) and (row["object_id"], row["frame"]) not in said
+        # What is disputed is left out; of normal ones whole studies are, where there are too many.
+        if anomalous or (anomalous is False and _place(row["group"]) < share):
+            header = {name: row.get(name) for name in HEADER.names}
+            content = str(row["content_sha256"])
+            scored.append(Scored(content, row["frame"], row["group"], anomalous, row["score"], row["series"], header))
+    if unseen:
+        log.warning(
+            "%s of the run without a verdict counted as normal: those that are not make the threshold higher.",
+            counted(unseen, "flagged frame"),
+        )
+    return scored
+
+
+def _rows(table: ScoreTable, model_id: str, beside: ObjectColumns) -> Iterator[dict[str, Any]]:
+    """The scored rows of a model with their study, series and header."""
+    for batch in table.batches(list(dict.fromkeys([*_READ, *_OF_TABLE]))):
+        for _, rows in by_model(batch, {model_id: None}):
+            columns = {name: rows[name] for name in rows.schema.names} | {
+                "group": places_in(rows, "study"),
+                "series": places_in(rows, "series"),
+                **{name: beside.of(name, rows["object_id"]) for name in beside.names},
+            }
+            yield from pa.table(columns).to_pylist()
+
+
+def _place(name: str) -> float:
+    """A place in [0, 1) that follows from a name alone."""
+    return zlib.crc32(name.encode()) / 2**32

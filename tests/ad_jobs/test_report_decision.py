@@ -1,0 +1,116 @@
+"""The report of a decision: what it flags, what it misses, equal pictures once, and many cards beside the page."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import fake_run
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pagekit import Page, page_of
+
+from ad_jobs.decide import decide
+from ad_jobs.errors import UsageError
+from ad_jobs.evaluate import evaluate
+from ad_jobs.report import report
+from ad_jobs.results.run import describe_parts, held_out_copy, read_record, write_record
+from ad_jobs.schema import SCORES
+from ad_jobs.scoring.held_out import Scored, to_parquet
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> fake_run.FakeRun:
+    made = fake_run.make(tmp_path, normal=20, anomalous=8)
+    body = to_parquet(Scored(f"{i:064x}", 0, "", False, i / 200) for i in range(99))
+    record = read_record(made.uri)
+    path = Path(held_out_copy(made.uri, fake_run.MODEL))
+    path.parent.mkdir()
+    path.write_bytes(body)
+    update = {"held_out_sha256": hashlib.sha256(body).hexdigest()}
+    write_record(made.uri, record.model_copy(update={"models": [record.models[0].model_copy(update=update)]}))
+    return made
+
+
+def change(fake: fake_run.FakeRun, **columns: Any) -> None:
+    """Other values in columns of the run's table."""
+    path = f"{fake.uri}/scores/part-00000.parquet"
+    table = pd.read_parquet(path).assign(**columns)
+    pq.write_table(pa.Table.from_pandas(table, SCORES, preserve_index=False), path)
+    record = read_record(fake.uri)
+    write_record(fake.uri, record.model_copy(update={"parts": describe_parts(fake.uri)}))
+
+
+def test_it_shows_what_the_decision_flags(fake: fake_run.FakeRun) -> None:
+    decision = decide(run=fake.uri, top=3)
+    page = page_of(fake, decision=decision["decision_id"])
+    assert "3 of 28 scored images flagged" in page.text
+    assert f"decision {decision['decision_id']} of run" in page.text
+    assert "drawn is the run's own, 0.55" in page.text
+    flagged = [attrs for tag, attrs in page.tags if tag == "figure" and "flagged" in (attrs.get("class") or "")]
+    highest = sorted(fake.scores, key=lambda name: -fake.scores[name])[:3]
+    assert [Path(attrs["title"] or "").name for attrs in flagged] == highest
+    by_height = page_of(fake, decision=decide(run=fake.uri, max_fpr=0.05)["decision_id"])
+    assert "drawn is the run's own" not in by_height.text
+    with pytest.raises(UsageError, match="one that the run has"):
+        report(fake.uri, decision="0" * 12)
+
+
+def test_labels_and_what_was_missed_are_told(fake: fake_run.FakeRun) -> None:
+    assert "by label" not in page_of(fake).text
+    decision = decide(run=fake.uri, top=2)["decision_id"]
+    found = evaluate(fake.uri, str(fake.labels), bootstrap=0, decision=decision)
+    page = page_of(fake, decision=decision, top=4)
+    assert page.text.count("anomalous by label") + page.text.count("normal by label") == 4 + 6
+    assert "Missed labelled anomalous and not flagged" in page.text
+    assert found["at_threshold"]["false_negative"] == 6
+    # Labels that are others by now say nothing.
+    fake.labels.write_text(fake.labels.read_text() + "\n")
+    assert "by label" not in page_of(fake, decision=decision, top=4).text
+
+
+def test_equal_pictures_are_one_card(fake: fake_run.FakeRun) -> None:
+    best = sorted(fake.scores.values())[-1]
+    table = pd.read_parquet(f"{fake.uri}/scores/part-00000.parquet")
+    same = table["object_id"] < 13
+    first = table["content_sha256"].iloc[0]
+    change(
+        fake, score=table["score"].where(~same, best + 1), content_sha256=table["content_sha256"].where(~same, first)
+    )
+    page = page_of(fake, top=15)
+    assert "13 of them are this one picture." in page.text
+    assert "#1 to 13" in page.text
+    assert len([tag for tag, _ in page.tags if tag == "figure"]) - page.text.count("Larger is more") == 3
+
+
+def test_many_cards_are_loaded_from_beside_the_page(fake: fake_run.FakeRun) -> None:
+    folder = Path(fake.uri, "report", "pictures")
+    page = page_of(fake, top=28)
+    names = {name for name in page.values("img", "src") if name.startswith("pictures/")}
+    assert len(names) == len(page.values("img", "src")) == 2 * 28
+    assert {f"pictures/{path.name}" for path in folder.iterdir()} == names
+    assert set(page.values("img", "loading")) == {"lazy"}
+    assert "img-src data: file: 'self';" in page.values("meta", "content")[0]
+    again = Page(Path(report(fake.uri)).read_text(encoding="utf-8"))
+    assert all(name.startswith("data:") for name in again.values("img", "src"))
+    assert not list(folder.iterdir()), "what no page shows is removed"
+    with pytest.raises(UsageError, match="1000"):
+        report(fake.uri, top=1001)
+
+
+def test_the_most_suspicious_studies_are_listed_where_there_are_any(fake: fake_run.FakeRun) -> None:
+    assert "Most suspicious studies" in page_of(fake).text, "pictures of one folder"
+    table = pd.read_parquet(f"{fake.uri}/scores/part-00000.parquet")
+    change(fake, study_uid=[f"1.{i}" for i in range(len(table))])
+    assert "Most suspicious studies" not in page_of(fake).text, "a study of one frame is that frame"
+    change(fake, study_uid=[f"1.2.{i // 4}" for i in range(len(table))], modality="MR")
+    text = page_of(fake).text
+    assert "Most suspicious studies" in text
+    assert text.count("1.2.") == 7
+    studies = pd.read_parquet(f"{fake.uri}/studies.parquet")
+    assert len(studies) == 7
+    assert studies["frames"].tolist() == [4] * 7
+    assert Path(fake.uri, "series.parquet").exists()
