@@ -22,6 +22,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import EnhancedMRImageStorage, MRImageStorage, MultiFrameGrayscaleWordSecondaryCaptureImageStorage
 
+from ad_jobs.archive.fetching import status_of
 from ad_jobs.deciding.record import digest_of, record_of, table_of
 from ad_jobs.deciding.stacks import STACK_DECISIONS
 from ad_jobs.deciding.table import DECISIONS
@@ -143,7 +144,7 @@ def run_over(
             decoded = decode(data, policy, Limits())
         except ImageError as error:
             for model_id in models:
-                told = {"status": "failed", "error_code": str(error.code), "model_id": model_id, **known}
+                told = {"status": status_of(error.code), "error_code": str(error.code), "model_id": model_id, **known}
                 rows.append(fake_run.row(object_id, str(path), **told))
             continue
         header = {name: value for name, value in decoded.header.items() if name in SCORES.names}

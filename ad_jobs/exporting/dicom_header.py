@@ -32,7 +32,7 @@ _PATIENT_AND_STUDY = (
     *_TYPE_2,
     *("IssuerOfPatientID", "PatientBirthTime", "PatientSpeciesDescription", "PatientBreedDescription"),
     *("ResponsiblePerson", "ResponsiblePersonRole", "PatientIdentityRemoved", "DeidentificationMethod"),
-    *("StudyDescription", "PatientAge", "PatientSize", "PatientWeight", "PatientState", "TimezoneOffsetFromUTC"),
+    *("StudyDescription", "PatientAge", "PatientState", "TimezoneOffsetFromUTC"),
 )
 # PS3.3 C.7.6.1.1.5: once lossy, always lossy.
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
@@ -159,7 +159,7 @@ class Header:
 
     def local(self, moment: datetime) -> datetime:
         """A moment as clocks show it in the zone that the object's own times are of, PS3.3 C.12.1.1.8; else in UTC."""
-        offset = re.fullmatch(r"([+-])(\d\d)([0-5]\d)", str(self.value("TimezoneOffsetFromUTC") or ""))
+        offset = re.fullmatch(r"([+-])([01]\d|2[0-3])([0-5]\d)", str(self.value("TimezoneOffsetFromUTC") or ""))
         if offset is None:
             return moment.astimezone(UTC)
         minutes = int(offset[2]) * 60 + int(offset[3])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 from highdicom.sc import SCImage
 from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
 
-from ad_jobs.exporting.dicom_header import Header
+from ad_jobs.exporting.dicom_header import Header, Plane
 from ad_jobs.exporting.dicom_made import Maker
 from ad_jobs.exporting.originals import Row
 from ad_jobs.images.attributes import numbers
@@ -42,10 +45,7 @@ def secondary_capture(
         pixel_spacing=None if plane is None else plane.spacing,
         **maker.series(header, model_id),
     )
-    given = header.value("PatientOrientation")
-    made.PatientOrientation = (
-        [_facing(plane.orientation[:3]), _facing(plane.orientation[3:])] if plane is not None else given or ""
-    )
+    made.PatientOrientation = _orientation(header) if plane is None else [*map(_facing, _directions(plane))]
     if plane is None:
         _keep_aspect(made, header)
     if (burned_in := header.value("BurnedInAnnotation")) in ("YES", "NO"):
@@ -58,6 +58,17 @@ def secondary_capture(
     header.refer(made, frame)
     header.mark_image(made)
     return uid, maker.stamped(made, header)
+
+
+def _orientation(header: Header) -> list[str]:
+    """What the source says of the directions of a row and of a column; nothing where that is none."""
+    given = header.value("PatientOrientation")
+    found = [str(one) for one in given] if isinstance(given, Iterable) and not isinstance(given, str) else []
+    return found if len(found) == 2 and all(re.fullmatch("[LRPAHF]{1,3}", one) for one in found) else []
+
+
+def _directions(plane: Plane) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return plane.orientation[:3], plane.orientation[3:]
 
 
 def _facing(cosines: tuple[float, ...]) -> str:

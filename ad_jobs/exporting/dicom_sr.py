@@ -24,6 +24,7 @@ from highdicom.sr import (
     TrackingIdentifier,
 )
 from pydicom.sr.codedict import codes
+from pydicom.uid import VLWholeSlideMicroscopyImageStorage
 
 from ad_jobs.exporting.dicom_header import Header
 from ad_jobs.exporting.dicom_made import RESEARCH, SCHEME, Maker, code
@@ -122,7 +123,11 @@ def _group(maker: Maker, told: Told, algorithm: AlgorithmIdentification) -> Meas
         return MeasurementsAndQualitativeEvaluations(source_images=[image], **given)
     return PlanarROIMeasurementsAndQualitativeEvaluations(
         referenced_region=ImageRegion(
-            "POLYLINE", region, source_image=SourceImageForRegion(header.sop_class, header.sop, numbers)
+            "POLYLINE",
+            region,
+            source_image=SourceImageForRegion(header.sop_class, header.sop, numbers),
+            # Of a slide each frame is a tile (PS3.3 C.18.6.1.1); elsewhere there is nothing to tell apart.
+            pixel_origin_interpretation="FRAME" if header.sop_class == VLWholeSlideMicroscopyImageStorage else None,
         ),
         **given,
     )

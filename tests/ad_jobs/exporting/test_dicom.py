@@ -145,6 +145,13 @@ def test_a_projection_keeps_its_aspect_and_a_colour_picture_its_colours(tmp_path
     assert list(found[0].PatientOrientation) == ["L", "F"]
     assert (found[0].Laterality, found[0].BurnedInAnnotation, found[0].LossyImageCompression) == ("R", "YES", "01")
     assert (found[1].pixel_array == green).all()
+    # What is no direction is not repeated.
+    with pydicom.config.disable_value_validation():
+        projection.PatientOrientation, projection.TimezoneOffsetFromUTC = ["Jane", "Doe"], "+9900"
+        odd = encode(projection)
+    (capture,) = exported(tmp_path / "odd", "dicom-sc", odd)
+    assert not capture.PatientOrientation
+    assert capture.ContentTime == "095200"
 
 
 def measured(group: Dataset) -> dict[str, Any]:
