@@ -1,18 +1,22 @@
 """What verbs cost after a scan, by rows of the table: verify, report, evaluate, and reading a few rows.
 
-    python -m benchmarks.after_scan [--rows 1000000 2000000] [--work FOLDER]
+    python -m benchmarks.after_scan [--rows 1000000 2000000] [--part-rows 64] [--work FOLDER] [--s3] [--only VERB ...]
 
 A run is made of a real one of PICTURES pictures: its manifest has as many objects as there are to be rows, each object
 is one of the pictures, and its row is that picture's.
 Parts hold as many rows as those of a scan do.
 Objects that `verify` samples are put where they are said to lie; no other exists.
+With --s3 the run lies in a SeaweedFS of its own; its manifest and its objects stay where they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -146,15 +150,34 @@ read_scores(sys.argv[1], columns=["uri", "score"], where=sys.argv[2])
 """
 
 
-def measured(folder: Path, python: str) -> dict[str, Cost]:
-    """What each verb costs on the run in a folder, by the Python of one environment."""
-    run = str(folder / "run")
+def ways(folder: Path, run: str, python: str) -> dict[str, list[str]]:
+    """The commands that are measured on the run in a folder, or on a copy of it, by the Python of one environment."""
     return {
-        "verify": cost_of([python, "-m", "ad_jobs", "verify", run, "--sample", str(SAMPLE)]),
-        "report": cost_of([python, "-m", "ad_jobs", "report", run]),
-        "evaluate": cost_of([python, "-m", "ad_jobs", "evaluate", run, "--labels", str(folder / "labels.csv")]),
-        "read_scores(where=)": cost_of([python, "-c", READ, run, "object_id % 100000 = 0"]),
+        "verify": [python, "-m", "ad_jobs", "verify", run, "--sample", str(SAMPLE)],
+        "report": [python, "-m", "ad_jobs", "report", run],
+        "evaluate": [python, "-m", "ad_jobs", "evaluate", run, "--labels", str(folder / "labels.csv")],
+        "read_scores(where=)": [python, "-c", READ, run, "object_id % 100000 = 0"],
     }
+
+
+@contextmanager
+def on_s3(folder: Path, work: Path) -> Iterator[str]:
+    """The run of a folder in a store that lasts as long as the context."""
+    from tests.s3server import S3Server
+
+    server = S3Server(work / "s3")
+    before = {name: os.environ.get(name) for name in server.env}
+    os.environ.update(server.env)
+    server.start()
+    try:
+        yield server.put_folder(folder / "run", folder.name)
+    finally:
+        server.stop()
+        shutil.rmtree(work / "s3")
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def main() -> None:
@@ -163,16 +186,21 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 2_000_000])
     parser.add_argument("--part-rows", type=int, default=64, help="of a part, as a scan of small objects writes them")
     parser.add_argument("--work", type=Path, default=Path("build/after_scan"))
+    parser.add_argument("--s3", action="store_true", help="the run lies in a store")
+    parser.add_argument("--only", nargs="+", help="of the verbs")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     print(f"{machine()['cpu']}, {machine()['cores']} cores; {versions()}")
     for rows in arguments.rows:
         folder = make(work, rows, arguments.part_rows)
         put_sampled(work, folder, rows)
-        for verb, cost in measured(folder, sys.executable).items():
-            print(
-                f"| {rows:,} | {verb} | {cost.seconds:.0f} | {cost.peaks.driver} | {cost.peaks.largest} |", flush=True
-            )
+        place = on_s3(folder, work) if arguments.s3 else nullcontext(str(folder / "run"))
+        with place as run:
+            commands = ways(folder, run, sys.executable)
+            for verb in arguments.only or commands:
+                cost = cost_of(commands[verb])
+                told = f"| {rows:,} | {verb} | {cost.seconds:.0f} | {cost.peaks.driver} | {cost.peaks.largest} |"
+                print(told, flush=True)
 
 
 if __name__ == "__main__":

@@ -45,19 +45,15 @@ class ErrorScore(nn.Module):
 
     def every_way(self, maps_MBHW: Tensor) -> Tensor:
         """Every way's raw score of each image, [B, S], from its maps: its errors by gradients, by values, ..."""
-        pixels_MBP = maps_MBHW.flatten(2)
-        size = pixels_MBP.shape[2]
-        scores = [
-            pixels_MBP[of].topk(max(1, round(share * size)), 1).values.mean(1) for of, share in self.ways.values()
-        ]
-        return torch.stack(scores, 1)
+        return torch.stack([_mean_of_hottest(maps_MBHW[of], share) for of, share in self.ways.values()], 1)
 
     def forward(self, maps_MBHW: Tensor) -> tuple[Tensor, Tensor]:
         """The chosen way's score of each image [B], in spreads above the mean of normals, and its map [B, H, W]."""
         way = int(self.way)
         mean, spread = self.level[way]
-        of, _ = list(self.ways.values())[way]
-        return (self.every_way(maps_MBHW)[:, way] - mean) / spread, maps_MBHW[of]
+        # The others, which sort maps too, are for choosing.
+        of, share = list(self.ways.values())[way]
+        return (_mean_of_hottest(maps_MBHW[of], share) - mean) / spread, maps_MBHW[of]
 
     def choose(self, normal_NS: Tensor, abnormal_NKS: Tensor, way: str) -> None:
         """Take every way's level, and the way that is asked for; `auto` is the first that finds as much as any."""
@@ -66,6 +62,12 @@ class ErrorScore(nn.Module):
         spread = normal_NS.std(0) if len(normal_NS) > 1 else torch.zeros_like(normal_NS[0])
         self.level[:, 1] = torch.where(spread > 0, spread, torch.ones_like(spread))
         self.way.fill_(first_best(normal_NS, abnormal_NKS) if way == "auto" else list(self.ways).index(way))
+
+
+def _mean_of_hottest(map_BHW: Tensor, share: float) -> Tensor:
+    """Of each image the mean of so large a share of its pixels, the hottest, [B]."""
+    pixels_BP = map_BHW.flatten(1)
+    return pixels_BP.topk(max(1, round(share * pixels_BP.shape[1])), 1).values.mean(1)
 
 
 class ErrorScoreFit(Trial):

@@ -97,3 +97,13 @@ def test_only_the_first_held_out_images_get_defects_and_batches_do_not_count(mon
     assert whole[:3].isfinite().all()
     assert whole[3:, 1:].isnan().all()
     assert torch.equal(fitted((2, 1, 2)).nan_to_num(-1), whole.nan_to_num(-1))
+
+
+def test_an_image_is_scored_by_the_chosen_way_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = torch.rand(2, 5, 12, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    score = ErrorScore()
+    every = score.every_way(errors)
+    monkeypatch.setattr(ErrorScore, "every_way", None)
+    for way in range(len(WAYS)):
+        score.way.fill_(way)
+        assert torch.equal(score(errors)[0], every[:, way])
