@@ -52,9 +52,9 @@ class Reviewing:
         with self.app() as app, self._socket:
             self._socket.listen()
             ready(self.address)
-            config = uvicorn.Config(
-                app, access_log=False, log_level="warning", server_header=False, date_header=False, lifespan="off"
-            )
+            # Who asks is told by the token, not by headers of a proxy; the application has nothing to start or end.
+            quiet = {"access_log": False, "log_level": "warning", "server_header": False, "date_header": False}
+            config = uvicorn.Config(app, lifespan="off", proxy_headers=False, **quiet)
             try:
                 uvicorn.Server(config).run(sockets=[self._socket])
             except KeyboardInterrupt:

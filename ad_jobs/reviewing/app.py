@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ad_jobs.errors import JobError, RetroscanError, UsageError
+from ad_jobs.errors import RetroscanError, UsageError
 from ad_jobs.page.colours import COLD, WARM, table
 from ad_jobs.reviewing.agreement import agreement
 from ad_jobs.reviewing.ledger import Ledger
@@ -31,7 +31,7 @@ from cluster.errors import StorageError
 WEB = Path(__file__).parent / "web"
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 # What the detector says of an image or a study.
-_SAID = ("rank", "score", "p", "flagged", "flagged_frames", "threshold", "heatmap")
+_SAID = ("rank", "score", "p", "flagged", "flagged_frames", "threshold", "heatmap", "has_heatmap")
 MAX_BODY_BYTES = 4096
 
 
@@ -67,12 +67,9 @@ class Review:
         """All that is told of a frame: its row under each model, its stack, its copies, and its verdicts."""
         self._look()
         rows = self._rows(object_id, frame)
-        stack = self.tables.stack(rows[0])
-        if self.reader.blind:
-            stack = [{**one, "flagged": None} for one in stack]
         return {
             "rows": [self._shown(row) for row in rows],
-            "stack": [[one["object_id"], one["frame"], one["flagged"]] for one in stack],
+            "stack": [[one["object_id"], one["frame"], one["status"]] for one in self.tables.stack(rows[0])],
             "copies": self.tables.copies(rows[0]),
         }
 
@@ -208,9 +205,9 @@ def _answering(ask: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], 
             return JSONResponse({"error": str(error)}, 404)
         except UsageError as error:
             return JSONResponse({"error": str(error)}, 400)
-        except (JobError, RetroscanError, StorageError) as error:
+        except (RetroscanError, StorageError) as error:
             return JSONResponse({"error": str(error)}, 500)
-        return found if isinstance(found, Response) else JSONResponse(json.loads(json.dumps(found, default=str)))
+        return found if isinstance(found, Response) else JSONResponse(found)
 
     return endpoint
 

@@ -145,7 +145,8 @@ class Tables:
     def frame(self, object_id: int, frame: int) -> list[dict[str, Any]]:
         """The rows of one frame, a model each; none of one that the run does not have."""
         return self._database.rows(
-            "FROM frames WHERE object_id = ? AND frame = ? ORDER BY model_id", [object_id, frame]
+            "SELECT * EXCLUDE (content_hash, stack_hash) FROM frames WHERE object_id = ? AND frame = ?",
+            [object_id, frame],
         )
 
     def stack(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -154,13 +155,13 @@ class Tables:
         value = row["series_uid"] if row["series_uid"] is not None else row["group"]
         sql = f"""
             WITH stack AS (
-                SELECT object_id, frame, flagged, row_number() OVER (ORDER BY slice NULLS LAST, object_id, frame) AS n
-                FROM frames WHERE {column} = ? AND model_id = ?)
-            SELECT object_id, frame, flagged FROM stack
+                SELECT object_id, frame, status, row_number() OVER (ORDER BY slice NULLS LAST, object_id, frame) AS n
+                FROM frames WHERE stack_hash = hash(?) AND {column} = ? AND model_id = ?)
+            SELECT object_id, frame, status FROM stack
             WHERE abs(n - (SELECT n FROM stack WHERE object_id = ? AND frame = ?)) <= ? ORDER BY n
         """
         about = [row["object_id"], row["frame"], MAX_STACK // 2]
-        return self._database.rows(sql, [value, row["model_id"], *about])
+        return self._database.rows(sql, [value, value, row["model_id"], *about])
 
     def copies(self, row: Mapping[str, Any], most: int = 20) -> list[str]:
         """Where other objects with the same content lie, as the run names them; so many at most."""
@@ -168,9 +169,10 @@ class Tables:
             return []
         sql = """
             SELECT uri FROM frames
-            WHERE content_sha256 = ? AND frame = ? AND model_id = ? AND object_id <> ? ORDER BY object_id LIMIT ?
+            WHERE content_hash = hash(?) AND content_sha256 = ? AND frame = ? AND model_id = ? AND object_id <> ?
+            ORDER BY object_id LIMIT ?
         """
-        asked = [row["content_sha256"], row["frame"], row["model_id"], row["object_id"], most]
+        asked = [row["content_sha256"], row["content_sha256"], row["frame"], row["model_id"], row["object_id"], most]
         return [found["uri"] for found in self._database.rows(sql, asked)]
 
     def facets(self, model_id: str) -> dict[str, list[dict[str, Any]]]:

@@ -62,7 +62,9 @@ _FRAMES = """
         FROM judged)
     SELECT * EXCLUDE (decided_rank, place),
         CASE WHEN score IS NOT NULL THEN coalesce(decided_rank, place) END AS rank,
-        {position} AS position
+        {position} AS position,
+        -- Eight bytes to look through instead of a text; what they find is compared as a whole.
+        hash(content_sha256) AS content_hash, hash(coalesce(series_uid, "group")) AS stack_hash
     FROM placed ORDER BY object_id, frame, model_id
 """
 _DRAWN = """
@@ -74,7 +76,8 @@ _IMAGES = """
         SELECT model_id, frame, min(object_id) AS object_id, count(*) AS copies
         FROM frames GROUP BY model_id, frame, coalesce(content_sha256, 'object ' || object_id))
     SELECT model_id, position, rank, object_id, frame, copies, uri, status, coalesce(error_code, status) AS reason,
-        score, p, flagged, modality, manufacturer, scanner, site, study_month, "group"
+        score, p, flagged, heatmap IS NOT NULL AS has_heatmap, modality, manufacturer, scanner, site, study_month,
+        "group"
     FROM frames JOIN firsts USING (model_id, object_id, frame) ORDER BY model_id, position
 """
 _STUDIES = """

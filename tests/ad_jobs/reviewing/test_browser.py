@@ -42,7 +42,7 @@ def opened(browser: Browser, address: str, **options: Any) -> Iterator[tuple[Pag
     page = context.new_page()
     page.set_default_timeout(60_000)
     wrong: list[str] = []
-    page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     own = address.partition("/?")[0] + "/"
     page.on("request", lambda asked: None if asked.url.startswith(own) else wrong.append(asked.url))
