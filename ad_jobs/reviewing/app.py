@@ -44,14 +44,15 @@ class Review:
         self.about, self.tables, self.pictures, self.ledger = dict(about), tables, pictures, ledger
         self.reader = Reader(ledger.reviewer, blind)
         self._models = [model["model_id"] for model in about["models"]]
+        # The rows do not change.
+        self._facets = {model_id: tables.facets(model_id) for model_id in self._models}
         self._known_version = 0
         self._lock = threading.Lock()
 
     def run(self) -> dict[str, Any]:
         """What the page needs to begin with."""
-        facets = {model_id: self.tables.facets(model_id) for model_id in self._models}
         colours = {"table": table().tolist(), "cold": COLD, "warm": WARM}
-        return {**self.about, "facets": facets, "colours": colours, "hidden_filters": list(REVEALING)}
+        return {**self.about, "facets": self._facets, "colours": colours, "hidden_filters": list(REVEALING)}
 
     def page(self, asked: Mapping[str, str], *, studies: bool) -> dict[str, Any]:
         """A page of images or studies; of the first also how many there are."""

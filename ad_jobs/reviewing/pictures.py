@@ -65,6 +65,8 @@ class Pictures:
         self.changed: set[int] = set()
 
     def __enter__(self) -> Self:
+        # The first picture need not wait until the decoder has started.
+        threading.Thread(target=self._decoder.work, args=(bool, b"", self._limits), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from ad_jobs.archive.sql import Database, Stream
 from ad_jobs.errors import UsageError
+from ad_jobs.reviewing.table import IMAGE
 from ad_jobs.reviewing.verdicts import WORDS, Verdict
 from ad_jobs.schema import VERDICTS
 
@@ -77,7 +78,7 @@ def parse_filter(asked: Mapping[str, str], reader: Reader) -> Filter:
 
 
 def _by_verdict(asked: str, reader: Reader) -> tuple[str, tuple[object, ...]]:
-    mine = "EXISTS (FROM verdicts v WHERE v.object_id = i.object_id AND v.frame = i.frame AND v.reviewer = ?)"
+    mine = "image IN (SELECT image FROM verdicts WHERE reviewer = ?)"
     # A blinded reader knows of others only where he read himself.
     known, knower = (f" AND {mine}", (reader.name,)) if reader.blind else ("", ())
     if asked in ("open", "mine"):
@@ -85,10 +86,8 @@ def _by_verdict(asked: str, reader: Reader) -> tuple[str, tuple[object, ...]]:
     if asked == "others":
         return mine.replace("reviewer = ?", "reviewer <> ?"), (reader.name,)
     if asked == "disputed":
-        different = (
-            "SELECT count(DISTINCT verdict) FROM verdicts v WHERE v.object_id = i.object_id AND v.frame = i.frame"
-        )
-        return f"({different}) > 1{known}", knower
+        different = "SELECT image FROM verdicts GROUP BY image HAVING count(DISTINCT verdict) > 1"
+        return f"image IN ({different}){known}", knower
     return mine.replace("reviewer = ?", "verdict = ?") + known, (asked, *knower)
 
 
@@ -118,18 +117,21 @@ class Tables:
         """Take these standing verdicts for all there are."""
         rows = [{name: getattr(one, name) for name in _SEEN.names} for one in verdicts]
         self._database.execute(
-            "BEGIN; DELETE FROM verdicts; INSERT INTO verdicts SELECT * FROM standing; COMMIT;",
+            f"CREATE OR REPLACE TABLE verdicts AS SELECT {IMAGE} AS image, reviewer, verdict FROM standing",
             {"standing": Stream.of(pa.Table.from_pylist(rows, _SEEN))},
         )
 
     def images(self, model_id: str, found: Filter, after: int, limit: int) -> list[dict[str, Any]]:
         """Images that meet the filter, in order, behind the position `after`; `limit` of them at most."""
-        sql = f"FROM images i WHERE model_id = ? AND position > ? AND {found.where} ORDER BY position LIMIT ?"
+        sql = f"""
+            SELECT * EXCLUDE (image) FROM images
+            WHERE model_id = ? AND position > ? AND {found.where} ORDER BY position LIMIT ?
+        """
         return self._database.rows(sql, [model_id, after, *found.parameters, limit])
 
     def count_images(self, model_id: str, found: Filter) -> int:
         """How many images meet the filter."""
-        sql = f"SELECT count(*) AS n FROM images i WHERE model_id = ? AND {found.where}"
+        sql = f"SELECT count(*) AS n FROM images WHERE model_id = ? AND {found.where}"
         return int(self._database.rows(sql, [model_id, *found.parameters])[0]["n"])
 
     def studies(self, model_id: str, found: Filter, after: int, limit: int) -> list[dict[str, Any]]:
@@ -156,7 +158,7 @@ class Tables:
         sql = f"""
             WITH stack AS (
                 SELECT object_id, frame, status, row_number() OVER (ORDER BY slice NULLS LAST, object_id, frame) AS n
-                FROM frames WHERE stack_hash = hash(?) AND {column} = ? AND model_id = ?)
+                FROM kept WHERE stack_hash = hash(?) AND {column} = ? AND model_id = ?)
             SELECT object_id, frame, status FROM stack
             WHERE abs(n - (SELECT n FROM stack WHERE object_id = ? AND frame = ?)) <= ? ORDER BY n
         """
@@ -168,7 +170,7 @@ class Tables:
         if row["content_sha256"] is None:
             return []
         sql = """
-            SELECT uri FROM frames
+            SELECT uri FROM kept
             WHERE content_hash = hash(?) AND content_sha256 = ? AND frame = ? AND model_id = ? AND object_id <> ?
             ORDER BY object_id LIMIT ?
         """
@@ -188,4 +190,4 @@ class Tables:
         return found
 
 
-_STUDIES = 'model_id = ? AND "group" IN (SELECT "group" FROM images i WHERE model_id = ? AND {where})'
+_STUDIES = 'model_id = ? AND "group" IN (SELECT "group" FROM images WHERE model_id = ? AND {where})'

@@ -29,7 +29,8 @@ def at_once(monkeypatch):
     monkeypatch.setattr(module, "REFRESH_SHARE", 0)
 
 
-def test_reviewers_see_each_others_verdicts(tmp_path, at_once):
+@pytest.mark.usefixtures("at_once")
+def test_reviewers_see_each_others_verdicts(tmp_path):
     ada, bob = Ledger(str(tmp_path), "Ada", "d"), Ledger(str(tmp_path), "Bob", None)
     ada.say(ROW, "accepted")
     bob.say(ROW, "rejected")
