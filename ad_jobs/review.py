@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import logging
 import secrets
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,11 +45,15 @@ class Reviewing:
     def serve(self, ready: Callable[[str], object] = print) -> None:
         """Answer the browser, until Ctrl-C; `ready` is called with the address once the run's rows are sorted.
 
+        For the main thread of a process.
+
         Raises:
             JobError: a part of the run, or of its verdicts, is missing or damaged.
         """
         import uvicorn
 
+        # Who ends the process otherwise leaves no sorted rows behind either.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with self.app() as app, self._socket:
             self._socket.listen()
             ready(self.address)

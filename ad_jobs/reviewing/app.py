@@ -51,6 +51,7 @@ class Review:
 
     def run(self) -> dict[str, Any]:
         """What the page needs to begin with."""
+        self.pictures.begin()
         colours = {"table": table().tolist(), "cold": COLD, "warm": WARM}
         return {**self.about, "facets": self._facets, "colours": colours, "hidden_filters": list(REVEALING)}
 

@@ -65,9 +65,11 @@ class Pictures:
         self.changed: set[int] = set()
 
     def __enter__(self) -> Self:
-        # The first picture need not wait until the decoder has started.
-        threading.Thread(target=self._decoder.work, args=(bool, b"", self._limits), daemon=True).start()
         return self
+
+    def begin(self) -> None:
+        """Start the decoder, so that the first picture need not wait for it."""
+        threading.Thread(target=self._decoder.work, args=(bool, b"", self._limits), daemon=True).start()
 
     def __exit__(self, *_: object) -> None:
         self._decoder.close()
