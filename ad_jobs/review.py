@@ -126,6 +126,7 @@ def review(spec: ReviewSpec) -> Reviewing:
         )
     record = read_record(spec.run)
     decision = None if spec.decision is None else read_decision(spec.run, record, spec.decision)
+    reviewer_of(spec)
     opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -139,8 +140,11 @@ def review(spec: ReviewSpec) -> Reviewing:
 
 
 def reviewer_of(spec: ReviewSpec) -> str:
-    """Whose verdicts are noted."""
-    return spec.reviewer or getpass.getuser()
+    """Whose verdicts are noted; raises UsageError where nobody is named, and the system knows no user."""
+    try:
+        return spec.reviewer or getpass.getuser()
+    except (KeyError, OSError) as error:
+        raise UsageError("A verdict is somebody's.", "a user without a name", "Give one with --reviewer.") from error
 
 
 def _manifest(run_uri: str, record: RunRecord) -> ManifestInfo | None:

@@ -1,7 +1,7 @@
 """The review application: what the page in `web/` asks for, over HTTP.
 
 Everything is told of frames by (object_id, frame).
-What a blinded reader may not know does not leave this module before he has given his own verdict.
+What a blinded reader may not know does not leave this module before there is a verdict of the reader's own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_BODY_BYTES = 4096
 
 
 class Review:
-    """What one reviewer sees of a run, and what he may do: the state behind the application."""
+    """What one reviewer sees of a run, and what may be done: the state behind the application."""
 
     def __init__(
         self, about: Mapping[str, Any], tables: Tables, pictures: Pictures, ledger: Ledger, *, blind: bool

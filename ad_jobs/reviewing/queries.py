@@ -43,7 +43,7 @@ class Filter(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """Who asks, and whether he may know of others' verdicts only where he gave one."""
+    """Who asks, and whether others' verdicts are told only where there is one of this reader's own."""
 
     name: str
     blind: bool
@@ -79,7 +79,7 @@ def parse_filter(asked: Mapping[str, str], reader: Reader) -> Filter:
 
 def _by_verdict(asked: str, reader: Reader) -> tuple[str, tuple[object, ...]]:
     mine = "image IN (SELECT image FROM verdicts WHERE reviewer = ?)"
-    # A blinded reader knows of others only where he read himself.
+    # A blinded reader knows of others only where there is a verdict of one's own.
     known, knower = (f" AND {mine}", (reader.name,)) if reader.blind else ("", ())
     if asked in ("open", "mine"):
         return (mine if asked == "mine" else f"NOT {mine}"), (reader.name,)
