@@ -55,7 +55,7 @@ def _by_images(spec: CalibrateSpec) -> Calibrated:
 
 
 def _by_reviews(spec: CalibrateSpec, run: str) -> Calibrated:
-    """No image is scored: scores are the run's, and the heatmaps' scale is the current one's, its anchor at the new threshold."""
+    """No image is scored: scores are the run's, and the heatmaps' scale is the current one's at the new threshold."""
     model, record = read_fitted(spec.model), read_record(run)
     if model.model_id not in [one.model_id for one in record.models]:
         raise UsageError(

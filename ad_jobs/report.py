@@ -39,7 +39,7 @@ def report(spec: ReportSpec) -> str:
 
     With a decision the page shows what that flags, and its evaluation.
     Up to 24 cards a model stand in the page, so that it is self-contained; more are files in report/pictures.
-    RUN/drift.parquet (deciding.drift.DRIFT) is written beside it, and RUN/studies.parquet and RUN/series.parquet, unless
+    RUN/drift.parquet (deciding.drift.DRIFT) is written beside it, and RUN/studies.parquet and RUN/series.parquet unless
     they are there.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import logging
 import secrets
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,17 +45,21 @@ class Reviewing:
     def serve(self, ready: Callable[[str], object] = print) -> None:
         """Answer the browser, until Ctrl-C; `ready` is called with the address once the run's rows are sorted.
 
+        For the main thread of a process.
+
         Raises:
             JobError: a part of the run, or of its verdicts, is missing or damaged.
         """
         import uvicorn
 
+        # Who ends the process otherwise leaves no sorted rows behind either.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with self.app() as app, self._socket:
             self._socket.listen()
             ready(self.address)
-            config = uvicorn.Config(
-                app, access_log=False, log_level="warning", server_header=False, date_header=False, lifespan="off"
-            )
+            # Who asks is told by the token, not by headers of a proxy; the application has nothing to start or end.
+            quiet = {"access_log": False, "log_level": "warning", "server_header": False, "date_header": False}
+            config = uvicorn.Config(app, lifespan="off", proxy_headers=False, **quiet)
             try:
                 uvicorn.Server(config).run(sockets=[self._socket])
             except KeyboardInterrupt:
@@ -121,6 +126,7 @@ def review(spec: ReviewSpec) -> Reviewing:
         )
     record = read_record(spec.run)
     decision = None if spec.decision is None else read_decision(spec.run, record, spec.decision)
+    reviewer_of(spec)
     opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -134,8 +140,11 @@ def review(spec: ReviewSpec) -> Reviewing:
 
 
 def reviewer_of(spec: ReviewSpec) -> str:
-    """Whose verdicts are noted."""
-    return spec.reviewer or getpass.getuser()
+    """Whose verdicts are noted; raises UsageError where nobody is named, and the system knows no user."""
+    try:
+        return spec.reviewer or getpass.getuser()
+    except (KeyError, OSError) as error:
+        raise UsageError("A verdict is somebody's.", "a user without a name", "Give one with --reviewer.") from error
 
 
 def _manifest(run_uri: str, record: RunRecord) -> ManifestInfo | None:

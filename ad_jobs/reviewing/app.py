@@ -1,7 +1,7 @@
 """The review application: what the page in `web/` asks for, over HTTP.
 
 Everything is told of frames by (object_id, frame).
-What a blinded reader may not know does not leave this module before he has given his own verdict.
+What a blinded reader may not know does not leave this module before there is a verdict of the reader's own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ad_jobs.errors import JobError, RetroscanError, UsageError
+from ad_jobs.errors import RetroscanError, UsageError
 from ad_jobs.page.colours import COLD, WARM, table
 from ad_jobs.reviewing.agreement import agreement
 from ad_jobs.reviewing.ledger import Ledger
@@ -31,12 +31,12 @@ from cluster.errors import StorageError
 WEB = Path(__file__).parent / "web"
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 # What the detector says of an image or a study.
-_SAID = ("rank", "score", "p", "flagged", "flagged_frames", "threshold", "heatmap")
+_SAID = ("rank", "score", "p", "flagged", "flagged_frames", "threshold", "heatmap", "has_heatmap")
 MAX_BODY_BYTES = 4096
 
 
 class Review:
-    """What one reviewer sees of a run, and what he may do: the state behind the application."""
+    """What one reviewer sees of a run, and what may be done: the state behind the application."""
 
     def __init__(
         self, about: Mapping[str, Any], tables: Tables, pictures: Pictures, ledger: Ledger, *, blind: bool
@@ -44,14 +44,16 @@ class Review:
         self.about, self.tables, self.pictures, self.ledger = dict(about), tables, pictures, ledger
         self.reader = Reader(ledger.reviewer, blind)
         self._models = [model["model_id"] for model in about["models"]]
+        # The rows do not change.
+        self._facets = {model_id: tables.facets(model_id) for model_id in self._models}
         self._known_version = 0
         self._lock = threading.Lock()
 
     def run(self) -> dict[str, Any]:
         """What the page needs to begin with."""
-        facets = {model_id: self.tables.facets(model_id) for model_id in self._models}
+        self.pictures.begin()
         colours = {"table": table().tolist(), "cold": COLD, "warm": WARM}
-        return {**self.about, "facets": facets, "colours": colours, "hidden_filters": list(REVEALING)}
+        return {**self.about, "facets": self._facets, "colours": colours, "hidden_filters": list(REVEALING)}
 
     def page(self, asked: Mapping[str, str], *, studies: bool) -> dict[str, Any]:
         """A page of images or studies; of the first also how many there are."""
@@ -67,12 +69,9 @@ class Review:
         """All that is told of a frame: its row under each model, its stack, its copies, and its verdicts."""
         self._look()
         rows = self._rows(object_id, frame)
-        stack = self.tables.stack(rows[0])
-        if self.reader.blind:
-            stack = [{**one, "flagged": None} for one in stack]
         return {
             "rows": [self._shown(row) for row in rows],
-            "stack": [[one["object_id"], one["frame"], one["flagged"]] for one in stack],
+            "stack": [[one["object_id"], one["frame"], one["status"]] for one in self.tables.stack(rows[0])],
             "copies": self.tables.copies(rows[0]),
         }
 
@@ -208,9 +207,9 @@ def _answering(ask: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], 
             return JSONResponse({"error": str(error)}, 404)
         except UsageError as error:
             return JSONResponse({"error": str(error)}, 400)
-        except (JobError, RetroscanError, StorageError) as error:
+        except (RetroscanError, StorageError) as error:
             return JSONResponse({"error": str(error)}, 500)
-        return found if isinstance(found, Response) else JSONResponse(json.loads(json.dumps(found, default=str)))
+        return found if isinstance(found, Response) else JSONResponse(found)
 
     return endpoint
 

@@ -67,6 +67,10 @@ class Pictures:
     def __enter__(self) -> Self:
         return self
 
+    def begin(self) -> None:
+        """Start the decoder, so that the first picture need not wait for it."""
+        threading.Thread(target=self._decoder.work, args=(bool, b"", self._limits), daemon=True).start()
+
     def __exit__(self, *_: object) -> None:
         self._decoder.close()
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from ad_jobs.archive.sql import Database, Stream
 from ad_jobs.errors import UsageError
+from ad_jobs.reviewing.table import IMAGE
 from ad_jobs.reviewing.verdicts import WORDS, Verdict
 from ad_jobs.schema import VERDICTS
 
@@ -42,7 +43,7 @@ class Filter(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """Who asks, and whether he may know of others' verdicts only where he gave one."""
+    """Who asks, and whether others' verdicts are told only where there is one of this reader's own."""
 
     name: str
     blind: bool
@@ -77,18 +78,16 @@ def parse_filter(asked: Mapping[str, str], reader: Reader) -> Filter:
 
 
 def _by_verdict(asked: str, reader: Reader) -> tuple[str, tuple[object, ...]]:
-    mine = "EXISTS (FROM verdicts v WHERE v.object_id = i.object_id AND v.frame = i.frame AND v.reviewer = ?)"
-    # A blinded reader knows of others only where he read himself.
+    mine = "image IN (SELECT image FROM verdicts WHERE reviewer = ?)"
+    # A blinded reader knows of others only where there is a verdict of one's own.
     known, knower = (f" AND {mine}", (reader.name,)) if reader.blind else ("", ())
     if asked in ("open", "mine"):
         return (mine if asked == "mine" else f"NOT {mine}"), (reader.name,)
     if asked == "others":
         return mine.replace("reviewer = ?", "reviewer <> ?"), (reader.name,)
     if asked == "disputed":
-        different = (
-            "SELECT count(DISTINCT verdict) FROM verdicts v WHERE v.object_id = i.object_id AND v.frame = i.frame"
-        )
-        return f"({different}) > 1{known}", knower
+        different = "SELECT image FROM verdicts GROUP BY image HAVING count(DISTINCT verdict) > 1"
+        return f"image IN ({different}){known}", knower
     return mine.replace("reviewer = ?", "verdict = ?") + known, (asked, *knower)
 
 
@@ -118,18 +117,21 @@ class Tables:
         """Take these standing verdicts for all there are."""
         rows = [{name: getattr(one, name) for name in _SEEN.names} for one in verdicts]
         self._database.execute(
-            "BEGIN; DELETE FROM verdicts; INSERT INTO verdicts SELECT * FROM standing; COMMIT;",
+            f"CREATE OR REPLACE TABLE verdicts AS SELECT {IMAGE} AS image, reviewer, verdict FROM standing",
             {"standing": Stream.of(pa.Table.from_pylist(rows, _SEEN))},
         )
 
     def images(self, model_id: str, found: Filter, after: int, limit: int) -> list[dict[str, Any]]:
         """Images that meet the filter, in order, behind the position `after`; `limit` of them at most."""
-        sql = f"FROM images i WHERE model_id = ? AND position > ? AND {found.where} ORDER BY position LIMIT ?"
+        sql = f"""
+            SELECT * EXCLUDE (image) FROM images
+            WHERE model_id = ? AND position > ? AND {found.where} ORDER BY position LIMIT ?
+        """
         return self._database.rows(sql, [model_id, after, *found.parameters, limit])
 
     def count_images(self, model_id: str, found: Filter) -> int:
         """How many images meet the filter."""
-        sql = f"SELECT count(*) AS n FROM images i WHERE model_id = ? AND {found.where}"
+        sql = f"SELECT count(*) AS n FROM images WHERE model_id = ? AND {found.where}"
         return int(self._database.rows(sql, [model_id, *found.parameters])[0]["n"])
 
     def studies(self, model_id: str, found: Filter, after: int, limit: int) -> list[dict[str, Any]]:
@@ -145,7 +147,8 @@ class Tables:
     def frame(self, object_id: int, frame: int) -> list[dict[str, Any]]:
         """The rows of one frame, a model each; none of one that the run does not have."""
         return self._database.rows(
-            "FROM frames WHERE object_id = ? AND frame = ? ORDER BY model_id", [object_id, frame]
+            "SELECT * EXCLUDE (content_hash, stack_hash) FROM frames WHERE object_id = ? AND frame = ?",
+            [object_id, frame],
         )
 
     def stack(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -154,23 +157,24 @@ class Tables:
         value = row["series_uid"] if row["series_uid"] is not None else row["group"]
         sql = f"""
             WITH stack AS (
-                SELECT object_id, frame, flagged, row_number() OVER (ORDER BY slice NULLS LAST, object_id, frame) AS n
-                FROM frames WHERE {column} = ? AND model_id = ?)
-            SELECT object_id, frame, flagged FROM stack
+                SELECT object_id, frame, status, row_number() OVER (ORDER BY slice NULLS LAST, object_id, frame) AS n
+                FROM kept WHERE stack_hash = hash(?) AND {column} = ? AND model_id = ?)
+            SELECT object_id, frame, status FROM stack
             WHERE abs(n - (SELECT n FROM stack WHERE object_id = ? AND frame = ?)) <= ? ORDER BY n
         """
         about = [row["object_id"], row["frame"], MAX_STACK // 2]
-        return self._database.rows(sql, [value, row["model_id"], *about])
+        return self._database.rows(sql, [value, value, row["model_id"], *about])
 
     def copies(self, row: Mapping[str, Any], most: int = 20) -> list[str]:
         """Where other objects with the same content lie, as the run names them; so many at most."""
         if row["content_sha256"] is None:
             return []
         sql = """
-            SELECT uri FROM frames
-            WHERE content_sha256 = ? AND frame = ? AND model_id = ? AND object_id <> ? ORDER BY object_id LIMIT ?
+            SELECT uri FROM kept
+            WHERE content_hash = hash(?) AND content_sha256 = ? AND frame = ? AND model_id = ? AND object_id <> ?
+            ORDER BY object_id LIMIT ?
         """
-        asked = [row["content_sha256"], row["frame"], row["model_id"], row["object_id"], most]
+        asked = [row["content_sha256"], row["content_sha256"], row["frame"], row["model_id"], row["object_id"], most]
         return [found["uri"] for found in self._database.rows(sql, asked)]
 
     def facets(self, model_id: str) -> dict[str, list[dict[str, Any]]]:
@@ -186,4 +190,4 @@ class Tables:
         return found
 
 
-_STUDIES = 'model_id = ? AND "group" IN (SELECT "group" FROM images i WHERE model_id = ? AND {where})'
+_STUDIES = 'model_id = ? AND "group" IN (SELECT "group" FROM images WHERE model_id = ? AND {where})'

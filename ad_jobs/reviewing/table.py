@@ -1,6 +1,6 @@
 """A run's rows in a local database, once sorted and then asked many times: frames, images and studies by rank.
 
-`frames` has every row of the score table.
+`frames` has every row of the score table; `kept` has what of it hangs on no rank.
 `images` has of each model one row for frames of the same content: that of the object with the least id.
 `studies` has a row for each study, or folder of objects without one.
 All are ordered by `position`, 1 being the most suspicious; in a blinded reading the order is drawn by a seed.
@@ -52,23 +52,34 @@ _KEYS = {
     "series": {"group": "series"},
 }
 
-_FRAMES = """
-    CREATE TABLE frames AS
-    WITH named AS (
-        SELECT scores.* EXCLUDE (folder, study_uid), coalesce(study_uid, folder, 'object ' || object_id) AS "group",
-            coalesce(series_uid, folder, 'object ' || object_id) AS series, site, scanner, slice
-        FROM scores LEFT JOIN manifest USING (object_id)),
-    judged AS (
-        SELECT named.* REPLACE (coalesce(decided.flagged, named.flagged, false) AS flagged), p, rank AS decided_rank
-        FROM named LEFT JOIN ({decided}) AS decided USING ({keys})),
+# As they come, which is nearly the order of their ids: what is wide is not sorted.
+_KEPT = """
+    CREATE TABLE kept AS
+    SELECT scores.* EXCLUDE (folder, study_uid), site, scanner, slice,
+        coalesce(study_uid, folder, 'object ' || object_id) AS "group",
+        coalesce(series_uid, folder, 'object ' || object_id) AS series,
+        -- Eight bytes to look through instead of a text; what they find is compared as a whole.
+        hash(content_sha256) AS content_hash, hash(coalesce(series_uid, "group")) AS stack_hash
+    FROM scores LEFT JOIN manifest USING (object_id)
+"""
+_PLACES = """
+    CREATE TABLE places AS
+    WITH judged AS (
+        SELECT object_id, frame, model_id, kept.score, coalesce(decided.flagged, kept.flagged, false) AS flagged, p,
+            rank AS decided_rank
+        FROM kept LEFT JOIN ({decided}) AS decided USING ({keys})),
     placed AS (
         SELECT *, row_number() OVER (
             PARTITION BY model_id ORDER BY decided_rank NULLS LAST, score DESC NULLS LAST, object_id, frame) AS place
         FROM judged)
-    SELECT * EXCLUDE (decided_rank, place, series),
-        CASE WHEN score IS NOT NULL THEN coalesce(decided_rank, place) END AS rank,
-        {position} AS position
+    SELECT object_id, frame, model_id, flagged, p,
+        CASE WHEN score IS NOT NULL THEN coalesce(decided_rank, place) END AS rank, {position} AS position
     FROM placed ORDER BY object_id, frame, model_id
+"""
+_FRAMES = """
+    CREATE VIEW frames AS
+    SELECT kept.* REPLACE (places.flagged AS flagged), p, rank, position
+    FROM kept JOIN places USING (object_id, frame, model_id)
 """
 _DRAWN = """
     row_number() OVER (PARTITION BY model_id ORDER BY md5(concat_ws('/', {seed}, object_id, frame)), object_id, frame)
@@ -77,9 +88,14 @@ _IMAGES = """
     CREATE TABLE images AS
     WITH firsts AS (
         SELECT model_id, frame, min(object_id) AS object_id, count(*) AS copies
-        FROM frames GROUP BY model_id, frame, coalesce(content_sha256, 'object ' || object_id))
-    SELECT model_id, position, rank, object_id, frame, copies, uri, status, coalesce(error_code, status) AS reason,
-        score, p, flagged, modality, manufacturer, scanner, site, study_month, "group"
+        FROM kept
+        -- Sixty-four bits of a hash and forty-eight of SHA-256 itself, which are quicker to compare than all of it.
+        GROUP BY model_id, frame, content_hash, left(content_sha256, 12),
+            CASE WHEN content_sha256 IS NULL THEN object_id END)
+    SELECT model_id, position, rank, object_id, frame, {image} AS image, copies, uri, status,
+        coalesce(error_code, status) AS reason, score, p, flagged, heatmap IS NOT NULL AS has_heatmap,
+        modality, manufacturer, scanner, site, study_month,
+        "group"
     FROM frames JOIN firsts USING (model_id, object_id, frame) ORDER BY model_id, position
 """
 _STUDIES = """
@@ -90,7 +106,8 @@ _STUDIES = """
         min(modality) AS modality, min(study_month) AS study_month
     FROM frames GROUP BY model_id, "group" ORDER BY 1, 2
 """
-_VERDICTS = "CREATE TABLE verdicts (object_id BIGINT, frame INTEGER, reviewer VARCHAR, verdict VARCHAR)"
+# An object and a frame as one number, which is compared at once.
+IMAGE = "object_id::HUGEINT * 4294967296 + frame"
 
 
 def load(
@@ -123,11 +140,13 @@ def load(
     keys = ", ".join(f'"{name}"' for name in (*_KEYS[level].values(), "model_id"))
     # A decision by columns may have a study twice.
     once = f"SELECT {keys}, min(p) AS p, bool_or(flagged) AS flagged, min(rank) AS rank FROM decided GROUP BY ALL"
-    decided = "FROM decided" if level == "image" else once
-    database.execute(_FRAMES.format(keys=keys, position=position, decided=decided), tables)
-    database.execute(_IMAGES)
+    places = _PLACES.format(keys=keys, position=position, decided="FROM decided" if level == "image" else once)
+    decided = tables.pop("decided")
+    database.execute(_KEPT, tables)
+    database.execute(places, {"decided": decided})
+    database.execute(_FRAMES)
+    database.execute(_IMAGES.format(image=IMAGE))
     database.execute(_STUDIES)
-    database.execute(_VERDICTS)
 
 
 def _scores(rows: Rows) -> Iterator[pa.RecordBatch]:

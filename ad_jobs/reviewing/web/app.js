@@ -101,8 +101,11 @@ async function fill(pane, frame, turn, known) {
   };
   const picture = samples.picture(frame, pane.model, seen.whole).catch(noted);
   const row = known.then((told) => told.rows.find((one) => one.model_id === pane.model));
-  const heat = row.then((one) => (one.hidden || one.status !== "scored" ? null : samples.heatmap(frame, pane.model)))
-    .catch(noted);
+  const heat = row.then((one) => {
+    if (one.heatmap) return samples.heatmap(frame, pane.model);
+    if (one.status === "scored" && !one.hidden) notes.push("No heatmap was kept for this image.");
+    return null;
+  }).catch(noted);
   const [image, heatmap, one] = await Promise.all([picture, heat, row]);
   if (turn !== seen.turn) return;
   if (image?.changed) notes.unshift("The bytes of this picture have changed since the scan: it is not what was scored.");
@@ -134,7 +137,7 @@ function pressed(verdict) {
 }
 
 const nearSlices = () => [1, -1, 2, -2].map((by) => seen.stack[seen.at + by]).filter(Boolean)
-  .map(([object_id, frame]) => ({ object_id, frame, hidden: run.blind }));
+  .map(([object_id, frame, status]) => ({ object_id, frame, status, has_heatmap: false }));
 
 const slice = failing(async (to) => {
   const wanted = Math.min(seen.stack.length - 1, Math.max(0, to));
@@ -164,7 +167,10 @@ const undo = failing(async () => {
 async function anew(frame, told) {
   samples.forget(frame);
   const here = seen.frame && seen.frame.object_id === frame.object_id && seen.frame.frame === frame.frame;
-  if (!here) return look(frame);
+  if (!here) {
+    const n = list.rows.findIndex((row) => row.object_id === frame.object_id && row.frame === frame.frame);
+    return n < 0 ? look(frame) : list.select(n);
+  }
   tell(told, true);
   if (run.blind) await Promise.all(panes.map((pane) => fill(pane, frame, seen.turn, Promise.resolve(told))));
 }

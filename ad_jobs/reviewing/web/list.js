@@ -92,7 +92,7 @@ export class List {
     this.rows.forEach((known, n) => {
       if (known.object_id !== row.object_id || known.frame !== row.frame) return;
       const { verdicts, hidden } = row;
-      Object.assign(known, this.level === "studies" ? { verdicts } : { verdicts, hidden, rank: row.rank, score: row.score, flagged: row.flagged, p: row.p });
+      Object.assign(known, this.level === "studies" ? { verdicts } : { verdicts, hidden, rank: row.rank, score: row.score, flagged: row.flagged });
       this.#option(n).replaceWith(this.#made(known, n));
     });
   }

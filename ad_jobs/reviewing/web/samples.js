@@ -29,11 +29,12 @@ export class Samples {
     const one = async (frame) => {
       for (const model of models) {
         await this.#of(`/api/picture/${frame.object_id}/${frame.frame}`, { model: this.same[model], range: whole ? "whole" : "own" }, signal);
-        if (!frame.hidden) await this.#of(`/api/heatmap/${frame.object_id}/${frame.frame}`, { model }, signal);
+        if (frame.has_heatmap) await this.#of(`/api/heatmap/${frame.object_id}/${frame.frame}`, { model }, signal);
       }
     };
     // One after the other, so that what is looked at now is not kept waiting; why one failed is told when it is shown.
-    frames.reduce((before, frame) => before.then(() => signal.aborted || one(frame)).catch(() => undefined), Promise.resolve());
+    const scored = frames.filter(({ status }) => status === undefined || status === "scored");
+    scored.reduce((before, frame) => before.then(() => signal.aborted || one(frame)).catch(() => undefined), Promise.resolve());
   }
 
   // What a verdict shows or hides is asked for again.

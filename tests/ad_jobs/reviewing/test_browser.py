@@ -42,7 +42,7 @@ def opened(browser: Browser, address: str, **options: Any) -> Iterator[tuple[Pag
     page = context.new_page()
     page.set_default_timeout(60_000)
     wrong: list[str] = []
-    page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     own = address.partition("/?")[0] + "/"
     page.on("request", lambda asked: None if asked.url.startswith(own) else wrong.append(asked.url))
@@ -56,6 +56,8 @@ def shown(page: Page) -> None:
     """Wait until the picture that is selected is on the canvas."""
     page.wait_for_function(
         """() => [...document.querySelectorAll("canvas")].every((canvas) => {
+            const name = document.querySelector("#list [aria-selected=true] .name")?.textContent;
+            if (!name || !canvas.getAttribute("aria-label")?.startsWith(name)) return false;
             const middle = canvas.getContext("2d").getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data;
             return middle[3] === 255;
         })"""
@@ -73,6 +75,11 @@ def pixels(page: Page) -> list[int]:
         }"""
     )
     return found
+
+
+def alike(some: list[int], others: list[int]) -> bool:
+    """Whether they are of one picture: what is drawn again may be rounded otherwise."""
+    return max(abs(one - other) for one, other in zip(some, others, strict=True)) <= 3
 
 
 def selected(page: Page) -> str:
@@ -100,19 +107,19 @@ def test_a_reviewer_at_work(browser, fake):
         page.mouse.down()
         page.mouse.move(box["x"] + 150, box["y"] + 320, steps=3)
         page.mouse.up()
-        assert pixels(page) != before
+        assert not alike(pixels(page), before)
         page.keyboard.press("0")
-        assert pixels(page) == before
+        assert alike(pixels(page), before)
         page.keyboard.press("+")
         expect(page.locator("#window-told")).to_contain_text("zoom 1.5")
         page.keyboard.press("0")
         # The heatmap is hidden while the space bar is held.
         page.keyboard.down(" ")
-        assert pixels(page) != before
+        assert not alike(pixels(page), before)
         page.keyboard.up(" ")
-        assert pixels(page) == before
+        assert alike(pixels(page), before)
         page.keyboard.press("b")
-        assert pixels(page) != before
+        assert not alike(pixels(page), before)
         page.keyboard.press("b")
         # Slices by the wheel.
         at = page.locator("#slice-told").inner_text()
