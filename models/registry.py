@@ -15,6 +15,9 @@ from models.detector import Detector, DetectorConfig, InputSpec, TrainedConfig
 from models.errors import ConfigError
 from models.presets import PRESETS, Preset
 
+# Where a pretrained network's weights come from, and others than the one that is there.
+INSTALLED = "ImageNet: EfficientNet-Lite0 (Apache-2.0) installed with retroscan; {} by download or --set weights=FILE"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -64,7 +67,7 @@ DETECTORS: dict[str, Entry] = {
             config="PaDiMConfig",
             title="Gaussians of normal features at every position (PaDiM)",
             source="Defard et al., ICPR 2021 workshops, arXiv 2011.08785",
-            weights="ImageNet: EfficientNet-Lite0 installed with retroscan; others by download or --set weights=FILE",
+            weights=INSTALLED.format("others"),
             choose="what to try after linear: the features of a pretrained network; it found most on solar cells and "
             "phantoms in our tests, and is fitted within a minute or two; best where objects lie alike",
         ),
@@ -75,7 +78,7 @@ DETECTORS: dict[str, Entry] = {
             config="KNNConfig",
             title="A memory of normal patches (PatchCore, AnomalyDINO)",
             source="Roth et al., CVPR 2022, arXiv 2106.08265; Damm et al., WACV 2025, arXiv 2405.14529",
-            weights="ImageNet: EfficientNet-Lite0 installed with retroscan; others by download or --set weights=FILE",
+            weights=INSTALLED.format("others"),
             choose="images that do not lie alike, if their parts look alike; fitted within a minute or two; takes "
             "any network's features, also those of vision transformers such as DINOv2",
         ),
@@ -129,7 +132,7 @@ DETECTORS: dict[str, Entry] = {
             config="MKDConfig",
             title="Multiresolution knowledge distillation",
             source="Salehi et al., CVPR 2021, arXiv 2011.11108",
-            weights="ImageNet: EfficientNet-Lite0 installed with retroscan; VGG-16 by download or --set weights=FILE",
+            weights=INSTALLED.format("VGG-16"),
             choose="a second opinion beside padim, on images of any kind; minutes to fit",
         ),
         Entry(
@@ -152,7 +155,7 @@ DETECTORS: dict[str, Entry] = {
             config="FYDConfig",
             title="Focus your distribution (FYD-style, re-derived)",
             source="Zheng et al., ICME 2022, arXiv 2110.04538",
-            weights="ImageNet: EfficientNet-Lite0 installed with retroscan; others by download or --set weights=FILE",
+            weights=INSTALLED.format("others"),
             choose="objects with an outline that lie turned or shifted: there it found more than padim in our tests, "
             "and as much where they lie alike; a fit takes several times as long",
         ),

@@ -275,6 +275,9 @@ def _model_text(model: dict[str, Any]) -> str:
         + ", ".join(f"{name} {_plain(policy[name])}" for name in policy if name not in _OF_THE_INPUT),
         "  options      " + ", ".join(f"{name} {_plain(option)}" for name, option in model["config"].items()),
     ]
+    if source := model.get("source"):
+        licence = source.get("licence") or "not told"
+        lines.append(f"  network      {source['name']}, weights={source['weights']}, licence {licence}")
     if data is not None:
         lines.append(
             f"  fitted on    {counted(data['n_fitted'], 'image')} of {data['normal']}, {data['n_held_out']} held out, "

@@ -134,6 +134,9 @@ class ModelRef(_Record):
     calibration_id: str | None = None
     # Of the copy that the run keeps of the scores the calibration came from; not of calibrations that kept none.
     held_out_sha256: str | None = None
+    # The pretrained network inside: its name, where its weights are from, their sha256 and licence ("" where nobody
+    # says); null of a detector without one, and in runs of earlier versions.
+    source: dict[str, Any] | None = None
 
 
 class ParentRef(_Record):

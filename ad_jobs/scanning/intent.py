@@ -240,6 +240,7 @@ def _reference(model: CalibratedModel, kept: bytes) -> ModelRef:
         threshold=calibration.threshold,
         calibration_sha256=model.calibration_sha256,
         weights_sha256=str(model.record["weights_sha256"]),
+        source=model.record["source"],
         policy=model.policy.model_dump(mode="json"),
         heatmap_low=calibration.heatmap_low,
         heatmap_high=calibration.heatmap_high,
