@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ad_jobs.errors import UsageError
-from ad_jobs.values import MANIFEST, place
+from ad_jobs.values import MANIFEST, REVIEWS, place
 from cluster.jobs import Job, Jobs, code, named_address
 from cluster.storage import uris
 
@@ -108,7 +108,8 @@ def parse(verbs: Mapping[str, Any], words: Sequence[str], *, here: bool) -> Requ
                 )
             options.append("--address=auto")
             continue
-        is_place = name in PLACES and value is not None
+        # `reviews` stands for what lies in the run itself.
+        is_place = name in PLACES and value is not None and (name, value) != ("labels", REVIEWS)
         given = context.get_parameter_source(name).name != "DEFAULT"
         if name in ("config", "help") or not (given or is_place):
             continue

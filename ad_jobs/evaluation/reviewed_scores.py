@@ -15,7 +15,9 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ad_jobs.deciding.cells import by_model
 from ad_jobs.deciding.stacks import places_in
@@ -60,13 +62,17 @@ def reviewed_scores(table: ScoreTable, model_id: str, most_rows: int = MOST_ROWS
     said |= {(int(row.object_id), int(row.frame)): None for row in found.disputed.itertuples()}
     info = manifest_of(table.record)
     beside = ObjectColumns({}) if info is None else read_object_columns(info, _BESIDE)
-    count = "SELECT count(*) AS rows FROM scores WHERE status = ? AND model_id = ?"
-    rows = table.query(count, ["status", "model_id"], [SCORED, model_id])["rows"][0].as_py()
-    share = min(1.0, most_rows / max(rows, 1))
-    scored, unseen = [], 0
-    for row in _rows(table, model_id, beside):
-        anomalous = said.get((row["object_id"], row["frame"]), False)
-        unseen += bool(row["flagged"]) and (row["object_id"], row["frame"]) not in said
+    count = (
+        "SELECT count(*) AS rows, count(*) FILTER (flagged) AS flagged FROM scores WHERE status = ? AND model_id = ?"
+    )
+    (counts,) = table.query(count, ["status", "model_id", "flagged"], [SCORED, model_id]).to_pylist()
+    share = min(1.0, most_rows / max(counts["rows"], 1))
+    scored, unseen = [], counts["flagged"]
+    reviewed_objects = pa.array(sorted({object_id for object_id, _ in said}), pa.int64())
+    for row in _rows(table, model_id, beside, share, reviewed_objects):
+        key = row["object_id"], row["frame"]
+        anomalous = said.get(key, False)
+        unseen -= bool(row["flagged"]) and key in said
         # What is disputed is left out; of normal ones whole studies are, where there are too many.
         if anomalous or (anomalous is False and _place(row["group"]) < share):
             header = {name: row.get(name) for name in HEADER.names}
@@ -80,16 +86,21 @@ def reviewed_scores(table: ScoreTable, model_id: str, most_rows: int = MOST_ROWS
     return scored
 
 
-def _rows(table: ScoreTable, model_id: str, beside: ObjectColumns) -> Iterator[dict[str, Any]]:
-    """The scored rows of a model with their study, series and header."""
+def _rows(
+    table: ScoreTable, model_id: str, beside: ObjectColumns, share: float, reviewed_objects: pa.Array
+) -> Iterator[dict[str, Any]]:
+    """The scored rows of a model with their study, series and header: of the drawn studies, and of reviewed objects."""
     for batch in table.batches(list(dict.fromkeys([*_READ, *_OF_TABLE]))):
         for _, rows in by_model(batch, {model_id: None}):
+            group = places_in(rows, "study").dictionary_encode()
+            drawn = np.array([_place(name) < share for name in group.dictionary.to_pylist()])[group.indices.to_numpy()]
             columns = {name: rows[name] for name in rows.schema.names} | {
-                "group": places_in(rows, "study"),
+                "group": group,
                 "series": places_in(rows, "series"),
                 **{name: beside.of(name, rows["object_id"]) for name in beside.names},
             }
-            yield from pa.table(columns).to_pylist()
+            kept = pc.or_(pa.array(drawn), pc.is_in(rows["object_id"], reviewed_objects))
+            yield from pa.table(columns).filter(kept).to_pylist()
 
 
 def _place(name: str) -> float:

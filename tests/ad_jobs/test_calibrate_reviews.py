@@ -85,7 +85,7 @@ def of_model(folder: Path, objects: int, model_id: str) -> RunRecord:
 def test_the_rate_is_kept_over_many_runs_and_rejected_ones_alone_would_not(tmp_path: Path) -> None:
     fresh = np.random.default_rng(99).normal(size=200_000).astype(np.float32)
     kept, added, alone = [], [], []
-    for seed in range(12):
+    for seed in range(8):
         run, scores = make_run(tmp_path / f"{seed}", seed)
         found = reviewed_scores(ScoreTable(run, read_record(run)), kit.MODEL)
         normal = np.array([one.score for one in found if not one.anomalous], np.float32)

@@ -151,11 +151,12 @@ def test_a_run_in_which_nothing_was_scored(tmp_path):
 
 def test_several_models_each_have_their_section(tmp_path):
     fake = fake_run.make(tmp_path, models=(fake_run.MODEL, fake_run.SECOND_MODEL))
-    evaluate(fake.uri, str(fake.labels), bootstrap=10)
+    found = evaluate(fake.uri, str(fake.labels), bootstrap=10)
     page = page_of(fake, top=3)
     # A picture and a heatmap each.
     side_by_side, cards = 2 * 5 * 2, 2 * 3 * 2
-    assert len(page.values("img", "src")) == side_by_side + cards
+    missed = sum(one["at_threshold"]["false_negative"] for one in (found, *found["models"].values()))
+    assert len(page.values("img", "src")) == side_by_side + cards + 2 * missed
     assert page.text.count("Image AUROC") == 2
     assert "Side by side" in page.text
 

@@ -69,7 +69,7 @@ def test_labels_and_what_was_missed_are_told(fake: fake_run.FakeRun) -> None:
     assert found["at_threshold"]["false_negative"] == 6
     # Labels that are others by now say nothing.
     fake.labels.write_text(fake.labels.read_text() + "\n")
-    assert "by label" not in page_of(fake, decision=decision, top=4).text
+    assert "anomalous by label" not in page_of(fake, decision=decision, top=4).text
 
 
 def test_equal_pictures_are_one_card(fake: fake_run.FakeRun) -> None:

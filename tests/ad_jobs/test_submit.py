@@ -77,6 +77,7 @@ def test_words_of_a_job_mean_what_those_of_the_caller_mean(tmp_path: Path, monke
     assert set(found.places) == {f"{tmp_path}/archive", "s3://m/1", f"{tmp_path}/m 2", "/runs/r"}
     # The verb itself understands them so, and reads no other request out of them.
     assert parse(found.verb, *found.words) == found
+    assert "--labels=reviews" in parse("evaluate", "/r", "--labels", "reviews").words
     since = parse("scan", "/a", "--model", "/m", "--out", "/r", "--since", "run-1", "--retry", "failed")
     assert f"--since={tmp_path}/run-1" in since.words
     assert parse("compare", "run-1", "/run-2").words == ("--", f"{tmp_path}/run-1", "/run-2")
