@@ -170,7 +170,8 @@ class CopiedTable(ScoreTable):
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """All rows, these columns of them, in no order."""
-        for batch in pq.ParquetFile(self.path).iter_batches(BATCH_ROWS, columns=list(columns)):
+        # Read ahead, it would keep the bytes of all row groups to the end.
+        for batch in pq.ParquetFile(self.path, pre_buffer=False).iter_batches(BATCH_ROWS, columns=list(columns)):
             yield batch.select(list(columns))
 
 

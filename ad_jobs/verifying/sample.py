@@ -32,6 +32,8 @@ from cluster import storage
 HEATMAP_TOLERANCE = 1e-3
 # One sampled object in five is one without a score, where there are that many.
 FAILED_SHARE = 5
+# Of an object, by bits: it is in the table, and some of its rows have no score.
+_PRESENT, _WITHOUT = np.uint8(1), np.uint8(2)
 
 
 class Sampled(NamedTuple):
@@ -49,19 +51,19 @@ class Sampled(NamedTuple):
 def choose(table: ScoreTable, objects: int, sample: int, seed: int) -> pd.DataFrame:
     """All rows of `sample` objects, drawn at random; some of them, where there are any, without a score.
 
-    A byte is held for each of the manifest's `objects`; rows are read of those that were drawn.
+    Two bytes are held for each of the manifest's `objects`; rows are read of those that were drawn.
     """
     rng = np.random.default_rng(seed)
     # Ids are dense in the manifest; others are complained of by `table.check_counts`.
-    present, without = np.zeros(objects, bool), np.zeros(objects, bool)
+    state = np.zeros(objects, np.uint8)
     for batch in table.batches(["object_id", "status"]):
         ids = batch["object_id"].to_numpy()
         known = (ids >= 0) & (ids < objects)
-        present[ids[known]] = True
-        without[ids[known & ~equal(batch, "status", SCORED).to_numpy(zero_copy_only=False)]] = True
-    scored = present & ~without
-    few = min(int(without.sum()), -(-sample // FAILED_SHARE) if scored.any() else sample)
-    ids = [*drawn(without, few, rng), *drawn(scored, min(int(scored.sum()), sample - few), rng)]
+        state[ids[known]] |= _PRESENT
+        state[ids[known & ~equal(batch, "status", SCORED).to_numpy(zero_copy_only=False)]] |= _WITHOUT
+    scored, without = (int(np.count_nonzero(state == one)) for one in (_PRESENT, _PRESENT | _WITHOUT))
+    few = min(without, -(-sample // FAILED_SHARE) if scored else sample)
+    ids = [*drawn(state == _PRESENT | _WITHOUT, few, rng), *drawn(state == _PRESENT, min(scored, sample - few), rng)]
     return as_pandas(table.of_objects(ids))
 
 

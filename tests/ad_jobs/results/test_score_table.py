@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from runkit import record, scored, unscored, write_part
 
 from ad_jobs.errors import JobError
 from ad_jobs.results.run import write_record
-from ad_jobs.results.score_table import ScoreTable
+from ad_jobs.results.score_table import CopiedTable, ScoreTable
 from ad_jobs.schema import SCORES
 
 
@@ -69,6 +71,18 @@ def test_a_copy_has_the_same_rows_and_is_gone_afterwards(table: ScoreTable, monk
             assert copy.query("SELECT count(*) AS n FROM scores", ["frame"]).to_pylist() == [{"n": 7}]
             path = copy.path
         assert not path.exists()
+
+
+def test_a_copy_is_read_without_keeping_what_was_read(
+    table: ScoreTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ad_jobs.results.score_table.BATCH_ROWS", 10_000)
+    path, ids = tmp_path / "copy.parquet", np.random.default_rng(0).integers(0, 1 << 60, 400_000)
+    pq.write_table(pa.table({"object_id": ids}), path, row_group_size=10_000)
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in CopiedTable(table, path).batches(["object_id"]):
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < path.stat().st_size / 4
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "another"])
