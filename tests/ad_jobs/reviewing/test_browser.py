@@ -18,6 +18,9 @@ from ad_jobs.reviewing.verdicts import read_verdicts
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian's package chromium)")
+# The machine may be busy.
+TIMEOUT_MS = 60_000
+expect.set_options(timeout=TIMEOUT_MS)
 HOSTILE = '<img src=x onerror="document.title=1">.png'
 
 
@@ -40,7 +43,7 @@ def opened(browser: Browser, address: str, **options: Any) -> Iterator[tuple[Pag
     """A page, and what went wrong on it: errors on the console, and requests to anybody else."""
     context = browser.new_context(viewport={"width": 1366, "height": 768}, **options)
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(TIMEOUT_MS)
     wrong: list[str] = []
     page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
