@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -56,10 +57,8 @@ def reviewed_scores(table: ScoreTable, model_id: str, most_rows: int = MOST_ROWS
         JobError: a part of the run, of its manifest or of the verdicts is damaged.
     """
     found = reviewed(table.uri)
-    said: dict[tuple[int, int], bool | None] = {
-        (int(row.object_id), int(row.frame)): bool(row.anomalous) for row in found.frames.itertuples()
-    }
-    said |= {(int(row.object_id), int(row.frame)): None for row in found.disputed.itertuples()}
+    said: dict[tuple[int, int], bool | None] = dict.fromkeys(_keys(found.disputed))
+    said |= dict(zip(_keys(found.frames), found.frames["anomalous"].astype(bool).tolist(), strict=True))
     info = manifest_of(table.record)
     beside = ObjectColumns({}) if info is None else read_object_columns(info, _BESIDE)
     count = (
@@ -101,6 +100,11 @@ def _rows(
             }
             kept = pc.or_(pa.array(drawn), pc.is_in(rows["object_id"], reviewed_objects))
             yield from pa.table(columns).filter(kept).to_pylist()
+
+
+def _keys(frames: pd.DataFrame) -> list[tuple[int, int]]:
+    """Object and frame of each row."""
+    return list(zip(frames["object_id"].tolist(), frames["frame"].tolist(), strict=True))
 
 
 def _place(name: str) -> float:
