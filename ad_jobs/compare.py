@@ -17,7 +17,8 @@ from ad_jobs.deciding.text import rule_text
 from ad_jobs.page.comparison import chart, render_comparison
 from ad_jobs.results.run import ModelRef, RunRecord, read_record
 from ad_jobs.results.score_table import ScoreTable
-from ad_jobs.specs import CompareSpec, takes
+from ad_jobs.run_specs import CompareSpec
+from ad_jobs.specs import takes
 from cluster import storage
 
 FOLDER = "compared"

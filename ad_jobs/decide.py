@@ -24,7 +24,8 @@ from ad_jobs.deciding.worklist import write_worklist
 from ad_jobs.results.run import RunRecord, read_record, versions
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.results.seal import sealed
-from ad_jobs.specs import DecideSpec, takes
+from ad_jobs.run_specs import DecideSpec
+from ad_jobs.specs import takes
 from cluster import storage
 
 # Of what a decision of studies has; with another the same rule is another decision.

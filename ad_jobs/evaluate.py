@@ -23,7 +23,8 @@ from ad_jobs.evaluation.stacks import LabelledStacks
 from ad_jobs.evaluation.subgroups import attributes, subgroups
 from ad_jobs.results.run import RunRecord, read_record
 from ad_jobs.results.score_table import ScoreTable
-from ad_jobs.specs import REVIEWS, EvaluateSpec, UnitLevel, takes
+from ad_jobs.run_specs import EvaluateSpec
+from ad_jobs.specs import REVIEWS, UnitLevel, takes
 from cluster import storage
 
 

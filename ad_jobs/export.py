@@ -13,7 +13,8 @@ from ad_jobs.exporting.delivery import deliver_file
 from ad_jobs.exporting.selection import Selection, table_rows
 from ad_jobs.exporting.tally import Tally
 from ad_jobs.results.run import read_record, versions
-from ad_jobs.specs import TABLES, ExportSpec, takes
+from ad_jobs.run_specs import TABLES, ExportSpec
+from ad_jobs.specs import takes
 
 
 @takes(ExportSpec)

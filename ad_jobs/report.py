@@ -24,7 +24,8 @@ from ad_jobs.page.render import render
 from ad_jobs.page.sections import COLUMNS, Decided, sections
 from ad_jobs.results.run import RunRecord, read_record
 from ad_jobs.results.score_table import BATCH_ROWS, ScoreTable
-from ad_jobs.specs import ReportSpec, takes
+from ad_jobs.run_specs import ReportSpec
+from ad_jobs.specs import takes
 from cluster import storage
 
 FOLDER = "report"

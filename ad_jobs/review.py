@@ -20,7 +20,8 @@ from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import PixelPolicy
 from ad_jobs.results.run import RunRecord, read_record
 from ad_jobs.results.score_table import ScoreTable
-from ad_jobs.specs import ReviewSpec, takes
+from ad_jobs.run_specs import ReviewSpec
+from ad_jobs.specs import takes
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp

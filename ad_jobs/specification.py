@@ -57,7 +57,7 @@ class Verb(Protocol[Options, SpecIn, Result]):
 def takes(spec: Callable[Options, SpecT]) -> Callable[[Callable[[SpecT], Result]], Verb[Options, SpecT, Result]]:
     """A decorator that makes a function of a specification a verb.
 
-    >>> from ad_jobs.specs import ReportSpec
+    >>> from ad_jobs.run_specs import ReportSpec
     >>> @takes(ReportSpec)
     ... def pictures(spec: ReportSpec) -> int:
     ...     return spec.top

@@ -14,8 +14,9 @@ from ad_jobs.results.read import read_run
 from ad_jobs.results.run import RunRecord
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.results.seal import Signature, signing_key
+from ad_jobs.run_specs import VerifySpec
 from ad_jobs.scoring.tolerances import AMP_TOLERANCE, SCORE_TOLERANCE
-from ad_jobs.specs import VerifySpec, takes
+from ad_jobs.specs import takes
 from ad_jobs.verifying import files, table
 from ad_jobs.verifying.record import Judge, check_config, check_model, check_run_id, check_seal
 from ad_jobs.verifying.run_archive import RunArchive

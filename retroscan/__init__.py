@@ -33,25 +33,19 @@ if TYPE_CHECKING:
     from ad_jobs.results.runs import Runs, open_runs
     from ad_jobs.review import review
     from ad_jobs.reviewing.verdicts import read_verdicts
+    from ad_jobs.run_specs import CompareSpec, DecideSpec, EvaluateSpec, ExportSpec, ReportSpec, ReviewSpec, VerifySpec
     from ad_jobs.scan import scan
     from ad_jobs.score import score
     from ad_jobs.show import show
     from ad_jobs.specs import (
         CalibrateSpec,
-        CompareSpec,
-        DecideSpec,
-        EvaluateSpec,
         ExportModelSpec,
-        ExportSpec,
         FitSpec,
         IndexSpec,
         PlanSpec,
-        ReportSpec,
-        ReviewSpec,
         ScanSpec,
         ScoreSpec,
         ShowSpec,
-        VerifySpec,
     )
     from ad_jobs.verify import verify
     from cluster.errors import ClusterError, StorageError
@@ -76,25 +70,27 @@ _HOMES = {
     "ad_jobs.results.handle": ("Run", "open_run"),
     "ad_jobs.results.read": ("Heatmap", "open_heatmap", "read_scores"),
     "ad_jobs.results.runs": ("Runs", "open_runs"),
+    "ad_jobs.run_specs": (
+        "CompareSpec",
+        "DecideSpec",
+        "EvaluateSpec",
+        "ExportSpec",
+        "ReportSpec",
+        "ReviewSpec",
+        "VerifySpec",
+    ),
     "ad_jobs.scan": ("scan",),
     "ad_jobs.score": ("score",),
     "ad_jobs.show": ("show",),
     "ad_jobs.specs": (
         "CalibrateSpec",
-        "CompareSpec",
-        "DecideSpec",
-        "EvaluateSpec",
         "ExportModelSpec",
-        "ExportSpec",
         "FitSpec",
         "IndexSpec",
         "PlanSpec",
-        "ReportSpec",
-        "ReviewSpec",
         "ScanSpec",
         "ScoreSpec",
         "ShowSpec",
-        "VerifySpec",
     ),
     "ad_jobs.verify": ("verify",),
     "cluster.errors": ("ClusterError", "StorageError"),

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from typer.core import TyperGroup
 
-from ad_jobs.cli import cluster_commands, commands, options
+from ad_jobs.cli import cluster_commands, commands, options, run_commands
 from ad_jobs.errors import RetroscanError
 from cluster.errors import ClusterError, StorageError
 
@@ -84,14 +84,14 @@ VERBS = (
     (commands.calibrate, "retroscan calibrate ./model --normal ./held_out --max-fpr 0.01"),
     (commands.plan, "retroscan plan s3://results/manifest --model ./model --nodes 4 --cores 16 --price-per-hour 0.70"),
     (commands.scan, "retroscan scan s3://archive/2024 --model ./model --out s3://results/run-1 --heatmaps flagged"),
-    (commands.decide, "retroscan decide ./run --fdr 0.1"),
-    (commands.evaluate, "retroscan evaluate ./run --labels labels.csv"),
-    (commands.report, "retroscan report ./run"),
-    (commands.review, "retroscan review ./run --reviewer Ada"),
-    (commands.compare, "retroscan compare ./run-1 ./run-2 --out ./compared"),
-    (commands.verify, "retroscan verify ./run --sample 100"),
+    (run_commands.decide, "retroscan decide ./run --fdr 0.1"),
+    (run_commands.evaluate, "retroscan evaluate ./run --labels labels.csv"),
+    (run_commands.report, "retroscan report ./run"),
+    (run_commands.review, "retroscan review ./run --reviewer Ada"),
+    (run_commands.compare, "retroscan compare ./run-1 ./run-2 --out ./compared"),
+    (run_commands.verify, "retroscan verify ./run --sample 100"),
     (commands.show_, "retroscan show ./model"),
-    (commands.export, "retroscan export ./run --format dicom-sc --out ./overlays"),
+    (run_commands.export, "retroscan export ./run --format dicom-sc --out ./overlays"),
     (commands.export_model, "retroscan export-model ./model --out model.onnx"),
     (commands.score, "retroscan score ./model image.dcm other.png"),
     (

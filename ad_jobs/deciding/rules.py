@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from ad_jobs.deciding.p_values import Reference
 from ad_jobs.errors import UsageError
+from ad_jobs.run_specs import DecideSpec
 from ad_jobs.scoring.thresholds import threshold_for_fnr
-from ad_jobs.specs import DecideSpec
 
 
 class Ruled(NamedTuple):

@@ -15,8 +15,8 @@ from ad_jobs.deciding.likeness import likeness
 from ad_jobs.deciding.p_values import Reference, pooled_q_values
 from ad_jobs.deciding.rules import ruled
 from ad_jobs.deciding.table import Verdict
+from ad_jobs.run_specs import DecideSpec
 from ad_jobs.scoring.thresholds import clopper_pearson
-from ad_jobs.specs import DecideSpec
 
 Counts = Mapping[Cell, NDArray[np.int64]]
 

@@ -17,7 +17,7 @@ from ad_jobs.exporting.tally import Tally
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.heatmaps import member_name
 from ad_jobs.results.run import versions
-from ad_jobs.specs import ExportSpec
+from ad_jobs.run_specs import ExportSpec
 
 if TYPE_CHECKING:
     from ad_jobs.exporting.dicom_header import Header

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from ad_jobs import specs
+from ad_jobs import run_specs, specs
 from ad_jobs.cli import commands, options
 from ad_jobs.cli.app import app
 from ad_jobs.errors import UsageError
@@ -197,7 +197,7 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
         },
     ),
     "decide": (
-        specs.DecideSpec,
+        run_specs.DecideSpec,
         {
             "run": "r",
             "fdr": 0.2,
@@ -208,17 +208,20 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
         },
     ),
     "evaluate": (
-        specs.EvaluateSpec,
+        run_specs.EvaluateSpec,
         {"run": "r", "labels": "l.csv", "seed": 1, "bootstrap": 10, "decision": "d", "level": "study"},
     ),
-    "compare": (specs.CompareSpec, {"run_a": "a", "run_b": "s3://b/r", "out": "o", "decision": ("c" * 12, "d" * 12)}),
-    "report": (specs.ReportSpec, {"run": "r", "top": 5, "decision": "d"}),
+    "compare": (
+        run_specs.CompareSpec,
+        {"run_a": "a", "run_b": "s3://b/r", "out": "o", "decision": ("c" * 12, "d" * 12)},
+    ),
+    "report": (run_specs.ReportSpec, {"run": "r", "top": 5, "decision": "d"}),
     "review": (
-        specs.ReviewSpec,
+        run_specs.ReviewSpec,
         {"run": "r", "port": 8642, "reviewer": "Ada", "decision": "d", "blind": True, "seed": 1},
     ),
     "verify": (
-        specs.VerifySpec,
+        run_specs.VerifySpec,
         {
             "run": "r",
             "sample": 7,
@@ -231,7 +234,7 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
     ),
     "score": (specs.ScoreSpec, {"model": "m", "images": ("x, y.png", "z.dcm"), "accept": ("colour",)}),
     "export": (
-        specs.ExportSpec,
+        run_specs.ExportSpec,
         {"run": "r", "out": "s3://b/o.csv", "format": "csv", "decision": "d", "top": 5, "manifest": "manifest:m"},
     ),
     "export-model": (specs.ExportModelSpec, {"model": "m", "out": "s3://b/m.onnx"}),

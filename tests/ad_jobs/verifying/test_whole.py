@@ -14,9 +14,9 @@ from ad_jobs.cli.show import verification_text
 from ad_jobs.errors import UsageError
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits
+from ad_jobs.run_specs import VerifySpec
 from ad_jobs.scoring.model_store import open_model
 from ad_jobs.scoring.scorer import FrameScore, Scorer
-from ad_jobs.specs import VerifySpec
 from ad_jobs.verifying.record import Judge
 from ad_jobs.verifying.whole import DecodedWhole, WholeFrames
 
