@@ -14,7 +14,7 @@ from ad_jobs.images.domain import Domain
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.results.run import read_record
 from ad_jobs.results.score_table import ScoreTable
-from ad_jobs.scoring.calibration import Calibrated, Calibration, calibrate_on, calibration_of
+from ad_jobs.scoring.calibration import Calibrated, Calibration, calibrate_on, calibration_from
 from ad_jobs.scoring.held_out import HeldOut, kept
 from ad_jobs.scoring.model_store import FittedModel, open_fitted, read_calibration, read_fitted, write_calibration
 from ad_jobs.specs import CalibrateSpec, takes
@@ -67,7 +67,7 @@ def _by_reviews(spec: CalibrateSpec, run: str) -> Calibrated:
     scored = reviewed_scores(ScoreTable(run, record), model.model_id)
     if all(one.anomalous for one in scored):
         raise UsageError("A calibration needs normal images.", f"{run}, without one", "Give --normal SOURCE.")
-    return calibration_of(
+    return calibration_from(
         scored,
         model_id=model.calibrated_as,
         source=f"reviews of {run}",

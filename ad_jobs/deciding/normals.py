@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ad_jobs.deciding.held_out import held_out_of
 from ad_jobs.deciding.p_values import Reference
-from ad_jobs.results.run import ModelRef, held_out_copy
-from ad_jobs.scoring.held_out import read_held_out
+from ad_jobs.results.run import ModelRef
 
 
 class HeldOutNormals:
@@ -32,10 +32,7 @@ def held_out_normals(run_uri: str, model: ModelRef) -> HeldOutNormals | None:
     Raises:
         UsageError: they are gone, or were changed.
     """
-    if model.held_out_sha256 is None:
-        return None
-    table = read_held_out(held_out_copy(run_uri, model.model_id), model.held_out_sha256)
-    normal = table.filter(pc.invert(table["anomalous"]))
-    if not normal.num_rows:
+    found = held_out_of(run_uri, model)
+    if found is None or not (normal := found.normal).num_rows:
         return None
     return HeldOutNormals(normal["score"].to_numpy(), int(pc.count_distinct(normal["group"]).as_py()))

@@ -167,7 +167,7 @@ def calibrate_on(
         raise JobError(
             "A calibration needs normal images that decode, for the heatmaps' scale.", "Name others with --normal."
         )
-    return calibration_of(
+    return calibration_from(
         scored,
         model_id=model_id,
         source=source,
@@ -178,7 +178,7 @@ def calibrate_on(
     )
 
 
-def calibration_of(
+def calibration_from(
     scored: Sequence[Scored],
     *,
     model_id: str,
