@@ -54,9 +54,9 @@ def write_pages() -> None:
         "",
         f"Mean and standard deviation over seeds. Machines: {'; '.join(machines)}. "
         "Times are medians, taken beside other work; memory is that of the largest process, without what it shares. "
-        "Oracle metrics (F1-max, accuracy-max, zero-FN accuracy) pick their threshold on the labels they are judged by. "
-        "Sensitivity is the share of anomalous images above a threshold that 1 % or 5 % of held-out normals exceed, with "
-        "the mean of its exact 95 % intervals, and in brackets the share of judged normals above it.",
+        "Oracle metrics (F1-max, accuracy-max, zero-FN accuracy) pick their threshold on the labels they are judged "
+        "by. Sensitivity is the share of anomalous images above a threshold that 1 % or 5 % of held-out normals "
+        "exceed, with the mean of its exact 95 % intervals, and in brackets the share of judged normals above it.",
         *_floor_tables(floors),
     ]
     for name, groups in sorted(tables.items(), key=lambda item: (item[0] != "main", item[0])):
