@@ -95,7 +95,8 @@ def malformed_bytes(study: Study, number: int, frame: Acquired) -> bytes:
     """An image whose photometric interpretation is the patient's name: a decoder's complaint must not quote it."""
     whole = image_bytes(study, number, [frame], str(ExplicitVRLittleEndian))
     name = study.person.attributes["PatientName"].partition("^")[0].encode()
-    grey = b"MONOCHROME2 "
+    # Padded to an even length.
+    grey = f"{study.scanner.photometric} ".encode()
     assert grey in whole
     return whole.replace(grey, name[: len(grey)].ljust(len(grey)), 1)
 
