@@ -90,7 +90,7 @@ def _review(found: Walked, given: list[str]) -> None:
 
 def test_decisions_find_lesions_and_studies_have_a_work_list(walked: Walked) -> None:
     first, studies, _ = walked.printed["decide"]
-    assert 5 <= first["models"][0]["flagged"] == len(walked.said)
+    assert 3 <= first["models"][0]["flagged"] == len(walked.said)
     assert sum(walked.said.values()) >= len(walked.said) / 2
     work = pd.read_csv(walked.folder / "worklist.csv")
     assert len(work) == studies["models"][0]["flagged"]
