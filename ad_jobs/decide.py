@@ -14,13 +14,14 @@ from ad_jobs.deciding.cells import By, divided_by
 from ad_jobs.deciding.gathering import gather
 from ad_jobs.deciding.held_out import held_out_scores
 from ad_jobs.deciding.judges import FrameJudge, HeldOutScores, Judges, check_columns
-from ad_jobs.deciding.record import decisions, digest_of, read_decision, record_of, table_of
+from ad_jobs.deciding.record import decisions, read_decision, record_of, table_of
 from ad_jobs.deciding.rules import needed
 from ad_jobs.deciding.run_stacks import instance_numbers, publish_run_stacks, write_run_stacks
 from ad_jobs.deciding.stacks import NUMBER, StackJudge, Stacks
 from ad_jobs.deciding.table import Frames, HeldOutRows, Units, levels, write
 from ad_jobs.deciding.told import told, verdicts
 from ad_jobs.deciding.worklist import write_worklist
+from ad_jobs.results.delivery import check_beside, digest_of
 from ad_jobs.results.run import RunRecord, read_record, versions
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.results.seal import sealed
@@ -46,9 +47,11 @@ def decide(spec: DecideSpec) -> dict[str, Any]:
 
     Raises:
         UsageError: not a finished run; held-out scores that are missing, changed, or too few for the rate; columns that
-            they do not have.
+            they do not have; a work list where something lies.
         JobError: a part of the run is missing or damaged.
     """
+    if spec.worklist is not None:
+        check_beside(spec.run, spec.worklist, "--worklist")
     record = read_record(spec.run)
     found = _decision(spec, record)
     if spec.worklist is None:

@@ -9,9 +9,9 @@ from typing import Any
 from ad_jobs.deciding.record import read_decision
 from ad_jobs.errors import UsageError
 from ad_jobs.exporting.csv_table import write_csv
-from ad_jobs.exporting.delivery import deliver_file
 from ad_jobs.exporting.selection import Selection, table_rows
 from ad_jobs.exporting.tally import Tally
+from ad_jobs.results.delivery import check_beside, deliver_file
 from ad_jobs.results.run import read_record, versions
 from ad_jobs.run_specs import TABLES, ExportSpec
 from ad_jobs.specs import takes
@@ -30,6 +30,7 @@ def export(spec: ExportSpec) -> dict[str, Any]:
         JobError: a part of the run is missing or damaged; the store refuses its credentials, or is away for long.
     """
     _need(spec.format)
+    check_beside(spec.run, spec.out, "--out")
     record = read_record(spec.run)
     if spec.manifest is not None and (spec.format in TABLES or record.config.get("identifiers") != "hashed"):
         raise UsageError(
@@ -68,7 +69,7 @@ def _table(spec: ExportSpec, selection: Selection, tally: Tally) -> None:
             from ad_jobs.exporting.xlsx_table import write_xlsx
 
             tally.written = write_xlsx(rows, path)
-        deliver_file(path, spec.out)
+        deliver_file(path, spec.out, "--out")
     tally.files = 1
 
 

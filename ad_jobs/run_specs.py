@@ -93,7 +93,7 @@ class ReviewSpec(Spec):
     # Of this machine; 0 takes one that is free.
     port: int = Field(default=0, ge=0, le=65535)
     # Whose verdicts are noted; by default the user's of this machine.
-    reviewer: str | None = Field(default=None, min_length=1, max_length=100)
+    reviewer: str | None = Field(default=None, pattern=r"\S", max_length=100)
     # The id of one of the run's: what it flagged and how it ranks is shown, and not what the run did.
     decision: str | None = None
     # Neither scores nor heatmaps nor others' verdicts are shown before one's own.

@@ -23,12 +23,13 @@ from pydicom.sequence import Sequence
 from pydicom.uid import EnhancedMRImageStorage, MRImageStorage, MultiFrameGrayscaleWordSecondaryCaptureImageStorage
 
 from ad_jobs.archive.fetching import status_of
-from ad_jobs.deciding.record import digest_of, record_of, table_of
+from ad_jobs.deciding.record import record_of, table_of
 from ad_jobs.deciding.stacks import STACK_DECISIONS
 from ad_jobs.deciding.table import DECISIONS
 from ad_jobs.errors import ImageError
 from ad_jobs.images.decode import decode
 from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.results.delivery import digest_of
 from ad_jobs.results.heatmaps import encode_png, member_name, pack
 from ad_jobs.results.run import read_record
 from ad_jobs.results.score_table import ScoreTable

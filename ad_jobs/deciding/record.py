@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from ad_jobs.errors import UsageError
-from ad_jobs.results.parts import hashed
+from ad_jobs.results.delivery import digest_of
 from ad_jobs.results.run import RunRecord
 from ad_jobs.results.seal import digest_holds
 from cluster import storage
@@ -74,12 +74,3 @@ def _record(body: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def digest_of(uri: str) -> str | None:
-    """SHA-256 of a file, hexadecimal; None where there is none."""
-    try:
-        with hashed(uri) as (digest, _, _):
-            return digest
-    except (FileNotFoundError, storage.NotFound):
-        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 
@@ -21,9 +22,12 @@ def decision_text(value: dict[str, Any]) -> str:
             lines.append(f"  IN DOUBT: {model['likeness']['doubtful']}")
         for group in model.get("groups", ()):
             lines += _group_lines(group, what)
-        if rule == "fdr" and model["flagged"] == 0:
-            n, smallest = model["n_normal"], model["smallest_p"]
-            lines.append(f"  (the least p that {n} of them can give is {smallest:.2g}: more tell more)")
+        if rule == "fdr" and model["flagged"] == 0 and "groups" not in model:
+            needed = ceil(model["scored"] * model["smallest_p"] / amount)
+            lines.append(
+                f"  with so few it can flag only {needed} or more at once, each above all of those held out: "
+                f"hold more out, or take --max-fpr {model['smallest_p']:.2g} or --top"
+            )
         if model["rows_of_held_out"]:
             lines.append(f"  {model['rows_of_held_out']} of the rows are held-out images: of them nothing is promised")
     if "worklist" in value:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from ad_jobs.archive.sql import Stream, streaming
 from ad_jobs.deciding.record import KEY, table_of
+from ad_jobs.results.delivery import deliver_file
 from ad_jobs.results.score_table import BATCH_ROWS, ScoreTable
 from ad_jobs.schema import SCORES
 from cluster import storage
@@ -28,6 +29,7 @@ def write_worklist(table: ScoreTable, decision_id: str, uri: str) -> None:
     """Write what a decision flagged to a CSV, by model and rank; texts that begin as formulas do get an apostrophe.
 
     Raises:
+        UsageError: another file is there.
         JobError: a part of the run is missing or damaged.
     """
     filesystem, path = storage.filesystem(table_of(table.uri, decision_id))
@@ -50,7 +52,7 @@ def write_worklist(table: ScoreTable, decision_id: str, uri: str) -> None:
         with streaming(tables) as connection:
             found = connection.sql(f"SELECT {shown} FROM {source} ORDER BY model_id, rank")
             found.write_csv(str(Path(folder) / "list.csv"), header=True)
-        storage.upload_file(Path(folder) / "list.csv", uri)
+        deliver_file(Path(folder) / "list.csv", uri, "--worklist")
 
 
 def _scored(rows: pa.RecordBatch) -> pa.RecordBatch:

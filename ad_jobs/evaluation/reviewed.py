@@ -9,9 +9,12 @@ import pandas as pd
 
 from ad_jobs.errors import UsageError
 from ad_jobs.evaluation.labels import Labels
-from ad_jobs.reviewing.verdicts import FOLDER, read_verdicts
+from ad_jobs.results.run import read_record
+from ad_jobs.results.score_table import ScoreTable
+from ad_jobs.reviewing.verdicts import FOLDER, check_content, read_verdicts
 from ad_jobs.schema import REJECTED
 from cluster import storage
+from cluster.counting import counted
 
 
 class Reviewed(NamedTuple):
@@ -31,7 +34,7 @@ def reviewed(run_uri: str) -> Reviewed:
 
     Raises:
         UsageError: nobody has reviewed the run.
-        JobError: a file of verdicts is damaged.
+        JobError: a file of verdicts is damaged, or one is on something else than the run scored.
     """
     verdicts = read_verdicts(run_uri)
     if verdicts.empty:
@@ -40,6 +43,7 @@ def reviewed(run_uri: str) -> Reviewed:
             f"{run_uri}, without a verdict",
             "Review it with: retroscan review RUN.",
         )
+    check_content(verdicts, ScoreTable(run_uri, read_record(run_uri)))
     digest = hashlib.sha256("\n".join(sorted(verdicts["verdict_id"])).encode()).hexdigest()
     said = verdicts.assign(anomalous=verdicts["verdict"] != REJECTED)
     frames = said.groupby(["object_id", "frame"], as_index=False).agg(
@@ -64,7 +68,7 @@ def review_labels(run_uri: str) -> tuple[Labels, int]:
     if found.frames.empty:
         raise UsageError(
             "Labels are verdicts on which reviewers agree.",
-            f"{len(found.disputed)} frames, of which both is said",
+            f"{counted(len(found.disputed), 'frame')} of which both is said",
             "Let reviewers settle them, or give --labels LABELS.csv.",
         )
     table = pd.DataFrame(

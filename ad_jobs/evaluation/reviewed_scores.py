@@ -77,6 +77,13 @@ def reviewed_scores(table: ScoreTable, model_id: str, most_rows: int = MOST_ROWS
             header = {name: row.get(name) for name in HEADER.names}
             content = str(row["content_sha256"])
             scored.append(Scored(content, row["frame"], row["group"], anomalous, row["score"], row["series"], header))
+    abnormal = sum(one.anomalous for one in scored)
+    log.info(
+        "Of the run: %s called abnormal, %s taken as normal, of which %s was called so.",
+        counted(abnormal, "frame"),
+        counted(len(scored) - abnormal, "frame"),
+        sum(value is False for value in said.values()),
+    )
     if unseen:
         log.warning(
             "%s of the run without a verdict counted as normal: those that are not make the threshold higher.",

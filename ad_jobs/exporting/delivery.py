@@ -1,4 +1,4 @@
-"""Where an export is written: a file that is written whole, or a folder that says whose it is.
+"""A folder of an export's files, which says whose it is.
 
 Nothing is replaced that this very export did not write.
 """
@@ -9,30 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ad_jobs.deciding.record import digest_of
 from ad_jobs.errors import UsageError
 from cluster import storage
 
 # Which export a folder is of; written first, and at the end with what became of the rows.
 RECORD_FILE = "export.json"
 INDEX_FILE = "index.csv"
-
-
-def deliver_file(path: Path, out: str) -> None:
-    """Copy a finished local file to `out`, where nothing else lies; the same bytes are left as they are.
-
-    Raises:
-        UsageError: another file is there, or it cannot be written.
-    """
-    known = digest_of(out)
-    if known is not None and known == digest_of(str(path)):
-        return
-    if known is not None or storage.is_folder(out):
-        raise UsageError("An export replaces nothing.", f"--out {out}, which is there already", "Name another.")
-    try:
-        storage.upload_file(path, out)
-    except (storage.AccessDenied, storage.NotFound) as error:
-        raise UsageError("--out must be a file that this user may write.", str(error), "Name another.") from error
 
 
 class Folder:

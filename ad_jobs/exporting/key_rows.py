@@ -5,7 +5,7 @@ from __future__ import annotations
 from ad_jobs.exporting.originals import Row
 from ad_jobs.exporting.selection import SELECTED, Selection
 from ad_jobs.results.score_table import ScoreTable
-from ad_jobs.reviewing.verdicts import read_verdicts
+from ad_jobs.reviewing.verdicts import check_content, read_verdicts
 from ad_jobs.schema import ACCEPTED, SUPPLEMENTED
 
 # Whatever else reviewers said of it, one of these makes a frame a key object.
@@ -25,6 +25,7 @@ def key_rows(selection: Selection) -> list[Row]:
     if selection.decision is not None:
         verdicts = verdicts[verdicts["decision_id"] == selection.decision["decision_id"]]
     table = ScoreTable(selection.run_uri, selection.record)
+    check_content(verdicts, table)
     objects = table.of_objects(verdicts["object_id"].unique().tolist()).select(["object_id", "study_uid"])
     studies = {row["object_id"]: row["study_uid"] for row in objects.to_pylist()}
     found = []

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from ad_jobs.archive.sql import Stream
 from ad_jobs.errors import UsageError
+from cluster.counting import counted
 
 # Of a worksheet, its header among them.
 MAX_ROWS = 1_048_576
@@ -57,8 +58,8 @@ def write_xlsx(stream: Stream, path: Path) -> int:
         if rows >= MAX_ROWS:
             sheet.close()
             raise UsageError(
-                f"A worksheet holds {MAX_ROWS - 1:,} rows below its header.",
-                f"{rows:,} rows or more",
+                f"A worksheet holds {counted(MAX_ROWS - 1, 'row', spec=',')} below its header.",
+                f"{counted(rows, 'row', spec=',')} or more",
                 "Export --format csv, or the highest with --top.",
             )
         for row in zip(*map(_values, batch.columns), strict=True):

@@ -61,14 +61,15 @@ def bin_scores(chunks: Iterable[Floats], around: Sequence[float], threshold: flo
     return Bars(edges, counts, beyond)
 
 
-def score_histogram(bars: Bars, threshold: float, *, width: int = 720, height: int = 260) -> Markup:
-    """Bars of scores; those above the threshold stand out, the threshold is a labelled line."""
-    flagged = np.where(bars.edges[:-1] >= threshold, bars.counts, 0)
+def score_histogram(bars: Bars, threshold: float | None, *, width: int = 720, height: int = 260) -> Markup:
+    """Bars of scores; those above the threshold stand out, the threshold is a labelled line; None draws neither."""
+    line = np.inf if threshold is None else threshold
+    flagged = np.where(bars.edges[:-1] >= line, bars.counts, 0)
     series = [("bar", bars.counts - flagged), ("bar flagged", flagged)]
     above = int(flagged.sum())
     scores = counted(int(bars.counts.sum()), "score", spec=",")
-    title = f"Histogram of {scores}; {above:,} above the threshold {threshold:.4g}"
-    return _histogram(bars.edges, series, threshold, title, width, height)
+    title = f"Histogram of {scores}" + ("" if threshold is None else f"; {above:,} above the threshold {threshold:.4g}")
+    return _histogram(bars.edges, series, line, title, width, height)
 
 
 def class_histogram(

@@ -123,7 +123,7 @@ def _model(
     """What the page shows of one model: its scores, its worth on labels, its pictures."""
     table = made.table
     threshold = model.threshold if decided is None else decided.thresholds[model.model_id]
-    # Where a decision has none, that of the run is drawn.
+    # Where a decision has none, that of the run is an edge between bars, and no line.
     line = model.threshold if threshold is None else threshold
 
     def scores() -> Iterator[npt.NDArray[np.float32]]:
@@ -146,8 +146,8 @@ def _model(
         "flagged": flagged,
         "quantiles": shown,
         "beyond": bars.beyond if bars else 0,
-        "histogram": charts.score_histogram(bars, line) if bars else None,
-        "histogram_narrow": charts.score_histogram(bars, line, width=_NARROW_PX) if bars else None,
+        "histogram": charts.score_histogram(bars, threshold) if bars else None,
+        "histogram_narrow": charts.score_histogram(bars, threshold, width=_NARROW_PX) if bars else None,
         "calibration": judged_by(table.uri, model),
         "judged": _judged(judged) if judged else None,
         "threshold": threshold,

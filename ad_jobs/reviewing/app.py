@@ -97,6 +97,8 @@ class Review:
     def say(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """Note a verdict; the frame's verdicts then."""
         object_id, frame = _whole(said, "object_id"), _whole(said, "frame")
+        # What cannot be told afterwards is not noted.
+        self._look()
         row = self._row(object_id, frame, self._model(said))
         if object_id in self.pictures.changed:
             raise UsageError(
@@ -171,7 +173,7 @@ def application(review: Review) -> Starlette:
         return _answering(read)
 
     def of_frame(request: Request) -> tuple[int, int]:
-        return request.path_params["object_id"], request.path_params["frame"]
+        return _whole(request.path_params, "object_id"), _whole(request.path_params, "frame")
 
     routes: dict[str, Callable[[Request], Any]] = {
         "/": lambda _: _file("index.html"),
@@ -180,13 +182,9 @@ def application(review: Review) -> Starlette:
         "/api/images": lambda request: review.page(request.query_params, studies=False),
         "/api/studies": lambda request: review.page(request.query_params, studies=True),
         "/api/agreement": lambda _: review.agreement(),
-        "/api/frame/{object_id:int}/{frame:int}": lambda request: review.frame(*of_frame(request)),
-        "/api/picture/{object_id:int}/{frame:int}": lambda request: review.picture(
-            *of_frame(request), request.query_params
-        ),
-        "/api/heatmap/{object_id:int}/{frame:int}": lambda request: review.heatmap(
-            *of_frame(request), request.query_params
-        ),
+        "/api/frame/{object_id}/{frame}": lambda request: review.frame(*of_frame(request)),
+        "/api/picture/{object_id}/{frame}": lambda request: review.picture(*of_frame(request), request.query_params),
+        "/api/heatmap/{object_id}/{frame}": lambda request: review.heatmap(*of_frame(request), request.query_params),
     }
     return Starlette(
         routes=[
@@ -227,7 +225,8 @@ async def _body(request: Request) -> dict[str, Any]:
             raise UsageError("A request is short.", f"more than {MAX_BODY_BYTES} bytes", "Send one verdict.")
     try:
         found = json.loads(body or b"{}")
-    except ValueError as error:
+    # Of brackets within brackets.
+    except (ValueError, RecursionError) as error:
         raise UsageError("A request is an object of JSON.", "something else", "Send one.") from error
     if request.headers.get("content-type", "").partition(";")[0] != "application/json" or not isinstance(found, dict):
         raise UsageError("A request is an object of JSON.", "something else", "Send one.")

@@ -19,11 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ad_jobs.errors import JobError, UsageError
+from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.schema import ACCEPTED, REJECTED, SUPPLEMENTED, VERDICTS, WITHDRAWN
 from ad_jobs.values import place
 from cluster import storage
+from cluster.counting import counted
 
 FOLDER = "reviews"
+# What every row has.
+_ALWAYS = ("verdict_id", "object_id", "frame", "uri", "reviewer", "verdict", "noted_at")
 # What a reviewer may say of a frame.
 WORDS = (ACCEPTED, REJECTED, SUPPLEMENTED)
 READ_THREADS = 16
@@ -107,15 +111,40 @@ def read_files(run_uri: str, names: Iterable[str]) -> list[Verdict]:
         try:
             table = pq.read_table(pa.BufferReader(storage.read_bytes(uri))).select(VERDICTS.names).cast(VERDICTS)
         except (pa.ArrowException, KeyError, OSError) as error:
-            raise JobError(
-                f"{uri} cannot be read as verdicts: {type(error).__name__}.",
-                f"Restore it, or move it out of {FOLDER}/.",
-            ) from error
+            raise _damaged(uri, type(error).__name__) from error
+        if any(table[name].null_count for name in _ALWAYS):
+            raise _damaged(uri, "a value is missing")
+        unknown = set(table["verdict"].unique().to_pylist()) - {*WORDS, WITHDRAWN}
+        if unknown:
+            raise _damaged(uri, f"{sorted(unknown)[0]!r} is no verdict")
         return [Verdict(**row) for row in table.to_pylist()]
 
     with ThreadPoolExecutor(READ_THREADS) as pool:
         found = [verdict for of_file in pool.map(rows, names) for verdict in of_file]
     return sorted(found, key=lambda verdict: (verdict.noted_at, verdict.verdict_id))
+
+
+def _damaged(uri: str, why: str) -> JobError:
+    return JobError(f"{uri} cannot be read as verdicts: {why}.", f"Restore it, or move it out of {FOLDER}/.")
+
+
+def check_content(verdicts: pd.DataFrame, table: ScoreTable) -> None:
+    """Refuse verdicts on anything else than what the run scored.
+
+    Raises:
+        JobError: one is on other bytes, or on a frame that the run does not have.
+    """
+    key, content = ["object_id", "frame"], "content_sha256"
+    ids = verdicts["object_id"].unique().tolist()
+    scanned = table.of_objects(ids).select([*key, content]).to_pandas().drop_duplicates()
+    beside = verdicts[[*key, content]].merge(scanned, "left", key, suffixes=("", "_scanned"), indicator="found")
+    same = beside[content].fillna("") == beside[f"{content}_scanned"].fillna("")
+    others = int((~same | (beside["found"] != "both")).sum())
+    if others:
+        raise JobError(
+            f"{counted(others, 'verdict')} in {storage.join(table.uri, FOLDER)} not on what the run scored.",
+            "Move the files that do not belong to this run out of that folder.",
+        )
 
 
 def standing(verdicts: Iterable[Verdict]) -> list[Verdict]:

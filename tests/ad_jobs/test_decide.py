@@ -326,6 +326,13 @@ def test_a_work_list_has_what_is_flagged_by_rank_and_no_formulas(tmp_path: Path,
     # Of a decision that is there already, too.
     decide(run=run, top=4, level=level, worklist=str(path))
     assert len(pd.read_csv(path)) == 4
+    before = path.read_bytes()
+    for other in (path, tmp_path):
+        with pytest.raises(UsageError, match=r"Nothing that is there is replaced.*--worklist"):
+            decide(run=run, top=2, level=level, worklist=str(other))
+    with pytest.raises(UsageError, match=r"stands beside it.*--worklist"):
+        decide(run=run, top=2, level=level, worklist=f"{run}/run.json")
+    assert path.read_bytes() == before
 
 
 def test_a_run_has_a_table_of_its_studies_whatever_is_flagged(run: str) -> None:

@@ -14,7 +14,7 @@ const run = await get("/api/run");
 const samples = new Samples(run.models);
 const view = newView();
 // What is looked at: a frame, what the server told of it, and whether its whole range of values is shown.
-const seen = { frame: null, told: null, whole: false, compare: false, turn: 0 };
+const seen = { frame: null, told: null, ready: false, whole: false, compare: false, turn: 0 };
 let panes = [];
 
 const rule = (decision) => Object.entries(decision.rule).map(([name, value]) => `--${name.replaceAll("_", "-")} ${value}`).join(" ");
@@ -81,6 +81,9 @@ function redraw() {
 // Look at a frame: what is known of it and its pictures come side by side.
 async function look(frame, { keepStack = false } = {}) {
   const turn = ++seen.turn;
+  say("");
+  seen.ready = false;
+  for (const pane of panes) pane.loading();
   seen.frame = { object_id: frame.object_id, frame: frame.frame };
   const known = get(`/api/frame/${frame.object_id}/${frame.frame}`);
   const shown = Promise.all(panes.map((pane) => fill(pane, frame, turn, known)));
@@ -89,6 +92,7 @@ async function look(frame, { keepStack = false } = {}) {
   tell(told, keepStack);
   await shown;
   if (turn !== seen.turn) return;
+  seen.ready = true;
   samples.fetchAhead(keepStack ? nearSlices() : list.near(), shownModels(), seen.whole);
 }
 
@@ -148,19 +152,23 @@ const slice = failing(async (to) => {
 });
 
 const verdict = failing(async (word) => {
-  if (!seen.frame) return;
+  if (!seen.frame) return undefined;
+  // A picture that cannot be had says so, and may be judged.
+  if (!seen.ready) return say("The picture is not here yet.", true);
   const frame = seen.frame;
+  const own = seen.told.rows[0].verdicts.find((one) => one.reviewer === run.reviewer)?.verdict;
+  if (own === word) return say(`It is ${word} already.`);
   const told = await post("/api/verdicts", { ...frame, verdict: word, model: model() });
   say(`Noted: ${word}.`);
   panes[0].canvas.focus({ preventScroll: true });
-  await anew(frame, told);
+  return anew(frame, told);
 });
 
 const undo = failing(async () => {
   const { withdrawn } = await post("/api/undo");
   if (!withdrawn) return say("You have no verdict to take back.");
-  say(`Taken back: ${withdrawn.verdict}, of object ${withdrawn.object_id}, frame ${withdrawn.frame}.`);
   await anew(withdrawn, await get(`/api/frame/${withdrawn.object_id}/${withdrawn.frame}`));
+  return say(`Taken back: ${withdrawn.verdict}, of object ${withdrawn.object_id}, frame ${withdrawn.frame}.`);
 });
 
 // A frame's verdicts have changed: in a blinded reading its heatmap comes or goes with them.

@@ -1,7 +1,7 @@
 // The images or studies by rank: pages are fetched as they are scrolled to or stepped to.
 
 import { get } from "./api.js";
-import { element, fixed, nameOf, plural } from "./text.js";
+import { element, endOf, fixed, nameOf, plural } from "./text.js";
 
 const PAGE = 100;
 
@@ -108,7 +108,7 @@ export class List {
   }
 
   #made(row, n) {
-    const name = this.level === "studies" ? row.group : nameOf(row.uri);
+    const name = this.level === "studies" ? endOf(row.group) : nameOf(row.uri);
     const parts = [
       element("span", { className: "rank" }, row.rank ?? (this.level === "studies" && !row.hidden ? row.position : "·")),
       element("span", { className: "name", title: row.uri ?? row.group }, name + (row.frame && this.level === "images" ? ` #${row.frame}` : "")),

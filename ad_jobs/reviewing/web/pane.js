@@ -14,6 +14,7 @@ export class Pane {
     this.canvas = this.element.appendChild(document.createElement("canvas"));
     this.canvas.tabIndex = 0;
     this.canvas.setAttribute("role", "img");
+    this.canvas.setAttribute("aria-label", "No picture yet");
     this.note = this.element.appendChild(document.createElement("p"));
     this.note.className = "note";
     this.note.setAttribute("role", "status");
@@ -25,6 +26,12 @@ export class Pane {
   close() {
     this.sizes.disconnect();
     this.element.remove();
+  }
+
+  // Something is on its way: what was shown before stays until then.
+  loading() {
+    this.canvas.setAttribute("aria-label", "Loading");
+    this.note.textContent = "Loading…";
   }
 
   // What is shown: samples of the picture and of the heatmap, each null where there is none, and what to say.

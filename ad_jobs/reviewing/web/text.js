@@ -8,6 +8,9 @@ export function element(name, properties = {}, ...children) {
 
 export const nameOf = (uri) => uri.replace(/\/+$/, "").split("/").at(-1) || uri;
 
+// Studies are told apart by how they end: the last two of a path's folders, or of a UID what fits.
+export const endOf = (group) => (group.includes("/") ? group.split("/").slice(-2).join("/") : group.length > 24 ? `…${group.slice(-22)}` : group);
+
 export const fixed = (value) => (value === null || value === undefined ? "–" : Number(value).toPrecision(4));
 
 export const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(1)} %`);

@@ -111,7 +111,7 @@ def test_the_same_again_and_nothing_else_is_replaced(run: str, tmp_path: Path) -
         other = tmp_path / f"b.{name[2:]}"
         export(run=run, out=str(other), format=name[2:])
         assert (out.stat().st_mtime_ns, out.read_bytes()) == (before, other.read_bytes())
-        with pytest.raises(UsageError, match="replaces nothing"):
+        with pytest.raises(UsageError, match="Nothing that is there is replaced"):
             export(run=run, out=str(out), format=name[2:], all=True)
         assert out.read_bytes() == other.read_bytes()
 
@@ -156,6 +156,8 @@ def test_more_rows_than_a_sheet_holds_are_refused_with_a_remedy(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"format": "csv", "out": "INSIDE/scores/x.csv"}, "beside it.*own folder"),
+        ({"format": "png", "out": "INSIDE"}, "beside it.*own folder"),
         ({"format": "csv", "out": "rows"}, r"end with \.csv"),
         ({"format": "png", "top": 3, "all": True}, "--top 3 --all"),
         ({"format": "dicom-ko", "all": True}, "reviewers accepted"),
@@ -166,7 +168,11 @@ def test_more_rows_than_a_sheet_holds_are_refused_with_a_remedy(
 )
 def test_what_cannot_be_is_refused(run: str, options: dict[str, object], words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
-        export(**{"run": run, "out": str(tmp_path / "a"), **options})
+        export(**{"run": run, "out": str(tmp_path / "a"), **{k: _within(run, v) for k, v in options.items()}})
+
+
+def _within(run: str, value: object) -> object:
+    return value.replace("INSIDE", run) if isinstance(value, str) else value
 
 
 def test_a_missing_extra_says_what_to_install(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from ad_jobs.results.heatmaps import EARLIER_ANCHOR
 from ad_jobs.results.run import ManifestRef, read_record, write_record
 from ad_jobs.review import review
 from ad_jobs.reviewing.app import WEB
-from ad_jobs.reviewing.verdicts import read_verdicts
+from ad_jobs.reviewing.verdicts import FOLDER, files, read_verdicts
 from cluster import storage
 
 HOSTILE = '<img src=x onerror="alert(1)"> & \u202e.png'
@@ -226,9 +226,10 @@ def test_a_blinded_reader_is_told_nothing_before_his_own_verdict(fake):
 @pytest.mark.parametrize(
     ("path", "status"),
     [
-        *(("/api/picture/999999/0", 404), ("/api/picture/0/7", 404), ("/api/picture/-1/0", 404)),
+        *(("/api/picture/999999/0", 404), ("/api/picture/0/7", 404), ("/api/picture/-1/0", 400)),
         *(("/api/heatmap/999999/0", 404), ("/web/..%2f..%2freview.py", 404), ("/web/nothing.js", 404)),
         *(("/api/picture/..%2f..%2fetc%2fpasswd/0", 404), ("/api/images?model=other", 400)),
+        *((f"/api/frame/{'9' * 60}/0", 400), (f"/api/frame/{'9' * 5000}/0", 400), ("/api/frame/0/1e3", 400)),
         *(("/api/images?after=x", 400), ("/api/images?score_min=nan", 400), ("/api/images?verdict=maybe", 400)),
     ],
 )
@@ -248,7 +249,19 @@ def test_a_verdict_that_is_none_is_refused(fake, said):
         assert found.post("/api/verdicts", json=said).status_code == 400
         assert found.post("/api/verdicts", content=json.dumps(said)).status_code == 400
         assert found.post("/api/verdicts", json={"verdict": "x" * 5000}).status_code == 400
+        sent = {"content-type": "application/json"}
+        assert found.post("/api/verdicts", content="[" * 4000, headers=sent).status_code == 400
     assert read_verdicts(fake.uri).empty
+
+
+def test_a_verdict_that_cannot_be_told_is_not_noted(fake):
+    with client(fake.uri) as found:
+        row = images(found)[0]
+        (Path(fake.uri) / FOLDER).mkdir(exist_ok=True)
+        (Path(fake.uri) / FOLDER / "damaged.parquet").write_bytes(b"half")
+        said = {"object_id": row["object_id"], "frame": row["frame"], "verdict": "accepted"}
+        assert found.post("/api/verdicts", json=said).status_code == 500
+    assert files(fake.uri) == ["damaged.parquet"]
 
 
 def test_the_page_has_nothing_inline_and_names_nobody_else(fake):

@@ -50,6 +50,17 @@ def test_a_verdict_is_read_as_it_was_noted(tmp_path):
     assert pq.read_schema(file).equals(VERDICTS)
 
 
+@pytest.mark.parametrize(
+    ("changed", "why"), [({"verdict": "banana"}, "'banana' is no verdict"), ({"reviewer": None}, "a value is missing")]
+)
+def test_rows_that_are_no_verdicts_are_refused(tmp_path, changed, why):
+    row = {**noted(_row(), "Ada", ACCEPTED)._asdict(), **changed}
+    (tmp_path / FOLDER).mkdir()
+    pq.write_table(pa.Table.from_pylist([row], VERDICTS), tmp_path / FOLDER / "a.parquet")
+    with pytest.raises(JobError, match=why):
+        read_verdicts(str(tmp_path))
+
+
 def test_the_latest_of_each_reviewer_stands(tmp_path):
     run = str(tmp_path)
     _say(run, "Ada", ACCEPTED)
