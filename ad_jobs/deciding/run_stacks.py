@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,13 @@ from ad_jobs.deciding.held_out import held_out_of
 from ad_jobs.deciding.judges import HeldOutScores
 from ad_jobs.deciding.stacks import NUMBER, STACKS, Level, StackJudge, Stacks
 from ad_jobs.deciding.table import DECIDED
+from ad_jobs.errors import UsageError
 from ad_jobs.results.object_columns import ObjectColumns, manifest_of, read_object_columns
 from ad_jobs.results.run import RunRecord
 from ad_jobs.results.score_table import BATCH_ROWS, Rows
 from cluster import storage
+
+log = logging.getLogger("retroscan.decide")
 
 FILES: dict[Level, str] = {"study": "studies.parquet", "series": "series.parquet"}
 # By model and rank; p is null where no held-out scores say it, and the rank then that of the score.
@@ -77,8 +81,17 @@ def write_run_stacks(run_uri: str, record: RunRecord, table: Rows, level: Level)
 
 
 def publish_run_stacks(run_uri: str, record: RunRecord, gathered: Path, level: Level) -> None:
-    """Write the table of a run from what `gather` left in a file, not divided by anything."""
-    held_out = {model.model_id: held_out_of(run_uri, model) for model in record.models}
+    """Write the table of a run from what `gather` left in a file, not divided by anything.
+
+    A model whose held-out scores are gone, or were changed, has no p there, and a warning says so.
+    """
+    held_out: dict[str, HeldOutScores | None] = {}
+    for model in record.models:
+        try:
+            held_out[model.model_id] = held_out_of(run_uri, model)
+        except UsageError as error:
+            log.warning("%s has no p of model %s: %s", FILES[level], model.model_id, error)
+            held_out[model.model_id] = None
     with tempfile.TemporaryDirectory(prefix="retroscan-stacks-") as folder:
         path = Path(folder) / FILES[level]
         rows = Stream(

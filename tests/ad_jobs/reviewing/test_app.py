@@ -24,6 +24,7 @@ from ad_jobs.index import index
 from ad_jobs.results.heatmaps import EARLIER_ANCHOR
 from ad_jobs.results.run import ManifestRef, read_record, write_record
 from ad_jobs.review import review
+from ad_jobs.reviewing import ledger
 from ad_jobs.reviewing.app import WEB
 from ad_jobs.reviewing.verdicts import FOLDER, files, read_verdicts
 from cluster import storage
@@ -254,7 +255,9 @@ def test_a_verdict_that_is_none_is_refused(fake, said):
     assert read_verdicts(fake.uri).empty
 
 
-def test_a_verdict_that_cannot_be_told_is_not_noted(fake):
+def test_a_verdict_that_cannot_be_told_is_not_noted(fake, monkeypatch):
+    for name in ("REFRESH_S", "REFRESH_SHARE"):
+        monkeypatch.setattr(ledger, name, 0.0)
     with client(fake.uri) as found:
         row = images(found)[0]
         (Path(fake.uri) / FOLDER).mkdir(exist_ok=True)

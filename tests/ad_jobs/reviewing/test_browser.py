@@ -68,13 +68,13 @@ def shown(page: Page) -> None:
 
 
 def pixels(page: Page) -> list[int]:
-    """A few pixels of the picture's canvas."""
+    """Some pixels of the picture's canvas."""
     found: list[int] = page.evaluate(
         """async () => {
             await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
             const canvas = document.querySelector("canvas");
             const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-            return [...Array(400).keys()].map((n) => data[4 * Math.floor(n * data.length / 4 / 400) + 1]);
+            return [...Array(4001).keys()].map((n) => data[4 * Math.floor(n * data.length / 4 / 4002) + 1]);
         }"""
     )
     return found
