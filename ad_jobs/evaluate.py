@@ -72,6 +72,7 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
         model.model_id: {"kind": model.kind}
         | judge(spec.run, joined[model.model_id], thresholds[model.model_id], **draws)
         | {"subgroups": parts.get(model.model_id, [])}
+        | ({} if spec.level == "image" else {"pixel_note": "Pixels are judged of images: leave --level out."})
         for model in record.models
     }
     first, *others = judged

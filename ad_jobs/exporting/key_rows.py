@@ -26,8 +26,9 @@ def key_rows(selection: Selection) -> list[Row]:
         verdicts = verdicts[verdicts["decision_id"] == selection.decision["decision_id"]]
     table = ScoreTable(selection.run_uri, selection.record)
     check_content(verdicts, table)
-    objects = table.of_objects(verdicts["object_id"].unique().tolist()).select(["object_id", "study_uid"])
-    studies = {row["object_id"]: row["study_uid"] for row in objects.to_pylist()}
+    objects = table.of_objects(verdicts["object_id"].unique().tolist()).select(["object_id", "study_uid", "uri"])
+    # Where an object lies is the run's word, and not a verdict's.
+    known = {row["object_id"]: row for row in objects.to_pylist()}
     found = []
     groups = [said for _, said in verdicts.groupby(["object_id", "frame"])]
     for said in groups:
@@ -37,9 +38,9 @@ def key_rows(selection: Selection) -> list[Row]:
             {
                 "object_id": object_id,
                 "frame": int(last["frame"]),
-                "uri": last["uri"],
+                "uri": known[object_id]["uri"],
                 "content_sha256": last["content_sha256"],
-                "study_uid": studies.get(object_id),
+                "study_uid": known[object_id]["study_uid"],
                 "noted_at": last["noted_at"].to_pydatetime(),
                 SELECTED: len(groups),
                 **dict.fromkeys(("model_id", "score", "threshold", "flagged")),
