@@ -324,7 +324,8 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 def test_the_record_says_where_the_backbone_came_from():
     found = fyd().source_record()
-    assert found == {"name": "resnet18", "weights": "random", "sha256": "", "norm": "imagenet", "halvings": [2, 3]}
+    weights = {"weights": "random", "sha256": "", "licence": ""}
+    assert found == {"name": "resnet18", **weights, "norm": "imagenet", "halvings": [2, 3]}
 
 
 def test_stage_transformers_need_a_map_of_some_size():

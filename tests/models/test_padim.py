@@ -113,7 +113,8 @@ def test_images_that_are_not_finite_stop_every_phase(phase: str):
 
 def test_the_record_says_where_the_backbone_came_from():
     found = padim(**RANDOM).source_record()
-    assert found == {"name": "resnet18", "weights": "random", "sha256": "", "norm": "imagenet", "halvings": [2, 3]}
+    weights = {"weights": "random", "sha256": "", "licence": ""}
+    assert found == {"name": "resnet18", **weights, "norm": "imagenet", "halvings": [2, 3]}
 
 
 def test_images_too_small_for_a_stage_are_refused():
