@@ -198,5 +198,5 @@ def test_a_table_is_written_to_s3(run: str, s3: S3Server, tmp_path: Path) -> Non
     for _ in range(2):
         export(run=run, out=out, format="csv")
         assert storage.read_bytes(out) == local.read_bytes()
-    with pytest.raises(UsageError, match="replaces nothing"):
+    with pytest.raises(UsageError, match="Nothing that is there is replaced"):
         export(run=run, out=out, format="csv", top=1)
