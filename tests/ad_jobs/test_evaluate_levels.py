@@ -18,6 +18,7 @@ from ad_jobs.cli.show_evaluation import evaluation_view
 from ad_jobs.decide import decide
 from ad_jobs.errors import UsageError
 from ad_jobs.evaluate import evaluate
+from ad_jobs.results.read import read_scores
 from ad_jobs.results.run import held_out_copy, write_record
 from ad_jobs.reviewing.verdicts import add, noted
 from ad_jobs.scoring.held_out import Scored, to_parquet
@@ -122,8 +123,9 @@ def test_a_decision_is_judged_by_what_it_flags(run: str, labels: str) -> None:
 
 
 def say(run: str, study: int, frame: int, verdict: str, reviewer: str = "ann") -> None:
-    row = {"object_id": study * FRAMES + frame, "frame": 0, "content_sha256": "0" * 64, "uri": uri(study, frame)}
-    add(run, [noted({**row, "flagged": True}, reviewer, verdict)])
+    rows = read_scores(run, columns=["object_id", "frame", "content_sha256", "uri", "flagged"])
+    (row,) = rows[rows["uri"] == uri(study, frame)].to_dict("records")
+    add(run, [noted(row, reviewer, verdict)])
 
 
 def test_verdicts_of_reviewers_are_labels(run: str) -> None:

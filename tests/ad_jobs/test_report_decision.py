@@ -49,12 +49,14 @@ def test_it_shows_what_the_decision_flags(fake: fake_run.FakeRun) -> None:
     page = page_of(fake, decision=decision["decision_id"])
     assert "3 of 28 scored images flagged" in page.text
     assert f"decision {decision['decision_id']} of run" in page.text
-    assert "drawn is the run's own, 0.55" in page.text
+    assert "the decision has no single one" in page.text
+    assert "above the threshold: flagged" not in page.text
     flagged = [attrs for tag, attrs in page.tags if tag == "figure" and "flagged" in (attrs.get("class") or "")]
     highest = sorted(fake.scores, key=lambda name: -fake.scores[name])[:3]
     assert [Path(attrs["title"] or "").name for attrs in flagged] == highest
     by_height = page_of(fake, decision=decide(run=fake.uri, max_fpr=0.05)["decision_id"])
-    assert "drawn is the run's own" not in by_height.text
+    assert "the decision has no single one" not in by_height.text
+    assert "above the threshold: flagged" in by_height.text
     with pytest.raises(UsageError, match="one that the run has"):
         report(fake.uri, decision="0" * 12)
 

@@ -58,7 +58,7 @@ def opened(browser: Browser, address: str, **options: Any) -> Iterator[tuple[Pag
 def shown(page: Page) -> None:
     """Wait until the picture that is selected is on the canvas."""
     page.wait_for_function(
-        """() => [...document.querySelectorAll("canvas")].every((canvas) => {
+        """() => document.querySelector("canvas") && [...document.querySelectorAll("canvas")].every((canvas) => {
             const name = document.querySelector("#list [aria-selected=true] .name")?.textContent;
             if (!name || !canvas.getAttribute("aria-label")?.startsWith(name)) return false;
             const middle = canvas.getContext("2d").getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data;
