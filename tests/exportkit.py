@@ -131,7 +131,7 @@ def run_over(
     resize: str = "pad",
 ) -> str:
     """A run that has scored every frame of these objects, by their names; what cannot be decoded failed."""
-    policy = PixelPolicy(channels=1, height_px=48, width_px=32, resize=resize)  # type: ignore[arg-type]
+    policy = PixelPolicy(channels=1, height_px=48, width_px=32, resize=resize)
     archive, run = folder / "archive", folder / "run"
     (run / "scores").mkdir(parents=True)
     archive.mkdir()

@@ -92,10 +92,15 @@ def by_values(rows: Any, columns: Sequence[str]) -> Iterator[tuple[tuple[str | N
         yield (), rows
         return
     texts = [_whole(rows[name]).cast(pa.string()) for name in columns]
-    keys = pc.binary_join_element_wise(*texts, _BETWEEN, null_handling="replace", null_replacement=_NULL)
+    keys = joined(*texts)
     for key in pc.unique(keys):
         here = pc.equal(keys, key)
         yield tuple(text.filter(here)[0].as_py() for text in texts), rows.filter(here)
+
+
+def joined(*texts: Any) -> Any:
+    """The texts of each row as one, from which no other row's follow."""
+    return pc.binary_join_element_wise(*texts, _BETWEEN, null_handling="replace", null_replacement=_NULL)
 
 
 def _whole(column: Any) -> pa.Array:

@@ -11,15 +11,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ad_jobs.deciding.cells import divided_by
+from ad_jobs.deciding.cells import divided_by, joined
 from ad_jobs.deciding.record import table_of
 from ad_jobs.deciding.stacks import places_in
 from ad_jobs.results.score_table import BATCH_ROWS, ScoreTable
 from ad_jobs.schema import SCORED, SCORES
 from cluster import storage
 
-# Between what a stack is told by.
-_BETWEEN, _NULL = "\x1f", "\x00"
 _DECIDED = ("flagged", "threshold")
 # By which a row's stack is told.
 _OF_STACKS = ("study_uid", "series_uid", "uri")
@@ -73,7 +71,7 @@ class DecidedTable(ScoreTable):
             if self._level == "image":
                 flagged |= of_model & np.isin(self._keys(batch), wanted)
             else:
-                stacks = _names(places_in(batch, self._level), self._by.arrays(batch))
+                stacks = joined(places_in(batch, self._level), *self._by.arrays(batch))
                 flagged |= of_model & pc.is_in(stacks, wanted).to_numpy(zero_copy_only=False)
         return pa.array(flagged, mask=pc.not_equal(batch["status"], SCORED).to_numpy(zero_copy_only=False))
 
@@ -103,10 +101,5 @@ class DecidedTable(ScoreTable):
             if self._level == "image":
                 found[model_id] = of_model["object_id"].to_numpy() * frames + of_model["frame"].to_numpy()
             else:
-                found[model_id] = _names(of_model["group"], [of_model[name] for name in self._by.columns])
+                found[model_id] = joined(of_model["group"], *(of_model[name] for name in self._by.columns))
         return frames, found
-
-
-def _names(group: Any, values: Sequence[Any]) -> Any:
-    """What tells stacks apart."""
-    return pc.binary_join_element_wise(group, *values, _BETWEEN, null_handling="replace", null_replacement=_NULL)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ad_jobs.archive.containers_names import folder_of
-from ad_jobs.archive.identifiers import is_hashed
+from ad_jobs.archive.identifiers import HASHED
 from ad_jobs.archive.sql import Stream, streaming
 from ad_jobs.deciding.cells import By, Cell, by_model, by_values
 from ad_jobs.deciding.judges import HeldOutScores, Judges
@@ -172,5 +172,12 @@ def group_of(rows: pa.RecordBatch) -> pa.Array:
 
 
 def folders(uris: pa.Array) -> pa.Array:
-    """Of each URI its folder; null where it is hidden."""
-    return pa.array([None if is_hashed(uri) else folder_of(uri) for uri in uris.to_pylist()], pa.string())
+    """Of each URI its folder, as `folder_of` has it; null where it is hidden."""
+    found = pc.replace_substring_regex(uris, "/[^/]*$", "")
+    # Members of containers, and what lies in no folder, or in the root: one by one, as they are few.
+    others = pc.or_(pc.match_substring(uris, "!/"), pc.invert(pc.match_substring(found, "/")))
+    if pc.any(others).as_py():
+        found = pc.replace_with_mask(
+            found, others, pa.array(map(folder_of, uris.filter(others).to_pylist()), pa.string())
+        )
+    return pc.if_else(pc.starts_with(uris, HASHED), pa.scalar(None, pa.string()), found)

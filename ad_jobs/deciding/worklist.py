@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from ad_jobs.archive.sql import Stream, streaming
 from ad_jobs.deciding.record import KEY, table_of
-from ad_jobs.results.delivery import deliver_file
+from ad_jobs.results.delivery import FORMULA, deliver_file
 from ad_jobs.results.score_table import BATCH_ROWS, ScoreTable
 from ad_jobs.schema import SCORES
 from cluster import storage
@@ -21,8 +21,7 @@ _OF_FRAMES = ("uri", "study_uid", "series_uid", "modality", "manufacturer", "stu
 # First in the list; what else a decision has stands behind.
 _FIRST = ("rank", "model_id", "group", "uri", "frame", "score", "p", "q")
 _LEFT_OUT = ("flagged",)
-# What a spreadsheet would take for a formula, or the beginning of one.
-_FORMULA = r"^[=+\-@\t\r]"
+_BEGINS_A_FORMULA = ", ".join(f"chr({ord(one)})" for one in FORMULA)
 
 
 def write_worklist(table: ScoreTable, decision_id: str, uri: str) -> None:
@@ -61,4 +60,6 @@ def _scored(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _harmless(name: str) -> str:
-    return f"""CASE WHEN regexp_matches("{name}", '{_FORMULA}') THEN '''' || "{name}" ELSE "{name}" END AS "{name}\""""
+    return (
+        f"""CASE WHEN left("{name}", 1) IN ({_BEGINS_A_FORMULA}) THEN '''' || "{name}" ELSE "{name}" END AS "{name}\""""
+    )

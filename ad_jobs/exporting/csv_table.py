@@ -12,9 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ad_jobs.archive.sql import Stream
-
-# What a spreadsheet takes a text for a formula by (OWASP, CSV injection).
-FORMULA = "=+-@\t\r"
+from ad_jobs.results.delivery import FORMULA
 
 
 def write_csv(stream: Stream, path: Path) -> int:

@@ -8,6 +8,9 @@ from ad_jobs.errors import UsageError
 from ad_jobs.results.parts import hashed
 from cluster import storage
 
+# What a spreadsheet takes a text for a formula by: its first character (OWASP, CSV injection).
+FORMULA = "=+-@\t\r"
+
 
 def digest_of(uri: str) -> str | None:
     """SHA-256 of a file, hexadecimal; None where there is none."""

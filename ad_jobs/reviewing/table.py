@@ -14,14 +14,12 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ad_jobs.archive.containers_names import folder_of
-from ad_jobs.archive.identifiers import HASHED
 from ad_jobs.archive.manifest import read_parts
 from ad_jobs.archive.manifest_record import ManifestInfo
 from ad_jobs.archive.sql import Database, Stream
 from ad_jobs.deciding.record import table_of
 from ad_jobs.deciding.stacks import STACK_DECISIONS
-from ad_jobs.deciding.table import DECISIONS
+from ad_jobs.deciding.table import DECISIONS, folders
 from ad_jobs.results.parts import RowGroup
 from ad_jobs.results.score_table import BATCH_ROWS, Rows
 from ad_jobs.schema import SCORES
@@ -151,26 +149,10 @@ def load(
 
 def _scores(rows: Rows) -> Iterator[pa.RecordBatch]:
     for batch in rows.batches(_READ):
-        folders = _folders(batch)
-        yield pa.RecordBatch.from_arrays([*(batch[name] for name in _READ), folders], schema=_ROWS)
-
-
-def _folders(batch: pa.RecordBatch) -> pa.Array:
-    """Of each row the folder of an object without a study, as `deciding.table.group_of` has it; else null."""
-    uris = batch["uri"]
-    plain = pc.replace_substring_regex(uris, "/[^/]*$", "")
-    members = pc.match_substring(uris, "!/")
-    if pc.any(members).as_py():
-        found = iter([folder_of(uri) for uri in uris.filter(members).to_pylist()])
-        plain = pa.array(
-            [
-                next(found) if is_member else folder
-                for is_member, folder in zip(members.to_pylist(), plain.to_pylist(), strict=True)
-            ],
-            pa.string(),
-        )
-    hidden = pc.or_(pc.starts_with(uris, HASHED), batch["study_uid"].is_valid())
-    return pc.if_else(hidden, pa.scalar(None, pa.string()), plain)
+        alone = pc.is_null(batch["study_uid"])
+        # Of an object without a study.
+        folder = pc.if_else(alone, folders(batch["uri"]), pa.scalar(None, pa.string()))
+        yield pa.RecordBatch.from_arrays([*(batch[name] for name in _READ), folder], schema=_ROWS)
 
 
 def _manifest(info: ManifestInfo | None) -> Iterator[pa.RecordBatch]:

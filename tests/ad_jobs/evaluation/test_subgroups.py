@@ -58,20 +58,20 @@ def test_each_group_has_its_counts_exact_intervals_and_auroc() -> None:
     assert mr["sensitivity"] == pytest.approx({"value": found / 20, "low": interval.low, "high": interval.high})
     well = part[~part["anomalous"]]
     assert mr["false_alarms"] == int(well["flagged"].sum())
-    assert mr["specificity"]["value"] == pytest.approx((~well["flagged"]).mean())  # type: ignore[index]
+    assert mr["specificity"]["value"] == pytest.approx((~well["flagged"]).mean())
     auroc = mr["image_auroc"]
-    assert auroc["value"] == pytest.approx(roc_auc_score(part["anomalous"], part["score"]))  # type: ignore[index]
-    assert auroc["low"] < auroc["value"] < auroc["high"]  # type: ignore[index]
+    assert auroc["value"] == pytest.approx(roc_auc_score(part["anomalous"], part["score"]))
+    assert auroc["low"] < auroc["value"] < auroc["high"]
 
 
 def test_few_images_are_taken_together_and_hidden_where_they_stay_few() -> None:
     frame, by = judged(["MR"] * 20 + ["CT"] * 4 + ["US"] * 3 + [None] * 10)
     mr, others = told(frame, by)
-    assert (mr["value"], mr["n_normal"] + mr["n_anomalous"]) == ("MR", 20)  # type: ignore[operator]
+    assert (mr["value"], mr["n_normal"] + mr["n_anomalous"]) == ("MR", 20)
     assert (others["value"], others["merged"]) == (None, 2)
-    assert others["n_normal"] + others["n_anomalous"] == 7  # type: ignore[operator]
+    assert others["n_normal"] + others["n_anomalous"] == 7
     # Of three anomalous ones there is no AUROC.
-    assert others["image_auroc"]["value"] is None  # type: ignore[index]
+    assert others["image_auroc"]["value"] is None
     frame, by = judged(["MR"] * 20 + ["CT"] * 4)
     _, others = told(frame, by)
     assert (others["merged"], others["n_normal"], others["found"]) == (1, None, None)
@@ -81,7 +81,7 @@ def test_few_images_are_taken_together_and_hidden_where_they_stay_few() -> None:
 def test_what_was_not_scored_is_in_no_group() -> None:
     frame, by = judged(["MR"] * 20)
     (row,) = told(frame.assign(status=["failed"] * 5 + ["scored"] * 15), by)
-    assert row["n_normal"] + row["n_anomalous"] == 15  # type: ignore[operator]
+    assert row["n_normal"] + row["n_anomalous"] == 15
     assert told(frame.assign(status="failed"), by) == []
 
 
