@@ -85,11 +85,11 @@ def long_file(folder: Path) -> None:
 
     small_files(folder, 200)
     frames = np.random.default_rng(0).integers(0, 4096, (1000, 256, 256), np.uint16)
-    data = kit._dataset(1, MultiFrameGrayscaleWordSecondaryCaptureImageStorage)
+    data = kit.dataset(1, MultiFrameGrayscaleWordSecondaryCaptureImageStorage)
     kit.describe_grey(data, 256, 256)
     data.NumberOfFrames = len(frames)
     data.PixelData = frames.tobytes()
-    (folder / "archive" / "long.dcm").write_bytes(kit._written(data))
+    (folder / "archive" / "long.dcm").write_bytes(kit.written(data))
 
 
 def scanned(source: str, models: list[str], work: Path) -> tuple[Cost, dict[str, Any]]:

@@ -58,7 +58,7 @@ def make_model(folder: Path) -> str:
 
 def more_bad_objects() -> dict[str, tuple[bytes, str]]:
     """A presentation state, and a ZIP file under a picture's name."""
-    state = kit._written(kit._dataset(2, GrayscaleSoftcopyPresentationStateStorage))
+    state = kit.written(kit.dataset(2, GrayscaleSoftcopyPresentationStateStorage))
     return {
         "bad/presentation.dcm": (state, "not_an_image"),
         "bad/wrong_extension.jpg": (b"PK\x03\x04" + bytes(400), "unknown_format"),

@@ -101,12 +101,12 @@ def _dicom(number: int, stored: NDArray[np.uint16]) -> bytes:
     from pydicom.encaps import encapsulate
     from pydicom.uid import JPEG2000Lossless, MRImageStorage
 
-    data = kit._dataset(number, MRImageStorage)
+    data = kit.dataset(number, MRImageStorage)
     data.Modality = "MR"
     kit.describe_grey(data, *stored.shape)
     data.PixelData = encapsulate([compress(stored, JPEG_2000_LOSSLESS)])
     data["PixelData"].is_undefined_length = True
-    return kit._written(data, JPEG2000Lossless)
+    return kit.written(data, JPEG2000Lossless)
 
 
 def write_archive(folder: Path, form: str, count: int) -> None:

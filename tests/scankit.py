@@ -104,7 +104,7 @@ def dicom(number: int, frames: int = 1) -> bytes:
 
 def dicom_of(number: int, frames: int = 1, **elements: Any) -> bytes:
     """The same, with more elements or others."""
-    data = _dataset(number, MRImageStorage if frames == 1 else MultiFrameGrayscaleWordSecondaryCaptureImageStorage)
+    data = dataset(number, MRImageStorage if frames == 1 else MultiFrameGrayscaleWordSecondaryCaptureImageStorage)
     pixels = np.stack([np.rint(picture(number + 1000 * k) * 4095).astype("<u2") for k in range(frames)])
     data.Modality = "MR" if frames == 1 else "OT"
     describe_grey(data, *pixels.shape[1:])
@@ -125,12 +125,12 @@ def describe_grey(data: Dataset, rows: int, columns: int) -> None:
 
 def structured_report(number: int) -> bytes:
     """A DICOM object without an image."""
-    data = _dataset(number, ComprehensiveSRStorage)
+    data = dataset(number, ComprehensiveSRStorage)
     data.Modality = "SR"
     return written(data)
 
 
-def _dataset(number: int, sop_class: str) -> Dataset:
+def dataset(number: int, sop_class: str) -> Dataset:
     data = Dataset()
     data.SOPClassUID = sop_class
     for level in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
