@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, Group
 
 from ad_jobs.cli.show_evaluation import evaluation_view
+from ad_jobs.cli.show_fusion import members_lines
 from ad_jobs.cli.show_reviews import reviews_text
 from ad_jobs.deciding.text import rule_text
 from ad_jobs.errors import JobError
 from cluster.counting import counted
 from models.presets import PRESETS
+from models.record import networks
 
 # Torch stands behind it.
 if TYPE_CHECKING:
@@ -273,11 +275,15 @@ def _model_text(model: dict[str, Any]) -> str:
         f"model {model['model_id']} ({model['kind']}) in {model['uri']}",
         f"  input        {spec['height_px']} x {spec['width_px']} px, channels {policy['channels']}, "
         + ", ".join(f"{name} {_plain(policy[name])}" for name in policy if name not in _OF_THE_INPUT),
-        "  options      " + ", ".join(f"{name} {_plain(option)}" for name, option in model["config"].items()),
     ]
-    if source := model.get("source"):
-        licence = source.get("licence") or "not told"
-        lines.append(f"  network      {source['name']}, weights={source['weights']}, licence {licence}")
+    if "fused" in model:
+        lines += members_lines(model["fused"])
+    else:
+        options = ", ".join(f"{name} {_plain(option)}" for name, option in model["config"].items())
+        lines.append(f"  options      {options}")
+    for network in networks(model.get("source")):
+        licence = network.get("licence") or "not told"
+        lines.append(f"  network      {network['name']}, weights={network['weights']}, licence {licence}")
     if data is not None:
         lines.append(
             f"  fitted on    {counted(data['n_fitted'], 'image')} of {data['normal']}, {data['n_held_out']} held out, "
