@@ -89,8 +89,8 @@ def read_key(option: str, file: Path) -> bytes:
     return found
 
 
-def parse_size(value: Any) -> tuple[int, int]:
-    """(height, width) in pixels of 256, `256`, `256x128` (height x width) or such a pair.
+def parse_size(value: Any, option: str = "--size") -> tuple[int, int]:
+    """(height, width) in pixels of 256, `256`, `256x128` (height x width) or such a pair, given as `option`.
 
     >>> parse_size("256x128"), parse_size(64)
     ((256, 128), (64, 64))
@@ -102,9 +102,9 @@ def parse_size(value: Any) -> tuple[int, int]:
     whole = all(part.isascii() and part.isdecimal() for part in parts) and len(parts) in (1, 2)
     if not whole or not all(0 < int(part) <= MAX_SIDE_PX for part in parts):
         raise UsageError(
-            f"--size is one number of pixels, or heightxwidth, each from 1 to {MAX_SIDE_PX}.",
+            f"{option} is one number of pixels, or heightxwidth, each from 1 to {MAX_SIDE_PX}.",
             repr(value),
-            "Write for example --size 128 or --size 256x128.",
+            f"Write for example {option} 128 or {option} 256x128.",
         )
     return int(parts[0]), int(parts[-1])
 

@@ -241,7 +241,10 @@ def _ready(uri: str, use: ModelUse, batch_size: int | None, at_most: int, amp: b
             f"The model at {uri} changed while the scan ran: {use.judgement.model_id} before, {model.model_id} now.",
             "Restore it, and run the same command again.",
         )
-    return Scorer(model.detector, batch_size=batch_size, at_most=at_most, threads=1, amp=amp), use
+    scorer = Scorer(
+        model.detector, tiles=model.policy.tiles, batch_size=batch_size, at_most=at_most, threads=1, amp=amp
+    )
+    return scorer, use
 
 
 @contextmanager
