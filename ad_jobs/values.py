@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ad_jobs.errors import UsageError
-from ad_jobs.images.policy import MAX_SIDE_PX, Window, has_width
+from ad_jobs.images.policy import MAX_SIDE_PX, PixelPolicy, Window, has_width
 
 # Before the place of a manifest: its rows are read, whatever else lies there.
 MANIFEST = "manifest:"
@@ -136,6 +136,14 @@ def size_text(size_px: tuple[int, int] | None) -> str | None:
         return None
     height, width = size_px
     return str(height) if height == width else f"{height}x{width}"
+
+
+def tiles_text(policy: PixelPolicy) -> str | None:
+    """How images are cut into tiles, in words; None where they are not."""
+    if policy.tiles is None:
+        return None
+    of = "at their own resolution" if policy.tiles.size_px is None else f"of {size_text(policy.tiles.size_px)} px"
+    return f"of {size_text(policy.size_px)} px, overlapping by {policy.tiles.overlap_px}, cut from images {of}"
 
 
 def parse_window(value: Any) -> Window:
