@@ -67,7 +67,8 @@ def test_of_overlapping_tiles_the_larger_value_counts_in_any_order(order: str) -
         stitch.add(corner, float(number), found)
     assert (stitch.left, stitch.score) == (0, len(corners) - 1)
     alone = np.zeros((6, 7), bool)
-    alone[:2, :2] = True
+    # The next ones begin at row 2, and at column 1.
+    alone[:2, :1] = True
     np.testing.assert_array_equal(stitch.heatmap, np.where(alone, whole - 100, whole))
 
 
