@@ -43,6 +43,7 @@ def _by_images(spec: CalibrateSpec) -> Calibrated:
         model_id=model.calibrated_as,
         source=" and ".join(filter(None, (spec.normal, spec.anomalous))),
         anomalous=_frames(spec.anomalous, model, domain) if spec.anomalous else (),
+        tiles=model.policy.tiles,
         max_fpr=spec.max_fpr,
         max_fnr=spec.max_fnr,
         margin=spec.margin,

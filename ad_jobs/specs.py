@@ -8,6 +8,7 @@ Places (a source, a model, a run) become absolute here, and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -50,6 +51,7 @@ RunPlace = Annotated[str, BeforeValidator(run_place)]
 Places = Annotated[Sequence[Place], BeforeValidator(several), AfterValidator(tuple)]
 LabelsPlace = Annotated[str, BeforeValidator(labels_place)]
 Size = Annotated[tuple[int, int], BeforeValidator(parse_size), PlainSerializer(size_text)]
+TileSize = Annotated[Size, BeforeValidator(partial(parse_size, option="--tile"))]
 FixedWindow = Annotated[Window, BeforeValidator(parse_window)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -99,8 +101,12 @@ class FitSpec(Spec):
     out: Place
     anomalous: Source | None = None
     preset: Preset = "fast"
-    # Height and width in pixels; by default the preset's.
+    # Height and width in pixels; by default the preset's, or with `tile` each image's own.
     size: Size | None = None
+    # Height and width in pixels of the tiles that images are cut into, which are then the detector's input.
+    tile: TileSize | None = None
+    # Of neighbouring tiles at least so many pixels overlap; by default an eighth of their smaller side.
+    overlap: int | None = Field(default=None, ge=0)
     # Passes over the images; by default the preset's.
     epochs: int | None = Field(default=None, ge=1)
     seed: Seed = 0
@@ -114,6 +120,26 @@ class FitSpec(Spec):
     address: str | None = None
     # Of decoded images in memory; by default half of the object store. What is beyond is decoded again in every epoch.
     keep_mib: int | None = Field(default=None, ge=0, exclude=True)
+
+    @model_validator(mode="after")
+    def _tiles_of_an_image(self) -> Self:
+        if self.tile is None:
+            if self.overlap is not None:
+                raise UsageError("Tiles overlap.", f"--overlap {self.overlap}", "Say how large they are with --tile.")
+            return self
+        if self.size is not None and (self.size[0] < self.tile[0] or self.size[1] < self.tile[1]):
+            raise UsageError(
+                "A tile is no larger than the images it is cut from.",
+                f"--tile {size_text(self.tile)} --size {size_text(self.size)}",
+                "Name a smaller --tile, or leave --size out: images keep their own resolution.",
+            )
+        if self.overlap is not None and 2 * self.overlap > min(self.tile):
+            raise UsageError(
+                "Tiles overlap by at most half of their smaller side.",
+                f"--tile {size_text(self.tile)} --overlap {self.overlap}",
+                f"Name {min(self.tile) // 2} or less.",
+            )
+        return self
 
     @model_validator(mode="after")
     def _percentiles_of_every_pixel(self) -> Self:

@@ -85,7 +85,18 @@ def fit(
         o.Preset, typer.Option(help="Scale: what two cores can do, or what the paper reports.")
     ] = o.Preset.fast,
     size: Annotated[
-        str | None, typer.Option(help="Input size in pixels: 128, or heightxwidth; the preset's by default.")
+        str | None,
+        typer.Option(
+            help="Size in pixels that images are resized to: 128, or heightxwidth; by default the preset's, or with "
+            "--tile their own."
+        ),
+    ] = None,
+    tile: Annotated[
+        str | None,
+        typer.Option(help="Score images in overlapping tiles of this size, 256 or heightxwidth: for small defects."),
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(help="With --tile: by how many pixels neighbours overlap; an eighth by default.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images; the preset's by default.")] = None,
     seed: o.Seed = 0,

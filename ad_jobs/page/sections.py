@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from ad_jobs.errors import SKIP_CODES, ErrorCode
 from ad_jobs.evaluation.evaluation_file import Found
-from ad_jobs.images.policy import Limits
+from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.page import charts, gallery, texts
 from ad_jobs.page.colours import css_gradient
 from ad_jobs.page.pictures import Pictures
@@ -25,6 +25,7 @@ from ad_jobs.results.run import ModelRef, RunRecord
 from ad_jobs.results.score_table import ORDER, ScoreTable, equal
 from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from ad_jobs.scoring.calibration import judged_by
+from ad_jobs.values import tiles_text
 
 _NARROW_PX = 360
 _EXAMPLES = 3
@@ -142,6 +143,7 @@ def _model(
         judged = evaluation if evaluation["model_id"] == model.model_id else evaluation["models"].get(model.model_id)
     return {
         "ref": model,
+        "tiles": tiles_text(PixelPolicy.model_validate(model.policy)),
         "rows": rows,
         "flagged": flagged,
         "quantiles": shown,

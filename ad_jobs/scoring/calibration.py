@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError, model_validator
 
 from ad_jobs.errors import JobError
+from ad_jobs.images.policy import Tiles
 from ad_jobs.results.heatmaps import EARLIER_ANCHOR
 from ad_jobs.results.run import ModelRef, calibration_copy
 from ad_jobs.scoring.held_out import HeldOut, Origin, Scored, to_parquet
@@ -136,11 +137,14 @@ def calibrate_on(
     model_id: str,
     source: str,
     anomalous: Iterable[HeldOut] = (),
+    tiles: Tiles | None = None,
     max_fpr: float | None = None,
     max_fnr: float | None = None,
     margin: float = 0.0,
 ) -> Calibrated:
     """A calibration from frames that are already decoded; heatmap scale from the normals alone.
+
+    `tiles` is how frames are cut, if they are.
 
     Raises:
         JobError: there is no normal frame, or a score that is not finite.
@@ -148,7 +152,7 @@ def calibrate_on(
     """
     from ad_jobs.scoring.scorer import Scorer
 
-    scorer = Scorer(detector)
+    scorer = Scorer(detector, tiles=tiles)
     heat = HeatmapRange()
     scored: list[Scored] = []
     for frames, abnormal in ((normal, False), (anomalous, True)):

@@ -1,0 +1,105 @@
+"""Where the tiles of an image lie, and how what is found in them becomes that of the image.
+
+A tile has a place in its image alone: the same tile gives the same numbers wherever it lies, and images of any size are
+cut. Of overlapping tiles the larger value counts, in the heatmap as in the score: what one tile sees whole is not
+diluted by another that sees its edge, and where a detector's score is its heatmap's maximum that holds of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ad_jobs.images.geometry import Geometry
+from ad_jobs.images.policy import PixelPolicy
+
+# Side of the cells of a stitched heatmap that a run keeps, in pixels of the image as it was cut.
+STORED_CELL_PX = 4
+
+
+class Tiling(NamedTuple):
+    """Tiles of one size that cover an image of any size no smaller than they: heights and widths, in pixels.
+
+    Neighbours overlap by `overlap_px` or more, all of them by about the same; the outermost lie flush with the border.
+    """
+
+    height_px: int
+    width_px: int
+    overlap_px: int
+
+    def corners(self, height: int, width: int) -> list[tuple[int, int]]:
+        """The top left pixel (row, column) of every tile of an image of `height` x `width`, row after row.
+
+        Raises:
+            ValueError: the image is smaller than a tile.
+        """
+        rows, columns = _starts(height, self.height_px, self.overlap_px), _starts(width, self.width_px, self.overlap_px)
+        return [(top, left) for top in rows for left in columns]
+
+    def count(self, height: int, width: int) -> int:
+        """How many tiles an image of `height` x `width` has."""
+        return len(_starts(height, self.height_px, self.overlap_px)) * len(
+            _starts(width, self.width_px, self.overlap_px)
+        )
+
+    def cut(self, pixels: NDArray[Any], corner: tuple[int, int]) -> NDArray[Any]:
+        """The tile of an image [..., H, W] at this corner: a view of its pixels."""
+        top, left = corner
+        return pixels[..., top : top + self.height_px, left : left + self.width_px]
+
+
+def _starts(length: int, tile: int, overlap: int) -> list[int]:
+    if length < tile:
+        raise ValueError(f"An image is no smaller than its tiles. Got: {length} px, tiles of {tile}. Pad it first.")
+    gaps = -(-(length - tile) // (tile - overlap))
+    return [number * (length - tile) // gaps for number in range(gaps + 1)] if gaps else [0]
+
+
+class Stitch:
+    """The score and the heatmap of one image, as its tiles come in, in any order."""
+
+    def __init__(self, tiling: Tiling, height: int, width: int) -> None:
+        self._tiling = tiling
+        self.left = tiling.count(height, width)
+        self.score = -np.inf
+        self.heatmap = np.full((height, width), -np.inf, np.float32)
+
+    def add(self, corner: tuple[int, int], score: float, heatmap: NDArray[np.float32]) -> None:
+        """Count in the tile at `corner`. What is not finite stays so: NaN is larger than any number."""
+        place = self._tiling.cut(self.heatmap, corner)
+        np.maximum(place, heatmap, out=place)
+        self.score = float(np.maximum(self.score, score))
+        self.left -= 1
+
+
+def to_store(heatmap: NDArray[np.float32], geometry: Geometry, policy: PixelPolicy) -> NDArray[np.float32]:
+    """A heatmap [height_px, width_px] as a run keeps it: of one that was stitched the greatest value of every cell.
+
+    It has the size of `geometry_to_store`.
+    """
+    kept = geometry_to_store(geometry, policy)
+    if kept == geometry:
+        return heatmap
+    box = heatmap[geometry.top : geometry.top + geometry.height, geometry.left : geometry.left + geometry.width]
+    rows = np.stack([box[band].max(axis=0) for band in _bands(geometry.height, kept.height)])
+    return np.stack([rows[:, band].max(axis=1) for band in _bands(geometry.width, kept.width)], axis=1)
+
+
+def geometry_to_store(geometry: Geometry, policy: PixelPolicy) -> Geometry:
+    """How a heatmap that a run keeps lies over its source.
+
+    Of one that was stitched the padding is left out, and its cells are of equal size, STORED_CELL_PX or a little less.
+    """
+    if policy.tiles is None:
+        return geometry
+    height, width = (-(-side // STORED_CELL_PX) for side in (geometry.height, geometry.width))
+    return Geometry(geometry.rows, geometry.columns, height, width, 0, 0, height, width)
+
+
+def _bands(length: int, cells: int) -> Iterator[slice]:
+    """Of each cell the pixels that it touches."""
+    for cell in range(cells):
+        yield slice(cell * length // cells, -(-(cell + 1) * length // cells))
