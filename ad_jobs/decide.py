@@ -14,6 +14,7 @@ from ad_jobs.deciding.cells import By, divided_by
 from ad_jobs.deciding.gathering import gather
 from ad_jobs.deciding.held_out import held_out_scores
 from ad_jobs.deciding.judges import FrameJudge, HeldOutScores, Judges, check_columns
+from ad_jobs.deciding.reach import beyond_reach, sizes_of
 from ad_jobs.deciding.record import decisions, read_decision, record_of, table_of
 from ad_jobs.deciding.rules import needed
 from ad_jobs.deciding.run_stacks import instance_numbers, publish_run_stacks, write_run_stacks
@@ -74,6 +75,7 @@ def _decision(spec: DecideSpec, record: RunRecord) -> dict[str, Any]:
         counts = levels(units, judges)
         of_cells = verdicts(spec, judges, held_out, counts)
         flagged = write(units, judges, of_cells, path)
+        beyond = beyond_reach(spec, judges, sizes_of(units)) if isinstance(units, Stacks) else {}
         content = {
             "version": 1,
             "decision_id": decision_id,
@@ -87,6 +89,8 @@ def _decision(spec: DecideSpec, record: RunRecord) -> dict[str, Any]:
                     "model_id": model_id,
                     **told(model_id, held, by.columns, judges, counts, of_cells, flagged),
                     "rows_of_held_out": seen.count[model_id],
+                    # Studies that no score would have flagged; null where there are none.
+                    "beyond_reach": beyond.get(model_id),
                 }
                 for model_id, held in held_out.items()
             ],

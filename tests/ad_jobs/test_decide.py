@@ -168,6 +168,25 @@ def test_studies_are_decided_as_a_whole(run: str) -> None:
     assert decide(run=run, max_fpr=0.15)["decision_id"] != found["decision_id"]
 
 
+def test_studies_larger_than_any_score_could_flag_are_told(run: str) -> None:
+    # 99 held-out frames: of a study of ten the highest of all frames has p = 0.1 at least.
+    found = decide(run=run, max_fpr=0.05, level="study")
+    table = pd.read_parquet(f"{run}/decisions/{found['decision_id']}.parquet")
+    (model,) = found["models"]
+    beyond = model["beyond_reach"]
+    assert (beyond["count"], beyond["of"], beyond["frames"], beyond["largest"]) == (20, 21, 9, 10)
+    assert 0.05 < beyond["smallest_p"] <= table["p"].min()
+    assert beyond["normals"] == 200
+    assert "BEYOND REACH: 20 of 21 studies have 9 frames or more, and --max-fpr 0.05 cannot" in decision_text(found)
+    assert "Calibrate with 200 normal frames or more" in decision_text(found)
+    for asked in ({"max_fpr": 0.15}, {"top": 3}):
+        (model,) = decide(run=run, level="study", **asked)["models"]
+        assert model["beyond_reach"] is None
+    assert decide(run=run, fdr=0.05, level="study")["models"][0]["beyond_reach"] == beyond
+    (model,) = decide(run=run, max_fpr=0.05)["models"]
+    assert model["beyond_reach"] is None
+
+
 def test_what_cannot_be_promised_is_refused(run: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"1/\(n \+ 1\).*--max-fpr 0.001 with n = 99.*999 normals.*--max-fpr 0.01"):
         decide(run=run, max_fpr=0.001)
