@@ -26,6 +26,7 @@ from ad_jobs.results.delivery import check_beside, digest_of
 from ad_jobs.results.run import RunRecord, read_record, versions
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.results.seal import sealed
+from ad_jobs.results.tables import check_workbook
 from ad_jobs.run_specs import DecideSpec
 from ad_jobs.specs import takes
 from cluster import storage
@@ -44,7 +45,7 @@ def decide(spec: DecideSpec) -> dict[str, Any]:
     ID is 12 hex digits over the rule, the run and the held-out scores: decided again, it is the one that is there.
     Every model is decided by itself, against the held-out scores of the calibration that its rows were judged by, or of
     the one named by `calibration`; with `by`, every group that has enough of them by its own.
-    With `worklist` what is flagged is also written there, by rank, as CSV; the result names it.
+    With `worklist` what is flagged is also written there, by rank, as CSV or XLSX; the result names it.
 
     Raises:
         UsageError: not a finished run; held-out scores that are missing, changed, or too few for the rate; columns that
@@ -53,11 +54,12 @@ def decide(spec: DecideSpec) -> dict[str, Any]:
     """
     if spec.worklist is not None:
         check_beside(spec.run, spec.worklist, "--worklist")
+        check_workbook(spec.worklist, "--worklist")
     record = read_record(spec.run)
     found = _decision(spec, record)
     if spec.worklist is None:
         return found
-    write_worklist(ScoreTable(spec.run, record), found["decision_id"], spec.worklist)
+    write_worklist(ScoreTable(spec.run, record), found, spec.worklist)
     return {**found, "worklist": spec.worklist}
 
 

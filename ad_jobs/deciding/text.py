@@ -7,11 +7,14 @@ from typing import Any
 
 from ad_jobs.deciding.reach import reach_text
 
+# What is decided at each level.
+UNITS = {"image": "images", "study": "studies", "series": "series"}
+
 
 def decision_text(value: dict[str, Any]) -> str:
     """What each model's rule flagged, what it promises, and whether the promise is in doubt."""
     ((rule, amount),) = value["rule"].items()
-    what = {"image": "images", "study": "studies", "series": "series"}[value["level"]]
+    what = UNITS[value["level"]]
     lines = [f"decision {value['decision_id']} of run {value['run_id']}, {rule_text(value)}"]
     for model in value["models"]:
         at = "" if model["threshold"] is None else f", those above {model['threshold']:.6g}"
