@@ -28,7 +28,8 @@ def decide(
         typer.Option(help="Judge each group by its own held-out normals: manufacturer, modality,...", metavar="COLUMN"),
     ] = None,
     worklist: Annotated[
-        str | None, typer.Option(help="CSV to write what is flagged to, the most suspicious first.", metavar="FILE.csv")
+        str | None,
+        typer.Option(help="CSV or XLSX to write what is flagged to, the most suspicious first.", metavar="FILE.csv"),
     ] = None,
     calibration: Annotated[
         str | None,
