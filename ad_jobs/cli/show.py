@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 
+from ad_jobs.cli.show_auto import auto_text
 from ad_jobs.cli.show_evaluation import evaluation_view
 from ad_jobs.cli.show_reviews import reviews_text
 from ad_jobs.deciding.text import rule_text
 from ad_jobs.errors import JobError
+from ad_jobs.specs import AUTO
 from cluster.counting import counted
 from models.presets import PRESETS
 
@@ -85,7 +87,8 @@ def fitted_text(record: dict[str, Any], calibration: dict[str, Any], folder: str
         f"{counted(record['data']['n_fitted'], 'image')}, {record['data']['n_held_out']} held out",
         calibration_text(calibration),
     ]
-    return "\n".join(lines + _guess(calibration))
+    chosen = [auto_text(record[AUTO])] if AUTO in record else []
+    return "\n".join(chosen + lines + _guess(calibration))
 
 
 def _guess(calibration: dict[str, Any]) -> list[str]:
@@ -278,6 +281,8 @@ def _model_text(model: dict[str, Any]) -> str:
     if source := model.get("source"):
         licence = source.get("licence") or "not told"
         lines.append(f"  network      {source['name']}, weights={source['weights']}, licence {licence}")
+    if AUTO in model:
+        lines += [f"  {line}" for line in ("chosen by auto", *auto_text(model[AUTO]).splitlines())]
     if data is not None:
         lines.append(
             f"  fitted on    {counted(data['n_fitted'], 'image')} of {data['normal']}, {data['n_held_out']} held out, "
@@ -324,28 +329,3 @@ def _run_text(run: dict[str, Any]) -> str:
 def demo_table(value: dict[str, Any]) -> Any:
     """The demo's metrics, and where its report lies."""
     return Group(evaluation_view(value["evaluation"]), f"report: {value['report']}")
-
-
-def jobs_text(jobs: list[dict[str, Any]]) -> str:
-    """Jobs in columns, one a line, under a heading."""
-    rows = [("id", "status", "verb", "started (UTC)", "ended (UTC)", "exit", "message")]
-    for job in jobs:
-        times = [(job[key] or "-")[:19].replace("T", " ") for key in ("started", "ended")]
-        code = "-" if job["exit_code"] is None else str(job["exit_code"])
-        # Of a log, what was said last.
-        message = job["message"].strip().rpartition("\n")[2][:120]
-        rows.append((job["id"], job["status"], job["verb"] or "-", times[0], times[1], code, message))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def checks_text(checks: list[dict[str, str]]) -> str:
-    """What the doctor found, one check a line; what to do about it stands below it."""
-    lines = []
-    for check in checks:
-        lines.append(f"{check['status']:<8} {check['name']}: {check['found']}")
-        if check["remedy"]:
-            lines.append(f"{'':<8} -> {check['remedy']}")
-    return "\n".join(lines)
