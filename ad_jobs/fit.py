@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from ad_jobs.fitting.image_set import ImageSet, Reader, decode_all
 from ad_jobs.fitting.intent import FitIntent, resolve
 from ad_jobs.fitting.split import split_anomalous, split_by_group
 from ad_jobs.fitting.worker import divided, fitted
+from ad_jobs.fuse import fuse
 from ad_jobs.images.domain import DomainFile, Seen
 from ad_jobs.images.policy import PixelPolicy
 from ad_jobs.results.run import versions
@@ -106,7 +107,10 @@ def _best(spec: FitSpec) -> dict[str, Any]:
             with closing(_held_out(data.normal, data.held_out)) as frames:
                 return [one.pixels for one in frames]
 
-        return auto.fit_best(spec, normal, auto.Fits(lambda one: _fit(one, normal, kept), held_out))
+        def fused(models: Sequence[str], out: str) -> dict[str, Any]:
+            return fuse(model=models, out=out)
+
+        return auto.fit_best(spec, normal, auto.Fits(lambda one: _fit(one, normal, kept), held_out, fused))
 
 
 def _fit(spec: FitSpec, normal: list[SourceObject], kept: _Kept) -> dict[str, Any]:

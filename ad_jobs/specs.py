@@ -204,6 +204,23 @@ class CalibrateSpec(Spec):
         return self
 
 
+class FuseSpec(Spec):
+    """Make one model of several fitted ones, and write it to `out`."""
+
+    model: Places = Field(min_length=2)
+    out: Place
+    # Normal images that no member was fitted on; by default those that the members' fits held out.
+    normal: Source | None = None
+
+    @model_validator(mode="after")
+    def _different_models(self) -> Self:
+        if len(set(self.model)) < len(self.model):
+            raise UsageError("Each member is named once.", ", ".join(self.model), "Leave the second one out.")
+        if self.out in self.model:
+            raise UsageError("A fused model is a model of its own.", self.out, "Name a new folder with --out.")
+        return self
+
+
 class ScanSpec(Spec):
     """Score every object of `source` by every `model`, into the run folder `out`."""
 

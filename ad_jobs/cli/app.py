@@ -81,6 +81,7 @@ VERBS = (
     (commands.detectors, "retroscan detectors"),
     (commands.index, "retroscan index s3://archive/2024 --out s3://results/manifest --headers"),
     (commands.fit, "retroscan fit --detector padim --normal ./normal --out ./model --size 128 --set patch=3"),
+    (commands.fuse, "retroscan fuse ./linear ./padim ./knn --out ./fused"),
     (commands.calibrate, "retroscan calibrate ./model --normal ./held_out --max-fpr 0.01"),
     (commands.plan, "retroscan plan s3://results/manifest --model ./model --nodes 4 --cores 16 --price-per-hour 0.70"),
     (commands.scan, "retroscan scan s3://archive/2024 --model ./model --out s3://results/run-1 --heatmaps flagged"),

@@ -128,6 +128,25 @@ def fit(
     show.result(verb(spec), json_, told)
 
 
+def fuse(
+    context: typer.Context,
+    model: Annotated[list[str], typer.Argument(help="Folders of fitted models.", show_default=False)],
+    out: Annotated[str, typer.Option(help="Folder of the fused model, local or s3://.")],
+    normal: Annotated[
+        str | None,
+        typer.Option(help="Normal images no member was fitted on; by default those they held out. " + o.SOURCE),
+    ] = None,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """One model of several: they score together, weighted by what each adds to finding synthetic defects."""
+    spec = o.given(specs.FuseSpec, context)
+    from ad_jobs.cli.show_fusion import fusion_text
+    from ad_jobs.fuse import fuse as verb
+
+    show.result(verb(spec), json_, lambda record: fusion_text(record, out))
+
+
 def calibrate(
     context: typer.Context,
     model: o.Model,

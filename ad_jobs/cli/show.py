@@ -10,12 +10,14 @@ from rich.console import Console, Group
 
 from ad_jobs.cli.show_auto import auto_text
 from ad_jobs.cli.show_evaluation import evaluation_view
+from ad_jobs.cli.show_fusion import fusion_text, members_lines
 from ad_jobs.cli.show_reviews import reviews_text
 from ad_jobs.deciding.text import rule_text
 from ad_jobs.errors import JobError
 from ad_jobs.specs import AUTO
 from cluster.counting import counted
 from models.presets import PRESETS
+from models.record import networks
 
 # Torch stands behind it.
 if TYPE_CHECKING:
@@ -82,11 +84,13 @@ def _plain(value: Any) -> str:
 
 def fitted_text(record: dict[str, Any], calibration: dict[str, Any], folder: str) -> str:
     """What was fitted on how many images, and what its first threshold is worth."""
-    lines = [
-        f"model {record['model_id']} ({record['kind']}) in {folder}: fitted on "
-        f"{counted(record['data']['n_fitted'], 'image')}, {record['data']['n_held_out']} held out",
-        calibration_text(calibration),
-    ]
+    if "fused" in record:
+        what = fusion_text(record, folder)
+    else:
+        data = record["data"]
+        fitted = f"fitted on {counted(data['n_fitted'], 'image')}, {data['n_held_out']} held out"
+        what = f"model {record['model_id']} ({record['kind']}) in {folder}: {fitted}"
+    lines = [what, calibration_text(calibration)]
     chosen = [auto_text(record[AUTO])] if AUTO in record else []
     return "\n".join(chosen + lines + _guess(calibration))
 
@@ -276,11 +280,15 @@ def _model_text(model: dict[str, Any]) -> str:
         f"model {model['model_id']} ({model['kind']}) in {model['uri']}",
         f"  input        {spec['height_px']} x {spec['width_px']} px, channels {policy['channels']}, "
         + ", ".join(f"{name} {_plain(policy[name])}" for name in policy if name not in _OF_THE_INPUT),
-        "  options      " + ", ".join(f"{name} {_plain(option)}" for name, option in model["config"].items()),
     ]
-    if source := model.get("source"):
-        licence = source.get("licence") or "not told"
-        lines.append(f"  network      {source['name']}, weights={source['weights']}, licence {licence}")
+    if "fused" in model:
+        lines += members_lines(model["fused"])
+    else:
+        options = ", ".join(f"{name} {_plain(option)}" for name, option in model["config"].items())
+        lines.append(f"  options      {options}")
+    for network in networks(model.get("source")):
+        licence = network.get("licence") or "not told"
+        lines.append(f"  network      {network['name']}, weights={network['weights']}, licence {licence}")
     if AUTO in model:
         lines += [f"  {line}" for line in ("chosen by auto", *auto_text(model[AUTO]).splitlines())]
     if data is not None:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from ad_jobs.archive.sources import SourceObject
 from ad_jobs.errors import JobError, RetroscanError, UsageError
-from ad_jobs.fitting.candidates import DEFAULT_BUDGET_S, Budget, Candidate, candidates
-from ad_jobs.fitting.choosing import RULE, chosen
-from ad_jobs.fitting.synthetic import Judged, judge
+from ad_jobs.fitting.candidates import DEFAULT_BUDGET_S, FOLDER, Budget, Candidate, candidates
+from ad_jobs.fitting.choosing import RULE, Option, chosen, fusion_of
+from ad_jobs.fitting.synthetic import judge
 from ad_jobs.scoring.calibration import Calibrated
 from ad_jobs.scoring.model_store import DOMAIN, local_files, open_model, read_model, read_record, write_calibration
 from ad_jobs.specs import AUTO, FitSpec
@@ -32,18 +32,14 @@ log = logging.getLogger("retroscan.fit")
 
 
 class Fits(NamedTuple):
-    """How a candidate is fitted, and which frames it held out, uint16 [c, H, W] under its policy."""
+    """How a candidate is fitted, which frames it held out, uint16 [c, H, W] under its policy, and how some are fused.
+
+    `fuse` takes the models' folders and the fused one's.
+    """
 
     fit: Callable[[FitSpec], dict[str, Any]]
     held_out: Callable[[Candidate], list[NDArray[np.uint16]]]
-
-
-class Tried(NamedTuple):
-    """A candidate that was fitted: its record, and how it was judged."""
-
-    candidate: Candidate
-    record: dict[str, Any]
-    judged: Judged
+    fuse: Callable[[Sequence[str], str], dict[str, Any]]
 
 
 def already(spec: FitSpec, normal: Sequence[SourceObject]) -> dict[str, Any] | None:
@@ -79,7 +75,7 @@ def fit_best(spec: FitSpec, normal: Sequence[SourceObject], fits: Fits) -> dict[
     largest = max(listed, key=lambda one: one.pixels)
     frames: list[NDArray[np.uint16]] = []
     rows: dict[str, dict[str, Any]] = {}
-    tried: list[Tried] = []
+    tried: list[Option] = []
     for one in listed:
         row = rows[one.kind] = {"detector": one.kind, "folder": one.spec.out}
         if read_record(one.spec.out) is None and not budget.allows(one):
@@ -99,38 +95,56 @@ def fit_best(spec: FitSpec, normal: Sequence[SourceObject], fits: Fits) -> dict[
         finally:
             # A candidate that failed says nothing of how fast the machine is, but its time is gone.
             budget.took(one, time.monotonic() - begun)
-        tried.append(Tried(one, record, judged))
-        row |= _told(tried[-1])
+        tried.append(Option(one.kind, judged, float(record["score_cpu_ms"])))
+        row |= {"model_id": record["model_id"], "seconds": record["seconds"], **_told(tried[-1])}
         log.info("%s found %.3f of synthetic defects (mean AUROC).", one.kind, row["found"])
     if not tried:
         why = "; ".join(f"{kind} {row['why']}" for kind, row in rows.items())
         raise JobError(f"None of the candidates could be fitted: {why}.", "Look at the first, or name a --detector.")
-    kept = tried[chosen([one.judged for one in tried], [float(one.record["score_cpu_ms"]) for one in tried])]
-    for one in tried:
-        rows[one.candidate.kind]["why"] = "kept" if one is kept else "another was kept"
+    kept = _kept(spec, tried, rows, fits)
+    for option in tried:
+        rows[option.name]["why"] = "kept" if option is kept else "another was kept"
     auto = {
         "digest": _digest(spec, normal),
         "budget_s": budget.seconds,
         "seconds": round(time.monotonic() - started, 1),
         "judged_on": len(frames),
-        "kinds": list(tried[0].judged.kinds),
-        "kept": kept.candidate.kind,
+        "kinds": list(kept.judged.kinds),
+        "kept": kept.name,
         "rule": RULE,
         "candidates": list(rows.values()),
     }
-    return _publish(kept.candidate.spec.out, spec.out, auto)
+    return _publish(str(rows[kept.name]["folder"]), spec.out, auto)
 
 
-def _told(tried: Tried) -> dict[str, Any]:
-    """What the table says of a candidate that was judged."""
-    judged, record = tried.judged, tried.record
-    auroc = judged.auroc()[:, 0]
+def _kept(spec: FitSpec, tried: list[Option], rows: dict[str, dict[str, Any]], fits: Fits) -> Option:
+    """What is kept of those tried, or of them and their fusion, which is only made if it is that."""
+    fusion = fusion_of(tried)
+    if fusion is None:
+        return chosen(tried)
+    folder = storage.join(spec.out, "fit", FOLDER, fusion.name)
+    row = rows[fusion.name] = {"detector": fusion.name, "folder": folder, **_told(fusion)}
+    row["why"] = "not fused: another was kept"
+    if (kept := chosen([*tried, fusion])) is not fusion:
+        return kept
+    begun = time.monotonic()
+    try:
+        record = fits.fuse([str(rows[tried[place].name]["folder"]) for place in fusion.members], folder)
+    except RetroscanError as error:
+        row["why"] = f"failed: {error}"
+        log.warning("%s failed: %s", fusion.name, error)
+        return chosen(tried)
+    row |= {"model_id": record["model_id"], "seconds": round(time.monotonic() - begun, 1), "why": "kept"}
+    return fusion
+
+
+def _told(option: Option) -> dict[str, Any]:
+    """What the table says of how one was judged."""
+    auroc = option.judged.auroc()[:, 0]
     return {
-        "model_id": record["model_id"],
-        "seconds": record["seconds"],
-        "score_cpu_ms": record["score_cpu_ms"],
-        "auroc": {kind: round(float(value), 4) for kind, value in zip(judged.kinds, auroc, strict=True)},
-        "found": round(float(auroc.mean()), 4),
+        "score_cpu_ms": round(option.score_cpu_ms, 1),
+        "auroc": {kind: round(float(value), 4) for kind, value in zip(option.judged.kinds, auroc, strict=True)},
+        "found": round(option.found, 4),
     }
 
 

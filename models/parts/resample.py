@@ -45,7 +45,8 @@ def resampled(images_BCHW: Tensor, size_px: tuple[int, int]) -> Tensor:
     An axis that shrinks is averaged, each pixel weighed by the part of it that an output pixel covers; one that grows
     is interpolated linearly between pixel centres.
     """
-    height, width = images_BCHW.shape[-2:]
+    # Where a graph is traced, sides are tensors.
+    height, width = map(int, images_BCHW.shape[-2:])
     if (height, width) == size_px:
         return images_BCHW
     rows, columns = _matrix(height, size_px[0]).to(images_BCHW), _matrix(width, size_px[1]).to(images_BCHW)

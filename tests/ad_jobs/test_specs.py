@@ -151,6 +151,7 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "address": "auto",
         },
     ),
+    "fuse": (specs.FuseSpec, {"model": ["m", "s3://b/n"], "out": "f", "normal": "manifest:a"}),
     "calibrate": (
         specs.CalibrateSpec,
         {"model": "m", "normal": "a", "anomalous": "b", "max_fnr": 0.0, "margin": 0.1, "accept": ("all",)},

@@ -1,0 +1,203 @@
+"""Several fitted detectors made one: who joins, and by which spreads, from held-out normals and synthetic defects.
+
+`fused` is all that another verb needs: fitted members and their common held-out normals, decoded under
+`common_policy`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ad_jobs.errors import JobError, UsageError
+from ad_jobs.fitting.synthetic import Judged, judge
+from ad_jobs.images.model_input import to_input
+from ad_jobs.images.policy import PixelPolicy
+from models.detector import Detector
+from models.fused import Fused, Member, assembled
+
+# By how much more a fusion has to find, by AUROC, for a member to join: less is chance.
+CHANCE = 0.002
+# Of a policy's fields those in which members may differ: the input follows from the largest.
+_OF_THE_INPUT = ("channels", "height_px", "width_px")
+
+# Frames scored at once for the spreads.
+BATCH = 8
+
+Pixels = NDArray[np.uint16]
+
+
+class Fitted(NamedTuple):
+    """A fitted detector to fuse: the registry's name of its kind, its model's id, and itself, on the CPU."""
+
+    kind: str
+    model_id: str
+    detector: Detector
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A fused detector, and what its record tells of how it came to be: `told`, plain values."""
+
+    detector: Fused
+    judged: Judged
+    # Of each member that was offered; 0 of those left out.
+    weights: tuple[float, ...]
+    told: dict[str, Any]
+
+
+def common_policy(policies: Mapping[str, PixelPolicy]) -> PixelPolicy:
+    """The pixel policy from whose frames all members' follow, by their places.
+
+    Raises:
+        UsageError: members whose images are prepared in different ways.
+    """
+    (first, of_first), *others = policies.items()
+    for place, policy in others:
+        for name in PixelPolicy.model_fields:
+            one, other = getattr(of_first, name), getattr(policy, name)
+            if one != other and name not in _OF_THE_INPUT:
+                raise UsageError(
+                    "Members see one decoding: their images are prepared alike, but for their size.",
+                    f"{name} {one} in {first}, {other} in {place}",
+                    f"Fit them with the same --{name}.",
+                )
+    largest = {name: max(getattr(policy, name) for policy in policies.values()) for name in _OF_THE_INPUT}
+    return of_first.model_copy(update=largest)
+
+
+def fused(members: Sequence[Fitted], frames: Callable[[], Iterable[Pixels]], *, seed: int = 0) -> Fusion:
+    """The members that find more together than alone, as one detector, not calibrated yet.
+
+    Args:
+        members: fitted, at least two, by different model ids; none is a fused one.
+        frames: gives the normal frames that no member was fitted on, uint16 [c, H, W] under `common_policy` of the
+            members' policies, in the same order each time; it is called twice.
+        seed: draws the synthetic defects.
+
+    Raises:
+        JobError: no frame, a score that is not finite, or members that all score every normal image alike.
+    """
+    judged = judge([member.detector for member in members], frames(), seed=seed)
+    weights = chosen(judged)
+    kept = [(member, weight) for member, weight in zip(members, weights, strict=True) if weight]
+    told = [
+        Member(
+            kind=member.kind,
+            config=member.detector.config.model_dump(mode="json"),
+            spec=member.detector.spec,
+            model_id=member.model_id,
+            source=member.detector.source_record(),
+        )
+        for member, _ in kept
+    ]
+    detector = assembled(told, [member.detector for member, _ in kept], [weight for _, weight in kept])
+    _set_spreads(detector, frames())
+    return Fusion(detector, judged, weights, _told(members, judged, weights))
+
+
+def chosen(judged: Judged) -> tuple[float, ...]:
+    """The weight of each member, 0 of those left out, in sum 1: greedily from the best member on.
+
+    Of those not chosen the one joins with which the mean of z-scores finds most synthetic defects, as long as that
+    finds more than without it by CHANCE; those chosen have equal weights.
+    """
+    usable = [number for number in range(judged.normal.shape[1]) if judged.normal[:, number].std() > 0]
+    if not usable:
+        raise JobError("Every member scores all held-out normal images alike.", "Fit them again, or name others.")
+    kept: list[int] = []
+    best = 0.0
+    while len(kept) < len(usable):
+        found = {number: _found(judged, [*kept, number]) for number in usable if number not in kept}
+        number = max(found, key=found.__getitem__)
+        if kept and found[number] < best + CHANCE:
+            break
+        kept.append(number)
+        best = found[number]
+    return tuple(1 / len(kept) if number in kept else 0.0 for number in range(judged.normal.shape[1]))
+
+
+def _found(judged: Judged, members: Sequence[int]) -> float:
+    """How much the mean of these members' z-scores finds: the mean of its AUROC over the kinds of defects."""
+    weights = [float(number in members) for number in range(judged.normal.shape[1])]
+    return float(judged.fused(weights).found()[0])
+
+
+def _set_spreads(detector: Fused, frames: Iterable[Pixels]) -> None:
+    """Take each member's spreads from normal frames: of its scores, and of all of its heatmaps' pixels together."""
+    members = len(detector.members)
+    of_score, of_heatmap = ([_Moments() for _ in range(members)] for _ in range(2))
+    channels, waiting = detector.spec.channels, iter(frames)
+    while batch := list(islice(waiting, BATCH)):
+        images = torch.from_numpy(np.stack([to_input(frame, channels) for frame in batch]))
+        for number, scores in enumerate(detector.scores(images)):
+            of_score[number].add(scores.image)
+            of_heatmap[number].add(scores.heatmap)
+    for buffer, found in ((detector.score_spread, of_score), (detector.heatmap_spread, of_heatmap)):
+        buffer.copy_(torch.tensor([one.spread for one in found]))
+    if not all(bool((spread > 0).all()) for spread in (detector.score_spread, detector.heatmap_spread)):
+        raise JobError("A member scores all held-out normal images alike.", "Leave it out, or fit it again.")
+
+
+def _told(members: Sequence[Fitted], judged: Judged, weights: Sequence[float]) -> dict[str, Any]:
+    """What a record tells of a fusion."""
+    auroc, found = judged.auroc(), judged.found()
+    together = judged.fused(weights)
+    return {
+        "normals": len(judged.normal),
+        "kinds": list(judged.kinds),
+        "found": round(float(together.found()[0]), 4),
+        "auroc": _by_kind(judged, together.auroc()[:, 0]),
+        "members": [
+            {
+                "kind": member.kind,
+                "model_id": member.model_id,
+                "found": round(float(found[number]), 4),
+                "auroc": _by_kind(judged, auroc[:, number]),
+                "weight": weights[number],
+                "why": None if weights[number] else _why(judged, weights, number),
+            }
+            for number, member in enumerate(members)
+        ],
+    }
+
+
+def _why(judged: Judged, weights: Sequence[float], number: int) -> str:
+    """Why a member was left out."""
+    if not judged.normal[:, number].std() > 0:
+        return "as it scores all held-out normal images alike"
+    kept = [other for other, weight in enumerate(weights) if weight]
+    without, beside = _found(judged, kept), _found(judged, [*kept, number])
+    return f"as those who joined find {beside:.3f} with it and {without:.3f} without"
+
+
+def _by_kind(judged: Judged, auroc: NDArray[np.float64]) -> dict[str, float]:
+    return {kind: round(float(value), 4) for kind, value in zip(judged.kinds, auroc, strict=True)}
+
+
+class _Moments:
+    """Mean and spread of numbers that come in parts, in bounded memory (Chan et al., 1979)."""
+
+    def __init__(self) -> None:
+        self._count, self._mean, self._squares = 0, 0.0, 0.0
+
+    def add(self, values: torch.Tensor) -> None:
+        """Count in a part."""
+        part = values.detach().double()
+        count, mean = part.numel(), float(part.mean())
+        total, away = self._count + count, mean - self._mean
+        self._squares += float((part - mean).square().sum()) + away**2 * self._count * count / total
+        self._mean += away * count / total
+        self._count = total
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation."""
+        return math.sqrt(self._squares / self._count) if self._count else 0.0
