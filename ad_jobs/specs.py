@@ -24,12 +24,14 @@ from ad_jobs.values import (
     columns,
     labels_place,
     parse_size,
+    parse_time,
     parse_window,
     place,
     run_place,
     several,
     size_text,
     source_place,
+    time_text,
 )
 
 # Which heatmaps a run keeps: flagged ones and 1 % of the rest, ...
@@ -52,6 +54,8 @@ Places = Annotated[Sequence[Place], BeforeValidator(several), AfterValidator(tup
 LabelsPlace = Annotated[str, BeforeValidator(labels_place)]
 Size = Annotated[tuple[int, int], BeforeValidator(parse_size), PlainSerializer(size_text)]
 TileSize = Annotated[Size, BeforeValidator(partial(parse_size, option="--tile"))]
+# In seconds.
+Time = Annotated[float, BeforeValidator(parse_time), PlainSerializer(time_text)]
 FixedWindow = Annotated[Window, BeforeValidator(parse_window)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -93,9 +97,14 @@ class IndexSpec(Spec):
         return self
 
 
+# In place of a kind of detector: the best of several. In a record: how it was chosen.
+AUTO = "auto"
+
+
 class FitSpec(Spec):
     """Fit a detector on normal images, and write the model to `out`."""
 
+    # A kind of `retroscan detectors`, or `auto`.
     detector: str
     normal: Source
     out: Place
@@ -118,6 +127,8 @@ class FitSpec(Spec):
     options: dict[str, Any] = Field(default_factory=dict, alias="set")
     limits: Limits = Field(default_factory=Limits)
     address: str | None = None
+    # Of `auto`: no candidate is begun that is not expected to end within; by default ten minutes.
+    budget: Time | None = None
     # Of decoded images in memory; by default half of the object store. What is beyond is decoded again in every epoch.
     keep_mib: int | None = Field(default=None, ge=0, exclude=True)
 
@@ -148,6 +159,29 @@ class FitSpec(Spec):
                 "Percentiles are those of every pixel of a frame.",
                 "--decode reduced --window percentile",
                 "Leave --decode out, or give a fixed --window or the object's own, dicom.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _auto_chooses_among_normals(self) -> Self:
+        if self.detector != AUTO:
+            if self.budget is not None:
+                raise UsageError(
+                    "--budget is the time in which --detector auto tries several.",
+                    f"--detector {self.detector} --budget {time_text(self.budget)}",
+                    "Leave it out, or let auto choose.",
+                )
+            return self
+        given = {
+            "--anomalous": self.anomalous is not None,
+            "--epochs": self.epochs is not None,
+            "--set": bool(self.options),
+        }
+        if asked := [option for option, is_given in given.items() if is_given]:
+            raise UsageError(
+                "--detector auto tries several kinds on normal images, each by its preset.",
+                " and ".join(asked),
+                "Leave it out, or name one of `retroscan detectors`.",
             )
         return self
 

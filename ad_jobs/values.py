@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,43 @@ def tiles_text(policy: PixelPolicy) -> str | None:
         return None
     of = "at their own resolution" if policy.tiles.size_px is None else f"of {size_text(policy.tiles.size_px)} px"
     return f"of {size_text(policy.size_px)} px, overlapping by {policy.tiles.overlap_px}, cut from images {of}"
+
+
+# In seconds.
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def parse_time(value: Any) -> float:
+    """Seconds of `90s`, `10m`, `1.5h`, or of a number of seconds.
+
+    >>> parse_time("10m"), parse_time(90)
+    (600.0, 90.0)
+
+    Raises:
+        UsageError: anything else, or no time at all.
+    """
+    text = str(value).strip().lower()
+    number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = 0.0
+    if not (isfinite(seconds) and seconds > 0):
+        raise UsageError(
+            "A time is a number above 0 with s, m or h.", repr(value), "Write for example 90s, 10m or 1.5h."
+        )
+    return seconds
+
+
+def time_text(seconds: float | None) -> str | None:
+    """Seconds as `parse_time` reads them.
+
+    >>> time_text(600.0), time_text(90.5)
+    ('10m', '90.5s')
+    """
+    if seconds is None:
+        return None
+    return f"{seconds / 60:g}m" if seconds % 60 == 0 else f"{seconds!r}s"
 
 
 def parse_window(value: Any) -> Window:

@@ -169,12 +169,17 @@ def _phantom(data: dict[str, Any], folder: Path, seed: int) -> Lists:  # noqa: A
 
 
 def _digits(data: dict[str, Any], folder: Path, seed: int) -> Lists:  # noqa: ARG001
-    """MNIST as PNG pictures: the first `normal` training images of one `digit`, and the first `tested` test images."""
+    """MNIST as PNG pictures: the first `normal` training images of one `digit`, `tested` of it and of others to judge.
+
+    The test images are stored digit by digit: the others are taken at equal steps.
+    """
     with np.load(data["root"]) as file:
         stored = dict(file)
+    is_normal = stored["test_labels"] == data["digit"]
+    same, others = np.flatnonzero(is_normal), np.flatnonzero(~is_normal)
     chosen = {
         "train": np.flatnonzero(stored["train_labels"] == data["digit"])[: data["normal"]],
-        "test": np.arange(data["tested"]),
+        "test": np.concatenate([same[: data["tested"]], others[:: len(others) // data["tested"]][: data["tested"]]]),
     }
     written = {}
     for part, places in chosen.items():

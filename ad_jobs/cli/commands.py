@@ -14,6 +14,7 @@ import typer
 from ad_jobs import specs
 from ad_jobs.cli import options as o
 from ad_jobs.cli import show
+from ad_jobs.cli.show_auto import ABOUT_AUTO
 from cluster.counting import counted
 
 
@@ -36,7 +37,7 @@ def detectors(json_: o.Json = False) -> None:
     from models.registry import DETECTORS
 
     rows = [show.detector_row(entry) for entry in DETECTORS.values()]
-    show.result(rows, json_, lambda value: "\n\n".join(map(show.detector_text, value)))
+    show.result(rows, json_, lambda value: "\n\n".join([*map(show.detector_text, value), ABOUT_AUTO]))
 
 
 def index(
@@ -75,7 +76,7 @@ def index(
 
 def fit(
     context: typer.Context,
-    detector: Annotated[str, typer.Option(help="One of `retroscan detectors`.")],
+    detector: Annotated[str, typer.Option(help="One of `retroscan detectors`, or auto: the best of several.")],
     normal: Annotated[str, typer.Option(help="Normal images. " + o.SOURCE)],
     out: Annotated[str, typer.Option(help="Folder of the model, local or s3://.")],
     anomalous: Annotated[
@@ -112,6 +113,9 @@ def fit(
     workers: Annotated[int, typer.Option(min=1, help="Training workers.")] = 1,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Detector option key=value, repeatable.", metavar="KEY=VALUE")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Of --detector auto: the time to try several in; 10m by default.", metavar="TIME")
     ] = None,
     limits: o.Limits = None,
     dry_run: o.DryRun = False,

@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from ad_jobs.archive.fetching import FETCH_AHEAD_BYTES
 from ad_jobs.archive.sources import read_source
+from ad_jobs.cli.show_auto import auto_outlook_text
 from ad_jobs.fitting.split import HELD_OUT_SHARE, held_out_anomalous
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.images.tiling import Tiling
 from ad_jobs.scanning import chapters, run_state
 from ad_jobs.scanning.intent import Intent, resolve
-from ad_jobs.specs import FitSpec, ScanSpec
+from ad_jobs.specs import AUTO, FitSpec, ScanSpec
 from cluster import autoscaling
 from cluster.counting import counted
 from cluster.division import Node, divide_for_scan
@@ -117,6 +118,8 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
         UsageError: as `fit`.
         ClusterError: no cluster answers, or it has no room for the workers.
     """
+    if spec.detector == AUTO:
+        return auto_outlook(spec)
     # Ray Train's import is slow.
     from ad_jobs.fitting.intent import resolve
     from ad_jobs.fitting.worker import divided
@@ -145,6 +148,29 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
             for kind, channels in (("grey", 1), ("colour", policy.channels))
         },
         "room_bytes": room,
+    }
+
+
+def auto_outlook(spec: FitSpec) -> dict[str, Any]:
+    """What `fit --detector auto` would try, as plain values, if each took what it is expected to on this machine."""
+    # Torch stands behind it.
+    from ad_jobs.fitting.candidates import DEFAULT_BUDGET_S, candidates, outlook
+
+    normal = len(read_source(spec.normal))
+    budget_s = spec.budget or DEFAULT_BUDGET_S
+    return {
+        "normal": normal,
+        "budget_s": budget_s,
+        "candidates": [
+            {
+                "detector": one.kind,
+                "height_px": one.intent.policy.height_px,
+                "width_px": one.intent.policy.width_px,
+                "expected_s": round(one.expected_s, 1),
+                "starts": starts,
+            }
+            for one, starts in outlook(candidates(spec, normal), budget_s)
+        ],
     }
 
 
@@ -225,6 +251,8 @@ def scan_text(found: dict[str, Any]) -> str:
 
 def fit_text(found: dict[str, Any]) -> str:
     """What `fit_outlook` found, for a reader."""
+    if "candidates" in found:
+        return auto_outlook_text(found)
     room = f"{_size(found['room_bytes'])} of it may stay so"
     if (decoded := found["decoded_bytes"]) is None:
         steps, memory = "as many as images have tiles", f"images of their own sizes, decoded; {room}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ad_jobs.cli.show_fusion import members_lines
+from ad_jobs.cli.show_auto import auto_text
+from ad_jobs.cli.show_fusion import fusion_text, members_lines
 from ad_jobs.images.policy import PixelPolicy
+from ad_jobs.specs import AUTO
 from ad_jobs.values import tiles_text
 from cluster.counting import counted
 from models.record import networks
@@ -13,12 +15,13 @@ from models.record import networks
 
 def fitted_text(record: dict[str, Any], calibration: dict[str, Any], folder: str) -> str:
     """What was fitted on how many images, and what its first threshold is worth."""
-    lines = [
-        f"model {record['model_id']} ({record['kind']}) in {folder}: fitted on "
-        f"{_fitted_on(record['data'])}, {record['data']['n_held_out']} held out",
-        calibration_text(calibration),
-    ]
-    return "\n".join(lines + _guess(calibration))
+    if "fused" in record:
+        what = fusion_text(record, folder)
+    else:
+        fitted = f"fitted on {_fitted_on(record['data'])}, {record['data']['n_held_out']} held out"
+        what = f"model {record['model_id']} ({record['kind']}) in {folder}: {fitted}"
+    chosen = [auto_text(record[AUTO])] if AUTO in record else []
+    return "\n".join([*chosen, what, calibration_text(calibration), *_guess(calibration)])
 
 
 def _fitted_on(data: dict[str, Any]) -> str:
@@ -62,6 +65,8 @@ def model_text(model: dict[str, Any]) -> str:
     for network in networks(model.get("source")):
         licence = network.get("licence") or "not told"
         lines.append(f"  network      {network['name']}, weights={network['weights']}, licence {licence}")
+    if AUTO in model:
+        lines += [f"  {line}" for line in ("chosen by auto", *auto_text(model[AUTO]).splitlines())]
     if data is not None:
         on, held_out = _fitted_on(data), data["n_held_out"]
         lines.append(f"  fitted on    {on} of {data['normal']}, {held_out} held out, {model['fitted_at']}")
