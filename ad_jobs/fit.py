@@ -14,6 +14,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from ad_jobs.fitting.cost import score_cpu_ms
 from ad_jobs.fitting.image_set import ImageSet, Reader, decode_all
 from ad_jobs.fitting.intent import FitIntent, resolve
 from ad_jobs.fitting.split import split_anomalous, split_by_group
+from ad_jobs.fitting.synthetic import FRAMES
 from ad_jobs.fitting.tile_set import TileSet
 from ad_jobs.fitting.worker import divided, fitted
 from ad_jobs.fuse import fuse
@@ -119,7 +121,7 @@ def _best(spec: FitSpec) -> dict[str, Any]:
             _, room = divided(spec, connected.nodes)
             data = _decoded(candidate.intent, normal, [], connected, room, kept)
             with closing(_held_out(data.normal, data.held_out)) as frames:
-                return [one.pixels for one in frames]
+                return [one.pixels for one in islice(frames, FRAMES)]
 
         def fused(models: Sequence[str], out: str) -> dict[str, Any]:
             return fuse(model=models, out=out)

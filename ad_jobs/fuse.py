@@ -65,7 +65,7 @@ def fuse(spec: FuseSpec) -> dict[str, Any]:
     domain = _common_domain(models)
     images = _images(spec, models, domain.accepts)
     members = [Fitted(model.kind, model.model_id, detector) for model, detector in map(open_fitted, spec.model)]
-    fusion = fused(members, lambda: _pixels(images))
+    fusion = fused(members, lambda: _pixels(images), tiles=policy.tiles)
     for row, place in zip(fusion.told["members"], spec.model, strict=True):
         row["uri"] = place
     record = {
@@ -81,7 +81,14 @@ def fuse(spec: FuseSpec) -> dict[str, Any]:
     source = f"held out of {images.source}" if spec.normal is None else images.source
     write_calibration(
         spec.out,
-        calibrate_on(fusion.detector, images.frames(), model_id=str(model["model_id"]), source=source, max_fpr=MAX_FPR),
+        calibrate_on(
+            fusion.detector,
+            images.frames(),
+            model_id=str(model["model_id"]),
+            source=source,
+            tiles=policy.tiles,
+            max_fpr=MAX_FPR,
+        ),
     )
     return model
 

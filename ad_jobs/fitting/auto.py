@@ -87,7 +87,7 @@ def fit_best(spec: FitSpec, normal: Sequence[SourceObject], fits: Fits) -> dict[
         try:
             record = fits.fit(one.spec)
             frames = frames or fits.held_out(largest)
-            judged = judge([open_model(one.spec.out).detector], frames, seed=spec.seed)
+            judged = judge([open_model(one.spec.out).detector], frames, seed=spec.seed, tiles=one.intent.policy.tiles)
         except (RetroscanError, ClusterError) as error:
             row["why"] = f"failed: {error}"
             log.warning("%s failed: %s", one.kind, error)

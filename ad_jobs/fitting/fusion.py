@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.fitting.synthetic import Judged, judge
 from ad_jobs.images.model_input import to_input
-from ad_jobs.images.policy import PixelPolicy
+from ad_jobs.images.policy import PixelPolicy, Tiles
+from ad_jobs.images.tiling import Tiling
 from models.detector import Detector
 from models.fused import Fused, Member, assembled
 
@@ -63,17 +64,25 @@ def common_policy(policies: Mapping[str, PixelPolicy]) -> PixelPolicy:
     for place, policy in others:
         for name in PixelPolicy.model_fields:
             one, other = getattr(of_first, name), getattr(policy, name)
-            if one != other and name not in _OF_THE_INPUT:
+            if one != other and not (name in _OF_THE_INPUT and _resampled(name, of_first)):
                 raise UsageError(
-                    "Members see one decoding: their images are prepared alike, but for their size.",
+                    "Members see one decoding: their images are prepared alike, but for their size where they are not "
+                    "cut into tiles.",
                     f"{name} {one} in {first}, {other} in {place}",
-                    f"Fit them with the same --{name}.",
+                    f"Fit them with the same {'--tile' if name in _OF_THE_INPUT else f'--{name}'}.",
                 )
     largest = {name: max(getattr(policy, name) for policy in policies.values()) for name in _OF_THE_INPUT}
     return of_first.model_copy(update=largest)
 
 
-def fused(members: Sequence[Fitted], frames: Callable[[], Iterable[Pixels]], *, seed: int = 0) -> Fusion:
+def _resampled(name: str, policy: PixelPolicy) -> bool:
+    """Whether members may differ in this: a tile has a place in its image, and no other size follows from it."""
+    return name == "channels" or policy.tiles is None
+
+
+def fused(
+    members: Sequence[Fitted], frames: Callable[[], Iterable[Pixels]], *, seed: int = 0, tiles: Tiles | None = None
+) -> Fusion:
     """The members that find more together than alone, as one detector, not calibrated yet.
 
     Args:
@@ -81,11 +90,12 @@ def fused(members: Sequence[Fitted], frames: Callable[[], Iterable[Pixels]], *, 
         frames: gives the normal frames that no member was fitted on, uint16 [c, H, W] under `common_policy` of the
             members' policies, in the same order each time; it is called twice.
         seed: draws the synthetic defects.
+        tiles: how frames are cut, if they are; spreads are then those of tiles.
 
     Raises:
         JobError: no frame, a score that is not finite, or members that all score every normal image alike.
     """
-    judged = judge([member.detector for member in members], frames(), seed=seed)
+    judged = judge([member.detector for member in members], frames(), seed=seed, tiles=tiles)
     weights = chosen(judged)
     kept = [(member, weight) for member, weight in zip(members, weights, strict=True) if weight]
     told = [
@@ -99,7 +109,7 @@ def fused(members: Sequence[Fitted], frames: Callable[[], Iterable[Pixels]], *, 
         for member, _ in kept
     ]
     detector = assembled(told, [member.detector for member, _ in kept], [weight for _, weight in kept])
-    _set_spreads(detector, frames())
+    _set_spreads(detector, frames() if tiles is None else _cut(frames(), detector, tiles))
     return Fusion(detector, judged, weights, _told(members, judged, weights))
 
 
@@ -128,6 +138,12 @@ def _found(judged: Judged, members: Sequence[int]) -> float:
     """How much the mean of these members' z-scores finds: the mean of its AUROC over the kinds of defects."""
     weights = [float(number in members) for number in range(judged.normal.shape[1])]
     return float(judged.fused(weights).found()[0])
+
+
+def _cut(frames: Iterable[Pixels], detector: Fused, tiles: Tiles) -> Iterator[Pixels]:
+    tiling = Tiling(*detector.spec.size_px, tiles.overlap_px)
+    for frame in frames:
+        yield from (tiling.cut(frame, corner) for corner in tiling.corners(*frame.shape[-2:]))
 
 
 def _set_spreads(detector: Fused, frames: Iterable[Pixels]) -> None:

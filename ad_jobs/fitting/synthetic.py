@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from ad_jobs.errors import JobError
 from ad_jobs.fitting.defects import KINDS, Image, defective
 from ad_jobs.images.model_input import FULL_SCALE
+from ad_jobs.images.policy import Tiles
 from ad_jobs.scoring.scorer import Scorer
-from models.detector import Detector
+from models.detector import Detector, InputSpec
 from models.parts.resample import as_input
 
 # Held-out images that are judged by; of fewer, each gets several defects of a kind, so that they are about as many.
@@ -80,14 +81,18 @@ class Judged:
         )
 
 
-def judge(detectors: Sequence[Detector], frames: Iterable[NDArray[np.uint16]], *, seed: int) -> Judged:
+def judge(
+    detectors: Sequence[Detector], frames: Iterable[NDArray[np.uint16]], *, seed: int, tiles: Tiles | None = None
+) -> Judged:
     """What each detector scores of normal frames, as they are and with a defect of every kind.
 
     Args:
         detectors: fitted, on other images than these; of any sizes.
         frames: normal, uint16 [c, H, W] with 1 or 3 channels, under the largest size among the detectors; the first
             128 are judged by. A detector of another size is given them resampled by area.
+            With `tiles` they are of any size, and all detectors of a tile's.
         seed: draws the defects, with a frame's place among the frames: the same for every detector.
+        tiles: how frames are cut, if they are.
 
     Raises:
         JobError: there is no frame, or a score that is not finite.
@@ -96,13 +101,13 @@ def judge(detectors: Sequence[Detector], frames: Iterable[NDArray[np.uint16]], *
     if not stored:
         raise JobError("Detectors are judged on normal images that were held out. Got: none.", "Fit on more images.")
     rounds = max(1, FRAMES // len(stored))
-    scorers = [Scorer(detector) for detector in detectors]
+    scorers = [Scorer(detector, tiles=tiles) for detector in detectors]
     scores = []
     for place, frame in enumerate(stored):
         images = list(_with_defects(frame.astype(np.float32) / FULL_SCALE, rounds, (seed, place)))
         scores.append(
             [
-                [one.score for one in scorer.score(_seen(detector, images))]
+                [one.score for one in scorer.score(_seen(images, detector.spec, whole=tiles is not None))]
                 for scorer, detector in zip(scorers, detectors, strict=True)
             ]
         )
@@ -123,10 +128,12 @@ def _with_defects(image: Image, rounds: int, drawn_by: tuple[int, int]) -> Itera
             yield defective(image, kind, np.random.default_rng((*drawn_by, number, order))).image
 
 
-def _seen(detector: Detector, images: Iterable[Image]) -> Iterator[NDArray[np.uint16]]:
-    """The images as the detector takes them, in the steps of stored pixels."""
+def _seen(images: Iterable[Image], spec: InputSpec, *, whole: bool) -> Iterator[NDArray[np.uint16]]:
+    """The images as a detector of `spec` takes them, in the steps of stored pixels; `whole` ones keep their size."""
     for image in images:
-        resized = as_input(torch.from_numpy(image).unsqueeze(0), detector.spec)[0]
+        _, height, width = image.shape
+        wanted = spec.model_copy(update={"height_px": height, "width_px": width}) if whole else spec
+        resized = as_input(torch.from_numpy(image).unsqueeze(0), wanted)[0]
         yield np.rint(resized.numpy() * FULL_SCALE).astype(np.uint16)
 
 
