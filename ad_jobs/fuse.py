@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import reduce
 from typing import Any
@@ -75,7 +75,7 @@ def fuse(spec: FuseSpec) -> dict[str, Any]:
         "limits": limits.model_dump(),
         "versions": versions(),
         "fused_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        SCORE_CPU_MS: score_cpu_ms(fusion.detector),
+        SCORE_CPU_MS: _cost(models.values(), members, fusion.weights),
     }
     model = publish(spec.out, FUSED.kind, fusion.detector, policy, record, domain)
     source = f"held out of {images.source}" if spec.normal is None else images.source
@@ -91,6 +91,16 @@ def fuse(spec: FuseSpec) -> dict[str, Any]:
         ),
     )
     return model
+
+
+def _cost(models: Iterable[FittedModel], members: Sequence[Fitted], weights: Sequence[float]) -> float:
+    """What those who joined cost an image of a CPU's milliseconds, all of its tiles where it is cut."""
+    # Earlier versions did not write it.
+    return sum(
+        float(model.record.get(SCORE_CPU_MS) or score_cpu_ms(member.detector))
+        for model, member, weight in zip(models, members, weights, strict=True)
+        if weight
+    )
 
 
 def _pixels(images: NormalImages) -> Iterator[NDArray[Any]]:
