@@ -1,13 +1,14 @@
 """Where the tiles of an image lie, and how what is found in them becomes that of the image.
 
-A tile has a place in its image alone: the same tile gives the same numbers wherever it lies, and images of any size are
-cut. Of overlapping tiles the larger value counts, in the heatmap as in the score: what one tile sees whole is not
-diluted by another that sees its edge, and where a detector's score is its heatmap's maximum that holds of the image.
+The same tile gives the same numbers wherever it lies, and images of any size are cut.
+Where tiles overlap, each counts the less the nearer its edge is: what a network sees there is half of it padding.
+Of the greater of both values, seams show as bands of normal pixels that look warm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,20 +59,43 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
     return [number * (length - tile) // gaps for number in range(gaps + 1)] if gaps else [0]
 
 
+@lru_cache(maxsize=64)
+def _weights(length: int, tile: int, overlap: int) -> dict[int, NDArray[np.float32]]:
+    """By its start, what each pixel of a tile weighs along one axis, [tile]; over each pixel the sum is 1.
+
+    Across an overlap one falls as the other rises, linearly; what one tile sees alone is as it sees it.
+    """
+    starts = _starts(length, tile, overlap)
+    # From the middle of a pixel to the nearer edge of its tile.
+    depth = np.minimum(np.arange(tile) + 0.5, tile - 0.5 - np.arange(tile))
+    total = np.zeros(length)
+    for start in starts:
+        total[start : start + tile] += depth
+    return {start: (depth / total[start : start + tile]).astype(np.float32) for start in starts}
+
+
 class Stitch:
-    """The score and the heatmap of one image, as its tiles come in, in any order."""
+    """The score and the heatmap of one image, as its tiles come in, in any order.
+
+    `score` is the tiles' largest, and `peak` the largest value of their own heatmaps; what is not finite stays so.
+    """
 
     def __init__(self, tiling: Tiling, height: int, width: int) -> None:
         self._tiling = tiling
-        self.left = tiling.count(height, width)
-        self.score = -np.inf
-        self.heatmap = np.full((height, width), -np.inf, np.float32)
+        self._down = _weights(height, tiling.height_px, tiling.overlap_px)
+        self._across = _weights(width, tiling.width_px, tiling.overlap_px)
+        self.left = len(self._down) * len(self._across)
+        self.score = self.peak = -np.inf
+        self.heatmap = np.zeros((height, width), np.float32)
 
-    def add(self, corner: tuple[int, int], score: float, heatmap: NDArray[np.float32]) -> None:
-        """Count in the tile at `corner`. What is not finite stays so: NaN is larger than any number."""
+    def add(self, corner: tuple[int, int], score: float, peak: float, heatmap: NDArray[np.float32]) -> None:
+        """Count in the tile at `corner`."""
+        top, left = corner
         place = self._tiling.cut(self.heatmap, corner)
-        np.maximum(place, heatmap, out=place)
+        place += self._down[top][:, None] * self._across[left] * heatmap
+        # NaN is larger than any number.
         self.score = float(np.maximum(self.score, score))
+        self.peak = float(np.maximum(self.peak, peak))
         self.left -= 1
 
 

@@ -166,7 +166,7 @@ def calibrate_on(
                 )
             scored.append(origins.popleft().scored(abnormal, result.score))
             if not abnormal:
-                heat.add(result.heatmap, result.score)
+                heat.add(result.heatmap, result.score, result.peak)
     if all(one.anomalous for one in scored):
         raise JobError(
             "A calibration needs normal images that decode, for the heatmaps' scale.", "Name others with --normal."
@@ -250,11 +250,12 @@ class HeatmapRange:
         self._high: list[float] = []
         self._score_is_maximum = True
 
-    def add(self, heatmap: NDArray[np.float32], score: float) -> None:
+    def add(self, heatmap: NDArray[np.float32], score: float, peak: float) -> None:
+        """Count in a normal heatmap, the score beside it, and the maximum of it, or of what it was stitched of."""
         low, high = np.quantile(heatmap, [0.01, 0.999])
         self._low.append(float(low))
         self._high.append(float(high))
-        self._score_is_maximum &= bool(np.isclose(heatmap.max(), score, rtol=SAME, atol=0))
+        self._score_is_maximum &= bool(np.isclose(peak, score, rtol=SAME, atol=0))
 
     def scale(self, threshold: float) -> HeatmapScale:
         """The global scale, anchored at the threshold where scores are maxima of heatmaps.

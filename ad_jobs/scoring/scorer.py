@@ -27,10 +27,14 @@ AMP_DTYPE = torch.float16
 
 
 class FrameScore(NamedTuple):
-    """One frame's raw score and heatmap float32 [H, W]; the time is its share of its batch."""
+    """One frame's raw score and heatmap float32 [H, W]; the time is its share of its batch.
+
+    `peak` is the heatmap's maximum; of a stitched one that of the tiles', before they faded into one another.
+    """
 
     score: float
     heatmap: NDArray[np.float32]
+    peak: float
     finite: bool
     score_ms: float
 
@@ -112,10 +116,10 @@ class Scorer:
         finite, spent_ms = True, 0.0
         for tile in self._whole(cut()):
             stitch, corner = waiting.popleft()
-            stitch.add(corner, tile.score, tile.heatmap)
+            stitch.add(corner, tile.score, tile.peak, tile.heatmap)
             finite, spent_ms = finite and tile.finite, spent_ms + tile.score_ms
             if not stitch.left:
-                yield FrameScore(stitch.score, stitch.heatmap, finite, spent_ms)
+                yield FrameScore(stitch.score, stitch.heatmap, stitch.peak, finite, spent_ms)
                 finite, spent_ms = True, 0.0
 
     def _whole(self, pixels: Iterable[NDArray[np.uint16]]) -> Iterator[FrameScore]:
@@ -149,7 +153,13 @@ class Scorer:
         share = 1e3 * (end - max(batch.start, self._last_end)) / batch.frames
         self._last_end = end
         return [
-            FrameScore(float(score), heatmap, bool(np.isfinite(score) and np.isfinite(heatmap).all()), share)
+            FrameScore(
+                float(score),
+                heatmap,
+                float(heatmap.max()),
+                bool(np.isfinite(score) and np.isfinite(heatmap).all()),
+                share,
+            )
             for score, heatmap in zip(*answer, strict=True)
         ]
 

@@ -55,30 +55,40 @@ def test_an_image_is_no_smaller_than_a_tile() -> None:
         Tiling(16, 24, 4).corners(15, 24)
 
 
-@pytest.mark.parametrize("order", ["forwards", "backwards"])
-def test_of_overlapping_tiles_the_larger_value_counts_in_any_order(order: str) -> None:
-    tiling = Tiling(4, 4, 2)
-    whole = np.arange(42, dtype=np.float32).reshape(6, 7)
-    stitch = Stitch(tiling, 6, 7)
-    corners = tiling.corners(6, 7)
-    for number, corner in list(enumerate(corners))[:: 1 if order == "forwards" else -1]:
-        # The first one says less of all that it sees.
-        found = tiling.cut(whole, corner) - (100 if number == 0 else 0)
-        stitch.add(corner, float(number), found)
-    assert (stitch.left, stitch.score) == (0, len(corners) - 1)
-    alone = np.zeros((6, 7), bool)
-    # The next ones begin at row 2, and at column 1.
-    alone[:2, :1] = True
-    np.testing.assert_array_equal(stitch.heatmap, np.where(alone, whole - 100, whole))
+@pytest.mark.parametrize("step", [1, -1])
+def test_tiles_that_agree_give_the_image_in_any_order(step: int) -> None:
+    tiling = Tiling(5, 4, 2)
+    whole = np.random.default_rng(0).random((13, 11), np.float32)
+    stitch = Stitch(tiling, 13, 11)
+    corners = tiling.corners(13, 11)
+    for number, corner in list(enumerate(corners))[::step]:
+        assert stitch.left > 0
+        stitch.add(corner, float(number), -float(number), tiling.cut(whole, corner))
+    assert (stitch.left, stitch.score, stitch.peak) == (0, len(corners) - 1, 0)
+    np.testing.assert_allclose(stitch.heatmap, whole, rtol=1e-6)
+
+
+def test_where_two_tiles_disagree_one_fades_into_the_other() -> None:
+    stitch = Stitch(Tiling(8, 8, 4), 8, 12)
+    stitch.add((0, 0), 0.0, 0.0, np.zeros((8, 8), np.float32))
+    stitch.add((0, 4), 1.0, 1.0, np.ones((8, 8), np.float32))
+    expected = [0, 0, 0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1, 1, 1]
+    np.testing.assert_allclose(stitch.heatmap, [expected] * 8, rtol=1e-6)
+
+
+def test_a_single_tile_is_as_it_was() -> None:
+    found = np.random.default_rng(0).random((4, 6), np.float32)
+    stitch = Stitch(Tiling(4, 6, 2), 4, 6)
+    stitch.add((0, 0), 0.5, 0.7, found)
+    np.testing.assert_array_equal(stitch.heatmap, found)
 
 
 def test_what_is_not_finite_stays_so() -> None:
-    tiling = Tiling(4, 4, 2)
-    stitch = Stitch(tiling, 4, 6)
+    stitch = Stitch(Tiling(4, 4, 2), 4, 6)
     spoiled = np.zeros((4, 4), np.float32)
     spoiled[0, 3] = np.nan
-    stitch.add((0, 0), np.nan, spoiled)
-    stitch.add((0, 2), 1.0, np.ones((4, 4), np.float32))
+    stitch.add((0, 0), np.nan, np.nan, spoiled)
+    stitch.add((0, 2), 1.0, 1.0, np.ones((4, 4), np.float32))
     assert np.isnan(stitch.score)
     assert np.isnan(stitch.heatmap).sum() == 1
 
