@@ -23,8 +23,8 @@ from ad_jobs.images.policy import PixelPolicy
 from models.detector import Detector
 from models.fused import Fused, Member, assembled
 
-# By how much more a fusion has to find, by AUROC, for a member to join: less is chance.
-CHANCE = 0.002
+# By how much less AUROC is chance: few images are held out, and their defects are drawn.
+CHANCE = 0.005
 # Of a policy's fields those in which members may differ: the input follows from the largest.
 _OF_THE_INPUT = ("channels", "height_px", "width_px")
 
@@ -104,24 +104,27 @@ def fused(members: Sequence[Fitted], frames: Callable[[], Iterable[Pixels]], *, 
 
 
 def chosen(judged: Judged) -> tuple[float, ...]:
-    """The weight of each member, 0 of those left out, in sum 1: greedily from the best member on.
+    """The weight of each member in the order of `judged`, in sum 1: 0 of those left out, equal for the others.
 
-    Of those not chosen the one joins with which the mean of z-scores finds most synthetic defects, as long as that
-    finds more than without it by CHANCE; those chosen have equal weights.
+    All begin together.
+    As long as the mean of z-scores finds more synthetic defects without some member, by more than CHANCE, the one goes
+    without which it finds most.
+    A member that adds nothing to what they find stays: it may add to real defects, which are of other kinds.
+
+    Raises:
+        JobError: every member scores all normal images alike.
     """
-    usable = [number for number in range(judged.normal.shape[1]) if judged.normal[:, number].std() > 0]
-    if not usable:
+    columns = range(judged.normal.shape[1])
+    kept = [number for number in columns if judged.normal[:, number].std() > 0]
+    if not kept:
         raise JobError("Every member scores all held-out normal images alike.", "Fit them again, or name others.")
-    kept: list[int] = []
-    best = 0.0
-    while len(kept) < len(usable):
-        found = {number: _found(judged, [*kept, number]) for number in usable if number not in kept}
-        number = max(found, key=found.__getitem__)
-        if kept and found[number] < best + CHANCE:
+    while len(kept) > 1:
+        without = {number: _found(judged, [one for one in kept if one != number]) for number in kept}
+        worst = max(without, key=without.__getitem__)
+        if without[worst] <= _found(judged, kept) + CHANCE:
             break
-        kept.append(number)
-        best = found[number]
-    return tuple(1 / len(kept) if number in kept else 0.0 for number in range(judged.normal.shape[1]))
+        kept.remove(worst)
+    return tuple(1 / len(kept) if number in kept else 0.0 for number in columns)
 
 
 def _found(judged: Judged, members: Sequence[int]) -> float:

@@ -129,7 +129,7 @@ def test_a_fused_member_and_the_same_model_twice_are_refused(home: Path, tmp_pat
         fuse(model=members(home), out=str(home / "linear"))
 
 
-def test_images_that_are_gone_or_changed_are_told(home: Path, tmp_path: Path) -> None:
+def test_images_that_are_gone_or_changed_are_told(tmp_path: Path) -> None:
     source = normals(str(tmp_path / "normal"))
     made = [fitted(str(tmp_path / "one"), source), fitted(str(tmp_path / "two"), source, "padim", 32, options=RANDOM)]
     for path in Path(source).iterdir():
