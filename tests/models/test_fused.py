@@ -23,6 +23,7 @@ from models.errors import ConfigError
 from models.fused import Fused, Member, assembled, common_input
 from models.parts.maps import enlarged
 from models.parts.resample import as_input
+from models.record import networks
 from models.runtime import Runtime
 
 
@@ -108,7 +109,9 @@ def test_it_is_saved_with_its_members_and_their_networks(tmp_path: Path) -> None
         ("padim", "b" * 12, 0.75),
     ]
     assert members[0]["source"] is None
-    assert members[1]["source"]["name"] == "resnet18"
+    assert networks(opened.record["source"]) == [members[1]["source"]]
+    assert networks(members[1]["source"])[0]["name"] == "resnet18"
+    assert networks(None) == []
 
 
 def test_it_has_no_fit_of_its_own() -> None:
