@@ -1,18 +1,20 @@
-"""What a fusion finds beside its members, and beside them with a bad one among them, on the sets of quality.yaml.
+"""What a fusion finds beside its members, with and without a bad one among those offered, on sets of quality.yaml.
 
-    python -m benchmarks.fusion [--only NAME] [--seed 0] [--test 0] [--members linear,padim] [--work FOLDER]
+    python -m benchmarks.fusion [--only NAME] [--seed 1] [--test 240] [--members linear,padim] [--work FOLDER]
 
-One JSON a data set and seed, below results/fusion, and one page of all. What is there is not made again.
+Every member scores each image once, resampled from one decoding as in a fused model, and the fusion's score is computed
+from theirs: the weighted mean in their spreads, with the weights that `fuse` gives.
+Members and what they scored are kept in the work folder; one JSON a data set and seed, and one page of all.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -22,117 +24,163 @@ from numpy.typing import NDArray
 
 from ad_jobs.evaluation.image_metrics import image_auroc
 from ad_jobs.evaluation.labels import read_labels
-from ad_jobs.fuse import fuse
+from ad_jobs.fitting.fusion import chosen
+from ad_jobs.fitting.synthetic import Judged, judge
+from ad_jobs.images.model_input import FULL_SCALE
+from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.run import machine, versions
 from ad_jobs.scoring.model_store import open_fitted
 from ad_jobs.scoring.scorer import Scorer
 from benchmarks.datasets import Lists, lists
 from benchmarks.fusion_members import BAD, MEMBERS, member
-from benchmarks.held_out import Decoded, decoded
+from benchmarks.held_out import Decoded, decoded, split
 from benchmarks.quality import slug
+from models.detector import Detector
+from models.parts.resample import as_input
 
 PLAN = Path(__file__).parent / "quality.yaml"
 RESULTS = Path(__file__).parent / "results"
 SETS = ("br35h", "elpv", "deeppcb", "phantom", "br35h, turned")
-# Frames that times are taken of.
-TIMED = 32
+# Of all members together.
+POLICY = PixelPolicy(channels=3, height_px=128, width_px=128)
+# Held-out frames that get synthetic defects; `fuse` takes twice as many.
+FRAMES = 64
+
+Array = NDArray[Any]
 
 
 def cell(name: str, data: dict[str, Any], names: Sequence[str], seed: int, most: int, work: Path) -> dict[str, Any]:
-    """Members fitted, fused without and with the bad one, and judged by real labels."""
+    """Members fitted, judged and fused, and held against real labels."""
     given = lists(data, work / "lists" / slug(name), seed)
-    folder = work / "models" / slug(name) / f"seed-{seed}"
-    places = {one: member(one, given.normal, seed, folder / one) for one in names}
-    good = [one for one in names if one != BAD]
-    found: dict[str, Any] = {"data": name, "seed": seed, "machine": machine(), "versions": versions()}
-    start = time.perf_counter()
-    fused = fuse(model=[places[one] for one in good], out=str(folder / "fused"))
-    found["fuse_s"] = round(time.perf_counter() - start, 1)
-    models = {**places, "fused": str(folder / "fused")}
+    found: dict[str, dict[str, Array]] = {}
+    for one in names:
+        path = work / "arrays" / f"{slug(name)}-{seed}-{one}.npz"
+        if not path.exists():
+            folder = work / "models" / slug(name) / f"seed-{seed}" / one
+            _, detector = open_fitted(member(one, given.normal, seed, folder))
+            path.parent.mkdir(exist_ok=True)
+            np.savez(path, **scored(detector, given, seed, most))
+        found[one] = dict(np.load(path))
+    any_one = found[names[0]]
+    labels = labelled(given, any_one)
+    known = np.array([label is not None for label in labels])
+    truth = np.array([bool(label) for label in labels])[known]
+    told: dict[str, Any] = {
+        "data": name,
+        "seed": seed,
+        "machine": machine(),
+        "versions": versions(),
+        "n_held_out": len(any_one["held"]),
+        "n_normal": int((~truth).sum()),
+        "n_anomalous": int(truth.sum()),
+        "auroc": {one: image_auroc(found[one]["test"][known], truth) for one in names},
+        "judged": {one: round(float(judged([found[one]]).found()[0]), 4) for one in names},
+        "weights": {},
+    }
+    offers = {"fused": [one for one in names if one != BAD]}
     if BAD in names:
-        spoilt = fuse(model=[places[one] for one in names], out=str(folder / "fused-with-bad"))
-        models["fused, with a bad one"] = str(folder / "fused-with-bad")
-        found["spoilt"] = weights(names, spoilt)
-    found["weights"] = weights(good, fused)
-    found["judged"] = {one: row["found"] for one, row in zip(good, fused["fused"]["members"], strict=True)}
-    found["judged"]["fused"] = fused["fused"]["found"]
-    for one, place in models.items():
-        model, detector = open_fitted(place)
-        images, labels = labelled(given, model.policy, model.limits, most)
-        scores = [frame.score for frame in Scorer(detector).score(image.pixels for image in images)]
-        found.setdefault("auroc", {})[one] = image_auroc(np.array(scores), labels)
-        found.setdefault("images_per_s", {})[one] = rate(Scorer(detector), images[:TIMED])
-        found["n_normal"], found["n_anomalous"] = int((~labels).sum()), int(labels.sum())
-    return found
+        offers["fused, the bad one offered"] = list(names)
+        equal = fused([found[one]["test"] for one in names], [found[one]["held"] for one in names], [1.0] * len(names))
+        told["auroc"]["mean of all, the bad one in it"] = image_auroc(equal[known], truth)
+    for what, offered in offers.items():
+        weights = chosen(judged([found[one] for one in offered]))
+        scores = fused([found[one]["test"] for one in offered], [found[one]["held"] for one in offered], weights)
+        told["auroc"][what] = image_auroc(scores[known], truth)
+        told["weights"][what] = dict(zip(offered, weights, strict=True))
+        told["judged"][what] = round(float(judged([found[one] for one in offered]).fused(weights).found()[0]), 4)
+    return told
 
 
-def weights(names: Sequence[str], record: dict[str, Any]) -> dict[str, float]:
-    """What each member weighs."""
-    return {one: row["weight"] for one, row in zip(names, record["fused"]["members"], strict=True)}
+def scored(detector: Detector, given: Lists, seed: int, most: int) -> dict[str, Any]:
+    """What a member gives held-out normals, as they are and with defects, and the labelled images."""
+    _, held_out = split(decoded(given.normal, POLICY, Limits()), seed)
+    images = decoded(given.archive, POLICY, Limits())
+    if most and len(images) > most:
+        images = [images[n] for n in sorted(np.random.default_rng(0).permutation(len(images))[:most])]
+    with patch("ad_jobs.fitting.synthetic.FRAMES", FRAMES):
+        found = judge([detector], [one.pixels for one in held_out[:FRAMES]], seed=0)
+    return {
+        "kinds": found.kinds,
+        "normal": found.normal,
+        "defective": found.defective,
+        "held": scores_of(detector, held_out),
+        "test": scores_of(detector, images),
+        "uri": [one.uri for one in images],
+        "frame": [one.frame for one in images],
+    }
 
 
-def rate(scorer: Scorer, images: Sequence[Decoded]) -> float:
-    """Images a second of one CPU, once the scorer is warm."""
-    list(scorer.score(image.pixels for image in images))
-    start = time.process_time()
-    list(scorer.score(image.pixels for image in images))
-    return round(len(images) / (time.process_time() - start), 1)
+def scores_of(detector: Detector, images: Iterable[Decoded]) -> Array:
+    """Of images under POLICY, resampled for the detector."""
+
+    def seen() -> Iterable[NDArray[np.uint16]]:
+        for one in images:
+            whole = torch.from_numpy(one.pixels.astype(np.float32) / FULL_SCALE).unsqueeze(0)
+            yield np.rint(as_input(whole, detector.spec)[0].numpy() * FULL_SCALE).astype(np.uint16)
+
+    return np.array([frame.score for frame in Scorer(detector).score(seen())])
 
 
-def labelled(given: Lists, policy: Any, limits: Any, most: int) -> tuple[list[Decoded], NDArray[np.bool_]]:
-    """The frames that have a label, at most so many, drawn by a seed, and whether each is anomalous."""
+def judged(found: Sequence[dict[str, Array]]) -> Judged:
+    """Several members' judgements as one."""
+    normal, defective = (np.concatenate([one[part] for one in found], -1) for part in ("normal", "defective"))
+    return Judged(tuple(map(str, found[0]["kinds"])), normal, defective)
+
+
+def fused(test: Sequence[Array], held_out: Sequence[Array], weights: Sequence[float]) -> Array:
+    """The fusion's scores of the labelled images."""
+    parts = zip(test, held_out, weights, strict=True)
+    return np.sum([weight * scores / held.std() for scores, held, weight in parts if weight], axis=0)
+
+
+def labelled(given: Lists, found: dict[str, Array]) -> list[bool | None]:
+    """Whether each image is anomalous; None of those without a label."""
     table = read_labels(str(given.labels)).table.astype({"frame": object})
     told = {
         (row.uri, None if pd.isna(row.frame) else int(row.frame)): bool(row.anomalous)
         for row in table.itertuples(index=False)
     }
-    known = [
-        (image, label)
-        for image in decoded(given.archive, policy, limits)
-        if (label := told.get((image.uri, image.frame), told.get((image.uri, None)))) is not None
-    ]
-    if most and len(known) > most:
-        known = [known[n] for n in sorted(np.random.default_rng(0).permutation(len(known))[:most])]
-    return [image for image, _ in known], np.array([label for _, label in known])
+    pairs = zip(found["uri"].tolist(), found["frame"].tolist(), strict=True)
+    return [told.get((uri, frame), told.get((uri, None))) for uri, frame in pairs]
 
 
 def write_page() -> None:
     """One table of all cells."""
     cells = [json.loads(path.read_text()) for path in sorted((RESULTS / "fusion").glob("*.json"))]
-    columns = list(dict.fromkeys(one for cell in cells for one in cell["auroc"]))
-    rows = []
+    columns = list(dict.fromkeys(one for cell in cells for one in [*MEMBERS, *cell["auroc"]]))
+
+    def line(found: dict[str, Any], part: str) -> str:
+        values = [found[part].get(one) for one in columns]
+        return " | ".join("–" if value is None else f"{value:.3f}" for value in values)
+
+    rows, finds = [], []
     for found in cells:
         best = max(value for one, value in found["auroc"].items() if one in MEMBERS)
-        values = [f"{found['auroc'][one]:.3f}" if one in found["auroc"] else "–" for one in columns]
-        joined = ", ".join(f"{one} {weight:.2f}" for one, weight in found["weights"].items() if weight)
+        last = list(found["weights"].values())[-1]
+        out = ", ".join(one for one, weight in last.items() if not weight) or "none"
+        key = f"| {found['data']} | {found['seed']} |"
         rows.append(
-            f"| {found['data']} | {found['seed']} | {found['n_normal']} + {found['n_anomalous']} | "
-            f"{' | '.join(values)} | {found['auroc']['fused'] - best:+.3f} | {joined} |"
+            f"{key} {found['n_normal']} + {found['n_anomalous']} | {line(found, 'auroc')} | "
+            f"{found['auroc']['fused'] - best:+.3f} | {out} |"
         )
-    speeds = [
-        f"| {found['data']} | {found['seed']} | "
-        + " | ".join(str(found["images_per_s"].get(one, "–")) for one in columns)
-        + f" | {found['fuse_s']} |"
-        for found in cells
-    ]
-    of = cells[0]["machine"]
+        finds.append(f"{key} {found['n_held_out']} | {line(found, 'judged')} |")
     text = [
         "# Fusion beside its members",
         "",
-        "Image AUROC on the labelled images of each set (normal + anomalous; where a set has more than were asked for, "
-        "drawn by a seed), by the members' own models and by `retroscan fuse` of them. Members at their fast presets: "
-        "linear at 64 px, padim, knn and mkd at 128 px; the bad one is an auto-encoder after one epoch. All of a seed "
-        f"hold out the same images. {of['cpu']}, one thread, torch {cells[0]['versions']['torch']}.",
+        "Image AUROC on labelled images of each set (normal + anomalous; of a larger set so many are drawn by a seed). "
+        "Members are at their fast presets, linear at 64 px, padim, knn and mkd at 128 px; the bad one is an "
+        "auto-encoder after one epoch. All of a seed hold out the same images. Members score what is resampled from "
+        f"one decoding. {cells[0]['machine']['cpu']}, one thread, torch {cells[0]['versions']['torch']}.",
         "",
-        f"| data | seed | images | {' | '.join(columns)} | fused over the best | who joined |",
+        f"| data | seed | images | {' | '.join(columns)} | fused over the best | left out of all |",
         "|" + "---|" * (5 + len(columns)),
         *rows,
         "",
-        "Images a second of one CPU's time that scores, and the seconds of `fuse`, taken beside other work:",
+        f"What they find of synthetic defects, by at most {FRAMES} of the images held out (mean AUROC over the kinds):",
         "",
-        f"| data | seed | {' | '.join(columns)} | fuse s |",
+        f"| data | seed | held out | {' | '.join(columns)} |",
         "|" + "---|" * (3 + len(columns)),
-        *speeds,
+        *finds,
     ]
     (RESULTS / "fusion.md").write_text("\n".join(text) + "\n")
 
@@ -140,24 +188,21 @@ def write_page() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=SETS, help="repeatable; all by default")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--test", type=int, default=0, help="at most so many labelled images; 0: all")
     parser.add_argument("--members", default=",".join(MEMBERS))
-    parser.add_argument("--work", type=Path, default=Path("build/fusion"), help="folder for lists and models")
+    parser.add_argument("--work", type=Path, default=Path("build/fusion"), help="folder for lists, models and scores")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     plan = yaml.safe_load(PLAN.read_text())["data"]
     (RESULTS / "fusion").mkdir(parents=True, exist_ok=True)
     for name in asked.only or SETS:
-        path = RESULTS / "fusion" / f"{slug(name)}--seed-{asked.seed}.json"
-        if path.exists():
-            continue
         names = asked.members.split(",")
         found = cell(name, plan[name], names, asked.seed, asked.test, asked.work.resolve())
+        path = RESULTS / "fusion" / f"{slug(name)}--seed-{asked.seed}.json"
         path.write_text(json.dumps(found, indent=1) + "\n")
         print(path.name, found["auroc"], found["weights"], flush=True)
         write_page()
-    write_page()
 
 
 if __name__ == "__main__":

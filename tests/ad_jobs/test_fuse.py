@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from ad_jobs.cli.app import app
 from ad_jobs.errors import UsageError
+from ad_jobs.fitting import fusion
 from ad_jobs.fuse import fuse
 from ad_jobs.images.domain import Domain
 from ad_jobs.score import score
@@ -85,6 +86,21 @@ def test_other_images_may_be_named_that_no_member_was_fitted_on(home: Path, tmp_
     assert record["fused"]["normals"] == 10
     with pytest.raises(UsageError, match="--normal is of images that no member was fitted on"):
         fuse(model=members(home), out=str(tmp_path / "again"), normal=str(home / "normal"))
+
+
+def test_what_is_left_out_costs_nothing(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the larger member in colour the input is the smaller one's, in grey; one that is left alone says so."""
+    monkeypatch.setattr(fusion, "chosen", lambda judged: (1.0, *[0.0] * (judged.normal.shape[1] - 1)))
+    record = fuse(model=members(home), out=str(tmp_path / "alone"))
+    model, member = open_model(str(tmp_path / "alone")), open_model(members(home)[0])
+    assert (model.policy, model.detector.spec) == (member.policy, member.detector.spec)
+    assert [one["kind"] for one in record["source"]["members"]] == ["linear"]
+    assert [row["weight"] for row in record["fused"]["members"]] == [1.0, 0.0]
+    assert record["fused"]["members"][1]["why"].startswith("as those who joined find ")
+    # The member's own scores, in another scale.
+    images = [str(path) for path in sorted((home / "normal").iterdir())[:4]]
+    own, found = (np.array([row["score"] for row in score(model=one.uri, images=images)]) for one in (member, model))
+    np.testing.assert_allclose(found, own / float(model.detector.score_spread), rtol=1e-5)
 
 
 def test_what_is_shown(home: Path) -> None:

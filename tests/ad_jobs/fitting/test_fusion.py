@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from detectorkit import build
 
 from ad_jobs.errors import JobError, UsageError
-from ad_jobs.fitting.fusion import _Moments, chosen, common_policy
+from ad_jobs.fitting.fusion import Fitted, _Moments, chosen, common_policy
 from ad_jobs.fitting.synthetic import Judged
 from ad_jobs.images.policy import PixelPolicy
 
@@ -48,8 +49,13 @@ def policy(**values: object) -> PixelPolicy:
     return PixelPolicy.model_validate({"channels": 1, "height_px": 64, "width_px": 64, **values})
 
 
+def member(place: str, policy: PixelPolicy) -> Fitted:
+    torch.manual_seed(0)
+    return Fitted(place, place, "linear", policy, build("linear", (policy.height_px, policy.width_px)))
+
+
 def test_the_common_policy_is_the_largest_and_in_colour_if_one_is() -> None:
-    found = common_policy({"a": policy(), "b": policy(channels=3, height_px=32, width_px=128)})
+    found = common_policy([member("/a", policy()), member("/b", policy(channels=3, height_px=32, width_px=128))])
     assert found == policy(channels=3, width_px=128)
 
 
@@ -59,7 +65,7 @@ def test_the_common_policy_is_the_largest_and_in_colour_if_one_is() -> None:
 def test_members_whose_images_are_prepared_otherwise_are_refused(other: dict[str, str]) -> None:
     ((name, value),) = other.items()
     with pytest.raises(UsageError, match=rf"{name} .* in /a, {value} in /b"):
-        common_policy({"/a": policy(), "/b": policy(**other)})
+        common_policy([member("/a", policy()), member("/b", policy(**other))])
 
 
 def test_a_spread_in_parts_is_that_of_all() -> None:
