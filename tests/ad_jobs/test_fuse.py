@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fusekit import RANDOM, fitted, normals, pair
+from s3server import S3Server
 from scankit import png
 from typer.testing import CliRunner
 
@@ -163,3 +164,13 @@ def test_a_fit_of_it_is_refused_with_the_verb_that_makes_it(home: Path, tmp_path
     result = CliRunner().invoke(app, asked)
     assert result.exit_code == 2
     assert "retroscan fuse MODEL MODEL" in result.output
+
+
+@pytest.mark.s3
+def test_images_and_models_may_lie_on_s3(s3: S3Server) -> None:
+    root = f"s3://{s3.bucket}/fuse"
+    source = normals(f"{root}/normal", 12)
+    made = [fitted(f"{root}/{size_px}", source, size_px=size_px) for size_px in (32, 48)]
+    record = fuse(model=made, out=f"{root}/fused")
+    assert record["fused"]["normal"] == source
+    assert open_model(f"{root}/fused").calibration.n_normal == 3

@@ -15,7 +15,6 @@ from s3server import S3Server
 from ad_jobs.errors import UsageError
 from ad_jobs.evaluate import evaluate
 from ad_jobs.fit import fit
-from ad_jobs.fuse import fuse
 from ad_jobs.phantom import PhantomArchive, generate
 from ad_jobs.report import report
 from ad_jobs.results.read import read_run, read_scores
@@ -25,9 +24,7 @@ from ad_jobs.specs import FitSpec
 from ad_jobs.verify import verify
 from cluster import storage
 from cluster.session import session
-from models.registry import DETECTORS, FUSED
-
-KINDS = (*DETECTORS, FUSED.kind)
+from models.registry import DETECTORS
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
@@ -85,8 +82,6 @@ def home(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Home:
     with session(num_cpus=2):
         for kind in DETECTORS:
             fit(made.spec(kind))
-        members = [f"{root}/models/{kind}" for kind in ("linear", "padim")]
-        fuse(model=members, out=f"{root}/models/{FUSED.kind}")
         scan(f"{root}/archive", models(made), made.run, heatmaps="all")
         # So small batches are worth a second actor.
         scan(f"{root}/shuffled", models(made), f"{root}/run-shuffled", heatmaps="none", batch_size=1)
@@ -94,7 +89,7 @@ def home(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 def models(home: Home) -> list[str]:
-    return [f"{home.root}/models/{kind}" for kind in KINDS]
+    return [f"{home.root}/models/{kind}" for kind in DETECTORS]
 
 
 def by_content(out: str) -> pd.DataFrame:
@@ -103,8 +98,7 @@ def by_content(out: str) -> pd.DataFrame:
 
 
 def test_fits_held_out_normals_and_say_what_they_were_fitted_on(home: Home) -> None:
-    for kind in DETECTORS:
-        uri = f"{home.root}/models/{kind}"
+    for kind, uri in zip(DETECTORS, models(home), strict=True):
         model = open_model(uri)
         assert model.kind == kind
         # As all phantoms are.
@@ -126,25 +120,13 @@ def test_fits_held_out_normals_and_say_what_they_were_fitted_on(home: Home) -> N
             assert (calibration.rule, calibration.target, calibration.n_normal) == ("max_fpr", 0.01, 5)
 
 
-def test_members_are_judged_by_the_normals_that_all_of_them_held_out(home: Home) -> None:
-    model = open_model(f"{home.root}/models/{FUSED.kind}")
-    member = open_model(f"{home.root}/models/linear")
-    assert model.record["fused"]["normals"] == model.calibration.n_normal == 5
-    assert model.record["fused"]["normal"] == f"{home.root}/train"
-    assert model.domain == member.domain
-    assert (model.policy.channels, model.policy.height_px, model.policy.width_px) == (3, 64, 48)
-    kept = [row["model_id"] for row in model.record["fused"]["members"] if row["weight"]]
-    (recorded,) = (one for one in read_run(home.run).models if one.kind == FUSED.kind)
-    assert [one["model_id"] for one in recorded.members] == kept
-
-
 def test_every_object_has_its_rows_under_every_model(home: Home) -> None:
     counts = read_run(home.run).counts
     assert counts.objects == home.phantoms.objects
     assert counts.scored + counts.failed + counts.skipped == counts.objects
     rows = read_scores(home.run)
     scored = rows[rows["status"] == "scored"].groupby("model_id").size()
-    assert scored.tolist() == [home.phantoms.frames] * len(KINDS)
+    assert scored.tolist() == [home.phantoms.frames] * len(DETECTORS)
     assert rows.loc[rows["status"] == "scored", "heatmap"].notna().all()
     assert rows.groupby("model_id")["score"].nunique().min() > 10, "a detector that tells images apart"
 
@@ -159,14 +141,14 @@ def test_it_is_judged_verified_and_reported(home: Home) -> None:
     path = home.phantoms.root / "labels-s3.csv"
     labels.to_csv(path, index=False)
     evaluation = evaluate(home.run, str(path), bootstrap=20)
-    assert len(evaluation["models"]) == len(KINDS) - 1
+    assert len(evaluation["models"]) == len(DETECTORS) - 1
     for judged in (evaluation, *evaluation["models"].values()):
         assert judged["n_anomalous"] == home.phantoms.anomalous
         assert all(judged[name]["value"] is not None for name in ("image_auroc", "pixel_auroc", "aupro"))
     assert verify(home.run, sample=8).differences == []
     page = storage.read_bytes(report(home.run, top=2)).decode()
     assert "Side by side" in page
-    assert all(f"{kind} <code>" in page for kind in KINDS)
+    assert all(f"{kind} <code>" in page for kind in DETECTORS)
 
 
 def test_scores_hang_on_neither_batches_order_nor_actors(home: Home) -> None:
