@@ -99,7 +99,7 @@ def judge(detectors: Sequence[Detector], frames: Iterable[NDArray[np.uint16]], *
     scorers = [Scorer(detector) for detector in detectors]
     scores = []
     for place, frame in enumerate(stored):
-        images = list(_with_defects(frame.astype(np.float32) / FULL_SCALE, rounds, (seed, place)))
+        images = list(_with_defects(np.divide(frame, FULL_SCALE, dtype=np.float32), rounds, (seed, place)))
         scores.append(
             [
                 [one.score for one in scorer.score(_seen(detector, images))]
