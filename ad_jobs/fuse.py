@@ -10,12 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import reduce
 from typing import Any
-
-from numpy.typing import NDArray
 
 from ad_jobs.archive.sources import read_source
 from ad_jobs.errors import UsageError
@@ -60,14 +58,16 @@ def fuse(spec: FuseSpec) -> dict[str, Any]:
     if done is not None:
         return _already(done, digest, spec.out)
     _demand_fittable(models)
-    policy = common_policy({place: model.policy for place, model in models.items()})
     limits = _common_limits(models)
-    domain = _common_domain(models)
-    images = _images(spec, models, domain.accepts)
-    members = [Fitted(model.kind, model.model_id, detector) for model, detector in map(open_fitted, spec.model)]
-    fusion = fused(members, lambda: _pixels(images))
-    for row, place in zip(fusion.told["members"], spec.model, strict=True):
-        row["uri"] = place
+    # Before anything is read: what cannot score together is refused at once.
+    domain = _common_domain(models.values())
+    members = [
+        Fitted(place, model.model_id, model.kind, model.policy, open_fitted(place)[1])
+        for place, model in models.items()
+    ]
+    common_policy(members)
+    images = _images(spec, models, limits, domain.accepts)
+    fusion = fused(members, lambda policy: (one.pixels for one in images.frames(policy)))
     record = {
         "fuse": spec.config(),
         "fuse_digest": digest,
@@ -77,25 +77,23 @@ def fuse(spec: FuseSpec) -> dict[str, Any]:
         "fused_at": datetime.now(UTC).isoformat(timespec="seconds"),
         SCORE_CPU_MS: score_cpu_ms(fusion.detector),
     }
-    model = publish(spec.out, FUSED.kind, fusion.detector, policy, record, domain)
-    source = f"held out of {images.source}" if spec.normal is None else images.source
-    write_calibration(
-        spec.out,
-        calibrate_on(fusion.detector, images.frames(), model_id=str(model["model_id"]), source=source, max_fpr=MAX_FPR),
+    domain = _common_domain([models[member.place] for member in fusion.members])
+    model = publish(spec.out, FUSED.kind, fusion.detector, fusion.policy, record, domain)
+    calibrated = calibrate_on(
+        fusion.detector,
+        images.frames(fusion.policy),
+        model_id=str(model["model_id"]),
+        source=f"held out of {images.source}" if spec.normal is None else images.source,
+        max_fpr=MAX_FPR,
     )
+    write_calibration(spec.out, calibrated)
     return model
 
 
-def _pixels(images: NormalImages) -> Iterator[NDArray[Any]]:
-    return (one.pixels for one in images.frames())
-
-
-def _images(spec: FuseSpec, models: Mapping[str, FittedModel], domain: Domain) -> NormalImages:
+def _images(spec: FuseSpec, models: Mapping[str, FittedModel], limits: Limits, domain: Domain) -> NormalImages:
     """The normal images that judge the members: what is named, or what their fits held out."""
-    policy = common_policy({place: model.policy for place, model in models.items()})
-    limits = next(iter(models.values())).limits
     if spec.normal is None:
-        return held_out_again(models, policy, limits)
+        return held_out_again(models, limits)
     fitted_on = [place for place, model in models.items() if model.record.get("data", {}).get("normal") == spec.normal]
     if fitted_on:
         raise UsageError(
@@ -103,7 +101,7 @@ def _images(spec: FuseSpec, models: Mapping[str, FittedModel], domain: Domain) -
             f"{spec.normal}, which {fitted_on[0]} was fitted on",
             "Name others; without --normal those are taken that the fits held out.",
         )
-    return NormalImages(spec.normal, read_source(spec.normal), policy, limits, domain)
+    return NormalImages(spec.normal, read_source(spec.normal), limits, domain)
 
 
 def _demand_fittable(models: Mapping[str, FittedModel]) -> None:
@@ -134,9 +132,9 @@ def _common_limits(models: Mapping[str, FittedModel]) -> Limits:
     return one.limits
 
 
-def _common_domain(models: Mapping[str, FittedModel]) -> DomainFile:
-    """What all members take, and what their fits saw, if that is the same."""
-    files = [model.domain for model in models.values()]
+def _common_domain(models: Iterable[FittedModel]) -> DomainFile:
+    """What all of them take, and what their fits saw, if that is the same."""
+    files = [model.domain for model in models]
     accepts = reduce(Domain.within, (file.accepts for file in files))
     seen = files[0].seen if all(file.seen == files[0].seen for file in files) else None
     return DomainFile(accepts=accepts, seen=seen)

@@ -26,13 +26,14 @@ from models import registry
 from models.detector import Detector, InputSpec
 from models.runtime import Runtime
 
-# Kind, and options that are not the preset's; the last learns next to nothing.
+BAD = "bad"
+# Kind, and options that are not the preset's; the bad one learns next to nothing.
 MEMBERS: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("linear", {}),
     "padim": ("padim", {}),
     "knn": ("knn", {}),
     "mkd": ("mkd", {}),
-    "bad": ("autoencoder", {"epochs": 1}),
+    BAD: ("autoencoder", {"epochs": 1}),
 }
 
 

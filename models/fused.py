@@ -96,10 +96,10 @@ class Fused(Detector):
         # A member that takes a gradient switches it on for itself.
         with evaluating(self), torch.no_grad():
             by_score, by_heatmap = self.weight / self.score_spread, self.weight / self.heatmap_spread
-            image, heatmap = images.new_zeros(len(images)), images.new_zeros(len(images), *self.spec.size_px)
-            for number, found in enumerate(self.scores(images)):
-                image = image + by_score[number] * found.image
-                heatmap = heatmap + by_heatmap[number] * found.heatmap
+            found = self.scores(images)
+            # No zeros to begin with: their shape would fix the size of a batch in a traced graph.
+            image = torch.stack([share * one.image for share, one in zip(by_score, found, strict=True)]).sum(0)
+            heatmap = torch.stack([share * one.heatmap for share, one in zip(by_heatmap, found, strict=True)]).sum(0)
         return Scores(image, heatmap)
 
     def learner(self, runtime: Runtime) -> Learner:

@@ -1,13 +1,12 @@
 """Several fitted detectors made one: who joins, and by which spreads, from held-out normals and synthetic defects.
 
-`fused` is all that another verb needs: fitted members and their common held-out normals, decoded under
-`common_policy`.
+`fused` is all that another verb needs: fitted members, and normal images that all of them held out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -23,11 +22,10 @@ from ad_jobs.images.policy import PixelPolicy
 from models.detector import Detector
 from models.fused import Fused, Member, assembled
 
-# By how much more a fusion has to find, by AUROC, for a member to join: less is chance.
-CHANCE = 0.002
+# By how much less AUROC is chance: few images are held out, and their defects are drawn.
+CHANCE = 0.005
 # Of a policy's fields those in which members may differ: the input follows from the largest.
 _OF_THE_INPUT = ("channels", "height_px", "width_px")
-
 # Frames scored at once for the spreads.
 BATCH = 8
 
@@ -35,59 +33,64 @@ Pixels = NDArray[np.uint16]
 
 
 class Fitted(NamedTuple):
-    """A fitted detector to fuse: the registry's name of its kind, its model's id, and itself, on the CPU."""
+    """A fitted detector to fuse, on the CPU: its model's place and id, the registry's name of its kind, its policy."""
 
-    kind: str
+    place: str
     model_id: str
+    kind: str
+    policy: PixelPolicy
     detector: Detector
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """A fused detector, and what its record tells of how it came to be: `told`, plain values."""
+    """A fused detector and its pixel policy, who joined, and what its record tells of how it came to be."""
 
     detector: Fused
-    judged: Judged
-    # Of each member that was offered; 0 of those left out.
-    weights: tuple[float, ...]
+    policy: PixelPolicy
+    members: tuple[Fitted, ...]
+    # Plain values, of all that were offered.
     told: dict[str, Any]
 
 
-def common_policy(policies: Mapping[str, PixelPolicy]) -> PixelPolicy:
-    """The pixel policy from whose frames all members' follow, by their places.
+def common_policy(members: Sequence[Fitted]) -> PixelPolicy:
+    """The pixel policy from whose frames those of every member follow.
 
     Raises:
         UsageError: members whose images are prepared in different ways.
     """
-    (first, of_first), *others = policies.items()
-    for place, policy in others:
+    first, *others = members
+    for member in others:
         for name in PixelPolicy.model_fields:
-            one, other = getattr(of_first, name), getattr(policy, name)
+            one, other = getattr(first.policy, name), getattr(member.policy, name)
             if one != other and name not in _OF_THE_INPUT:
                 raise UsageError(
                     "Members see one decoding: their images are prepared alike, but for their size.",
-                    f"{name} {one} in {first}, {other} in {place}",
-                    f"Fit them with the same --{name}.",
+                    f"{name} {one} in {first.place}, {other} in {member.place}",
+                    f"Fit them with the same {name}.",
                 )
-    largest = {name: max(getattr(policy, name) for policy in policies.values()) for name in _OF_THE_INPUT}
-    return of_first.model_copy(update=largest)
+    largest = {name: max(getattr(member.policy, name) for member in members) for name in _OF_THE_INPUT}
+    return first.policy.model_copy(update=largest)
 
 
-def fused(members: Sequence[Fitted], frames: Callable[[], Iterable[Pixels]], *, seed: int = 0) -> Fusion:
-    """The members that find more together than alone, as one detector, not calibrated yet.
+def fused(members: Sequence[Fitted], frames: Callable[[PixelPolicy], Iterable[Pixels]], *, seed: int = 0) -> Fusion:
+    """The members that find more together than without one of them, as one detector; it is not calibrated yet.
 
     Args:
         members: fitted, at least two, by different model ids; none is a fused one.
-        frames: gives the normal frames that no member was fitted on, uint16 [c, H, W] under `common_policy` of the
-            members' policies, in the same order each time; it is called twice.
+        frames: gives normal frames that no member was fitted on, uint16 [c, H, W] under a policy, in the same order
+            each time; called once under that of all members, and once under that of those who join.
         seed: draws the synthetic defects.
 
     Raises:
+        UsageError: members whose images are prepared in different ways.
         JobError: no frame, a score that is not finite, or members that all score every normal image alike.
     """
-    judged = judge([member.detector for member in members], frames(), seed=seed)
+    judged = judge([member.detector for member in members], frames(common_policy(members)), seed=seed)
     weights = chosen(judged)
     kept = [(member, weight) for member, weight in zip(members, weights, strict=True) if weight]
+    joined = tuple(member for member, _ in kept)
+    policy = common_policy(joined)
     told = [
         Member(
             kind=member.kind,
@@ -96,32 +99,35 @@ def fused(members: Sequence[Fitted], frames: Callable[[], Iterable[Pixels]], *, 
             model_id=member.model_id,
             source=member.detector.source_record(),
         )
-        for member, _ in kept
+        for member in joined
     ]
-    detector = assembled(told, [member.detector for member, _ in kept], [weight for _, weight in kept])
-    _set_spreads(detector, frames())
-    return Fusion(detector, judged, weights, _told(members, judged, weights))
+    detector = assembled(told, [member.detector for member in joined], [weight for _, weight in kept])
+    _set_spreads(detector, frames(policy))
+    return Fusion(detector, policy, joined, _told(members, judged, weights))
 
 
 def chosen(judged: Judged) -> tuple[float, ...]:
-    """The weight of each member, 0 of those left out, in sum 1: greedily from the best member on.
+    """The weight of each member in the order of `judged`, in sum 1: 0 of those left out, equal for the others.
 
-    Of those not chosen the one joins with which the mean of z-scores finds most synthetic defects, as long as that
-    finds more than without it by CHANCE; those chosen have equal weights.
+    All begin together.
+    As long as the mean of z-scores finds more synthetic defects without some member, by more than CHANCE, the one goes
+    without which it finds most.
+    A member that adds nothing to what they find stays: it may add to real defects, which are of other kinds.
+
+    Raises:
+        JobError: every member scores all normal images alike.
     """
-    usable = [number for number in range(judged.normal.shape[1]) if judged.normal[:, number].std() > 0]
-    if not usable:
+    columns = range(judged.normal.shape[1])
+    kept = [number for number in columns if judged.normal[:, number].std() > 0]
+    if not kept:
         raise JobError("Every member scores all held-out normal images alike.", "Fit them again, or name others.")
-    kept: list[int] = []
-    best = 0.0
-    while len(kept) < len(usable):
-        found = {number: _found(judged, [*kept, number]) for number in usable if number not in kept}
-        number = max(found, key=found.__getitem__)
-        if kept and found[number] < best + CHANCE:
+    while len(kept) > 1:
+        without = {number: _found(judged, [one for one in kept if one != number]) for number in kept}
+        worst = max(without, key=without.__getitem__)
+        if without[worst] <= _found(judged, kept) + CHANCE:
             break
-        kept.append(number)
-        best = found[number]
-    return tuple(1 / len(kept) if number in kept else 0.0 for number in range(judged.normal.shape[1]))
+        kept.remove(worst)
+    return tuple(1 / len(kept) if number in kept else 0.0 for number in columns)
 
 
 def _found(judged: Judged, members: Sequence[int]) -> float:
@@ -157,6 +163,7 @@ def _told(members: Sequence[Fitted], judged: Judged, weights: Sequence[float]) -
         "auroc": _by_kind(judged, together.auroc()[:, 0]),
         "members": [
             {
+                "uri": member.place,
                 "kind": member.kind,
                 "model_id": member.model_id,
                 "found": round(float(found[number]), 4),

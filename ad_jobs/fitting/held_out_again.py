@@ -37,19 +37,18 @@ class NormalImages:
 
     source: str
     objects: Sequence[SourceObject]
-    policy: PixelPolicy
     limits: Limits
     domain: Domain
     wanted: Frames | None = None
 
-    def frames(self) -> Iterator[HeldOut]:
-        """The frames, in one order each time.
+    def frames(self, policy: PixelPolicy) -> Iterator[HeldOut]:
+        """The frames under a policy, in one order each time.
 
         Raises:
             JobError: an image changed, or can be read no longer.
         """
         left = None if self.wanted is None else self.wanted.copy()
-        for one in frames_of(self.objects, self.policy, self.limits, self.domain, "the fusion"):
+        for one in frames_of(self.objects, policy, self.limits, self.domain, "the fusion"):
             if left is None:
                 yield one
             elif left[one.object, one.frame]:
@@ -62,7 +61,7 @@ class NormalImages:
             )
 
 
-def held_out_again(models: Mapping[str, FittedModel], policy: PixelPolicy, limits: Limits) -> NormalImages:
+def held_out_again(models: Mapping[str, FittedModel], limits: Limits) -> NormalImages:
     """The normal images that the fits of all these models, by their places, held out, whatever a domain says now.
 
     Raises:
@@ -93,7 +92,7 @@ def held_out_again(models: Mapping[str, FittedModel], policy: PixelPolicy, limit
             f"Restore them. {ANOTHER}",
         )
     log.info("%s of %s, which the fits held out.", counted(wanted.total(), "normal frame"), source)
-    return NormalImages(source, [o for _, o in objects], policy, limits, Domain(), wanted)
+    return NormalImages(source, [o for _, o in objects], limits, Domain(), wanted)
 
 
 def _digest(place: str, model: FittedModel) -> str:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from fusekit import RANDOM, fitted, normals, pair
+from s3server import S3Server
 from scankit import png
 from typer.testing import CliRunner
 
 from ad_jobs.cli.app import app
 from ad_jobs.errors import UsageError
+from ad_jobs.fitting import fusion
 from ad_jobs.fuse import fuse
 from ad_jobs.images.domain import Domain
 from ad_jobs.score import score
@@ -87,6 +89,21 @@ def test_other_images_may_be_named_that_no_member_was_fitted_on(home: Path, tmp_
         fuse(model=members(home), out=str(tmp_path / "again"), normal=str(home / "normal"))
 
 
+def test_what_is_left_out_costs_nothing(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the larger member in colour the input is the smaller one's, in grey; one that is left alone says so."""
+    monkeypatch.setattr(fusion, "chosen", lambda judged: (1.0, *[0.0] * (judged.normal.shape[1] - 1)))
+    record = fuse(model=members(home), out=str(tmp_path / "alone"))
+    model, member = open_model(str(tmp_path / "alone")), open_model(members(home)[0])
+    assert (model.policy, model.detector.spec) == (member.policy, member.detector.spec)
+    assert [one["kind"] for one in record["source"]["members"]] == ["linear"]
+    assert [row["weight"] for row in record["fused"]["members"]] == [1.0, 0.0]
+    assert record["fused"]["members"][1]["why"].startswith("as those who joined find ")
+    # The member's own scores, in another scale.
+    images = [str(path) for path in sorted((home / "normal").iterdir())[:4]]
+    own, found = (np.array([row["score"] for row in score(model=one.uri, images=images)]) for one in (member, model))
+    np.testing.assert_allclose(found, own / float(model.detector.score_spread), rtol=1e-5)
+
+
 def test_what_is_shown(home: Path) -> None:
     lines = CliRunner().invoke(app, ["show", str(home / "fused")]).output.splitlines()
     assert sum("  member  " in line for line in lines) == 2
@@ -129,7 +146,7 @@ def test_a_fused_member_and_the_same_model_twice_are_refused(home: Path, tmp_pat
         fuse(model=members(home), out=str(home / "linear"))
 
 
-def test_images_that_are_gone_or_changed_are_told(home: Path, tmp_path: Path) -> None:
+def test_images_that_are_gone_or_changed_are_told(tmp_path: Path) -> None:
     source = normals(str(tmp_path / "normal"))
     made = [fitted(str(tmp_path / "one"), source), fitted(str(tmp_path / "two"), source, "padim", 32, options=RANDOM)]
     for path in Path(source).iterdir():
@@ -147,3 +164,13 @@ def test_a_fit_of_it_is_refused_with_the_verb_that_makes_it(home: Path, tmp_path
     result = CliRunner().invoke(app, asked)
     assert result.exit_code == 2
     assert "retroscan fuse MODEL MODEL" in result.output
+
+
+@pytest.mark.s3
+def test_images_and_models_may_lie_on_s3(s3: S3Server) -> None:
+    root = f"s3://{s3.bucket}/fuse"
+    source = normals(f"{root}/normal", 12)
+    made = [fitted(f"{root}/{size_px}", source, size_px=size_px) for size_px in (32, 48)]
+    record = fuse(model=made, out=f"{root}/fused")
+    assert record["fused"]["normal"] == source
+    assert open_model(f"{root}/fused").calibration.n_normal == 3

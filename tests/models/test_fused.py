@@ -16,13 +16,14 @@ from torch import Tensor
 from ad_jobs.images.decode import decode
 from ad_jobs.images.model_input import FULL_SCALE, to_input
 from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.scoring.engine import OnnxRuntime
 from models import artifact, registry
 from models.detector import Detector, InputSpec
 from models.errors import ConfigError
 from models.fused import Fused, Member, assembled, common_input
-from models.graph import to_onnx
 from models.parts.maps import enlarged
 from models.parts.resample import as_input
+from models.record import networks
 from models.runtime import Runtime
 
 
@@ -108,7 +109,9 @@ def test_it_is_saved_with_its_members_and_their_networks(tmp_path: Path) -> None
         ("padim", "b" * 12, 0.75),
     ]
     assert members[0]["source"] is None
-    assert members[1]["source"]["name"] == "resnet18"
+    assert networks(opened.record["source"]) == [members[1]["source"]]
+    assert networks(members[1]["source"])[0]["name"] == "resnet18"
+    assert networks(None) == []
 
 
 def test_it_has_no_fit_of_its_own() -> None:
@@ -129,4 +132,9 @@ def test_it_is_one_graph_where_all_members_are() -> None:
     members = [padim(), padim((32, 48), seed=1)]
     made = assembled([member("padim", one) for one in members], members, [0.5, 0.5])
     assert made.one_graph
-    assert len(to_onnx(made)) > 1000
+    batch, engine = pictures(5), OnnxRuntime(made)
+    # Of another size than what the first batch had, and the tracer.
+    for size in (3, 5, 1):
+        found = engine.score(batch[:size])
+        assert engine.name.startswith("onnxruntime ")
+        torch.testing.assert_close(found, made.score(batch[:size]), rtol=1e-4, atol=1e-4)
