@@ -241,6 +241,7 @@ def _reference(model: CalibratedModel, kept: bytes) -> ModelRef:
         calibration_sha256=model.calibration_sha256,
         weights_sha256=str(model.record["weights_sha256"]),
         source=model.record["source"],
+        auto=model.record.get(AUTO),
         policy=model.policy.model_dump(mode="json"),
         heatmap_low=calibration.heatmap_low,
         heatmap_high=calibration.heatmap_high,
