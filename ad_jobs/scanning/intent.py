@@ -26,7 +26,7 @@ from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.scanning.since import earlier, select_since
 from ad_jobs.schema import SCORES_VERSION
 from ad_jobs.scoring.model_store import CalibratedModel, read_model
-from ad_jobs.specs import CHAPTER_OBJECTS, KeepPolicy, Retry, ScanSpec
+from ad_jobs.specs import AUTO, CHAPTER_OBJECTS, KeepPolicy, Retry, ScanSpec
 from cluster import storage
 
 MANIFEST_FOLDER = "manifest"
