@@ -9,7 +9,7 @@ from ad_jobs.fitting.fusion import chosen as joining
 from ad_jobs.fitting.synthetic import Judged
 
 # By how much less AUROC is chance: few images are held out, and their defects are drawn.
-CHANCE = 0.01
+CHANCE = 0.005
 RULE = f"of those whose mean AUROC over the kinds of defects is within {CHANCE} of the best, the fastest to scan"
 
 

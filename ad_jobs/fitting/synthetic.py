@@ -104,7 +104,7 @@ def judge(
     scorers = [Scorer(detector, tiles=tiles) for detector in detectors]
     scores = []
     for place, frame in enumerate(stored):
-        images = list(_with_defects(frame.astype(np.float32) / FULL_SCALE, rounds, (seed, place)))
+        images = list(_with_defects(np.divide(frame, FULL_SCALE, dtype=np.float32), rounds, (seed, place)))
         scores.append(
             [
                 [one.score for one in scorer.score(_seen(images, detector.spec, whole=tiles is not None))]

@@ -139,6 +139,8 @@ class ModelRef(_Record):
     # says); null of a detector without one, and in runs of earlier versions. Of a fused model its `members`: each with
     # its kind, model_id, weight, and its own source.
     source: dict[str, Any] | None = None
+    # How `fit --detector auto` chose it: candidates, what each found, why; null of another, and in earlier runs.
+    auto: dict[str, Any] | None = None
 
     @property
     def members(self) -> list[dict[str, Any]]:

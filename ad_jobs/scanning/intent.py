@@ -29,7 +29,7 @@ from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.scanning.since import earlier, select_since
 from ad_jobs.schema import SCORES_VERSION
 from ad_jobs.scoring.model_store import CalibratedModel, read_model
-from ad_jobs.specs import CHAPTER_OBJECTS, KeepPolicy, Retry, ScanSpec
+from ad_jobs.specs import AUTO, CHAPTER_OBJECTS, KeepPolicy, Retry, ScanSpec
 from cluster import storage
 
 MANIFEST_FOLDER = "manifest"
@@ -273,6 +273,7 @@ def _reference(model: CalibratedModel, kept: bytes) -> ModelRef:
         calibration_sha256=model.calibration_sha256,
         weights_sha256=str(model.record["weights_sha256"]),
         source=model.record["source"],
+        auto=model.record.get(AUTO),
         policy=model.policy.model_dump(mode="json"),
         heatmap_low=calibration.heatmap_low,
         heatmap_high=calibration.heatmap_high,

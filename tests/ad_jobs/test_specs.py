@@ -251,6 +251,8 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
 }
 # Fields that exclude one that is given above.
 EXCLUDED = {
+    # Of --detector auto, which leaves out others: see tests/ad_jobs/fitting/test_auto.py.
+    ("fit", "budget"),
     ("calibrate", "max_fpr"),
     ("calibrate", "from_reviews"),
     ("decide", "max_fpr"),
