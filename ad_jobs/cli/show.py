@@ -289,6 +289,7 @@ def _model_text(model: dict[str, Any]) -> str:
     if model["calibrations"]:
         kept = [f"{one} (current)" if one == model["calibration_id"] else one for one in model["calibrations"]]
         lines.append(f"  kept         {', '.join(kept)}")
+    lines += [f"  DAMAGED      {one}" for one in model["damaged"]]
     domain = model["domain"]
     takes = [f"{name} {_plain(field)}" for name, field in domain["accepts"].items() if field is not None]
     lines.append(f"  takes        {', '.join(takes) or 'every image'}")
@@ -312,40 +313,23 @@ def _run_text(run: dict[str, Any]) -> str:
         for model in run["models"]
     ]
     ended = f"  finished     {run['ended_at']}, retroscan {run['versions'].get('retroscan', 'unknown')}"
+    own = {model["model_id"]: model.get("calibration_id") for model in run["models"]}
     decided = [
         f"  decision     {one['decision_id']}, {rule_text(one)}: "
-        + ", ".join(f"{part['flagged']} of {part['scored']} flagged" for part in one["models"])
+        + ", ".join(_flagged_text(part, own[part["model_id"]]) for part in one["models"])
         for one in run["decisions"]
     ]
-    lines = [*models, ended, *decided, *reviews_text(run["reviews"])]
+    damaged = [f"  DAMAGED      {one}" for one in run["damaged"]]
+    lines = [*models, ended, *decided, *reviews_text(run["reviews"]), *damaged]
     return "\n".join([balance_text(run, run["uri"]), f"  source       {run['source']}", *lines])
+
+
+def _flagged_text(part: dict[str, Any], own: str | None) -> str:
+    """What a decision flagged of a model's rows; and by which calibration, where that is not the run's own."""
+    other = part["calibration_id"] if part["calibration_id"] != own else None
+    return f"{part['flagged']} of {part['scored']} flagged" + (f" by calibration {other}" if other else "")
 
 
 def demo_table(value: dict[str, Any]) -> Any:
     """The demo's metrics, and where its report lies."""
     return Group(evaluation_view(value["evaluation"]), f"report: {value['report']}")
-
-
-def jobs_text(jobs: list[dict[str, Any]]) -> str:
-    """Jobs in columns, one a line, under a heading."""
-    rows = [("id", "status", "verb", "started (UTC)", "ended (UTC)", "exit", "message")]
-    for job in jobs:
-        times = [(job[key] or "-")[:19].replace("T", " ") for key in ("started", "ended")]
-        code = "-" if job["exit_code"] is None else str(job["exit_code"])
-        # Of a log, what was said last.
-        message = job["message"].strip().rpartition("\n")[2][:120]
-        rows.append((job["id"], job["status"], job["verb"] or "-", times[0], times[1], code, message))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def checks_text(checks: list[dict[str, str]]) -> str:
-    """What the doctor found, one check a line; what to do about it stands below it."""
-    lines = []
-    for check in checks:
-        lines.append(f"{check['status']:<8} {check['name']}: {check['found']}")
-        if check["remedy"]:
-            lines.append(f"{'':<8} -> {check['remedy']}")
-    return "\n".join(lines)

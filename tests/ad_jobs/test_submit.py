@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 
 from ad_jobs import submit
 from ad_jobs.cli.app import app
-from ad_jobs.cli.show import jobs_text
+from ad_jobs.cli.show_cluster import jobs_text
 from ad_jobs.errors import UsageError
 from cluster.jobs import Job
 
