@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from ad_jobs.deciding.record import decisions, read_decision
-from ad_jobs.errors import UsageError
+from ad_jobs.errors import JobError, UsageError
 from ad_jobs.results.run import RUN_FILE, read_record
 from ad_jobs.reviewing.agreement import agreement
 from ad_jobs.reviewing.verdicts import files, read_files, standing
-from ad_jobs.scoring.model_store import DOMAIN, FittedModel, calibration_of, kept_calibrations, read_fitted
+from ad_jobs.scoring.calibration import kept_calibrations
+from ad_jobs.scoring.model_store import DOMAIN, FittedModel, calibration_of, read_fitted
 from ad_jobs.specs import ShowSpec, takes
 from cluster import storage
 from models.record import DETECTOR
+
+P, T = ParamSpec("P"), TypeVar("T")
 
 
 @takes(ShowSpec)
@@ -21,19 +25,27 @@ def show(spec: ShowSpec) -> dict[str, Any]:
 
     `model` has its record, its calibration (None without one), the ids of all that it keeps, and its domain; `run` its
     record, its decisions, and how many verdicts its reviewers gave and how far they agree.
+    What else lies there and is damaged is told in `damaged`, a sentence each, and does not hide the rest.
 
     Raises:
-        UsageError: neither a model nor a finished run, or a damaged one; a decision that was changed.
-        JobError: a file of verdicts is damaged.
+        UsageError: neither a model nor a finished run, or a damaged one.
     """
     if storage.exists(storage.join(spec.folder, DETECTOR)):
         return {"model": _model(read_fitted(spec.folder))}
     if storage.exists(storage.join(spec.folder, RUN_FILE)):
         record = read_record(spec.folder)
-        found = [read_decision(spec.folder, record, decision_id) for decision_id in decisions(spec.folder)]
-        reviews = agreement(standing(read_files(spec.folder, files(spec.folder))))
+        damaged: list[str] = []
+        found = [
+            whole
+            for decision_id in decisions(spec.folder)
+            if (whole := _or_told(damaged, read_decision, spec.folder, record, decision_id)) is not None
+        ]
+        verdicts = [
+            one for name in files(spec.folder) for one in _or_told(damaged, read_files, spec.folder, [name]) or ()
+        ]
+        reviews = agreement(standing(sorted(verdicts, key=lambda one: (one.noted_at, one.verdict_id))))
         told = {"uri": spec.folder, **record.model_dump(mode="json"), "decisions": found, "reviews": reviews}
-        return {"run": told}
+        return {"run": {**told, "damaged": damaged}}
     raise UsageError(
         f"What is shown is a model, a folder with {DETECTOR}, or a finished run, a folder with {RUN_FILE}.",
         spec.folder,
@@ -41,8 +53,17 @@ def show(spec: ShowSpec) -> dict[str, Any]:
     )
 
 
+def _or_told(damaged: list[str], read: Callable[P, T], *args: P.args, **named: P.kwargs) -> T | None:
+    """What is read; None, and why it cannot be in `damaged`, where it is not whole."""
+    try:
+        return read(*args, **named)
+    except (UsageError, JobError) as error:
+        damaged.append(str(error))
+        return None
+
+
 def _model(model: FittedModel) -> dict[str, Any]:
-    calibration = calibration_of(model)
+    calibration, kept = calibration_of(model), kept_calibrations(model.uri)
     return {
         "uri": model.uri,
         **model.record,
@@ -50,6 +71,7 @@ def _model(model: FittedModel) -> dict[str, Any]:
         "model_id": model.model_id,
         "calibration": None if calibration is None else calibration.model_dump(mode="json"),
         "calibration_id": None if calibration is None else calibration.id,
-        "calibrations": [one.id for one in kept_calibrations(model.uri)],
+        "calibrations": [one.id for one in kept.calibrations],
+        "damaged": [str(error) for error in kept.damaged.values()],
         "domain": {"file": storage.join(model.uri, DOMAIN), **model.domain.model_dump(mode="json")},
     }

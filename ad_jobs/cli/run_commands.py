@@ -113,7 +113,10 @@ def review(
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """A page of this machine to look at a run's images and to note verdicts, in RUN/reviews. Ctrl-C ends it."""
+    """A page of this machine to look at a run's images and to note verdicts, in RUN/reviews.
+
+    Ctrl-C ends it, with exit code 130.
+    """
     spec = o.given(run_specs.ReviewSpec, context)
     from ad_jobs.review import review as verb
 
@@ -123,6 +126,8 @@ def review(
         sys.stdout.flush()
 
     verb(spec).serve(told)
+    # Nothing else ends it.
+    raise typer.Exit(130)
 
 
 def compare(

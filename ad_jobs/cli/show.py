@@ -244,13 +244,21 @@ def _run_text(run: dict[str, Any]) -> str:
         for model in run["models"]
     ]
     ended = f"  finished     {run['ended_at']}, retroscan {run['versions'].get('retroscan', 'unknown')}"
+    own = {model["model_id"]: model.get("calibration_id") for model in run["models"]}
     decided = [
         f"  decision     {one['decision_id']}, {rule_text(one)}: "
-        + ", ".join(f"{part['flagged']} of {part['scored']} flagged" for part in one["models"])
+        + ", ".join(_flagged_text(part, own[part["model_id"]]) for part in one["models"])
         for one in run["decisions"]
     ]
-    lines = [*models, ended, *decided, *reviews_text(run["reviews"])]
+    damaged = [f"  DAMAGED      {one}" for one in run["damaged"]]
+    lines = [*models, ended, *decided, *reviews_text(run["reviews"]), *damaged]
     return "\n".join([balance_text(run, run["uri"]), f"  source       {run['source']}", *lines])
+
+
+def _flagged_text(part: dict[str, Any], own: str | None) -> str:
+    """What a decision flagged of a model's rows; and by which calibration, where that is not the run's own."""
+    other = part["calibration_id"] if part["calibration_id"] != own else None
+    return f"{part['flagged']} of {part['scored']} flagged" + (f" by calibration {other}" if other else "")
 
 
 def demo_table(value: dict[str, Any]) -> Any:

@@ -76,6 +76,7 @@ def model_text(model: dict[str, Any]) -> str:
     if model["calibrations"]:
         kept = [f"{one} (current)" if one == model["calibration_id"] else one for one in model["calibrations"]]
         lines.append(f"  kept         {', '.join(kept)}")
+    lines += [f"  DAMAGED      {one}" for one in model["damaged"]]
     domain = model["domain"]
     takes = [f"{name} {plain(field)}" for name, field in domain["accepts"].items() if field is not None]
     lines.append(f"  takes        {', '.join(takes) or 'every image'}")

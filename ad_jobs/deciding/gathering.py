@@ -22,6 +22,8 @@ from ad_jobs.schema import FAILED, MANIFEST_HEADERS, SCORED, SCORES
 
 _READ = (*KEY, "score", "flagged")
 _TOLD_BY = ("study_uid", "series_uid", "uri")
+# What is read of the run's table.
+COLUMNS = tuple(dict.fromkeys((*_READ, *_TOLD_BY, *OF_HIGHEST, "status")))
 # Of the highest frame of each; names are told by their digests, so that a row to be put in order is a small one.
 _HIGHEST = f"""
     WITH short AS (

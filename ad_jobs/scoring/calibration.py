@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError, model_validator
 
-from ad_jobs.errors import JobError
+from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.policy import Tiles
 from ad_jobs.results.heatmaps import EARLIER_ANCHOR
 from ad_jobs.results.run import ModelRef, calibration_copy
@@ -271,3 +271,29 @@ class HeatmapRange:
         if not anchor > low:
             anchor = low + max(abs(low), 1e-6)
         return HeatmapScale(low, anchor, low + HEADROOM * (anchor - low))
+
+
+class Kept(NamedTuple):
+    """Calibrations from the first to the last; and of those that are damaged, by id, what is to be said of them."""
+
+    calibrations: list[Calibration]
+    damaged: dict[str, UsageError]
+
+
+def kept_calibrations(uri: str) -> Kept:
+    """Every calibration that the model at `uri` keeps."""
+    folder = storage.join(uri, KEPT)
+    names = storage.list_names(folder) if storage.is_folder(folder) else []
+    found, damaged = [], {}
+    for name in names:
+        if not name.endswith(".json"):
+            continue
+        try:
+            found.append(Calibration.model_validate_json(storage.read_bytes(storage.join(folder, name))))
+        except ValidationError as error:
+            damaged[name.removesuffix(".json")] = UsageError(
+                "What a model keeps of its calibrations stays as it was written.",
+                f"{storage.join(folder, name)}: {error.errors()[0]['msg']}",
+                "Restore the file, or remove it.",
+            )
+    return Kept(sorted(found, key=lambda one: (one.set_at, one.id)), damaged)

@@ -19,14 +19,15 @@ from ad_jobs.decide import decide
 from ad_jobs.deciding.table import group_of
 from ad_jobs.deciding.text import decision_text
 from ad_jobs.errors import UsageError
+from ad_jobs.evaluation.evaluation_file import read_evaluation
 from ad_jobs.export import export
 from ad_jobs.results.run import RunRecord, count_table, held_out_copy, part_uris, write_record
 from ad_jobs.results.seal import digest_holds
 from ad_jobs.reviewing.verdicts import add, noted
 from ad_jobs.schema import SCORES as SCHEMA
-from ad_jobs.scoring.calibration import Calibrated, Calibration
+from ad_jobs.scoring.calibration import Calibrated, Calibration, kept_calibrations
 from ad_jobs.scoring.held_out import Scored, to_parquet
-from ad_jobs.scoring.model_store import kept_calibrations, write_calibration
+from ad_jobs.scoring.model_store import write_calibration
 from ad_jobs.scoring.thresholds import threshold_for_fpr
 from ad_jobs.show import show
 from cluster import storage
@@ -245,6 +246,24 @@ def test_show_lists_the_decisions_of_a_run(run: str) -> None:
     assert f"  decision     {second['decision_id']}, --top 2 --level study: 2 of 21 flagged" in text
 
 
+def test_what_is_damaged_is_shown_by_name_beside_what_is_not(run: str, caplog: pytest.LogCaptureFixture) -> None:
+    whole, broken = decide(run=run, fdr=0.2), decide(run=run, top=2)
+    seen = {"object_id": 4, "frame": 0, "content_sha256": None, "uri": "/a/4/x.png", "flagged": True}
+    add(run, [noted(seen, "Ada", "accepted")])
+    Path(run, "reviews", "20250101T000000-half.parquet").write_bytes(b"half")
+    Path(run, "decisions", f"{broken['decision_id']}.json").write_bytes(b"{")
+    found = show(folder=run)
+    assert found["run"]["decisions"] == [whole]
+    assert found["run"]["reviews"]["verdicts"] == 1
+    decision, verdicts = found["run"]["damaged"]
+    assert f"{broken['decision_id']}.json: its record was changed. Remove it, and decide again." in decision
+    assert "20250101T000000-half.parquet cannot be read as verdicts" in verdicts
+    assert f"  DAMAGED      {decision}" in shown_text(found).splitlines()
+    Path(run, "evaluation.json").write_bytes(b"half")
+    assert read_evaluation(run, kit.RUN_ID) == (None, True)
+    assert "evaluation.json is damaged, and is left out: run retroscan evaluate again" in caplog.text
+
+
 def test_held_out_normals_are_needed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"held-out normals.*without one"):
         decide(run=make_run(tmp_path / "run", scores=held_out(NORMALS[:0])), top=1)
@@ -279,7 +298,7 @@ def test_another_calibration_of_the_model_decides_otherwise(run: str, tmp_path: 
     record = RunRecord.model_validate_json(Path(run, "run.json").read_bytes())
     moved = record.models[0].model_copy(update={"uri": model})
     write_record(run, record.model_copy(update={"models": [moved]}))
-    assert [one.id for one in kept_calibrations(model)] == [first.calibration.id, later.calibration.id]
+    assert [one.id for one in kept_calibrations(model).calibrations] == [first.calibration.id, later.calibration.id]
     current = decide(run=run, max_fpr=0.05, calibration="current")
     by_name = decide(run=run, max_fpr=0.05, calibration=later.calibration.id)
     assert current == by_name
@@ -287,6 +306,23 @@ def test_another_calibration_of_the_model_decides_otherwise(run: str, tmp_path: 
     assert current["models"][0]["flagged"] < decide(run=run, max_fpr=0.05)["models"][0]["flagged"]
     with pytest.raises(UsageError, match=r"which none has.*They have " + first.calibration.id):
         decide(run=run, max_fpr=0.05, calibration="0" * 12)
+    # Of two decisions by one rule is told what they differ by.
+    told = shown_text(show(folder=run)).splitlines()
+    assert [line.partition(" flagged by calibration ")[2] for line in told if "--max-fpr 0.05" in line].count("") == 1
+    assert any(line.endswith(f" flagged by calibration {later.calibration.id}") for line in told)
+    # One that is damaged is told by its name, and hides no other.
+    path = Path(model, "calibrations", f"{later.calibration.id}.json")
+    body = path.read_bytes()
+    path.write_bytes(body[:50])
+    kept = kept_calibrations(model)
+    assert ([one.id for one in kept.calibrations], list(kept.damaged)) == (
+        [first.calibration.id],
+        [later.calibration.id],
+    )
+    assert decide(run=run, max_fpr=0.05, calibration=first.calibration.id)["level"] == "image"
+    with pytest.raises(UsageError, match=rf"{later.calibration.id}.json.*Restore the file, or remove it"):
+        decide(run=run, max_fpr=0.05, calibration=later.calibration.id)
+    path.write_bytes(body)
     # Set again, the first is the current one, whenever it was set before.
     write_calibration(model, first)
     again = decide(run=run, max_fpr=0.05, calibration="current")

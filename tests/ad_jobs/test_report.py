@@ -115,6 +115,18 @@ def test_metrics_with_intervals(fake):
         value = evaluation[key]
         assert f"{value['value']:.4f} {value['low']:.4f} to {value['high']:.4f}" in text
         assert metric.name in text
+    # What labels chose is for who asks `evaluate --oracle`.
+    assert "Best F1" not in text
+    assert "none missed" not in text
+
+
+def test_what_has_no_value_is_no_row(fake):
+    path = Path(fake.uri, "evaluation.json")
+    nothing = {"value": None, "low": None, "high": None}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pixel_auroc": nothing}))
+    text = page_of(fake).text
+    assert "Pixel AUROC over all" not in text
+    assert "AUPRO" in text
 
 
 def test_the_evaluation_of_another_run_is_not_shown(fake):
