@@ -194,7 +194,7 @@ def page(rows: list[str]) -> str:
             "Milliseconds of CPU time an image, in batches of 1, 8 and 32; seconds of CPU to load the model, with its "
             "graph written and read; the most memory of a process that scored; by how much score and heatmap "
             "differ from torch's, as a share of the largest; and the machine's load, which takes caches and memory's "
-            "bandwidth, and so moves CPU time, too. Rows without it are of before, on a machine with little else to do.",
+            "bandwidth, and so moves CPU time, too. Rows without it are of before, on a quiet machine.",
             "",
             "Installed, ONNX Runtime takes 78 MB and `onnx` 31 MB, OpenVINO 180 MB, torch 1.2 GB.",
             "Image by image both engines are about as fast, and scans go so where that is fastest.",
@@ -205,17 +205,18 @@ def page(rows: list[str]) -> str:
             "resampling is a product with a matrix, as it has float64 for products, but not for pooling and resizing.",
             "In float32 `linear` would take 0.15 to 0.18 ms instead of 0.24 to 0.32, and be off by 6e-6 on solar "
             "cells: more than half of what is allowed, and more where normal images are more alike.",
-            "The rows with torch alone are of detectors that are no graph: whose mask is a factorisation (ssm_residual), "
-            "or whose maps are turned for each image, in float64, and pooled to sizes that are no constants (fyd).",
+            "The rows with torch alone are of detectors that are no graph: a mask of ssm_residual is a factorisation, "
+            "and fyd turns maps for each image, in float64, and pools them to sizes that are no constants.",
             "The tracer takes 0.6 s of CPU to write PaDiM at 64 px; `torch.export` and its translation took 17 s.",
             "",
-            "| detector | px | engine | ms at 1 | ms at 8 | ms at 32 | load s | peak MiB | score off | heatmap off | load |",
+            "| detector | px | engine | ms at 1 | ms at 8 | ms at 32 | load s | peak MiB | score off | heatmap off "
+            "| load |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
             *rows,
             "",
-            "The whole `Scorer` on one thread, before (torch, batches of 32) and with the engine and the batch measured, "
-            "96 grey frames a call: PaDiM at 256 px 53.0 and 19.5 ms an image (batches of 1), MKD at 256 px 62.9 and "
-            "22.5 ms, PaDiM at 128 px 9.8 and 6.0 ms, at 64 px 2.3 and 1.3 ms (batches of 8).",
+            "The whole `Scorer` on one thread, before (torch, batches of 32) and with the engine and the batch "
+            "measured, 96 grey frames a call: PaDiM at 256 px 53.0 and 19.5 ms an image (batches of 1), MKD at 256 px "
+            "62.9 and 22.5 ms, PaDiM at 128 px 9.8 and 6.0 ms, at 64 px 2.3 and 1.3 ms (batches of 8).",
             "Its memory with PaDiM at 256 px, frames taken one by one as in a scan: 1,288 MiB after the first batches, "
             "1,060 MiB with `--batch-size 1`; torch in batches of 32 reached 1,565 MiB, and held 1,026 MiB after them.",
             "",
