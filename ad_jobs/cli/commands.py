@@ -286,7 +286,7 @@ def export_model(
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """A model's network as ONNX, of padim, mkd (cosine map) and cyclegan; the file says what it takes and gives."""
+    """A model as a graph in ONNX; the file says what it takes and gives."""
     spec = o.given(specs.ExportModelSpec, context)
     from ad_jobs.export_model import export_model as verb
 
