@@ -16,7 +16,8 @@ from ad_jobs.specs import ShowSpec, takes
 from cluster import storage
 from models.record import DETECTOR
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @takes(ShowSpec)

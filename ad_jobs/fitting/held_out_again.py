@@ -17,10 +17,10 @@ from ad_jobs.archive.sources import SourceObject, read_source
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.domain import Domain
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.scoring.calibration import kept_held_out
+from ad_jobs.scoring.calibration import kept_calibrations, kept_held_out
 from ad_jobs.scoring.frames import as_sources, frames_of
 from ad_jobs.scoring.held_out import HeldOut, read_held_out
-from ad_jobs.scoring.model_store import FittedModel, kept_calibrations
+from ad_jobs.scoring.model_store import FittedModel
 from cluster.counting import counted
 
 log = logging.getLogger("retroscan.fuse")
@@ -105,7 +105,7 @@ def _digest(place: str, model: FittedModel) -> str:
 def _frames_held_out(models: Mapping[str, FittedModel], digest: str) -> Frames:
     """The frames that were held out, from the first calibration of any of the models."""
     for model in models.values():
-        for calibration in kept_calibrations(model.uri):
+        for calibration in kept_calibrations(model.uri).calibrations:
             if calibration.held_out_sha256 is None:
                 continue
             table = read_held_out(kept_held_out(model.uri, calibration.id), calibration.held_out_sha256)
