@@ -60,6 +60,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tile=TILE_PX,
             overlap=8,
             workers=workers,
+            # Of the second nothing stays decoded.
+            keep_mib=None if workers == 1 else 0,
             options={"items": 256, "layers": [2, 3]},
         )
     scan(str(home / "archive"), str(home / "model-1"), str(home / "run"), heatmaps="all")
