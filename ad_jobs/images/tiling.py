@@ -19,6 +19,8 @@ from ad_jobs.images.policy import PixelPolicy
 
 # Side of the cells of a stitched heatmap that a run keeps, in pixels of the image as it was cut.
 STORED_CELL_PX = 4
+# Whether a score is its heatmap's maximum, both in float32.
+SAME = 1e-5
 
 
 class Tiling(NamedTuple):
@@ -75,28 +77,34 @@ def _weights(length: int, tile: int, overlap: int) -> dict[int, NDArray[np.float
 
 
 class Stitch:
-    """The score and the heatmap of one image, as its tiles come in, in any order.
-
-    `score` is the tiles' largest, and `peak` the largest value of their own heatmaps; what is not finite stays so.
-    """
+    """The score and the heatmap of one image, as its tiles come in, in any order."""
 
     def __init__(self, tiling: Tiling, height: int, width: int) -> None:
         self._tiling = tiling
         self._down = _weights(height, tiling.height_px, tiling.overlap_px)
         self._across = _weights(width, tiling.width_px, tiling.overlap_px)
+        self._largest = -np.inf
+        self._by_maximum = True
         self.left = len(self._down) * len(self._across)
-        self.score = self.peak = -np.inf
         self.heatmap = np.zeros((height, width), np.float32)
 
-    def add(self, corner: tuple[int, int], score: float, peak: float, heatmap: NDArray[np.float32]) -> None:
+    def add(self, corner: tuple[int, int], score: float, heatmap: NDArray[np.float32]) -> None:
         """Count in the tile at `corner`."""
         top, left = corner
         place = self._tiling.cut(self.heatmap, corner)
         place += self._down[top][:, None] * self._across[left] * heatmap
         # NaN is larger than any number.
-        self.score = float(np.maximum(self.score, score))
-        self.peak = float(np.maximum(self.peak, peak))
+        self._largest = float(np.maximum(self._largest, score))
+        self._by_maximum &= bool(np.isclose(heatmap.max(), score, rtol=SAME, atol=0))
         self.left -= 1
+
+    @property
+    def score(self) -> float:
+        """The heatmap's maximum, where every tile's score is that of its own; else the largest of the tiles' scores.
+
+        A tile's own maximum may lie at its edge, where the one beside it sees that all is well.
+        """
+        return float(self.heatmap.max()) if self._by_maximum else self._largest
 
 
 def to_store(heatmap: NDArray[np.float32], geometry: Geometry, policy: PixelPolicy) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from pydantic import ValidationError, model_validator
 
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.policy import Tiles
+from ad_jobs.images.tiling import SAME
 from ad_jobs.results.heatmaps import EARLIER_ANCHOR
 from ad_jobs.results.run import ModelRef, calibration_copy
 from ad_jobs.scoring.held_out import HeldOut, Origin, Scored, to_parquet
@@ -31,8 +32,6 @@ KEPT = "calibrations"
 # The scale's top is so many times as far above the typical normal pixel as its anchor: next to nothing is clipped, and
 # of the 65,536 steps of a stored heatmap 8,192 lie below the anchor.
 HEADROOM = 8.0
-# Whether a score is its heatmap's maximum, both in float32.
-SAME = 1e-5
 
 
 class Calibration(Threshold):
@@ -166,7 +165,7 @@ def calibrate_on(
                 )
             scored.append(origins.popleft().scored(abnormal, result.score))
             if not abnormal:
-                heat.add(result.heatmap, result.score, result.peak)
+                heat.add(result.heatmap, result.score)
     if all(one.anomalous for one in scored):
         raise JobError(
             "A calibration needs normal images that decode, for the heatmaps' scale.", "Name others with --normal."
@@ -250,12 +249,11 @@ class HeatmapRange:
         self._high: list[float] = []
         self._score_is_maximum = True
 
-    def add(self, heatmap: NDArray[np.float32], score: float, peak: float) -> None:
-        """Count in a normal heatmap, the score beside it, and the maximum of it, or of what it was stitched of."""
+    def add(self, heatmap: NDArray[np.float32], score: float) -> None:
         low, high = np.quantile(heatmap, [0.01, 0.999])
         self._low.append(float(low))
         self._high.append(float(high))
-        self._score_is_maximum &= bool(np.isclose(peak, score, rtol=SAME, atol=0))
+        self._score_is_maximum &= bool(np.isclose(heatmap.max(), score, rtol=SAME, atol=0))
 
     def scale(self, threshold: float) -> HeatmapScale:
         """The global scale, anchored at the threshold where scores are maxima of heatmaps.

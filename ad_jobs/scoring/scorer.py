@@ -27,14 +27,10 @@ AMP_DTYPE = torch.float16
 
 
 class FrameScore(NamedTuple):
-    """One frame's raw score and heatmap float32 [H, W]; the time is its share of its batch.
-
-    `peak` is the heatmap's maximum; of a stitched one that of the tiles', before they faded into one another.
-    """
+    """One frame's raw score and heatmap float32 [H, W]; the time is its share of its batch."""
 
     score: float
     heatmap: NDArray[np.float32]
-    peak: float
     finite: bool
     score_ms: float
 
@@ -54,7 +50,7 @@ class Scorer:
     float32 throughout: neither autocast nor TF32, because a score must be the same within 1e-5 wherever
     it is computed again.
     `tiles`: frames are of any size, and cut into tiles of the detector's input, which are what is scored at once, those
-    of several frames together; a frame's score is its tiles' largest, its heatmap is stitched of theirs.
+    of several frames together; a frame's score and heatmap are stitched of theirs.
     `batch_size` frames are scored at once; None: what is fastest on a CPU, by the first batches, and never more than
     `at_most`.
     `amp` gives that up for speed on a GPU: scores then agree within AMP_TOLERANCE, which the first batch must show.
@@ -116,10 +112,10 @@ class Scorer:
         finite, spent_ms = True, 0.0
         for tile in self._whole(cut()):
             stitch, corner = waiting.popleft()
-            stitch.add(corner, tile.score, tile.peak, tile.heatmap)
+            stitch.add(corner, tile.score, tile.heatmap)
             finite, spent_ms = finite and tile.finite, spent_ms + tile.score_ms
             if not stitch.left:
-                yield FrameScore(stitch.score, stitch.heatmap, stitch.peak, finite, spent_ms)
+                yield FrameScore(stitch.score, stitch.heatmap, finite, spent_ms)
                 finite, spent_ms = True, 0.0
 
     def _whole(self, pixels: Iterable[NDArray[np.uint16]]) -> Iterator[FrameScore]:
@@ -153,13 +149,7 @@ class Scorer:
         share = 1e3 * (end - max(batch.start, self._last_end)) / batch.frames
         self._last_end = end
         return [
-            FrameScore(
-                float(score),
-                heatmap,
-                float(heatmap.max()),
-                bool(np.isfinite(score) and np.isfinite(heatmap).all()),
-                share,
-            )
+            FrameScore(float(score), heatmap, bool(np.isfinite(score) and np.isfinite(heatmap).all()), share)
             for score, heatmap in zip(*answer, strict=True)
         ]
 

@@ -63,23 +63,35 @@ def test_tiles_that_agree_give_the_image_in_any_order(step: int) -> None:
     corners = tiling.corners(13, 11)
     for number, corner in list(enumerate(corners))[::step]:
         assert stitch.left > 0
-        stitch.add(corner, float(number), -float(number), tiling.cut(whole, corner))
-    assert (stitch.left, stitch.score, stitch.peak) == (0, len(corners) - 1, 0)
+        stitch.add(corner, float(number), tiling.cut(whole, corner))
+    assert (stitch.left, stitch.score) == (0, len(corners) - 1)
     np.testing.assert_allclose(stitch.heatmap, whole, rtol=1e-6)
 
 
 def test_where_two_tiles_disagree_one_fades_into_the_other() -> None:
     stitch = Stitch(Tiling(8, 8, 4), 8, 12)
-    stitch.add((0, 0), 0.0, 0.0, np.zeros((8, 8), np.float32))
-    stitch.add((0, 4), 1.0, 1.0, np.ones((8, 8), np.float32))
+    stitch.add((0, 0), 0.0, np.zeros((8, 8), np.float32))
+    stitch.add((0, 4), 1.0, np.ones((8, 8), np.float32))
     expected = [0, 0, 0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1, 1, 1]
     np.testing.assert_allclose(stitch.heatmap, [expected] * 8, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("higher", "expected"), [(0.0, 0.875 + 0.125 * 0.25), (0.5, 1.5)])
+def test_where_scores_are_maxima_the_images_is_the_stitched_maximum(higher: float, expected: float) -> None:
+    """What one tile sees at its very edge counts as little as it does in the heatmap."""
+    stitch = Stitch(Tiling(8, 8, 4), 8, 12)
+    edge = np.zeros((8, 8), np.float32)
+    edge[:, 4] = 1.0
+    stitch.add((0, 0), 1.0 + higher, edge)
+    stitch.add((0, 4), 0.25 + higher, np.full((8, 8), 0.25, np.float32))
+    assert stitch.score == pytest.approx(expected)
 
 
 def test_a_single_tile_is_as_it_was() -> None:
     found = np.random.default_rng(0).random((4, 6), np.float32)
     stitch = Stitch(Tiling(4, 6, 2), 4, 6)
-    stitch.add((0, 0), 0.5, 0.7, found)
+    stitch.add((0, 0), 7.0, found)
+    assert stitch.score == 7
     np.testing.assert_array_equal(stitch.heatmap, found)
 
 
@@ -87,8 +99,8 @@ def test_what_is_not_finite_stays_so() -> None:
     stitch = Stitch(Tiling(4, 4, 2), 4, 6)
     spoiled = np.zeros((4, 4), np.float32)
     spoiled[0, 3] = np.nan
-    stitch.add((0, 0), np.nan, np.nan, spoiled)
-    stitch.add((0, 2), 1.0, 1.0, np.ones((4, 4), np.float32))
+    stitch.add((0, 0), np.nan, spoiled)
+    stitch.add((0, 2), 1.0, np.ones((4, 4), np.float32))
     assert np.isnan(stitch.score)
     assert np.isnan(stitch.heatmap).sum() == 1
 

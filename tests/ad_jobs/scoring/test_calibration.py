@@ -38,7 +38,7 @@ def ranged(heatmaps: list[np.ndarray], *, higher: float = 0.0) -> HeatmapRange:
     """What is told of heatmaps whose scores are their maxima, or higher."""
     measured = HeatmapRange()
     for heatmap in heatmaps:
-        measured.add(heatmap, float(heatmap.max()) + higher, float(heatmap.max()))
+        measured.add(heatmap, float(heatmap.max()) + higher)
     return measured
 
 
