@@ -100,7 +100,7 @@ def fit_best(spec: FitSpec, normal: Sequence[SourceObject], fits: Fits) -> dict[
         log.info("%s found %.3f of synthetic defects (mean AUROC).", one.kind, row["found"])
     if not tried:
         why = "; ".join(f"{kind} {row['why']}" for kind, row in rows.items())
-        raise JobError(f"None of the candidates could be fitted: {why}.", "Look at the first, or name a --detector.")
+        raise JobError(f"None of the candidates could be fitted: {why}", "Look at the first, or name a --detector.")
     kept = _kept(spec, tried, rows, fits)
     for option in tried:
         rows[option.name]["why"] = "kept" if option is kept else "another was kept"
