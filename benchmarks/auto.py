@@ -51,7 +51,7 @@ KINDS = {
 CHOSEN_ON = ("br35h", "elpv")
 SETS = (*CHOSEN_ON, "phantom", "deeppcb", "br35h, turned", "phantom, turned")
 DIGITS = (1, 5, 8)
-NORMAL, TESTED = 300, 200
+NORMAL, TESTED = 500, 200
 # The largest of the candidates' inputs.
 SIDE = 128
 FOLDER = RESULTS / "auto"

@@ -78,7 +78,8 @@ def fit_best(spec: FitSpec, normal: Sequence[SourceObject], fits: Fits) -> dict[
     tried: list[Option] = []
     for one in listed:
         row = rows[one.kind] = {"detector": one.kind, "folder": one.spec.out}
-        if read_record(one.spec.out) is None and not budget.allows(one):
+        is_new = read_record(one.spec.out) is None
+        if is_new and not budget.allows(one):
             row["why"] = f"not tried: {_minutes(budget.expected_s(one))} expected, {_minutes(budget.left_s)} left"
             log.info("%s is %s.", one.kind, row["why"])
             continue
@@ -91,10 +92,12 @@ def fit_best(spec: FitSpec, normal: Sequence[SourceObject], fits: Fits) -> dict[
         except (RetroscanError, ClusterError) as error:
             row["why"] = f"failed: {error}"
             log.warning("%s failed: %s", one.kind, error)
+            budget.lost(time.monotonic() - begun)
             continue
-        finally:
-            # A candidate that failed says nothing of how fast the machine is, but its time is gone.
+        if is_new:
             budget.took(one, time.monotonic() - begun)
+        else:
+            budget.lost(time.monotonic() - begun)
         tried.append(Option(one.kind, judged, float(record["score_cpu_ms"])))
         row |= {"model_id": record["model_id"], "seconds": record["seconds"], **_told(tried[-1])}
         log.info("%s found %.3f of synthetic defects (mean AUROC).", one.kind, row["found"])
