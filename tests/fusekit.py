@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from detectorkit import batches, run_fit
 from scankit import png
 
 from ad_jobs.archive.sources import read_source
+from ad_jobs.fitting import synthetic
 from ad_jobs.fitting.split import split_by_group
 from ad_jobs.images.domain import Domain, DomainFile
 from ad_jobs.images.model_input import to_input
@@ -82,3 +86,11 @@ def published(
 def pair(folder: Path, normal: str) -> list[str]:
     """A grey model of 32 px, and one in colour of 64."""
     return [fitted(str(folder / "linear"), normal), fitted(str(folder / "padim"), normal, "padim", 64, options=RANDOM)]
+
+
+@contextmanager
+def few_defects() -> Iterator[None]:
+    """Held-out images get one defect of each kind, and no more rounds of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "FRAMES", 8)
+        yield

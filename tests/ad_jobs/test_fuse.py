@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fusekit import RANDOM, fitted, normals, pair
+from fusekit import RANDOM, few_defects, fitted, normals, pair
 from s3server import S3Server
 from scankit import png
 from typer.testing import CliRunner
@@ -21,6 +22,13 @@ from ad_jobs.images.domain import Domain
 from ad_jobs.score import score
 from ad_jobs.scoring.model_store import open_model, read_fitted
 from ad_jobs.show import show
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly() -> Iterator[None]:
+    """Of the judge's many synthetic defects these tests need few."""
+    with few_defects():
+        yield
 
 
 @pytest.fixture(scope="module")

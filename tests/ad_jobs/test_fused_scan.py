@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scankit as kit
-from fusekit import RANDOM, fitted, normals
+from fusekit import RANDOM, few_defects, fitted, normals
 
 from ad_jobs.calibrate import calibrate
 from ad_jobs.decide import decide
@@ -37,7 +37,8 @@ def test_it_is_scanned_verified_reported_decided_and_calibrated(tmp_path: Path) 
         fitted(str(tmp_path / "linear"), normal, domain=pictures),
         fitted(str(tmp_path / "padim"), normal, "padim", 64, options=RANDOM),
     ]
-    fuse(model=members, out=str(tmp_path / "fused"))
+    with few_defects():
+        fuse(model=members, out=str(tmp_path / "fused"))
     model = open_model(str(tmp_path / "fused"))
     assert model.domain.accepts == pictures
     archive, run = kit.write_archive(tmp_path / "archive", ARCHIVE), str(tmp_path / "run")
