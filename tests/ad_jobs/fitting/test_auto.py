@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from fusekit import RANDOM, fitted, normals
-from numpy.typing import NDArray
 from scankit import SIZE_PX, picture
 from typer.testing import CliRunner
 
@@ -19,12 +18,15 @@ from ad_jobs.cli.show import fitted_text
 from ad_jobs.cli.show_auto import auto_text
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.fitting import auto, candidates, synthetic
+from ad_jobs.fitting.auto import HeldOutFrames
 from ad_jobs.fitting.candidates import Candidate
 from ad_jobs.fitting.choosing import Option
 from ad_jobs.fuse import fuse
 from ad_jobs.score import score
 from ad_jobs.scoring.model_store import open_model, read_record
 from ad_jobs.specs import FitSpec
+
+HELD_OUT = "0" * 64
 
 
 class Made:
@@ -47,11 +49,13 @@ class Made:
     def told(self, folder: str) -> dict[str, Any]:
         found = read_record(folder)
         assert found is not None
-        return {**found, "seconds": 1.5, "score_cpu_ms": {"linear": 1.0, "padim": 2.0}[found["kind"]]}
+        data = {**found["data"], "held_out_sha256": HELD_OUT}
+        return {**found, "data": data, "seconds": 1.5, "score_cpu_ms": {"linear": 1.0, "padim": 2.0}[found["kind"]]}
 
-    def held_out(self, candidate: Candidate) -> list[NDArray[np.uint16]]:
+    def held_out(self, candidate: Candidate) -> HeldOutFrames:
         self.size_px = candidate.intent.input.size_px
-        return [np.rint(65535 * picture(n, SIZE_PX))[None].astype(np.uint16) for n in range(3)]
+        frames = [np.rint(65535 * picture(n, SIZE_PX))[None].astype(np.uint16) for n in range(3)]
+        return HeldOutFrames(frames, HELD_OUT)
 
     def fuse(self, models: Sequence[str], out: str) -> dict[str, Any]:
         self.done.append("fused")
@@ -128,6 +132,19 @@ def test_a_candidate_that_fails_is_a_row_with_its_reason(spec: FitSpec) -> None:
     assert "found" not in rows["linear"]
     assert (record["kind"], rows["padim"]["why"]) == ("padim", "kept")
     assert "failed: It broke." in auto_text(record["auto"])
+
+
+def test_one_that_may_have_learned_from_what_judges_it_is_left_out(spec: FitSpec) -> None:
+    def other(spec: FitSpec) -> dict[str, Any]:
+        record = made.fit(spec)
+        if spec.detector == "padim":
+            record["data"]["held_out_sha256"] = "1" * 64
+        return record
+
+    made = Made(spec.normal)
+    record = auto.fit_best(spec, read_source(spec.normal), made.fits._replace(fit=other))
+    assert record["kind"] == "linear"
+    assert record["auto"]["candidates"][1]["why"].startswith("failed: It held out other images")
 
 
 def test_where_all_fail_there_is_no_model(spec: FitSpec) -> None:
