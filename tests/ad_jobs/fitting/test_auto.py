@@ -184,7 +184,11 @@ def test_a_fusion_that_cannot_be_made_leaves_the_others(spec: FitSpec, monkeypat
     def refused(*_: object) -> dict[str, Any]:
         raise UsageError("Members are alike.", "two", "Name others.")
 
-    monkeypatch.setattr(auto, "fusion_of", lambda options: Option("fused-linear-padim", options[0].judged, 0.0, (0, 1)))
+    def as_good(options: Sequence[Option]) -> Option:
+        best = max(options, key=lambda one: one.found)
+        return Option("fused-linear-padim", best.judged, 3.0, (0, 1))
+
+    monkeypatch.setattr(auto, "fusion_of", as_good)
     record = auto.fit_best(spec, read_source(spec.normal), Made(spec.normal).fits._replace(fuse=refused))
     assert record["kind"] in ("linear", "padim")
     assert record["auto"]["candidates"][-1]["why"] == "failed: Members are alike. Got: two. Name others."
