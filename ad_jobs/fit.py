@@ -17,9 +17,6 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ad_jobs.archive.sources import SourceObject, read_source
 from ad_jobs.errors import RetroscanError, UsageError
 from ad_jobs.fitting import auto
@@ -117,11 +114,12 @@ def _best(spec: FitSpec) -> dict[str, Any]:
     kept: _Kept = {}
     with session(spec.address) as connected, failures("fit", RetroscanError, storage.StorageError):
 
-        def held_out(candidate: Candidate) -> list[NDArray[np.uint16]]:
+        def held_out(candidate: Candidate) -> auto.HeldOutFrames:
             _, room = divided(spec, connected.nodes)
             data = _decoded(candidate.intent, normal, [], connected, room, kept)
             with closing(_held_out(data.normal, data.held_out)) as frames:
-                return [one.pixels for one in islice(frames, FRAMES)]
+                pixels = [one.pixels for one in islice(frames, FRAMES)]
+            return auto.HeldOutFrames(pixels, _fingerprint(spec, data)["held_out_sha256"])
 
         def fused(models: Sequence[str], out: str) -> dict[str, Any]:
             return fuse(model=models, out=out)

@@ -1,206 +1,137 @@
 """How well `fit --detector auto` chooses: candidates judged by synthetic defects, beside what they find of real ones.
 
-    python -m benchmarks.auto [--only NAME ...] [--kinds linear padim ...] [--seed 1] [--work FOLDER]
+    python -m benchmarks.auto [--only NAME] [--seed 1] [--kinds linear,padim,knn] [--test 240] [--work FOLDER]
 
-Each is fitted in this process as `fit` does, kept in FOLDER, and judged as auto judges it, once.
-What it finds of real anomalies is that of benchmarks/quality.py with the same seed, or of the digits measured here.
+Candidates are fitted, judged and held against labels as benchmarks/fusion.py does with its members, and kept in the
+same work folder; one JSON a data set and seed, and one page of all.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
-from numpy.typing import NDArray
+from scipy.stats import kendalltau
 
 from ad_jobs.evaluation.image_metrics import image_auroc
-from ad_jobs.evaluation.labels import read_labels
 from ad_jobs.fitting.choosing import RULE, Option, chosen, fusion_of
 from ad_jobs.fitting.cost import score_cpu_ms
-from ad_jobs.fitting.loop import Batches, train
-from ad_jobs.fitting.synthetic import Judged, judge
-from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.results.run import machine
-from ad_jobs.scoring.scorer import Scorer
-from benchmarks.datasets import Lists, lists
-from benchmarks.held_out import Decoded, decoded, split
+from ad_jobs.fitting.fusion import chosen as joining
+from ad_jobs.results.run import machine, versions
+from ad_jobs.scoring.model_store import open_fitted
+from benchmarks.datasets import lists
+from benchmarks.fusion import FRAMES, PLAN, RESULTS, Array, fused, judged, labelled, scored
+from benchmarks.fusion_members import MEMBERS, member
 from benchmarks.quality import slug
-from benchmarks.quality_page import RESULTS
-from models import artifact, registry
-from models.detector import InputSpec
-from models.runtime import Runtime
 
-# As quality.py names them.
-KINDS = {
-    "linear": "Linear",
-    "padim": "PaDiM",
-    "knn": "Patch memory",
-    "pmad": "PMAD",
-    "fyd": "FYD",
-    "mkd": "MKD, EfficientNet-Lite0",
-    "ssm": "SSM",
-}
-# The judge's sizes and strengths of defects were chosen on these; the others are a test of that.
-CHOSEN_ON = ("br35h", "elpv")
-SETS = (*CHOSEN_ON, "phantom", "deeppcb", "br35h, turned", "phantom, turned")
+# Beside those that are fused there.
+MEMBERS |= {kind: (kind, {}) for kind in ("pmad", "fyd", "ssm")}
+KINDS = ("linear", "padim", "knn")
+# Sizes and strengths of defects, and the rule, were looked at on these; the others are a test of that.
+LOOKED_AT = ("br35h", "elpv")
+SETS = (*LOOKED_AT, "phantom", "deeppcb", "br35h, turned")
 DIGITS = (1, 5, 8)
-NORMAL, TESTED = 300, 200
-# The largest of the candidates' inputs.
-SIDE = 128
 FOLDER = RESULTS / "auto"
 
 
-class Stack:
-    """Decoded images in memory, as a fit reads them."""
-
-    def __init__(self, images: Sequence[Decoded]) -> None:
-        self._pixels = [image.pixels for image in images]
-
-    def read(self, positions: Sequence[int]) -> Iterator[NDArray[np.uint16]]:
-        return (self._pixels[position] for position in positions)
-
-
 def sets(mnist: str) -> dict[str, dict[str, Any]]:
-    """The data sets by name."""
-    plan = yaml.safe_load((Path(__file__).parent / "quality.yaml").read_text())["data"]
-    digits = {"kind": "digits", "root": mnist, "normal": NORMAL, "tested": TESTED}
+    """The data sets by name; digits of MNIST with the first 500 training images, and 200 of either kind to judge."""
+    plan = yaml.safe_load(PLAN.read_text())["data"]
+    digits = {"kind": "digits", "root": mnist, "normal": 500, "tested": 200}
     return {name: plan[name] for name in SETS} | {f"digit {digit}": {**digits, "digit": digit} for digit in DIGITS}
 
 
-def fitted(kind: str, given: Lists, seed: int, folder: Path) -> float | None:
-    """A candidate in `folder`, fitted unless it is there; its seconds, if it was fitted now."""
-    if (folder / "detector.json").exists():
-        return None
-    entry, preset = registry.entry(kind), registry.preset(kind, "fast")
-    height, width = preset.size_px
-    images = decoded(given.normal, PixelPolicy(channels=3, height_px=height, width_px=width), Limits())
-    grey = entry.takes_grey and all(len(image.pixels) == 1 for image in images)
-    policy = PixelPolicy(channels=1 if grey else 3, height_px=height, width_px=width)
-    torch.manual_seed(seed)
-    spec = InputSpec(channels=policy.channels, height_px=height, width_px=width)
-    detector = registry.create(kind, registry.configure(kind, dict(preset.options)), spec)
-    fit_on, held_out = split(images, seed)
-    positions = {"train": list(range(len(fit_on))), "held_out": list(range(len(fit_on), len(images)))}
-    start = time.perf_counter()
-    runtime = Runtime(seed=seed)
-    batches = Batches(detector, runtime, Stack(fit_on + held_out), positions)
-    train(detector, detector.learner(runtime), batches, save=lambda _: None, say=lambda _: None)
-    artifact.save(folder, kind, detector.eval(), policy.model_dump(mode="json"), {})
-    return round(time.perf_counter() - start, 1)
-
-
-def found_of_real(kind: str, name: str, seed: int, given: Lists, folder: Path) -> float:
-    """Image AUROC on the set's labelled images: stored by quality.py, or measured of the digits."""
-    stored = RESULTS / "quality" / f"{slug(KINDS[kind])}--{slug(name)}--seed-{seed}.json"
-    if stored.exists():
-        return float(json.loads(stored.read_text())["image_auroc"])
-    found = artifact.load(folder)
-    archive = decoded(given.archive, PixelPolicy.model_validate(found.record["policy"]), Limits())
-    labels = read_labels(str(given.labels)).table.set_index("uri")["anomalous"]
-    scores = [one.score for one in Scorer(found.detector).score(image.pixels for image in archive)]
-    auroc = image_auroc(np.array(scores), labels.loc[[image.uri for image in archive]].to_numpy(bool))
-    assert auroc is not None
-    return auroc
-
-
-def cell(kind: str, name: str, seed: int, given: Lists, folder: Path) -> dict[str, Any]:
-    """A candidate fitted and judged: what its file keeps."""
-    seconds = fitted(kind, given, seed, folder)
-    detector = artifact.load(folder).detector
-    normal = decoded(given.normal, PixelPolicy(channels=3, height_px=SIDE, width_px=SIDE), Limits())
-    _, held_out = split(normal, seed)
-    judged = judge([detector], [image.pixels for image in held_out], seed=seed)
+def cell(name: str, data: dict[str, Any], kinds: list[str], seed: int, most: int, work: Path) -> dict[str, Any]:
+    """Candidates fitted and judged, the one that auto keeps, and what each finds of real anomalies."""
+    given = lists(data, work / "lists" / slug(name), seed)
+    found: dict[str, dict[str, Array]] = {}
+    costs = {}
+    for kind in kinds:
+        folder = work / "models" / slug(name) / f"seed-{seed}" / kind
+        path = work / "arrays" / f"{slug(name)}-{seed}-{kind}.npz"
+        _, detector = open_fitted(member(kind, given.normal, seed, folder))
+        costs[kind] = score_cpu_ms(detector)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, **scored(detector, given, seed, most))
+        found[kind] = dict(np.load(path))
+    labels = labelled(given, found[kinds[0]])
+    known = np.array([label is not None for label in labels])
+    truth = np.array([bool(label) for label in labels])[known]
+    options = [Option(kind, judged([found[kind]]), costs[kind]) for kind in kinds]
+    real = {kind: image_auroc(found[kind]["test"][known], truth) for kind in kinds}
+    if (fusion := fusion_of(options)) is not None:
+        weights = joining(judged([found[kind] for kind in kinds]))
+        parts = [[found[kind][part] for kind in kinds] for part in ("test", "held")]
+        real[fusion.name] = image_auroc(fused(*parts, weights)[known], truth)
+        options.append(fusion)
     return {
-        "detector": kind,
         "data": name,
         "seed": seed,
-        "real": found_of_real(kind, name, seed, given, folder),
-        "seconds": seconds,
-        "score_cpu_ms": score_cpu_ms(detector),
-        "kinds": judged.kinds,
-        "normal": rounded(judged.normal[:, 0]),
-        "defective": rounded(judged.defective[:, :, 0]),
         "machine": machine(),
+        "versions": versions(),
+        "n_held_out": len(found[kinds[0]]["held"]),
+        "n_normal": int((~truth).sum()),
+        "n_anomalous": int(truth.sum()),
+        "kept": chosen(options).name,
+        "without_fusion": chosen([one for one in options if not one.members]).name,
+        "candidates": {
+            one.name: {
+                "real": real[one.name],
+                "found": one.found,
+                "auroc": dict(zip(one.judged.kinds, one.judged.auroc()[:, 0].tolist(), strict=True)),
+                "score_cpu_ms": round(one.score_cpu_ms, 1),
+            }
+            for one in options
+        },
     }
 
 
-def rounded(scores: NDArray[np.float64]) -> Any:
-    """The scores to six digits, as lists."""
-    return np.vectorize(lambda score: float(f"{score:.6g}"))(scores).tolist()
-
-
-def option(found: dict[str, Any]) -> Option:
-    """A stored candidate as auto chooses among them."""
-    normal, defective = (np.array(found[name])[..., None] for name in ("normal", "defective"))
-    return Option(found["detector"], Judged(tuple(found["kinds"]), normal, defective), found["score_cpu_ms"])
-
-
-def rank_agreement(one: Sequence[float], other: Sequence[float]) -> float:
-    """Kendall's tau-b of two orders."""
-    from scipy.stats import kendalltau
-
-    return float(kendalltau(one, other).statistic)
-
-
 def write_page() -> None:
-    """benchmarks/results/auto.md from the stored candidates."""
+    """benchmarks/results/auto.md from the stored cells."""
     cells = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
-    by_set: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for one in cells:
-        by_set.setdefault((one["data"], one["seed"]), []).append(one)
-    order = [*SETS, *(f"digit {digit}" for digit in DIGITS)]
     rows, details = [], []
-    for (name, seed), found in sorted(by_set.items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
-        # Alone it is no choice.
-        if len(found) < 2:
-            continue
-        real = {one["detector"]: one["real"] for one in found}
-        options = {one["detector"]: option(one) for one in found}
-        kept = chosen(list(options.values()))
-        best = max(real, key=real.__getitem__)
-        tau = rank_agreement([real[kind] for kind in real], [options[kind].found for kind in real])
-        fusion = fusion_of(list(options.values()))
-        more = "–" if fusion is None else f"{fusion.name.removeprefix('fused-')} {fusion.found:.3f}"
+    for one in cells:
+        tried = one["candidates"]
+        single = {name: told for name, told in tried.items() if not name.startswith("fused-")}
+        best = max(single, key=lambda name: single[name]["real"])
+        loss, alone = (single[best]["real"] - tried[one[kept]]["real"] for kept in ("kept", "without_fusion"))
+        columns = [[told[what] for told in single.values()] for what in ("real", "found")]
+        tau = float(kendalltau(*columns).statistic)
         rows.append(
-            f"| {name}{' (chosen on)' if name in CHOSEN_ON else ''} | {seed} | {len(found)} | {kept.name} | "
-            f"{real[kept.name]:.3f} | {best} | {real[best]:.3f} | {real[best] - real[kept.name]:.3f} | {tau:.2f} | "
-            f"{more} |"
+            f"| {one['data']}{' (looked at)' if one['data'] in LOOKED_AT else ''} | {one['seed']} | "
+            f"{one['n_normal']} + {one['n_anomalous']} | {one['kept']} | {tried[one['kept']]['real']:.3f} | {best} | "
+            f"{single[best]['real']:.3f} | {loss:+.3f} | {one['without_fusion']} | {alone:+.3f} | {tau:.2f} |"
         )
-        for kind in sorted(real, key=lambda kind: -real[kind]):
-            of_kinds = options[kind].judged.auroc()[:, 0]
-            details.append(
-                f"| {name} | {seed} | {kind} | {real[kind]:.3f} | {options[kind].found:.3f} | "
-                + " | ".join(f"{value:.3f}" for value in of_kinds)
-                + f" | {options[kind].score_cpu_ms:.1f} |"
-            )
-    kinds = cells[0]["kinds"]
+        details += [
+            f"| {one['data']} | {one['seed']} | {name} | {told['real']:.3f} | {told['found']:.3f} | "
+            + " | ".join(f"{value:.3f}" for value in told["auroc"].values())
+            + f" | {told['score_cpu_ms']:.1f} |"
+            for name, told in tried.items()
+        ]
+    kinds = list(next(iter(cells[0]["candidates"].values()))["auroc"])
     text = [
         "# How well auto chooses",
         "",
         f"What is kept is, {RULE}.",
-        "Sizes and strengths of the defects were chosen on the sets that are marked; the others are a test of them.",
-        "Real: image AUROC on the labelled images (quality.md, the same seed; digits of MNIST: "
-        f"{NORMAL} normal images, {TESTED} of the digit and {TESTED} others judged).",
-        "Loss: what the best candidate's is above that of the one that is kept. Tau: Kendall's rank agreement of all.",
-        "The last column is the fusion that finds most synthetic defects, and how much.",
-        f"{cells[0]['machine']['cpu']}, one thread.",
+        "Real: image AUROC on so many labelled images (normal + anomalous); synthetic: the mean AUROC over the kinds "
+        f"of defects in at most {FRAMES} of the images held out.",
+        "Loss: what the best candidate finds of real anomalies more than what is kept, and than what would be kept "
+        "were there no fusion. Tau: Kendall's rank agreement of candidates by real and by synthetic ones.",
+        "Sizes and strengths of the defects, and the rule, were looked at on the sets that say so.",
+        f"{cells[0]['machine']['cpu']}, one thread, beside other work.",
         "",
-        "| data | seed | candidates | kept | real | best | real | loss | tau | fusion |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| data | seed | images | kept | real | best alone | real | loss | kept without fusion | loss | tau |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
         "## Candidates",
         "",
-        "AUROC by real anomalies, by synthetic defects, and by each kind of these.",
-        "",
-        f"| data | seed | detector | real | found | {' | '.join(kinds)} | score ms |",
+        f"| data | seed | detector | real | synthetic | {' | '.join(kinds)} | score ms |",
         "|" + "---|" * (6 + len(kinds)),
         *details,
     ]
@@ -209,25 +140,22 @@ def write_page() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[], help="data sets by name; by default all")
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
+    parser.add_argument("--only", default="", help="the data set of this name")
+    parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--test", type=int, default=240, help="labelled images judged, 0 for all")
     parser.add_argument("--mnist", default="../shared/data/mnist/mnist.npz")
-    parser.add_argument("--work", type=Path, default=Path("build/auto"), help="folder for lists and models")
+    parser.add_argument("--work", type=Path, default=Path("build/fusion"), help="folder of lists, models and scores")
     arguments = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
-    work, seed = arguments.work.resolve(), arguments.seed
     for name, data in sets(arguments.mnist).items():
-        if arguments.only and name not in arguments.only:
+        if arguments.only not in ("", name):
             continue
-        given = lists(data, work / "lists" / slug(name), seed)
-        for kind in arguments.kinds:
-            path = FOLDER / f"{kind}--{slug(name)}--seed-{seed}.json"
-            if not path.exists():
-                found = cell(kind, name, seed, given, work / slug(name) / f"seed-{seed}" / kind)
-                path.write_text(json.dumps(found) + "\n")
-                print(path.name, round(found["real"], 3), round(option(found).found, 3), flush=True)
-    write_page()
+        asked = arguments.kinds.split(","), arguments.seed, arguments.test, arguments.work.resolve()
+        found = cell(name, data, *asked)
+        (FOLDER / f"{slug(name)}--seed-{arguments.seed}.json").write_text(json.dumps(found, indent=1) + "\n")
+        print(name, found["kept"], flush=True)
+        write_page()
 
 
 if __name__ == "__main__":

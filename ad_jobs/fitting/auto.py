@@ -31,14 +31,21 @@ from models.record import DETECTOR, WEIGHTS
 log = logging.getLogger("retroscan.fit")
 
 
+class HeldOutFrames(NamedTuple):
+    """Frames that a fit held out, uint16 [c, H, W] under its policy, and their digest as its record has it."""
+
+    frames: list[NDArray[np.uint16]]
+    sha256: str
+
+
 class Fits(NamedTuple):
-    """How a candidate is fitted, which frames it held out, uint16 [c, H, W] under its policy, and how some are fused.
+    """How a candidate is fitted, what it held out, and how several are fused.
 
     `fuse` takes the models' folders and the fused one's.
     """
 
     fit: Callable[[FitSpec], dict[str, Any]]
-    held_out: Callable[[Candidate], list[NDArray[np.uint16]]]
+    held_out: Callable[[Candidate], HeldOutFrames]
     fuse: Callable[[Sequence[str], str], dict[str, Any]]
 
 
@@ -73,12 +80,13 @@ def fit_best(spec: FitSpec, normal: Sequence[SourceObject], fits: Fits) -> dict[
     budget = Budget(spec.budget or DEFAULT_BUDGET_S)
     listed = candidates(spec, len(normal))
     largest = max(listed, key=lambda one: one.pixels)
-    frames: list[NDArray[np.uint16]] = []
+    held_out: HeldOutFrames | None = None
     rows: dict[str, dict[str, Any]] = {}
     tried: list[Option] = []
     for one in listed:
         row = rows[one.kind] = {"detector": one.kind, "folder": one.spec.out}
-        if read_record(one.spec.out) is None and not budget.allows(one):
+        is_new = read_record(one.spec.out) is None
+        if is_new and not budget.allows(one):
             row["why"] = f"not tried: {_minutes(budget.expected_s(one))} expected, {_minutes(budget.left_s)} left"
             log.info("%s is %s.", one.kind, row["why"])
             continue
@@ -86,21 +94,25 @@ def fit_best(spec: FitSpec, normal: Sequence[SourceObject], fits: Fits) -> dict[
         begun = time.monotonic()
         try:
             record = fits.fit(one.spec)
-            frames = frames or fits.held_out(largest)
-            judged = judge([open_model(one.spec.out).detector], frames, seed=spec.seed, tiles=one.intent.policy.tiles)
+            held_out = held_out or fits.held_out(largest)
+            _demand_same(record, held_out)
+            detector = open_model(one.spec.out).detector
+            judged = judge([detector], held_out.frames, seed=spec.seed, tiles=one.intent.policy.tiles)
         except (RetroscanError, ClusterError) as error:
             row["why"] = f"failed: {error}"
             log.warning("%s failed: %s", one.kind, error)
+            budget.lost(time.monotonic() - begun)
             continue
-        finally:
-            # A candidate that failed says nothing of how fast the machine is, but its time is gone.
+        if is_new:
             budget.took(one, time.monotonic() - begun)
+        else:
+            budget.lost(time.monotonic() - begun)
         tried.append(Option(one.kind, judged, float(record["score_cpu_ms"])))
         row |= {"model_id": record["model_id"], "seconds": record["seconds"], **_told(tried[-1])}
         log.info("%s found %.3f of synthetic defects (mean AUROC).", one.kind, row["found"])
-    if not tried:
+    if not tried or held_out is None:
         why = "; ".join(f"{kind} {row['why']}" for kind, row in rows.items())
-        raise JobError(f"None of the candidates could be fitted: {why}.", "Look at the first, or name a --detector.")
+        raise JobError(f"None of the candidates could be fitted: {why}", "Look at the first, or name a --detector.")
     kept = _kept(spec, tried, rows, fits)
     for option in tried:
         rows[option.name]["why"] = "kept" if option is kept else "another was kept"
@@ -108,13 +120,22 @@ def fit_best(spec: FitSpec, normal: Sequence[SourceObject], fits: Fits) -> dict[
         "digest": _digest(spec, normal),
         "budget_s": budget.seconds,
         "seconds": round(time.monotonic() - started, 1),
-        "judged_on": len(frames),
+        "judged_on": len(held_out.frames),
         "kinds": list(kept.judged.kinds),
         "kept": kept.name,
         "rule": RULE,
         "candidates": list(rows.values()),
     }
     return _publish(str(rows[kept.name]["folder"]), spec.out, auto)
+
+
+def _demand_same(record: dict[str, Any], held_out: HeldOutFrames) -> None:
+    """Raise JobError for a fit that may have learned from what it would be judged by."""
+    if record["data"]["held_out_sha256"] != held_out.sha256:
+        raise JobError(
+            "It held out other images than the one with the largest input, as an image decodes for one of them alone.",
+            "Leave out what does not decode, or give a --size for all.",
+        )
 
 
 def _kept(spec: FitSpec, tried: list[Option], rows: dict[str, dict[str, Any]], fits: Fits) -> Option:

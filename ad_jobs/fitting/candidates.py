@@ -71,17 +71,22 @@ class Budget:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._expected = self._taken = 0.0
+        # Of the candidates that were fitted; and of whatever else.
+        self._expected = self._taken = self._lost = 0.0
 
     def took(self, candidate: Candidate, seconds: float) -> None:
-        """Count in what a candidate took that was expected to take so much."""
+        """Count in what it took to fit and judge a candidate."""
         self._expected += candidate.expected_s
         self._taken += seconds
+
+    def lost(self, seconds: float) -> None:
+        """Count in time that says nothing of the machine: of a candidate that failed, or was fitted before."""
+        self._lost += seconds
 
     @property
     def left_s(self) -> float:
         """Of the budget; below 0 where it is overdrawn."""
-        return self.seconds - self._taken
+        return self.seconds - self._taken - self._lost
 
     def expected_s(self, candidate: Candidate) -> float:
         """What a candidate is expected to take, if this machine is to the others as it was to those before."""

@@ -23,12 +23,11 @@ Mask = NDArray[np.float32]
 
 # Half of a defect's length, as a share of the image's shorter side; drawn by its logarithm, so that small ones are as
 # many as large ones.
-RADII = (0.08, 0.25)
+RADII = (0.03, 0.2)
 # Of what is brighter or darker, as a share of the image's own contrast; by its logarithm, too.
-STEPS = (0.3, 0.9)
-# A defect changes its middle by so much of the contrast, or another one is drawn, so many times: what can hardly be
-# seen no detector finds, and would only blur the differences between them.
-VISIBLE, DRAWS = 0.2, 8
+STEPS = (0.1, 0.6)
+# A defect changes its middle by so much of the contrast, or another one is drawn, so many times.
+VISIBLE, DRAWS = 0.05, 8
 # The contrast of an image that has next to none.
 FLAT = 0.05
 

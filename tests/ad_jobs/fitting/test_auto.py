@@ -9,21 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 from fusekit import RANDOM, fitted, normals
-from numpy.typing import NDArray
 from scankit import SIZE_PX, picture
 from typer.testing import CliRunner
 
 from ad_jobs.archive.sources import read_source
 from ad_jobs.cli.app import app
 from ad_jobs.cli.show import fitted_text
+from ad_jobs.cli.show_auto import auto_text
 from ad_jobs.errors import JobError, UsageError
-from ad_jobs.fitting import auto, candidates
+from ad_jobs.fitting import auto, candidates, synthetic
+from ad_jobs.fitting.auto import HeldOutFrames
 from ad_jobs.fitting.candidates import Candidate
 from ad_jobs.fitting.choosing import Option
 from ad_jobs.fuse import fuse
 from ad_jobs.score import score
 from ad_jobs.scoring.model_store import open_model, read_record
 from ad_jobs.specs import FitSpec
+
+HELD_OUT = "0" * 64
 
 
 class Made:
@@ -46,11 +49,13 @@ class Made:
     def told(self, folder: str) -> dict[str, Any]:
         found = read_record(folder)
         assert found is not None
-        return {**found, "seconds": 1.5, "score_cpu_ms": {"linear": 1.0, "padim": 2.0}[found["kind"]]}
+        data = {**found["data"], "held_out_sha256": HELD_OUT}
+        return {**found, "data": data, "seconds": 1.5, "score_cpu_ms": {"linear": 1.0, "padim": 2.0}[found["kind"]]}
 
-    def held_out(self, candidate: Candidate) -> list[NDArray[np.uint16]]:
+    def held_out(self, candidate: Candidate) -> HeldOutFrames:
         self.size_px = candidate.intent.input.size_px
-        return [np.rint(65535 * picture(n, SIZE_PX))[None].astype(np.uint16) for n in range(3)]
+        frames = [np.rint(65535 * picture(n, SIZE_PX))[None].astype(np.uint16) for n in range(3)]
+        return HeldOutFrames(frames, HELD_OUT)
 
     def fuse(self, models: Sequence[str], out: str) -> dict[str, Any]:
         self.done.append("fused")
@@ -66,8 +71,10 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FitSpec:
     """Of two kinds alone."""
     costs = {kind: candidates.COSTS_S[kind] for kind in ("linear", "padim")}
     monkeypatch.setattr(candidates, "COSTS_S", costs)
+    # A defect of a kind an image.
+    monkeypatch.setattr(synthetic, "FRAMES", 3)
     source = normals(str(tmp_path / "normal"))
-    return FitSpec(detector="auto", normal=source, out=str(tmp_path / "model"), size=SIZE_PX, budget="2h")
+    return FitSpec(detector="auto", normal=source, out=str(tmp_path / "model"), budget="2h")
 
 
 def chosen_by(spec: FitSpec, made: Made) -> dict[str, Any]:
@@ -79,7 +86,8 @@ def test_the_best_is_a_whole_model_of_its_own_kind(spec: FitSpec, tmp_path: Path
     record = chosen_by(spec, made)
     told = record["auto"]
     rows = {row["detector"]: row for row in told["candidates"]}
-    assert made.size_px == (SIZE_PX, SIZE_PX)
+    # The largest of the candidates' inputs.
+    assert made.size_px == (128, 128)
     assert {"linear", "padim"} <= set(rows)
     kept = rows[told["kept"]]
     assert kept["why"] == "kept"
@@ -98,9 +106,6 @@ def test_the_best_is_a_whole_model_of_its_own_kind(spec: FitSpec, tmp_path: Path
     assert again["model_id"] == record["model_id"]
     with pytest.raises(UsageError, match="One folder holds one model"):
         auto.already(spec.model_copy(update={"seed": 1}), read_source(spec.normal))
-    shown = CliRunner().invoke(app, ["show", spec.out]).output
-    assert "chosen by auto" in shown
-    assert f"{told['kept']} is kept: of those" in shown
     calibration = open_model(spec.out).calibration.model_dump(mode="json")
     assert f"{told['kept']} is kept: of those" in fitted_text(record | {"data": _DATA}, calibration, spec.out)
 
@@ -126,12 +131,24 @@ def test_a_candidate_that_fails_is_a_row_with_its_reason(spec: FitSpec) -> None:
     assert rows["linear"]["why"] == "failed: It broke. Mend it."
     assert "found" not in rows["linear"]
     assert (record["kind"], rows["padim"]["why"]) == ("padim", "kept")
-    shown = CliRunner().invoke(app, ["show", spec.out]).output
-    assert "failed: It broke." in shown
+    assert "failed: It broke." in auto_text(record["auto"])
+
+
+def test_one_that_may_have_learned_from_what_judges_it_is_left_out(spec: FitSpec) -> None:
+    def other(spec: FitSpec) -> dict[str, Any]:
+        record = made.fit(spec)
+        if spec.detector == "padim":
+            record["data"]["held_out_sha256"] = "1" * 64
+        return record
+
+    made = Made(spec.normal)
+    record = auto.fit_best(spec, read_source(spec.normal), made.fits._replace(fit=other))
+    assert record["kind"] == "linear"
+    assert record["auto"]["candidates"][1]["why"].startswith("failed: It held out other images")
 
 
 def test_where_all_fail_there_is_no_model(spec: FitSpec) -> None:
-    with pytest.raises(JobError, match=r"None of the candidates .* linear failed: It broke\. Mend it\.; padim failed"):
+    with pytest.raises(JobError, match=r"None of the candidates .* linear failed: It broke\..*; padim failed"):
         chosen_by(spec, Made(spec.normal, "linear", "padim"))
     assert read_record(spec.out) is None
 
@@ -167,7 +184,11 @@ def test_a_fusion_that_cannot_be_made_leaves_the_others(spec: FitSpec, monkeypat
     def refused(*_: object) -> dict[str, Any]:
         raise UsageError("Members are alike.", "two", "Name others.")
 
-    monkeypatch.setattr(auto, "fusion_of", lambda options: Option("fused-linear-padim", options[0].judged, 0.0, (0, 1)))
+    def as_good(options: Sequence[Option]) -> Option:
+        best = max(options, key=lambda one: one.found)
+        return Option("fused-linear-padim", best.judged, 3.0, (0, 1))
+
+    monkeypatch.setattr(auto, "fusion_of", as_good)
     record = auto.fit_best(spec, read_source(spec.normal), Made(spec.normal).fits._replace(fuse=refused))
     assert record["kind"] in ("linear", "padim")
     assert record["auto"]["candidates"][-1]["why"] == "failed: Members are alike. Got: two. Name others."

@@ -48,6 +48,12 @@ def test_the_budget_is_told_by_what_was_measured(tmp_path: Path) -> None:
     assert budget.left_s == 10 - 2 * first.expected_s
     assert budget.expected_s(second) == 2 * second.expected_s
     assert not budget.allows(second)
+    # Another's time is gone, and says nothing of the machine.
+    lossy = Budget(1000)
+    lossy.lost(900)
+    assert lossy.left_s == 100
+    assert lossy.expected_s(second) == second.expected_s
+    assert lossy.allows(second)
     enough = Budget(first.expected_s / 10 + last.expected_s / 10)
     enough.took(first, first.expected_s / 10)
     assert enough.allows(last)

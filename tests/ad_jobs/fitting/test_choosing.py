@@ -25,6 +25,12 @@ def test_of_those_within_chance_of_the_best_the_fastest_is_kept() -> None:
     assert chosen([far]) is far
 
 
+def test_among_those_a_fusion_is_kept_though_it_is_slower() -> None:
+    best, fusion = option("best", 0.90, 5), option("fused", 0.898, 50)._replace(members=(0, 1))
+    assert chosen([best, fusion]) is fusion
+    assert chosen([best, fusion._replace(judged=option("less", 0.89, 50).judged)]) is best
+
+
 def of_scores(name: str, normal: list[float], defective: list[float]) -> Option:
     return Option(name, Judged(("blob",), np.array(normal)[:, None], np.array(defective)[:, None, None]), 10.0)
 
