@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from ad_jobs.deciding.record import decisions, read_decision
 from ad_jobs.errors import JobError, UsageError
@@ -16,7 +17,7 @@ from ad_jobs.specs import ShowSpec, takes
 from cluster import storage
 from models.record import DETECTOR
 
-P, T = ParamSpec("P"), TypeVar("T")
+T = TypeVar("T")
 
 
 @takes(ShowSpec)
@@ -38,10 +39,12 @@ def show(spec: ShowSpec) -> dict[str, Any]:
         found = [
             whole
             for decision_id in decisions(spec.folder)
-            if (whole := _or_told(damaged, read_decision, spec.folder, record, decision_id)) is not None
+            if (whole := _or_told(damaged, partial(read_decision, spec.folder, record, decision_id))) is not None
         ]
         verdicts = [
-            one for name in files(spec.folder) for one in _or_told(damaged, read_files, spec.folder, [name]) or ()
+            one
+            for name in files(spec.folder)
+            for one in _or_told(damaged, partial(read_files, spec.folder, [name])) or ()
         ]
         reviews = agreement(standing(sorted(verdicts, key=lambda one: (one.noted_at, one.verdict_id))))
         told = {"uri": spec.folder, **record.model_dump(mode="json"), "decisions": found, "reviews": reviews}
@@ -53,10 +56,10 @@ def show(spec: ShowSpec) -> dict[str, Any]:
     )
 
 
-def _or_told(damaged: list[str], read: Callable[P, T], *args: P.args, **named: P.kwargs) -> T | None:
+def _or_told(damaged: list[str], read: Callable[[], T]) -> T | None:
     """What is read; None, and why it cannot be in `damaged`, where it is not whole."""
     try:
-        return read(*args, **named)
+        return read()
     except (UsageError, JobError) as error:
         damaged.append(str(error))
         return None
