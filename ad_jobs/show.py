@@ -10,7 +10,7 @@ from ad_jobs.deciding.record import decisions, read_decision
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.results.run import RUN_FILE, read_record
 from ad_jobs.reviewing.agreement import agreement
-from ad_jobs.reviewing.verdicts import files, read_files, standing
+from ad_jobs.reviewing.verdicts import Verdict, files, read_files, standing
 from ad_jobs.scoring.calibration import kept_calibrations
 from ad_jobs.scoring.model_store import DOMAIN, FittedModel, calibration_of, read_fitted
 from ad_jobs.specs import ShowSpec, takes
@@ -41,12 +41,7 @@ def show(spec: ShowSpec) -> dict[str, Any]:
             for decision_id in decisions(spec.folder)
             if (whole := _or_told(damaged, partial(read_decision, spec.folder, record, decision_id))) is not None
         ]
-        verdicts = [
-            one
-            for name in files(spec.folder)
-            for one in _or_told(damaged, partial(read_files, spec.folder, [name])) or ()
-        ]
-        reviews = agreement(standing(sorted(verdicts, key=lambda one: (one.noted_at, one.verdict_id))))
+        reviews = agreement(standing(_verdicts(spec.folder, damaged)))
         told = {"uri": spec.folder, **record.model_dump(mode="json"), "decisions": found, "reviews": reviews}
         return {"run": {**told, "damaged": damaged}}
     raise UsageError(
@@ -54,6 +49,17 @@ def show(spec: ShowSpec) -> dict[str, Any]:
         spec.folder,
         "Check the path.",
     )
+
+
+def _verdicts(run_uri: str, damaged: list[str]) -> list[Verdict]:
+    """The verdicts of a run, in the order in which they were noted."""
+    names = files(run_uri)
+    # Together they are read at the same time; one by one where a file is damaged.
+    found = _or_told([], partial(read_files, run_uri, names))
+    if found is None:
+        whole = [_or_told(damaged, partial(read_files, run_uri, [name])) or [] for name in names]
+        found = sorted((one for of_file in whole for one in of_file), key=lambda one: (one.noted_at, one.verdict_id))
+    return found
 
 
 def _or_told(damaged: list[str], read: Callable[[], T]) -> T | None:
