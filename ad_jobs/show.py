@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from ad_jobs.deciding.record import decisions, read_decision
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.results.run import RUN_FILE, read_record
 from ad_jobs.reviewing.agreement import agreement
-from ad_jobs.reviewing.verdicts import files, read_files, standing
+from ad_jobs.reviewing.verdicts import Verdict, files, read_files, standing
 from ad_jobs.scoring.calibration import kept_calibrations
 from ad_jobs.scoring.model_store import DOMAIN, FittedModel, calibration_of, read_fitted
 from ad_jobs.specs import ShowSpec, takes
 from cluster import storage
 from models.record import DETECTOR
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -39,12 +39,9 @@ def show(spec: ShowSpec) -> dict[str, Any]:
         found = [
             whole
             for decision_id in decisions(spec.folder)
-            if (whole := _or_told(damaged, read_decision, spec.folder, record, decision_id)) is not None
+            if (whole := _or_told(damaged, partial(read_decision, spec.folder, record, decision_id))) is not None
         ]
-        verdicts = [
-            one for name in files(spec.folder) for one in _or_told(damaged, read_files, spec.folder, [name]) or ()
-        ]
-        reviews = agreement(standing(sorted(verdicts, key=lambda one: (one.noted_at, one.verdict_id))))
+        reviews = agreement(standing(_verdicts(spec.folder, damaged)))
         told = {"uri": spec.folder, **record.model_dump(mode="json"), "decisions": found, "reviews": reviews}
         return {"run": {**told, "damaged": damaged}}
     raise UsageError(
@@ -54,10 +51,21 @@ def show(spec: ShowSpec) -> dict[str, Any]:
     )
 
 
-def _or_told(damaged: list[str], read: Callable[P, T], *args: P.args, **named: P.kwargs) -> T | None:
+def _verdicts(run_uri: str, damaged: list[str]) -> list[Verdict]:
+    """The verdicts of a run, in the order in which they were noted."""
+    names = files(run_uri)
+    # Together they are read at the same time; one by one where a file is damaged.
+    found = _or_told([], partial(read_files, run_uri, names))
+    if found is None:
+        whole = [_or_told(damaged, partial(read_files, run_uri, [name])) or [] for name in names]
+        found = sorted((one for of_file in whole for one in of_file), key=lambda one: (one.noted_at, one.verdict_id))
+    return found
+
+
+def _or_told(damaged: list[str], read: Callable[[], T]) -> T | None:
     """What is read; None, and why it cannot be in `damaged`, where it is not whole."""
     try:
-        return read(*args, **named)
+        return read()
     except (UsageError, JobError) as error:
         damaged.append(str(error))
         return None

@@ -50,8 +50,8 @@ _LISTED = """
     FROM units {scores} LEFT JOIN verdicts USING (object_id, frame)
     WHERE turn = 1 ORDER BY 1
 """
-_FRAMES = """uri AS path, "group" AS study, instance_number AS slice, frame, modality, manufacturer,
-        study_month AS month, score, p"""
+_FRAMES = """uri AS path, "group" AS study, instance_number AS slice, frame, scores.modality, scores.manufacturer,
+        scores.study_month AS month, score, p"""
 _STACKS = """"group" AS {level}, uri AS path, instance_number AS slice, frame, position, of_frames, frames,
         flagged_frames, {failed} AS failed_frames, modality, manufacturer, study_month AS month, score, p"""
 

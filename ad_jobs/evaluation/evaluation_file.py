@@ -43,9 +43,7 @@ def read_evaluation(run_uri: str, run_id: str, decision_id: str | None = None, l
     except ValueError:
         evaluation = None
     # Earlier versions could judge a run before its end, which says nothing of the whole.
-    whole = isinstance(evaluation, dict) and not evaluation.get("unfinished")
-    if not whole or evaluation.get("run_id") != run_id:
-        why = "about another run" if whole else "damaged"
-        log.warning("%s is %s, and is left out: run retroscan evaluate again.", uri, why)
-        return Found(None, stale=True)
-    return Found(evaluation, stale=False)
+    if isinstance(evaluation, dict) and evaluation.get("run_id") == run_id and not evaluation.get("unfinished"):
+        return Found(evaluation, stale=False)
+    log.warning("%s is damaged or about another run, and is left out: run retroscan evaluate again.", uri)
+    return Found(None, stale=True)

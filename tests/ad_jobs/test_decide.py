@@ -261,7 +261,9 @@ def test_what_is_damaged_is_shown_by_name_beside_what_is_not(run: str, caplog: p
     assert f"  DAMAGED      {decision}" in shown_text(found).splitlines()
     Path(run, "evaluation.json").write_bytes(b"half")
     assert read_evaluation(run, kit.RUN_ID) == (None, True)
-    assert "evaluation.json is damaged, and is left out: run retroscan evaluate again" in caplog.text
+    assert (
+        "evaluation.json is damaged or about another run, and is left out: run retroscan evaluate again" in caplog.text
+    )
 
 
 def test_held_out_normals_are_needed(tmp_path: Path) -> None:
