@@ -220,8 +220,7 @@ class SSM(Detector):
 
     @property
     def at_once(self) -> int:
-        """How many images are painted in at once, by all masks."""
-        # The size of a batch decides how its sums are rounded, and a threshold makes a great difference of a small one.
+        """How many images are painted in at once: how sums are rounded hangs on it, which a threshold shows."""
         return 1 if self.config.refine != "none" else fitting(self.masks.numel() * self.spec.channels)
 
     @property
