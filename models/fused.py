@@ -15,7 +15,7 @@ and as luma (models/parts/resample.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -70,12 +70,16 @@ class Fused(Detector):
 
     @property
     def one_graph(self) -> bool:
-        return all(member.one_graph for member in self.members)
+        return all(member.one_graph for member in self._detectors())
+
+    def _detectors(self) -> list[Detector]:
+        # A module list forgets of which kind its modules are.
+        return cast(list[Detector], list(self.members))
 
     def scores(self, images: Tensor) -> list[Scores]:
         """What each member gives, heatmaps at the fused input's size."""
         found = []
-        for member in self.members:
+        for member in self._detectors():
             # Luma may exceed 1 by a rounding.
             image, heatmap = member.score(as_input(images, member.spec).clamp(0.0, 1.0))
             same = member.spec.size_px == self.spec.size_px

@@ -250,7 +250,7 @@ class FYDLearner:
             losses["spread"] = F.normalize(projected.detach(), dim=1).std(0).mean()
         finite_or_stop(self.phase, losses)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         return losses
 

@@ -126,7 +126,7 @@ class SSMLearner(ReconstructionLearner["SSM"]):
             torch.cat([self.guess(x_BCHW, batch.positions, mask) for mask in masks]), visible, self.network
         )
         hidden = 1 - masks.unsqueeze(1)
-        whole = (painted.unflatten(0, (n, count)) * hidden).sum(0) + x_BCHW * (1 - hidden.sum(0))  # type: ignore[no-untyped-call]
+        whole = (painted.unflatten(0, (n, count)) * hidden).sum(0) + x_BCHW * (1 - hidden.sum(0))
         mask_loss = self.runtime.mean(F.mse_loss(guessed, visible, reduction="none"))
         terms = reconstruction_loss(x_BCHW, whole, self.runtime.mean)
         # The published loss adds the guesses of all masks up; their mean times their number is that sum.

@@ -42,7 +42,7 @@ class Tiling(NamedTuple):
         rows, columns = _starts(height, self.height_px, self.overlap_px), _starts(width, self.width_px, self.overlap_px)
         return [(top, left) for top in rows for left in columns]
 
-    def count(self, height: int, width: int) -> int:
+    def number(self, height: int, width: int) -> int:
         """How many tiles an image of `height` x `width` has."""
         return len(_starts(height, self.height_px, self.overlap_px)) * len(
             _starts(width, self.width_px, self.overlap_px)
