@@ -61,7 +61,7 @@ def test_it_is_scanned_verified_reported_decided_and_calibrated(
     assert (skipped.name, skipped.error_code) == ("slice.dcm", "out_of_domain")
     seen = own[own["status"] == "scored"].set_index("name")["score"]
     again = score(model=model.uri, images=[f"{archive}/{name}" for name in seen.index])
-    np.testing.assert_allclose([row["score"] for row in again], seen, rtol=1e-5)
+    np.testing.assert_allclose([row["score"] for row in again], seen, rtol=1e-4)
     (recorded, _) = read_run(run).models
     assert [one["model_id"] for one in recorded.members] == [one.model_id for one in model.detector.config.members]
     page = Path(report(run)).read_text()
