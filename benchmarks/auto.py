@@ -37,9 +37,9 @@ FOLDER = RESULTS / "auto"
 
 
 def sets(mnist: str) -> dict[str, dict[str, Any]]:
-    """The data sets by name; digits of MNIST with the first 500 training images, and 200 of either kind to judge."""
+    """The data sets by name; digits of MNIST with 500 training images, and up to 1,000 test images of either kind."""
     plan = yaml.safe_load(PLAN.read_text())["data"]
-    digits = {"kind": "digits", "root": mnist, "normal": 500, "tested": 200}
+    digits = {"kind": "digits", "root": mnist, "normal": 500, "tested": 1000}
     return {name: plan[name] for name in SETS} | {f"digit {digit}": {**digits, "digit": digit} for digit in DIGITS}
 
 
