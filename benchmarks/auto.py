@@ -31,17 +31,15 @@ from benchmarks.quality import slug
 # Beside those that are fused there.
 MEMBERS |= {kind: (kind, {}) for kind in ("pmad", "fyd", "ssm")}
 KINDS = ("linear", "padim", "knn")
-# Sizes and strengths of defects, and the rule, were looked at on these; the others are a test of that.
-LOOKED_AT = ("br35h", "elpv")
-SETS = (*LOOKED_AT, "phantom", "deeppcb", "br35h, turned")
+SETS = ("br35h", "elpv", "phantom", "deeppcb", "br35h, turned")
 DIGITS = (1, 5, 8)
 FOLDER = RESULTS / "auto"
 
 
 def sets(mnist: str) -> dict[str, dict[str, Any]]:
-    """The data sets by name; digits of MNIST with the first 500 training images, and 200 of either kind to judge."""
+    """The data sets by name; digits of MNIST with 500 training images, and up to 1,000 test images of either kind."""
     plan = yaml.safe_load(PLAN.read_text())["data"]
-    digits = {"kind": "digits", "root": mnist, "normal": 500, "tested": 200}
+    digits = {"kind": "digits", "root": mnist, "normal": 500, "tested": 1000}
     return {name: plan[name] for name in SETS} | {f"digit {digit}": {**digits, "digit": digit} for digit in DIGITS}
 
 
@@ -103,7 +101,7 @@ def write_page() -> None:
         columns = [[told[what] for told in single.values()] for what in ("real", "found")]
         tau = float(kendalltau(*columns).statistic)
         rows.append(
-            f"| {one['data']}{' (looked at)' if one['data'] in LOOKED_AT else ''} | {one['seed']} | "
+            f"| {one['data']} | {one['seed']} | "
             f"{one['n_normal']} + {one['n_anomalous']} | {one['kept']} | {tried[one['kept']]['real']:.3f} | {best} | "
             f"{single[best]['real']:.3f} | {loss:+.3f} | {one['without_fusion']} | {alone:+.3f} | {tau:.2f} |"
         )
@@ -122,7 +120,8 @@ def write_page() -> None:
         f"of defects in at most {FRAMES} of the images held out.",
         "Loss: what the best candidate finds of real anomalies more than what is kept, and than what would be kept "
         "were there no fusion. Tau: Kendall's rank agreement of candidates by real and by synthetic ones.",
-        "Sizes and strengths of the defects, and the rule, were looked at on the sets that say so.",
+        "Sizes and strengths of the defects were looked at on br35h and elpv, and that a fusion is preferred was "
+        "decided with the fusions of all sets but the digits in sight: these alone are an untouched test.",
         f"{cells[0]['machine']['cpu']}, one thread, beside other work.",
         "",
         "| data | seed | images | kept | real | best alone | real | loss | kept without fusion | loss | tau |",

@@ -48,7 +48,7 @@ def test_a_fusion_is_of_those_that_find_more_together() -> None:
     assert chosen([one, other, fusion]) is fusion
 
 
-def test_there_is_no_fusion_where_one_finds_all() -> None:
+def test_there_is_no_fusion_where_another_does_harm() -> None:
     one = of_scores("one", [0, 1, 2, 3], [9, 9])
-    assert fusion_of([one, of_scores("other", [1, 0, 3, 2], [1.5, 1.5])]) is None
+    assert fusion_of([one, of_scores("other", [1, 0, 3, 2], [-90, -90])]) is None
     assert fusion_of([one]) is None
