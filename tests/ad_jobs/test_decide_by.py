@@ -99,7 +99,7 @@ def test_a_work_list_says_among_which_normals_a_row_was_ranked(run: str, tmp_pat
     found = decide(run=run, max_fpr=0.05, by="manufacturer", worklist=str(path))
     (model,) = found["models"]
     groups = {group["values"]["manufacturer"] or "": group["n_normal"] for group in model["groups"]}
-    table = pd.read_csv(path).fillna("")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
     assert len(table) == model["flagged"]
     assert all(f" of {groups[row.manufacturer]} held-out normal images" in row.why for row in table.itertuples())
     assert set(table["rule"]) == {"max-fpr 0.05, by manufacturer"}
