@@ -35,8 +35,8 @@ def to_onnx(detector: Detector) -> bytes:
     if not detector.one_graph:
         raise GraphError(
             "An ONNX graph is of a detector that takes the same steps for every image, and such as engines have: not "
-            "fyd, ssm_residual, linear with patches, pmad that scores what histograms leave, ssm that refines or "
-            "scores as published, mkd with the gradient map.",
+            "fyd, ssm_residual, linear with patches, ssm that refines or scores as published, mkd with the gradient "
+            "map.",
             f"{type(detector).__name__} of {', '.join(f'{k}={v}' for k, v in detector.config.model_dump().items())}",
             "Score with retroscan, or fit another.",
         )

@@ -258,13 +258,7 @@ class PMAD(Detector):
 
     @property
     def one_graph(self) -> bool:
-        # Histograms are pooled in float64, which no engine does.
-        return not self.takes_off
-
-    @property
-    def takes_off(self) -> bool:
-        """Whether the score that was chosen is of what histograms leave."""
-        return self.error_score.of > 1
+        return True
 
     def on_grid(self, images_BCHW: Tensor) -> Tensor:
         """The images resampled by area to the grid, [B, C, h, w] in float64."""
@@ -291,7 +285,8 @@ class PMAD(Detector):
     def score(self, images: Tensor) -> Scores:
         self.spec.check(images)
         with evaluating(self), torch.no_grad():
-            maps_MBhw = self.errors(images) if self.takes_off else self.raw_errors(images)
+            # What histograms leave is for ways that ask for it.
+            maps_MBhw = self.errors(images) if self.error_score.of > 1 else self.raw_errors(images)
             image, heat_Bhw = self.error_score(maps_MBhw)
             blurred = gaussian_blur(heat_Bhw, BLUR * math.sqrt(math.prod(self.grid)))
             heatmap = enlarged(blurred.float(), self.spec.size_px)

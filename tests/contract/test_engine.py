@@ -92,10 +92,13 @@ def test_the_kinds_that_are_named_are_those_that_are_refused() -> None:
         assert not OnnxRuntime.takes(registry.create(kind, registry.configure(kind, options), maker(kind)().spec))
 
 
-def test_pmad_stays_with_torch_where_histograms_are_taken_off() -> None:
-    detector = maker("pmad")()
-    detector.error_score.way.fill_(list(detector.error_score.ways).index("gradient_hee"))
-    assert not OnnxRuntime.takes(detector)
+@pytest.mark.parametrize("way", ["gradient_hee", "difference_top_hee"])
+def test_what_histograms_leave_is_a_graph_too(way: str) -> None:
+    make = maker("pmad")
+    detector, batch = given.fitted(make), given.images(8, make)
+    detector.error_score.way.fill_(list(detector.error_score.ways).index(way))
+    expected = detector.score(batch).image
+    torch.testing.assert_close(in_engine(detector, batch[:3]).score(batch).image, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_masks_that_the_decoder_sees_are_part_of_the_graph() -> None:
