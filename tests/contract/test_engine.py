@@ -92,15 +92,20 @@ def test_the_kinds_that_are_named_are_those_that_are_refused() -> None:
         assert not OnnxRuntime.takes(registry.create(kind, registry.configure(kind, options), maker(kind)().spec))
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [("pmad", {"score": "gradient_hee", "epochs": 2}), ("ssm", {"mask_blocks": True, "epochs": 2, "width": 4})],
-)
-def test_options_that_no_preset_has_are_graphs_too(kind: str, options: dict[str, Any]) -> None:
-    make = Maker(registry.entry(kind), {"batch_size": 4, **options})
+@pytest.mark.parametrize("way", ["gradient_hee", "difference_top_hee"])
+def test_what_histograms_leave_is_a_graph_too(way: str) -> None:
+    make = maker("pmad")
     detector, batch = given.fitted(make), given.images(8, make)
-    in_engine(detector, batch[:3])
-    torch.testing.assert_close(detector.score(batch).image, given.fitted(make).score(batch).image, rtol=1e-5, atol=1e-5)
+    detector.error_score.way.fill_(list(detector.error_score.ways).index(way))
+    expected = detector.score(batch).image
+    torch.testing.assert_close(in_engine(detector, batch[:3]).score(batch).image, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_masks_that_the_decoder_sees_are_part_of_the_graph() -> None:
+    make = Maker(registry.entry("ssm"), {"batch_size": 4, "mask_blocks": True, "epochs": 2, "width": 4})
+    batch = given.images(8, make)
+    found = in_engine(given.fitted(make), batch[:3]).score(batch)
+    torch.testing.assert_close(found.image, given.fitted(make).score(batch).image, rtol=1e-5, atol=1e-5)
 
 
 def test_an_engine_that_computes_something_else_is_left_and_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
