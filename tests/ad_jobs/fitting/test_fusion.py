@@ -8,9 +8,11 @@ import torch
 from detectorkit import build
 
 from ad_jobs.errors import JobError, UsageError
-from ad_jobs.fitting.fusion import Fitted, _Moments, chosen, common_policy
+from ad_jobs.fitting.fusion import Fitted, _Moments, chosen, common_policy, fused
 from ad_jobs.fitting.synthetic import Judged
+from ad_jobs.images.model_input import to_input
 from ad_jobs.images.policy import PixelPolicy
+from ad_jobs.images.tiling import Tiling
 
 
 def judged(*shifts: float | None, shared: float = 0.0, images: int = 128) -> Judged:
@@ -74,3 +76,31 @@ def test_a_spread_in_parts_is_that_of_all() -> None:
     for part in values.split(3):
         found.add(part)
     assert found.spread == pytest.approx(float(values.double().std(unbiased=False)), rel=1e-9)
+
+
+def test_tiles_of_one_size_are_fused_and_of_two_are_not() -> None:
+    tiles = {"overlap_px": 8, "size_px": None}
+    small, large = policy(height_px=32, width_px=32, tiles=tiles), policy(tiles=tiles)
+    with pytest.raises(UsageError, match="where they are not cut into tiles"):
+        common_policy([member("/a", small), member("/b", large)])
+    rng = np.random.default_rng(0)
+    # Larger than a tile, and of sizes of their own.
+    frames = [rng.integers(0, 65536, (1, 40 + 4 * number, 56), np.uint16) for number in range(6)]
+    seen: list[PixelPolicy] = []
+
+    def read(under: PixelPolicy) -> list[np.ndarray]:
+        seen.append(under)
+        return frames
+
+    members = [member("/a", small), member("/b", small)]
+    fusion = fused(members, read)
+    assert fusion.policy == small == seen[0]
+    assert fusion.told["normals"] == len(frames)
+    one = fusion.detector
+    cut = [frame[:, top : top + 32, left : left + 32] for frame in frames for top, left in corners(*frame.shape[1:])]
+    scores = one.scores(torch.from_numpy(np.stack([to_input(tile, 1) for tile in cut])))
+    torch.testing.assert_close(one.score_spread, torch.stack([each.image.std(correction=0) for each in scores]))
+
+
+def corners(height: int, width: int) -> list[tuple[int, int]]:
+    return Tiling(32, 32, 8).corners(height, width)
