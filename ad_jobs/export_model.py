@@ -59,7 +59,7 @@ def metadata(model: FittedModel) -> dict[str, str]:
         "policy": json.dumps(model.policy.model_dump(mode="json"), sort_keys=True),
     }
     if (cut := tiles_text(model.policy)) is not None:
-        said["tiles"] = f"The graph scores one tile. Tiles are {cut}; the largest score is the image's."
+        said["tiles"] = f"The graph scores one tile. Tiles are {cut}, and stitched by retroscan."
     if calibration is None:
         return said
     numbers = {name: getattr(calibration, name) for name in ("threshold", "heatmap_low", "heatmap_high")}

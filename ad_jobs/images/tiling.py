@@ -39,14 +39,16 @@ class Tiling(NamedTuple):
         Raises:
             ValueError: the image is smaller than a tile.
         """
-        rows, columns = _starts(height, self.height_px, self.overlap_px), _starts(width, self.width_px, self.overlap_px)
+        rows, columns = self._starts(height, width)
         return [(top, left) for top in rows for left in columns]
 
     def number(self, height: int, width: int) -> int:
         """How many tiles an image of `height` x `width` has."""
-        return len(_starts(height, self.height_px, self.overlap_px)) * len(
-            _starts(width, self.width_px, self.overlap_px)
-        )
+        rows, columns = self._starts(height, width)
+        return len(rows) * len(columns)
+
+    def _starts(self, height: int, width: int) -> tuple[list[int], list[int]]:
+        return _starts(height, self.height_px, self.overlap_px), _starts(width, self.width_px, self.overlap_px)
 
     def cut(self, pixels: NDArray[Any], corner: tuple[int, int]) -> NDArray[Any]:
         """The tile of an image [..., H, W] at this corner: a view of its pixels."""
