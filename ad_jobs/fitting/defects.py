@@ -106,7 +106,7 @@ def brightness(image: Image, at: Drawn, contrast: float, rng: np.random.Generato
     if rng.random() < 0.5:
         angle = rng.uniform(0, 2 * np.pi)
         ramp = ((y - at.y) * np.sin(angle) + (x - at.x) * np.cos(angle)) / wide.radius
-    return Defect(image + _step(contrast, rng) * ramp, _patch(image, wide, rng, edge=1.0))
+    return Defect(image + _step(contrast, rng) * ramp.astype(np.float32), _patch(image, wide, rng, edge=1.0))
 
 
 def texture(image: Image, at: Drawn, contrast: float, rng: np.random.Generator) -> Defect:

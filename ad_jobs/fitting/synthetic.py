@@ -37,6 +37,15 @@ class Judged:
     # [D, K, M], image by image, of each as many as of every other: D is a multiple of N.
     defective: Array
 
+    @classmethod
+    def together(cls, judged: Sequence[Judged]) -> Judged:
+        """The same of all detectors of several, which were judged by the same frames and defects."""
+        return cls(
+            judged[0].kinds,
+            np.concatenate([one.normal for one in judged], axis=1),
+            np.concatenate([one.defective for one in judged], axis=2),
+        )
+
     def auroc(self) -> Array:
         """Of every kind of defect and detector, [K, M]: how often a defective image scores above a normal one.
 
@@ -90,7 +99,7 @@ def judge(detectors: Sequence[Detector], frames: Iterable[NDArray[np.uint16]], *
     scorers = [Scorer(detector) for detector in detectors]
     scores = []
     for place, frame in enumerate(stored):
-        images = list(_with_defects(frame.astype(np.float32) / FULL_SCALE, rounds, (seed, place)))
+        images = list(_with_defects(np.divide(frame, FULL_SCALE, dtype=np.float32), rounds, (seed, place)))
         scores.append(
             [
                 [one.score for one in scorer.score(_seen(detector, images))]
