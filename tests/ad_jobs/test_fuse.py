@@ -125,9 +125,9 @@ def test_what_is_shown(home: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"resize": "pad"}, "--resize"),
-        ({"window": (0.0, 200.0)}, "--window"),
-        ({"decode": "reduced"}, "--decode"),
+        ({"resize": "pad"}, "the same resize"),
+        ({"window": (0.0, 200.0)}, "the same window"),
+        ({"decode": "reduced"}, "the same decode"),
         ({"seed": 1}, "--normal SOURCE"),
         ({"domain": Domain(kind=("dicom",))}, "take the same objects"),
     ],

@@ -128,7 +128,8 @@ def test_a_fused_member_is_refused() -> None:
 
 
 def test_it_is_one_graph_where_all_members_are() -> None:
-    assert not fused().one_graph
+    taking_a_gradient = build("mkd", (64, 96), weights="random", map="gradient")
+    assert not assembled([member("mkd", taking_a_gradient)], [taking_a_gradient], [1.0]).one_graph
     members = [padim(), padim((32, 48), seed=1)]
     made = assembled([member("padim", one) for one in members], members, [0.5, 0.5])
     assert made.one_graph
