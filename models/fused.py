@@ -76,6 +76,7 @@ class Fused(Detector):
         """What each member gives, heatmaps at the fused input's size."""
         found = []
         for member in self.members:
+            assert isinstance(member, Detector)
             # Luma may exceed 1 by a rounding.
             image, heatmap = member.score(as_input(images, member.spec).clamp(0.0, 1.0))
             same = member.spec.size_px == self.spec.size_px
