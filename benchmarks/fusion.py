@@ -123,8 +123,7 @@ def scores_of(detector: Detector, images: Iterable[Decoded]) -> Array:
 
 def judged(found: Sequence[dict[str, Array]]) -> Judged:
     """Several members' judgements as one."""
-    normal, defective = (np.concatenate([one[part] for one in found], -1) for part in ("normal", "defective"))
-    return Judged(tuple(map(str, found[0]["kinds"])), normal, defective)
+    return Judged.together([Judged(tuple(map(str, one["kinds"])), one["normal"], one["defective"]) for one in found])
 
 
 def fused(test: Sequence[Array], held_out: Sequence[Array], weights: Sequence[float]) -> Array:

@@ -14,8 +14,8 @@ and as luma (models/parts/resample.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -75,8 +75,7 @@ class Fused(Detector):
     def scores(self, images: Tensor) -> list[Scores]:
         """What each member gives, heatmaps at the fused input's size."""
         found = []
-        for member in self.members:
-            assert isinstance(member, Detector)
+        for member in cast(Iterable[Detector], self.members):
             # Luma may exceed 1 by a rounding.
             image, heatmap = member.score(as_input(images, member.spec).clamp(0.0, 1.0))
             same = member.spec.size_px == self.spec.size_px
