@@ -82,7 +82,8 @@ def page(rows: list[str], side: int) -> str:
             f"`knn` as it is ({config['backbone']}, {config['candidates']:,} candidates, {config['items']:,} items) on "
             f"images of {side}x{side}, in batches of {config['batch_size']}.",
             "Memory is the most that the process held, before the fit and in it; seconds are CPU time.",
-            "It does not grow with the images: the sample, from which the coreset is chosen, has a fixed size.",
+            "It does not grow with the images: the sample, from which the coreset is chosen, has a fixed size, which "
+            "32 images of 256 px fill (1,024 patches each).",
             "",
             "| images | MiB before | MiB | features s | coreset s | features, ms an image |",
             "|---:|---:|---:|---:|---:|---:|",

@@ -41,9 +41,9 @@ def enlarged(maps_BHW: Tensor, size_px: tuple[int, int]) -> Tensor:
 @lru_cache(maxsize=32)
 def _resize_matrix(size: int, new: int, mode: Literal["area", "linear"]) -> Tensor:
     """[new, size] matrix that resamples a line as `F.interpolate` does, in float64."""
-    corners = {"align_corners": False} if mode == "linear" else {}
     line = torch.eye(size, dtype=torch.float64).unsqueeze(0)
-    return F.interpolate(line, new, mode=mode, **corners).squeeze(0).T.contiguous()
+    corners = False if mode == "linear" else None
+    return F.interpolate(line, new, mode=mode, align_corners=corners).squeeze(0).T.contiguous()
 
 
 def resampled(maps_BHW: Tensor, size_px: tuple[int, int], mode: Literal["area", "linear"]) -> Tensor:
