@@ -162,7 +162,7 @@ def known_frame(policy: PixelPolicy) -> _Frame | None:
     if policy.tiles.size_px is None:
         return None
     tiling = Tiling(*policy.size_px, policy.tiles.overlap_px)
-    return _Frame(prod(policy.tiles.size_px), tiling.count(*policy.tiles.size_px))
+    return _Frame(prod(policy.tiles.size_px), tiling.number(*policy.tiles.size_px))
 
 
 def steps_an_epoch(normal: int, anomalous: int, batch_size: int, tiles: int = 1) -> int:

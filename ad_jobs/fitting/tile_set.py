@@ -33,7 +33,7 @@ class TileSet:
         self._tiling = Tiling(*policy.size_px, policy.tiles.overlap_px)
         self._size_px = size_px
         # Of each image its first tile, and behind the last the number of all.
-        self._first = np.cumsum([0, *(self._tiling.count(*size) for size in size_px)])
+        self._first = np.cumsum([0, *(self._tiling.number(*size) for size in size_px)])
 
     def of(self, images: Sequence[int]) -> list[int]:
         """All tiles of these images."""

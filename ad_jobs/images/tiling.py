@@ -42,7 +42,7 @@ class Tiling(NamedTuple):
         rows, columns = self._starts(height, width)
         return [(top, left) for top in rows for left in columns]
 
-    def count(self, height: int, width: int) -> int:
+    def number(self, height: int, width: int) -> int:
         """How many tiles an image of `height` x `width` has."""
         rows, columns = self._starts(height, width)
         return len(rows) * len(columns)

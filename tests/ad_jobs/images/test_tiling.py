@@ -39,7 +39,7 @@ def test_tiles_cover_an_image_of_any_size_and_overlap(
     tiling = Tiling(*tile, overlap)
     height, width = tile[0] + more[0], tile[1] + more[1]
     corners = tiling.corners(height, width)
-    assert len(corners) == len(set(corners)) == tiling.count(height, width)
+    assert len(corners) == len(set(corners)) == tiling.number(height, width)
     for axis, (side, length) in enumerate(zip(tile, (height, width), strict=True)):
         starts = sorted({corner[axis] for corner in corners})
         assert (starts[0], starts[-1]) == (0, length - side), "flush with the border"
