@@ -14,6 +14,7 @@ from ad_jobs.deciding.cells import By, divided_by
 from ad_jobs.deciding.gathering import gather
 from ad_jobs.deciding.held_out import held_out_scores
 from ad_jobs.deciding.judges import FrameJudge, HeldOutScores, Judges, check_columns
+from ad_jobs.deciding.reach import beyond_reach, sizes_of
 from ad_jobs.deciding.record import decisions, read_decision, record_of, table_of
 from ad_jobs.deciding.rules import needed
 from ad_jobs.deciding.run_stacks import instance_numbers, publish_run_stacks, write_run_stacks
@@ -25,6 +26,7 @@ from ad_jobs.results.delivery import check_beside, digest_of
 from ad_jobs.results.run import RunRecord, read_record, versions
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.results.seal import sealed
+from ad_jobs.results.tables import check_workbook
 from ad_jobs.run_specs import DecideSpec
 from ad_jobs.specs import takes
 from cluster import storage
@@ -43,7 +45,7 @@ def decide(spec: DecideSpec) -> dict[str, Any]:
     ID is 12 hex digits over the rule, the run and the held-out scores: decided again, it is the one that is there.
     Every model is decided by itself, against the held-out scores of the calibration that its rows were judged by, or of
     the one named by `calibration`; with `by`, every group that has enough of them by its own.
-    With `worklist` what is flagged is also written there, by rank, as CSV; the result names it.
+    With `worklist` what is flagged is also written there, by rank, as CSV or XLSX; the result names it.
 
     Raises:
         UsageError: not a finished run; held-out scores that are missing, changed, or too few for the rate; columns that
@@ -52,11 +54,12 @@ def decide(spec: DecideSpec) -> dict[str, Any]:
     """
     if spec.worklist is not None:
         check_beside(spec.run, spec.worklist, "--worklist")
+        check_workbook(spec.worklist, "--worklist")
     record = read_record(spec.run)
     found = _decision(spec, record)
     if spec.worklist is None:
         return found
-    write_worklist(ScoreTable(spec.run, record), found["decision_id"], spec.worklist)
+    write_worklist(ScoreTable(spec.run, record), found, spec.worklist)
     return {**found, "worklist": spec.worklist}
 
 
@@ -74,6 +77,7 @@ def _decision(spec: DecideSpec, record: RunRecord) -> dict[str, Any]:
         counts = levels(units, judges)
         of_cells = verdicts(spec, judges, held_out, counts)
         flagged = write(units, judges, of_cells, path)
+        beyond = beyond_reach(spec, judges, sizes_of(units)) if isinstance(units, Stacks) else {}
         content = {
             "version": 1,
             "decision_id": decision_id,
@@ -87,6 +91,8 @@ def _decision(spec: DecideSpec, record: RunRecord) -> dict[str, Any]:
                     "model_id": model_id,
                     **told(model_id, held, by.columns, judges, counts, of_cells, flagged),
                     "rows_of_held_out": seen.count[model_id],
+                    # Studies that no score would have flagged; null where there are none.
+                    "beyond_reach": beyond.get(model_id),
                 }
                 for model_id, held in held_out.items()
             ],

@@ -8,11 +8,11 @@ from typing import Any
 
 from ad_jobs.deciding.record import read_decision
 from ad_jobs.errors import UsageError
-from ad_jobs.exporting.csv_table import write_csv
 from ad_jobs.exporting.selection import Selection, table_rows
 from ad_jobs.exporting.tally import Tally
 from ad_jobs.results.delivery import check_beside, deliver_file
 from ad_jobs.results.run import read_record, versions
+from ad_jobs.results.tables import check_workbook, write_table
 from ad_jobs.run_specs import TABLES, ExportSpec
 from ad_jobs.specs import takes
 
@@ -30,6 +30,7 @@ def export(spec: ExportSpec) -> dict[str, Any]:
         JobError: a part of the run is missing or damaged; the store refuses its credentials, or is away for long.
     """
     _need(spec.format)
+    check_workbook(spec.out, "--out")
     check_beside(spec.run, spec.out, "--out")
     record = read_record(spec.run)
     if spec.manifest is not None and (spec.format in TABLES or record.config.get("identifiers") != "hashed"):
@@ -63,12 +64,7 @@ def export(spec: ExportSpec) -> dict[str, Any]:
 def _table(spec: ExportSpec, selection: Selection, tally: Tally) -> None:
     with tempfile.TemporaryDirectory(prefix="retroscan-export-") as folder, table_rows(selection) as rows:
         path = Path(folder) / f"rows.{spec.format}"
-        if spec.format == "csv":
-            tally.written = write_csv(rows, path)
-        else:
-            from ad_jobs.exporting.xlsx_table import write_xlsx
-
-            tally.written = write_xlsx(rows, path)
+        tally.written = write_table(rows, path)
         deliver_file(path, spec.out, "--out")
     tally.files = 1
 
@@ -77,8 +73,7 @@ def _need(format: str) -> None:
     """Raise UsageError where a package of the extra `export` is missing."""
     from importlib.util import find_spec
 
-    needed = "openpyxl" if format == "xlsx" else "highdicom" if format.startswith("dicom-") else None
-    if needed is not None and find_spec(needed) is None:
+    if format.startswith("dicom-") and find_spec("highdicom") is None:
         raise UsageError(
-            f"--format {format} needs the package {needed}.", "none", "Install it: pip install 'retroscan[export]'."
+            f"--format {format} needs the package highdicom.", "none", "Install it: pip install 'retroscan[export]'."
         )

@@ -9,6 +9,7 @@ from ad_jobs.errors import UsageError
 from ad_jobs.images.model_input import FULL_SCALE
 from ad_jobs.scoring.model_store import FittedModel, calibration_of, open_fitted
 from ad_jobs.specs import ExportModelSpec, takes
+from ad_jobs.values import tiles_text
 from cluster import storage
 from models.errors import GraphError
 from models.graph import INPUT, OUTPUTS, to_onnx
@@ -57,6 +58,8 @@ def metadata(model: FittedModel) -> dict[str, str]:
         OUTPUTS[1]: "float32 [batch, height, width]; heatmap_low is cold, heatmap_anchor half hot",
         "policy": json.dumps(model.policy.model_dump(mode="json"), sort_keys=True),
     }
+    if (cut := tiles_text(model.policy)) is not None:
+        said["tiles"] = f"The graph scores one tile. Tiles are {cut}, and stitched by retroscan."
     if calibration is None:
         return said
     numbers = {name: getattr(calibration, name) for name in ("threshold", "heatmap_low", "heatmap_high")}

@@ -11,24 +11,31 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ad_jobs.archive.sources import SourceObject, read_source
 from ad_jobs.errors import RetroscanError, UsageError
+from ad_jobs.fitting import auto
+from ad_jobs.fitting.candidates import Candidate
 from ad_jobs.fitting.cost import score_cpu_ms
 from ad_jobs.fitting.image_set import ImageSet, Reader, decode_all
 from ad_jobs.fitting.intent import FitIntent, resolve
 from ad_jobs.fitting.split import split_anomalous, split_by_group
+from ad_jobs.fitting.synthetic import FRAMES
+from ad_jobs.fitting.tile_set import TileSet
 from ad_jobs.fitting.worker import divided, fitted
+from ad_jobs.fuse import fuse
 from ad_jobs.images.domain import DomainFile, Seen
+from ad_jobs.images.policy import PixelPolicy, Tiles
 from ad_jobs.results.run import versions
 from ad_jobs.scoring.calibration import calibrate_on
 from ad_jobs.scoring.held_out import HeldOut
 from ad_jobs.scoring.model_store import SCORE_CPU_MS, open_model, publish, read_record, write_calibration
-from ad_jobs.specs import FitSpec, takes
+from ad_jobs.specs import AUTO, FitSpec, takes
 from cluster import object_store, storage
 from cluster.counting import counted
 from cluster.failures import failures
@@ -56,24 +63,74 @@ class _Data(NamedTuple):
         """Whether none of them is in colour."""
         return self.normal.grey and (self.anomalous is None or self.anomalous.grey)
 
+    @property
+    def tiles_fitted(self) -> int | None:
+        """How many tiles are fitted on; None where images are not cut."""
+        images = self.normal
+        if images.policy.tiles is None:
+            return None
+        return len(TileSet(images.size_px, images.policy).of(self.fitted))
+
+    @property
+    def tiles_an_image(self) -> float:
+        """What the detector scores for one image: the mean number of its tiles."""
+        return 1.0 if self.tiles_fitted is None else self.tiles_fitted / len(self.fitted)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What of them stays decoded."""
+        return self.normal.kept_bytes + (self.anomalous.kept_bytes if self.anomalous else 0)
+
     def domain(self) -> DomainFile:
         """What the fit saw, normal and anomalous, and what the model takes therefore."""
         seen = Seen.of([*self.normal.seen, *(self.anomalous.seen if self.anomalous else ())])
         return DomainFile(accepts=seen.accepted(), seen=seen)
 
 
+# What was decoded for one fit serves the others of the same session, whose images are the same.
+_Kept = dict[PixelPolicy, _Data]
+
+
 @takes(FitSpec)
 def fit(spec: FitSpec) -> dict[str, Any]:
-    """Fit, save and calibrate a model; its record (detector.json).
+    """Fit, save and calibrate a model, or with `auto` several, of which the best is kept; its record (detector.json).
 
     Raises:
         UsageError: a request that cannot be carried out: unknown detector or option, empty source, a folder in use.
         JobError: no image could be decoded, or the training failed.
         ClusterError: no cluster answers, or it has no room for the workers.
     """
+    if spec.detector == AUTO:
+        return _best(spec)
+    return _fit(spec, read_source(spec.normal), {})
+
+
+def _best(spec: FitSpec) -> dict[str, Any]:
+    """The best of several fits, in one session, each policy's images decoded once."""
+    normal = read_source(spec.normal)
+    if (done := auto.already(spec, normal)) is not None:
+        return done
+    _demand_writable(spec.out)
+    kept: _Kept = {}
+    with session(spec.address) as connected, failures("fit", RetroscanError, storage.StorageError):
+
+        def held_out(candidate: Candidate) -> auto.HeldOutFrames:
+            _, room = divided(spec, connected.nodes)
+            data = _decoded(candidate.intent, normal, [], connected, room, kept)
+            with closing(_held_out(data.normal, data.held_out)) as frames:
+                pixels = [one.pixels for one in islice(frames, FRAMES)]
+            return auto.HeldOutFrames(pixels, _fingerprint(spec, data)["held_out_sha256"])
+
+        def fused(models: Sequence[str], out: str) -> dict[str, Any]:
+            return fuse(model=models, out=out)
+
+        return auto.fit_best(spec, normal, auto.Fits(lambda one: _fit(one, normal, kept), held_out, fused))
+
+
+def _fit(spec: FitSpec, normal: list[SourceObject], kept: _Kept) -> dict[str, Any]:
+    """Fit one detector on a source that was read, and on what is decoded of it already; its record."""
     started = time.monotonic()
     intent = resolve(spec)
-    normal = read_source(spec.normal)
     anomalous = read_source(spec.anomalous) if spec.anomalous else []
     digest = intent.digest(normal, anomalous)
     done = read_record(spec.out)
@@ -85,7 +142,7 @@ def fit(spec: FitSpec) -> dict[str, Any]:
     detector = intent.detector()
     with session(spec.address) as connected, failures("fit", RetroscanError, storage.StorageError):
         division, room = divided(spec, connected.nodes)
-        data = _decoded(intent, normal, anomalous, connected, room)
+        data = _decoded(intent, normal, anomalous, connected, room, kept)
         if intent.takes_grey and data.grey:
             intent = intent.in_grey()
             detector = intent.detector()
@@ -118,11 +175,11 @@ def fit(spec: FitSpec) -> dict[str, Any]:
             # Of this command: a continued fit took longer.
             "seconds": round(time.monotonic() - started, 1),
             "fitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            SCORE_CPU_MS: score_cpu_ms(detector),
+            SCORE_CPU_MS: round(data.tiles_an_image * score_cpu_ms(detector), 1),
             "data": _fingerprint(spec, data),
         }
         model = publish(spec.out, spec.detector, detector, intent.policy, record, data.domain())
-        _calibrate(spec, detector, str(model["model_id"]), data)
+        _calibrate(spec, detector, intent.policy.tiles, str(model["model_id"]), data)
     return model
 
 
@@ -139,9 +196,21 @@ def _demand_writable(out: str) -> None:
 
 
 def _decoded(
+    intent: FitIntent, normal: list[SourceObject], anomalous: list[SourceObject], has: Session, room: int, kept: _Kept
+) -> _Data:
+    """All images of the fit, split into those to fit on and those held out; `room` bytes of them stay decoded.
+
+    It is kept under its policy, and what is there is not decoded again.
+    """
+    if intent.policy not in kept:
+        room -= sum(data.kept_bytes for data in kept.values())
+        kept[intent.policy] = _decode(intent, normal, anomalous, has, max(0, room))
+    return kept[intent.policy]
+
+
+def _decode(
     intent: FitIntent, normal: list[SourceObject], anomalous: list[SourceObject], has: Session, room: int
 ) -> _Data:
-    """All images of the fit, split into those to fit on and those held out; `room` bytes of them stay decoded."""
     spec = intent.spec
     images = decode_all(normal, intent.policy, spec.limits, "normal", cpus=has.cpus, keep_bytes=room)
     fit_on, held_out = split_by_group(images.group, spec.seed)
@@ -160,7 +229,7 @@ def _decoded(
     return _Data(images, fit_on, held_out, abnormal, abnormal_fit_on, abnormal_held)
 
 
-def _calibrate(spec: FitSpec, detector: Detector, model_id: str, data: _Data) -> None:
+def _calibrate(spec: FitSpec, detector: Detector, tiles: Tiles | None, model_id: str, data: _Data) -> None:
     """Write the first calibration, from the images held out."""
     # A detector that learns from anomalous images is made for missing none of them (Cycle-GAN AD, sec. 7).
     rate: dict[str, float] = {"max_fpr": 0.01}
@@ -176,6 +245,7 @@ def _calibrate(spec: FitSpec, detector: Detector, model_id: str, data: _Data) ->
             normal,
             model_id=model_id,
             anomalous=anomalous,
+            tiles=tiles,
             source="held out of " + " and ".join(filter(None, (spec.normal, spec.anomalous))),
             **rate,
         )
@@ -224,6 +294,7 @@ def _fingerprint(spec: FitSpec, data: _Data) -> dict[str, Any]:
     return {
         "normal": spec.normal,
         "n_fitted": len(data.fitted),
+        **({} if data.tiles_fitted is None else {"n_tiles_fitted": data.tiles_fitted}),
         "n_held_out": len(data.held_out),
         "n_groups": len(set(data.normal.group)),
         "failed": data.normal.failed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
@@ -9,11 +10,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ad_jobs.archive.identifiers import is_hashed
+from ad_jobs.deciding import gathering
 from ad_jobs.deciding.decided_table import DecidedTable
 from ad_jobs.deciding.drift import DRIFT_FILE
 from ad_jobs.deciding.record import KEY, read_decision, table_of
 from ad_jobs.deciding.run_stacks import run_stacks, write_run_stacks
-from ad_jobs.deciding.text import decision_text
+from ad_jobs.deciding.text import UNITS, decision_text
 from ad_jobs.errors import UsageError
 from ad_jobs.evaluation.evaluation_file import Found, read_evaluation
 from ad_jobs.evaluation.labels import read_labels
@@ -25,6 +27,7 @@ from ad_jobs.page.sections import COLUMNS, Decided, sections
 from ad_jobs.results.run import RunRecord, read_record
 from ad_jobs.results.score_table import BATCH_ROWS, ScoreTable
 from ad_jobs.run_specs import ReportSpec
+from ad_jobs.schema import SCORES
 from ad_jobs.specs import takes
 from cluster import storage
 
@@ -48,26 +51,26 @@ def report(spec: ReportSpec) -> str:
         JobError: a part of the score table is missing or damaged.
     """
     record = read_record(spec.run)
-    original = ScoreTable(spec.run, record)
-    table, decided = original, None
-    if spec.decision is not None:
-        decision = read_decision(spec.run, record, spec.decision)
-        table = DecidedTable(original, decision)
-        decided = _shown(spec, record, decision)
+    decision = None if spec.decision is None else read_decision(spec.run, record, spec.decision)
     found = read_evaluation(spec.run, record.run_id, spec.decision)
-    for level in ("study", "series"):
-        write_run_stacks(spec.run, record, original, level)
     folder = storage.join(spec.run, FOLDER)
     pictures = Pictures(folder if spec.top > INLINE_CARDS else None)
-    # Of the scores, and of what the run itself flags.
-    with original.copied(drift.COLUMNS) as copied:
-        drifting = drift.section(copied)
-    with table.copied(COLUMNS) as copied:
+    # The run is read once; what is looked at below is a local copy.
+    by = [] if decision is None else [name for name in decision.get("by") or () if name in SCORES.names]
+    columns = dict.fromkeys([*COLUMNS, *drift.COLUMNS, *gathering.COLUMNS, *by])
+    with ScoreTable(spec.run, record).copied(list(columns)) as original, ExitStack() as stack:
+        for level in ("study", "series"):
+            write_run_stacks(spec.run, record, original, level)
+        # Of the scores, and of what the run itself flags.
+        drifting = drift.section(original)
+        table: ScoreTable = original
+        if decision is not None:
+            table = stack.enter_context(DecidedTable(original, decision).copied(COLUMNS))
         context = sections(
-            copied,
+            table,
             found,
             spec.top,
-            decided=decided,
+            decided=None if decision is None else _shown(spec, record, decision),
             pictures=pictures,
             truth=_truth(found),
             stacks=_studies(spec.run, record),
@@ -89,6 +92,8 @@ def _shown(spec: ReportSpec, record: RunRecord, decision: dict[str, Any]) -> Dec
         decision_text(decision),
         {model["model_id"]: model["threshold"] for model in decision["models"]},
         {model.model_id: highest.filter(pc.equal(highest["model_id"], model.model_id)) for model in record.models},
+        None if decision["level"] == "image" else UNITS[decision["level"]],
+        {model["model_id"]: (model["flagged"], model["scored"]) for model in decision["models"]},
     )
 
 

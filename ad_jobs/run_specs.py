@@ -30,7 +30,7 @@ class DecideSpec(Spec):
     level: UnitLevel = "image"
     # Columns of the header by which the run is divided: each group is judged by its own held-out normals, if enough.
     by: Columns = ()
-    # A CSV to write what is flagged to, by rank.
+    # A CSV, or a workbook (.xlsx), to write what is flagged to, by rank.
     worklist: Place | None = None
     # Whose held-out scores to judge against: the id of one that the model keeps, or `current`; by default the run's.
     calibration: str | None = None

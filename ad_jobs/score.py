@@ -27,7 +27,7 @@ def score(spec: ScoreSpec) -> list[dict[str, Any]]:
     sources = [Source(number, as_listed(uri)) for number, uri in enumerate(spec.places)]
     model = open_model(spec.model)
     threshold = model.calibration.threshold
-    scorer = Scorer(model.detector)
+    scorer = Scorer(model.detector, tiles=model.policy.tiles)
     domain = model.domain.accepts.widened(spec.accept)
     rows: list[dict[str, Any]] = []
     with GuardedDecoder() as decoder:

@@ -8,6 +8,7 @@ Places (a source, a model, a run) become absolute here, and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -23,12 +24,14 @@ from ad_jobs.values import (
     columns,
     labels_place,
     parse_size,
+    parse_time,
     parse_window,
     place,
     run_place,
     several,
     size_text,
     source_place,
+    time_text,
 )
 
 # Which heatmaps a run keeps: flagged ones and 1 % of the rest, ...
@@ -50,6 +53,9 @@ RunPlace = Annotated[str, BeforeValidator(run_place)]
 Places = Annotated[Sequence[Place], BeforeValidator(several), AfterValidator(tuple)]
 LabelsPlace = Annotated[str, BeforeValidator(labels_place)]
 Size = Annotated[tuple[int, int], BeforeValidator(parse_size), PlainSerializer(size_text)]
+TileSize = Annotated[Size, BeforeValidator(partial(parse_size, option="--tile"))]
+# In seconds.
+Time = Annotated[float, BeforeValidator(parse_time), PlainSerializer(time_text)]
 FixedWindow = Annotated[Window, BeforeValidator(parse_window)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -91,16 +97,25 @@ class IndexSpec(Spec):
         return self
 
 
+# In place of a kind of detector: the best of several. In a record: how it was chosen.
+AUTO = "auto"
+
+
 class FitSpec(Spec):
     """Fit a detector on normal images, and write the model to `out`."""
 
+    # A kind of `retroscan detectors`, or `auto`.
     detector: str
     normal: Source
     out: Place
     anomalous: Source | None = None
     preset: Preset = "fast"
-    # Height and width in pixels; by default the preset's.
+    # Height and width in pixels; by default the preset's, or with `tile` each image's own.
     size: Size | None = None
+    # Height and width in pixels of the tiles that images are cut into, which are then the detector's input.
+    tile: TileSize | None = None
+    # Of neighbouring tiles at least so many pixels overlap; by default an eighth of their smaller side.
+    overlap: int | None = Field(default=None, ge=0)
     # Passes over the images; by default the preset's.
     epochs: int | None = Field(default=None, ge=1)
     seed: Seed = 0
@@ -112,8 +127,30 @@ class FitSpec(Spec):
     options: dict[str, Any] = Field(default_factory=dict, alias="set")
     limits: Limits = Field(default_factory=Limits)
     address: str | None = None
+    # Of `auto`: no candidate is begun that is not expected to end within; by default ten minutes.
+    budget: Time | None = None
     # Of decoded images in memory; by default half of the object store. What is beyond is decoded again in every epoch.
     keep_mib: int | None = Field(default=None, ge=0, exclude=True)
+
+    @model_validator(mode="after")
+    def _tiles_of_an_image(self) -> Self:
+        if self.tile is None:
+            if self.overlap is not None:
+                raise UsageError("Tiles overlap.", f"--overlap {self.overlap}", "Say how large they are with --tile.")
+            return self
+        if self.size is not None and (self.size[0] < self.tile[0] or self.size[1] < self.tile[1]):
+            raise UsageError(
+                "A tile is no larger than the images it is cut from.",
+                f"--tile {size_text(self.tile)} --size {size_text(self.size)}",
+                "Name a smaller --tile, or leave --size out: images keep their own resolution.",
+            )
+        if self.overlap is not None and 2 * self.overlap > min(self.tile):
+            raise UsageError(
+                "Tiles overlap by at most half of their smaller side.",
+                f"--tile {size_text(self.tile)} --overlap {self.overlap}",
+                f"Name {min(self.tile) // 2} or less.",
+            )
+        return self
 
     @model_validator(mode="after")
     def _percentiles_of_every_pixel(self) -> Self:
@@ -122,6 +159,29 @@ class FitSpec(Spec):
                 "Percentiles are those of every pixel of a frame.",
                 "--decode reduced --window percentile",
                 "Leave --decode out, or give a fixed --window or the object's own, dicom.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _auto_chooses_among_normals(self) -> Self:
+        if self.detector != AUTO:
+            if self.budget is not None:
+                raise UsageError(
+                    "--budget is the time in which --detector auto tries several.",
+                    f"--detector {self.detector} --budget {time_text(self.budget)}",
+                    "Leave it out, or let auto choose.",
+                )
+            return self
+        given = {
+            "--anomalous": self.anomalous is not None,
+            "--epochs": self.epochs is not None,
+            "--set": bool(self.options),
+        }
+        if asked := [option for option, is_given in given.items() if is_given]:
+            raise UsageError(
+                "--detector auto tries several kinds on normal images, each by its preset.",
+                " and ".join(asked),
+                "Leave it out, or name one of `retroscan detectors`.",
             )
         return self
 
@@ -167,6 +227,23 @@ class CalibrateSpec(Spec):
                 f"--anomalous {self.anomalous}",
                 "Leave it out, or use --max-fnr.",
             )
+        return self
+
+
+class FuseSpec(Spec):
+    """Make one model of several fitted ones, and write it to `out`."""
+
+    model: Places = Field(min_length=2)
+    out: Place
+    # Normal images that no member was fitted on; by default those that the members' fits held out.
+    normal: Source | None = None
+
+    @model_validator(mode="after")
+    def _different_models(self) -> Self:
+        if len(set(self.model)) < len(self.model):
+            raise UsageError("Each member is named once.", ", ".join(self.model), "Leave the second one out.")
+        if self.out in self.model:
+            raise UsageError("A fused model is a model of its own.", self.out, "Name a new folder with --out.")
         return self
 
 

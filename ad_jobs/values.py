@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from ad_jobs.errors import UsageError
-from ad_jobs.images.policy import MAX_SIDE_PX, Window, has_width
+from ad_jobs.images.policy import MAX_SIDE_PX, PixelPolicy, Window, has_width
 
 # Before the place of a manifest: its rows are read, whatever else lies there.
 MANIFEST = "manifest:"
@@ -89,8 +90,8 @@ def read_key(option: str, file: Path) -> bytes:
     return found
 
 
-def parse_size(value: Any) -> tuple[int, int]:
-    """(height, width) in pixels of 256, `256`, `256x128` (height x width) or such a pair.
+def parse_size(value: Any, option: str = "--size") -> tuple[int, int]:
+    """(height, width) in pixels of 256, `256`, `256x128` (height x width) or such a pair, given as `option`.
 
     >>> parse_size("256x128"), parse_size(64)
     ((256, 128), (64, 64))
@@ -102,9 +103,9 @@ def parse_size(value: Any) -> tuple[int, int]:
     whole = all(part.isascii() and part.isdecimal() for part in parts) and len(parts) in (1, 2)
     if not whole or not all(0 < int(part) <= MAX_SIDE_PX for part in parts):
         raise UsageError(
-            f"--size is one number of pixels, or heightxwidth, each from 1 to {MAX_SIDE_PX}.",
+            f"{option} is one number of pixels, or heightxwidth, each from 1 to {MAX_SIDE_PX}.",
             repr(value),
-            "Write for example --size 128 or --size 256x128.",
+            f"Write for example {option} 128 or {option} 256x128.",
         )
     return int(parts[0]), int(parts[-1])
 
@@ -136,6 +137,51 @@ def size_text(size_px: tuple[int, int] | None) -> str | None:
         return None
     height, width = size_px
     return str(height) if height == width else f"{height}x{width}"
+
+
+def tiles_text(policy: PixelPolicy) -> str | None:
+    """How images are cut into tiles, in words; None where they are not."""
+    if policy.tiles is None:
+        return None
+    of = "at their own resolution" if policy.tiles.size_px is None else f"of {size_text(policy.tiles.size_px)} px"
+    return f"of {size_text(policy.size_px)} px, overlapping by {policy.tiles.overlap_px}, cut from images {of}"
+
+
+# In seconds.
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def parse_time(value: Any) -> float:
+    """Seconds of `90s`, `10m`, `1.5h`, or of a number of seconds.
+
+    >>> parse_time("10m"), parse_time(90)
+    (600.0, 90.0)
+
+    Raises:
+        UsageError: anything else, or no time at all.
+    """
+    text = str(value).strip().lower()
+    number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = 0.0
+    if not (isfinite(seconds) and seconds > 0):
+        raise UsageError(
+            "A time is a number above 0 with s, m or h.", repr(value), "Write for example 90s, 10m or 1.5h."
+        )
+    return seconds
+
+
+def time_text(seconds: float | None) -> str | None:
+    """Seconds as `parse_time` reads them.
+
+    >>> time_text(600.0), time_text(90.5)
+    ('10m', '90.5s')
+    """
+    if seconds is None:
+        return None
+    return f"{seconds / 60:g}m" if seconds % 60 == 0 else f"{seconds!r}s"
 
 
 def parse_window(value: Any) -> Window:

@@ -156,6 +156,7 @@ def ways(folder: Path, run: str, python: str) -> dict[str, list[str]]:
         "verify": [python, "-m", "ad_jobs", "verify", run, "--sample", str(SAMPLE)],
         "report": [python, "-m", "ad_jobs", "report", run],
         "evaluate": [python, "-m", "ad_jobs", "evaluate", run, "--labels", str(folder / "labels.csv")],
+        "decide": [python, "-m", "ad_jobs", "decide", run, "--top", "1000"],
         "read_scores(where=)": [python, "-c", READ, run, "object_id % 100000 = 0"],
     }
 

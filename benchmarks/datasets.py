@@ -40,7 +40,8 @@ class Lists(NamedTuple):
 def lists(data: dict[str, Any], folder: Path, seed: int) -> Lists:
     """The lists of one data set, written below `folder`; `seed` draws the anomalous images to fit on, if any."""
     folder.mkdir(parents=True, exist_ok=True)
-    return {"split": _split, "boards": _boards, "phantom": _phantom}[data["kind"]](data, folder, seed)
+    kinds = {"split": _split, "boards": _boards, "phantom": _phantom, "digits": _digits}
+    return kinds[data["kind"]](data, folder, seed)
 
 
 def _split(data: dict[str, Any], folder: Path, seed: int) -> Lists:
@@ -165,6 +166,32 @@ def _phantom(data: dict[str, Any], folder: Path, seed: int) -> Lists:  # noqa: A
     return Lists(
         str(demo / "train"), str(made / "lesions" / "archive"), str(demo / "archive"), demo / "labels.csv", masks=True
     )
+
+
+def _digits(data: dict[str, Any], folder: Path, seed: int) -> Lists:  # noqa: ARG001
+    """MNIST as PNG pictures: the first `normal` training images of one `digit`, `tested` of it and of others to judge.
+
+    The test images are stored digit by digit: the others are taken at equal steps.
+    """
+    with np.load(data["root"]) as file:
+        stored = dict(file)
+    is_normal = stored["test_labels"] == data["digit"]
+    same, others = np.flatnonzero(is_normal), np.flatnonzero(~is_normal)
+    chosen = {
+        "train": np.flatnonzero(stored["train_labels"] == data["digit"])[: data["normal"]],
+        "test": np.concatenate([same[: data["tested"]], others[:: len(others) // data["tested"]][: data["tested"]]]),
+    }
+    written = {}
+    for part, places in chosen.items():
+        (folder / part).mkdir(exist_ok=True)
+        rows = []
+        for place in places:
+            name = f"{part}/{place}.png"
+            Image.fromarray(stored[f"{part}_images"][place]).save(folder / name)
+            other = stored[f"{part}_labels"][place] != data["digit"]
+            rows.append({"image": name, "anomalous": str(int(other)), "group": name})
+        written[part] = _write(folder / f"{part}.csv", folder, rows)
+    return Lists(str(written["train"]), None, str(written["test"]), written["test"], masks=False)
 
 
 def _turned_phantoms(demo: Path, folder: Path, turned: dict[str, float]) -> Lists:

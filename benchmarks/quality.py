@@ -58,8 +58,8 @@ def run_cell(cell: dict[str, Any], name: str, data: dict[str, Any], seed: int, w
         given.normal,
         "--out",
         str(model),
-        "--size",
-        str(cell["size"]),
+        *(["--size", str(cell["size"])] if "size" in cell else []),
+        *(["--tile", str(cell["tile"]), "--overlap", str(cell["overlap"])] if "tile" in cell else []),
         "--seed",
         str(seed),
         *settings,
@@ -82,7 +82,8 @@ def run_cell(cell: dict[str, Any], name: str, data: dict[str, Any], seed: int, w
         "detector": cell["detector"],
         "data": name,
         "seed": seed,
-        "size": cell["size"],
+        "size": cell.get("size"),
+        **({name: cell[name] for name in ("tile", "overlap")} if "tile" in cell else {}),
         "table": cell.get("table", "main"),
         "config": record["config"],
         "model_id": record["model_id"],
@@ -92,7 +93,10 @@ def run_cell(cell: dict[str, Any], name: str, data: dict[str, Any], seed: int, w
         **{metric: evaluation[metric]["value"] for metric in METRICS},
         "at_threshold": {rate: at[rate] for rate in ("fpr", "fnr")},
         "at_rates": sensitivities(
-            (frame.score for frame in Scorer(weights).score(image.pixels for image in normals)),
+            (
+                frame.score
+                for frame in Scorer(weights, tiles=opened.policy.tiles).score(image.pixels for image in normals)
+            ),
             judged["score"].to_numpy(np.float64),
             judged["anomalous"].to_numpy(bool),
         ),

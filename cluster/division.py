@@ -16,6 +16,8 @@ CPU_BATCH, GPU_BATCH = 32, 128
 ACTOR_START_MS = 5_000.0
 # Of an object, under a model that does not say what it costs.
 USUAL_SCORE_MS = 50.0
+# Of decoded objects that travel together.
+BLOCK_BYTES = 128 << 20
 # How much faster a GPU scores than one CPU, at least.
 GPU_SPEED = 20.0
 # Of memory for each actor: torch, the models, a batch and its heatmaps.
@@ -48,8 +50,9 @@ class ScanDivision(NamedTuple):
         fetch_tasks: how many of them fit beside the actors and one writing task.
         write_cpus: of one writing task.
         batch_size: frames scored at once.
-        call_rows: objects given to an actor at once, a multiple of `batch_size`; fewer in a small scan.
-        block_rows: objects of one fetch-and-decode task, a multiple of `batch_size`.
+        call_rows: objects given to an actor at once, a multiple of `batch_size`; fewer in a small scan, and of large
+            objects.
+        block_rows: objects of one fetch-and-decode task, a multiple of `batch_size`; fewer of large objects.
     """
 
     actors: int
@@ -73,11 +76,16 @@ class FitDivision(NamedTuple):
 
 
 def divide_for_scan(
-    nodes: Sequence[Node], batch_size: int | None = None, objects: int | None = None, score_ms: float | None = None
+    nodes: Sequence[Node],
+    batch_size: int | None = None,
+    objects: int | None = None,
+    score_ms: float | None = None,
+    object_bytes: int = 0,
 ) -> ScanDivision:
     """How a scan of so many objects divides the nodes; `batch_size` overrides the number of frames scored at once.
 
     `score_ms`: what an object costs its models of one CPU's time, USUAL_SCORE_MS if that is not known.
+    `object_bytes`: what one takes once it is decoded; of large ones fewer than a batch travel together.
     A small scan has fewer actors than there is room for: to each as much to score as its own start costs.
 
     With GPUs: one actor each.
@@ -113,6 +121,7 @@ def divide_for_scan(
         actors = max(1, min(actors, int(work_ms / ACTOR_START_MS)))
         # Something for each of them.
         call_rows = min(call_rows, max(1, -(-objects // actors)))
+    most = max(1, BLOCK_BYTES // max(1, object_bytes))
     spread = spread_actors(nodes, actors, held, gpu=bool(with_gpu))
     # What one fetch task and one write task fit into, side by side.
     share = min(1.0, free)
@@ -125,8 +134,8 @@ def divide_for_scan(
         fetch_tasks=sum(fetch_tasks(nodes, spread, held, fetch, write)),
         write_cpus=write,
         batch_size=size,
-        call_rows=call_rows,
-        block_rows=2 * size,
+        call_rows=min(call_rows, most),
+        block_rows=min(2 * size, most),
     )
 
 

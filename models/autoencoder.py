@@ -16,7 +16,7 @@ from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedCo
 from models.parts.error_score import ErrorScore, ErrorScoreFit, Way
 from models.parts.maps import gaussian_blur
 from models.parts.rates import steps
-from models.parts.reconstruction import SMOOTHING, ReconstructionLearner, fitting, rebuild
+from models.parts.reconstruction import SMOOTHING, ReconstructionLearner, rebuild
 from models.parts.similarity import gradient_distance, reconstruction_loss
 from models.parts.unet import UNet, check_size
 from models.runtime import Runtime
@@ -79,14 +79,15 @@ class Autoencoder(Detector):
         self.network = UNet(width=config.width, in_channels=channels, out_channels=channels, bridges=[None] * 4)
         self.error_score = ErrorScore()
 
+    @property
+    def one_graph(self) -> bool:
+        return True
+
     def errors(self, images_BCHW: Tensor) -> Tensor:
         """How far gradients and values lie from those that came back, [2, B, H, W] in float64."""
-        found = []
-        for x_BCHW in torch.split(images_BCHW, fitting(images_BCHW[:1].numel())):
-            # A score is a small difference divided by its small spread among normals: float32 would show.
-            x, y = x_BCHW.double(), rebuild(self.network, x_BCHW).double()
-            found.append(torch.stack([gradient_distance(x, y, SCALES), (x - y).abs().mean(1)]))
-        return torch.cat(found, 1)
+        # A score is a small difference divided by its small spread among normals: float32 would show.
+        x, y = images_BCHW.double(), rebuild(self.network, images_BCHW).double()
+        return torch.stack([gradient_distance(x, y, SCALES), (x - y).abs().mean(1)])
 
     def score(self, images: Tensor) -> Scores:
         self.spec.check(images)

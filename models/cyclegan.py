@@ -155,8 +155,8 @@ class CycleGANLearner:
         losses = {name: value.detach() for name, value in (generators | judges).items()}
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        generators["loss"].backward()  # type: ignore[no-untyped-call]
-        (judges["judge_normal"] + judges["judge_anomalous"]).backward()  # type: ignore[no-untyped-call]
+        generators["loss"].backward()
+        (judges["judge_normal"] + judges["judge_anomalous"]).backward()
         # All of them before any update.
         finite_or_stop(self.phase, losses)
         for optimizer in self.optimizers:

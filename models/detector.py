@@ -181,10 +181,10 @@ class Detector(nn.Module, ABC):
 
     @property
     def one_graph(self) -> bool:
-        """Whether `score` is one graph of float32 operations, the same for every image and of a batch of any size.
+        """Whether `score` is one graph, the same for every image and of a batch of any size.
 
-        Then an inference engine may run it: see models/graph.py. What sums in float64 or decides by an image's own
-        values how to go on is none.
+        Then an inference engine may run it: see models/graph.py. What decides by an image's own values how to go on
+        is none. In float64 engines add, multiply (matrices, too) and sort, but neither convolve, pool nor resize.
         """
         return False
 

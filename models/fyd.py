@@ -44,8 +44,9 @@ from models.errors import ConfigError
 from models.parts.agreement import AgreementHeads, agreement_loss
 from models.parts.alignment import Alignment
 from models.parts.maps import enlarged, gaussian_blur
+from models.parts.patch_features import average_patches
 from models.parts.rates import cosine, set_rate
-from models.parts.stage_gaussians import LEVEL, SCALE, STATISTICS, GaussianFit, StageGaussians, average_patches
+from models.parts.stage_gaussians import LEVEL, SCALE, STATISTICS, GaussianFit, StageGaussians
 from models.parts.stn import SpatialTransformer, shown, unwarp, warp
 from models.parts.trial import Trial, first_best
 from models.runtime import Runtime
@@ -249,7 +250,7 @@ class FYDLearner:
             losses["spread"] = F.normalize(projected.detach(), dim=1).std(0).mean()
         finite_or_stop(self.phase, losses)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         return losses
 

@@ -34,10 +34,11 @@ def to_onnx(detector: Detector) -> bytes:
     """
     if not detector.one_graph:
         raise GraphError(
-            "An ONNX graph is of a detector that computes all of its score in float32 and without a choice between "
-            "ways: padim, knn, mkd with the cosine map, cyclegan.",
+            "An ONNX graph is of a detector that takes the same steps for every image, and such as engines have: not "
+            "fyd, ssm_residual, linear with patches, ssm that refines or scores as published, mkd with the gradient "
+            "map.",
             f"{type(detector).__name__} of {', '.join(f'{k}={v}' for k, v in detector.config.model_dump().items())}",
-            "Score with retroscan, or fit one of those.",
+            "Score with retroscan, or fit another.",
         )
     size = sum(tensor.nbytes for tensor in detector.state_dict().values())
     if size > MOST_BYTES:

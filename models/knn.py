@@ -29,35 +29,22 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from models.backbones import Backbone
-from models.backbones.stages import tapped
-from models.detector import Batch, Detector, DetectorConfig, InputSpec, Phase, Scores, evaluating, finite_or_stop
+from models.detector import Batch, Detector, InputSpec, Phase, Scores, evaluating, finite_or_stop
 from models.parts.maps import enlarged, gaussian_blur
 from models.parts.memory_bank import MemoryBank, PatchSample
-from models.parts.stage_gaussians import average_patches
+from models.parts.patch_features import PatchFeaturesConfig, average_patches
 from models.runtime import Runtime
 
 
-class KNNConfig(DetectorConfig):
-    """The memory's options; the defaults suit EfficientNet-Lite0 at 128 px on CPU."""
+class KNNConfig(PatchFeaturesConfig):
+    """The memory's options beside those of its features."""
 
-    batch_size: int = Field(default=16, ge=1)
-    backbone: str = "efficientnet_lite0"
-    # See models/backbones/weights.py.
-    weights: str = "auto"
-    norm: str = "native"
-    # Stages, as halvings of the input; of a vision transformer its blocks, counted from 1.
-    layers: tuple[int, ...] = (3, 4, 5)
-    # Features are averaged over patch x patch positions.
-    patch: int = Field(default=3, ge=1)
     # What the memory keeps: time and size of a model go by it.
     items: int = Field(default=4096, ge=1)
     # What it is chosen from.
     candidates: int = Field(default=32768, ge=1)
     # What is added to 1 - cosine for the squared distance between two places, in sides of the image; 0: none.
     place: float = Field(default=0.0, ge=0)
-    # Sigma in pixels at 128 px, scaled with the image's height.
-    blur: float = Field(default=4.0, ge=0)
 
 
 class KNNLearner:
@@ -106,8 +93,7 @@ class KNN(Detector):
         super().__init__()
         self.config: KNNConfig = config
         self.spec = spec
-        source = Backbone(config.backbone, config.layers, config.weights if pretrained else None, config.norm)
-        self.backbone = tapped(source, spec.size_px)
+        self.backbone = config.network(spec, pretrained=pretrained)
         shapes = self.backbone.shapes
         self.grid = (shapes[0].height, shapes[0].width)
         down, across = (torch.arange(side) / side for side in self.grid)

@@ -195,7 +195,7 @@ class MKDLearner:
         loss = direction + self.config.lambda_val * value
         losses = {"loss": loss.detach(), "direction": direction.detach(), "value": value.detach()}
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         finite_or_stop(self.phase, losses)
         self.optimizer.step()
         return losses

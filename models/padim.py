@@ -28,31 +28,20 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.backbones import Backbone
-from models.backbones.stages import Shape, tapped
-from models.detector import Batch, Detector, DetectorConfig, InputSpec, Phase, Scores, evaluating
+from models.backbones.stages import Shape
+from models.detector import Batch, Detector, InputSpec, Phase, Scores, evaluating
 from models.parts.maps import enlarged, gaussian_blur
-from models.parts.stage_gaussians import LEVEL, SCALE, STATISTICS, GaussianFit, StageGaussians, average_patches
+from models.parts.patch_features import PatchFeaturesConfig, average_patches
+from models.parts.stage_gaussians import LEVEL, SCALE, STATISTICS, GaussianFit, StageGaussians
 from models.runtime import Runtime
 
 
-class PaDiMConfig(DetectorConfig):
-    """PaDiM's options; the defaults suit EfficientNet-Lite0 at 128 px on CPU."""
+class PaDiMConfig(PatchFeaturesConfig):
+    """PaDiM's options beside those of its features."""
 
-    batch_size: int = Field(default=16, ge=1)
-    backbone: str = "efficientnet_lite0"
-    # See models/backbones/weights.py.
-    weights: str = "auto"
-    norm: str = "native"
-    # Stages, as halvings of the input; of a vision transformer its blocks, counted from 1.
-    layers: tuple[int, ...] = (3, 4, 5)
-    # Features are averaged over patch x patch positions.
-    patch: int = Field(default=3, ge=1)
     # Random dimensions of each bank; 0 takes all.
     dims: int = Field(default=128, ge=0)
     bank: Literal["stage", "joint"] = "stage"
-    # Sigma in pixels at 128 px, scaled with the image's height.
-    blur: float = Field(default=4.0, ge=0)
 
 
 class PaDiMLearner:
@@ -98,8 +87,7 @@ class PaDiM(Detector):
         super().__init__()
         self.config: PaDiMConfig = config
         self.spec = spec
-        source = Backbone(config.backbone, config.layers, config.weights if pretrained else None, config.norm)
-        self.backbone = tapped(source, spec.size_px)
+        self.backbone = config.network(spec, pretrained=pretrained)
         shapes = self.backbone.shapes
         if config.bank == "joint":
             shapes = [Shape(sum(shape.channels for shape in shapes), *shapes[0][1:])]

@@ -44,7 +44,7 @@ from models.errors import ConfigError
 from models.parts import histogram_error
 from models.parts.error_score import WAYS, ErrorScore, ErrorScoreFit, Way
 from models.parts.histogram import LogHistogram
-from models.parts.maps import enlarged, gaussian_blur
+from models.parts.maps import enlarged, gaussian_blur, resampled
 from models.parts.rates import cosine
 from models.parts.reconstruction import ReconstructionLearner
 from models.parts.similarity import gradient_distance
@@ -111,7 +111,9 @@ class PartitionMemory(nn.Module):
     def weights(self, queries_BTD: Tensor) -> Tensor:
         """How much of each item is in the answers, [B, T, N], sum 1."""
         items_TND = self.items.to(queries_BTD)
-        similarity_TBN = F.normalize(queries_BTD, dim=-1).transpose(0, 1) @ F.normalize(items_TND, dim=-1).mT
+        similarity_TBN = F.normalize(queries_BTD, dim=-1).transpose(0, 1) @ F.normalize(items_TND, dim=-1).transpose(
+            1, 2
+        )
         return (similarity_TBN.transpose(0, 1) / TEMPERATURE).softmax(-1)
 
     def forward(self, queries_BTD: Tensor) -> Tensor:
@@ -254,9 +256,13 @@ class PMAD(Detector):
         self.register_buffer("mode_cap", torch.full((2,), ERROR_RANGE[1], dtype=torch.float64))
         self.error_score = ErrorScore(ALL_WAYS)
 
+    @property
+    def one_graph(self) -> bool:
+        return True
+
     def on_grid(self, images_BCHW: Tensor) -> Tensor:
         """The images resampled by area to the grid, [B, C, h, w] in float64."""
-        return F.interpolate(images_BCHW.double(), self.grid, mode="area")
+        return resampled(images_BCHW.double(), self.grid, "area")
 
     def raw_errors(self, images_BCHW: Tensor) -> Tensor:
         """How far gradients and values of the images lie from those that come back, [2, B, h, w] in float64.
@@ -279,10 +285,12 @@ class PMAD(Detector):
     def score(self, images: Tensor) -> Scores:
         self.spec.check(images)
         with evaluating(self), torch.no_grad():
-            image, heat_Bhw = self.error_score(self.errors(images))
+            # What histograms leave is for ways that ask for it.
+            maps_MBhw = self.errors(images) if self.error_score.of > 1 else self.raw_errors(images)
+            image, heat_Bhw = self.error_score(maps_MBhw)
             blurred = gaussian_blur(heat_Bhw, BLUR * math.sqrt(math.prod(self.grid)))
-            heatmap = enlarged(blurred, self.spec.size_px)
-        return Scores(image.float(), heatmap.float())
+            heatmap = enlarged(blurred.float(), self.spec.size_px)
+        return Scores(image.float(), heatmap)
 
     def learner(self, runtime: Runtime) -> PMADLearner:
         return PMADLearner(self, runtime)

@@ -87,3 +87,15 @@ def file_sha256(path: Path) -> str:
     """sha256 of a local file, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def networks(source: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The pretrained networks that a record's `source` tells of, each once: of a fused model those of its members."""
+    if source is None:
+        return []
+    if "members" not in source:
+        return [source]
+    found: list[dict[str, Any]] = []
+    for member in source["members"]:
+        found += [network for network in networks(member["source"]) if network not in found]
+    return found

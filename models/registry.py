@@ -162,13 +162,26 @@ DETECTORS: dict[str, Entry] = {
     )
 }
 
+# What is made of fitted models, and has no fit of its own.
+FUSED = Entry(
+    kind="fused",
+    module="models.fused",
+    detector="Fused",
+    config="FusedConfig",
+    title="Fitted models that score together",
+    source="no paper's: a weighted mean of scores, each divided by its spread over held-out normals",
+    choose="where a score may cost what several detectors do: see `retroscan fuse`",
+)
+
 
 def entry(kind: str) -> Entry:
-    """The table's row of `kind`.
+    """The row of `kind`, a detector of the table or what is made of them.
 
     Raises:
         ConfigError: no such detector.
     """
+    if kind == FUSED.kind:
+        return FUSED
     if kind not in DETECTORS:
         raise ConfigError(
             f"detector must be one of {', '.join(DETECTORS)}.", kind, "See `retroscan detectors` for what each needs."
@@ -180,8 +193,14 @@ def preset(kind: str, name: str) -> Preset:
     """The size and options of `kind` at the scale `name`.
 
     Raises:
-        ConfigError: no such detector or preset.
+        ConfigError: no such detector or preset, or what is fitted by its members.
     """
+    if kind == FUSED.kind:
+        raise ConfigError(
+            "A fit is of a detector that learns from images.",
+            kind,
+            "Fit its members, then `retroscan fuse MODEL MODEL --out MODEL`.",
+        )
     presets = PRESETS[entry(kind).kind]
     if name not in presets:
         raise ConfigError(f"preset must be one of {', '.join(presets)}.", name, "Choose with --preset fast.")

@@ -47,7 +47,7 @@ from models.detector import Batch, Detector, InputSpec, Phase, Scores, TrainedCo
 from models.errors import ConfigError
 from models.parts.error_score import WAYS, ErrorScore, ErrorScoreFit
 from models.parts.histogram import LogHistogram
-from models.parts.maps import enlarged, gaussian_blur
+from models.parts.maps import enlarged, gaussian_blur, resampled
 from models.parts.masks import BLOCKS, checkerboard_masks, compose, training_masks
 from models.parts.rates import steps
 from models.parts.reconstruction import SMOOTHING, ReconstructionLearner, fitting
@@ -126,7 +126,7 @@ class SSMLearner(ReconstructionLearner["SSM"]):
             torch.cat([self.guess(x_BCHW, batch.positions, mask) for mask in masks]), visible, self.network
         )
         hidden = 1 - masks.unsqueeze(1)
-        whole = (painted.unflatten(0, (n, count)) * hidden).sum(0) + x_BCHW * (1 - hidden.sum(0))  # type: ignore[no-untyped-call]
+        whole = (painted.unflatten(0, (n, count)) * hidden).sum(0) + x_BCHW * (1 - hidden.sum(0))
         mask_loss = self.runtime.mean(F.mse_loss(guessed, visible, reduction="none"))
         terms = reconstruction_loss(x_BCHW, whole, self.runtime.mean)
         # The published loss adds the guesses of all masks up; their mean times their number is that sum.
@@ -219,6 +219,16 @@ class SSM(Detector):
         }
 
     @property
+    def at_once(self) -> int:
+        """How many images are painted in at once: how sums are rounded hangs on it, which a threshold shows."""
+        return 1 if self.config.refine != "none" else fitting(self.masks.numel() * self.spec.channels)
+
+    @property
+    def one_graph(self) -> bool:
+        # Of a batch: images that are painted in one by one are none.
+        return self.config.score == "auto" and self.at_once > 1
+
+    @property
     def blur(self) -> float:
         """Sigma in pixels of heatmaps, and of what a threshold is put to."""
         return SMOOTHING * self.size_px[0] / 128
@@ -227,7 +237,7 @@ class SSM(Detector):
         """The images resampled by area to the grid; those that are on it as they are."""
         if images_BCHW.shape[2:] == self.size_px:
             return images_BCHW
-        return F.interpolate(images_BCHW, self.size_px, mode="area")
+        return resampled(images_BCHW, self.size_px, "area")
 
     def guess(self, images_BCHW: Tensor, mask_1HW: Tensor) -> Tensor:
         """The images with what the network is given where the mask hides them: grey."""
@@ -236,7 +246,7 @@ class SSM(Detector):
     def guesses(self, images_BCHW: Tensor, masks_KN1HW: Tensor) -> Tensor:
         """`guess` by many masks, [B, K, N, C, H, W]."""
         found = torch.stack([self.guess(images_BCHW, mask) for mask in masks_KN1HW.flatten(0, 1)], 1)
-        return found.view(len(found), *masks_KN1HW.shape[:2], *found.shape[2:])
+        return found.unflatten(1, masks_KN1HW.shape[:2])
 
     def paint(
         self, guesses_BCHW: Tensor, visible_B1HW: Tensor, network: nn.Module | None = None
@@ -245,33 +255,34 @@ class SSM(Detector):
         out_BCHW: Tensor = (network or self.network)(2 * guesses_BCHW - 1, visible_B1HW)
         return self.begin(guesses_BCHW) + out_BCHW[:, :-1] / 2, out_BCHW[:, -1:]
 
-    def begin(self, guesses_BCHW: Tensor) -> Tensor:
+    def begin(self, guesses_BCHW: Tensor) -> Tensor | float:
         """What the network's output is added to: the middle of the range."""
-        return torch.full_like(guesses_BCHW, 0.5)
+        del guesses_BCHW
+        return 0.5
 
     def judge(self, images_BCHW: Tensor, whole_BKCHW: Tensor) -> Tensor:
         """How unlike images their reconstructions are, [M, B, H, W].
 
         By gradients and by values: of all cell sizes, and of each; as published: by gradients, smoothed, and squared.
         """
-        like_BKCHW = images_BCHW.unsqueeze(1).expand_as(whole_BKCHW)
-        pairs, sizes = (like_BKCHW.flatten(0, 1), whole_BKCHW.flatten(0, 1)), whole_BKCHW.shape[:2]
+        like_BKCHW = images_BCHW.unsqueeze(1)
         if self.config.score == "published":
-            gms_BKHW = gms_map(*pairs).view(*sizes, *self.size_px)
+            pairs = like_BKCHW.expand_as(whole_BKCHW).flatten(0, 1), whole_BKCHW.flatten(0, 1)
+            gms_BKHW = gms_map(*pairs).unflatten(0, whole_BKCHW.shape[:2])
             combined_BHW = (self.cell_weights.view(-1, 1, 1) * gms_BKHW).sum(1)
             squares_BHW = (whole_BKCHW - like_BKCHW).square().mean((1, 2))
             return torch.stack([gaussian_blur(combined_BHW, self.blur), squares_BHW])
-        gradient_BKHW = gradient_distance(*pairs, SCALES).view(*sizes, *self.size_px)
+        gradient_BKHW = gradient_distance(like_BKCHW, whole_BKCHW, SCALES)
         difference_BKHW = (like_BKCHW - whole_BKCHW).abs().mean(2)
         found_K2BHW = torch.stack([gradient_BKHW, difference_BKHW]).permute(2, 0, 1, 3, 4)
         return torch.cat([found_K2BHW.mean(0), found_K2BHW.flatten(0, 1)])
 
     def examine(self, images_BCHW: Tensor, guesses_BKNCHW: Tensor, masks_KN1HW: Tensor) -> Tensor:
         """What `judge` finds where these masks hide images; fewer than the cell sizes count for all of them."""
-        visible = masks_KN1HW.flatten(0, 1).repeat(len(images_BCHW), 1, 1, 1)
+        visible = masks_KN1HW.expand_as(guesses_BKNCHW[:, :, :, :1]).flatten(0, 2)
         painted, _ = self.paint(guesses_BKNCHW.flatten(0, 2), visible)
         # A score is a small difference divided by its small spread among normals: float32 would show.
-        painted_BKNCHW = painted.double().clamp(0.0, 1.0).view(guesses_BKNCHW.shape)
+        painted_BKNCHW = painted.double().clamp(0.0, 1.0).unflatten(0, (-1, *masks_KN1HW.shape[:2]))
         x_BCHW = images_BCHW.double()
         whole_BKCHW = compose(x_BCHW, painted_BKNCHW, 1 - masks_KN1HW)
         return self.judge(x_BCHW, whole_BKCHW.expand(-1, len(self.masks), -1, -1, -1))
@@ -280,9 +291,9 @@ class SSM(Detector):
         """The maps [M, B, H, W] of a single pass."""
         # Of all images at once: a mask takes one factorisation.
         guesses = self.guesses(images_BCHW, self.masks)
-        # The size of a batch decides how its sums are rounded, and a threshold makes a great difference of a small one.
-        at_once = 1 if self.config.refine != "none" else fitting(guesses[:1].numel())
-        parts = zip(torch.split(images_BCHW, at_once), torch.split(guesses, at_once), strict=True)
+        if len(images_BCHW) <= self.at_once:
+            return self.examine(images_BCHW, guesses, self.masks)
+        parts = zip(torch.split(images_BCHW, self.at_once), torch.split(guesses, self.at_once), strict=True)
         return torch.cat([self.examine(*part, self.masks) for part in parts], 1)
 
     def errors(self, images_BCHW: Tensor) -> Tensor:
@@ -332,8 +343,8 @@ class SSM(Detector):
                 image = ((self.error_score.every_way(maps) - mean) / spread).sum(1)
             else:
                 heatmap = gaussian_blur(heatmap, self.blur)
-            heatmap = enlarged(heatmap, self.spec.size_px)
-        return Scores(image.float(), heatmap.float())
+            heatmap = enlarged(heatmap.float(), self.spec.size_px)
+        return Scores(image.float(), heatmap)
 
     def learner(self, runtime: Runtime) -> SSMLearner:
         return SSMLearner(self, runtime)

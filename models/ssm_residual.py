@@ -88,6 +88,11 @@ class ResidualSSM(SSM):
         for parameter in self.network.head.parameters():
             nn.init.zeros_(parameter)
 
+    @property
+    def one_graph(self) -> bool:
+        # A mask's guess is a factorisation, which no engine has.
+        return False
+
     def guess(self, images_BCHW: Tensor, mask_1HW: Tensor) -> Tensor:
         """The images with the Gaussian's guess where the mask hides them."""
         found_BCHW: Tensor = self.base(images_BCHW, mask_1HW)

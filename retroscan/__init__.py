@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ad_jobs.export import export
     from ad_jobs.export_model import export_model
     from ad_jobs.fit import fit
+    from ad_jobs.fuse import fuse
     from ad_jobs.index import index
     from ad_jobs.plan import plan
     from ad_jobs.report import report
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         CalibrateSpec,
         ExportModelSpec,
         FitSpec,
+        FuseSpec,
         IndexSpec,
         PlanSpec,
         ScanSpec,
@@ -62,6 +64,7 @@ _HOMES = {
     "ad_jobs.export": ("export",),
     "ad_jobs.export_model": ("export_model",),
     "ad_jobs.fit": ("fit",),
+    "ad_jobs.fuse": ("fuse",),
     "ad_jobs.index": ("index",),
     "ad_jobs.plan": ("plan",),
     "ad_jobs.report": ("report",),
@@ -86,6 +89,7 @@ _HOMES = {
         "CalibrateSpec",
         "ExportModelSpec",
         "FitSpec",
+        "FuseSpec",
         "IndexSpec",
         "PlanSpec",
         "ScanSpec",

@@ -30,6 +30,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from ad_jobs.images.policy import PixelPolicy, Tiles
 from ad_jobs.results.read import read_scores
 from ad_jobs.scoring.calibration import calibrate_on
 from ad_jobs.scoring.held_out import HeldOut
@@ -43,7 +44,12 @@ FRAMES = 5
 
 
 def make_model(
-    folder: Path, seed: int = 0, size_px: int = SIZE_PX, source: str = "test", kind: str = "autoencoder"
+    folder: Path,
+    seed: int = 0,
+    size_px: int = SIZE_PX,
+    source: str = "test",
+    kind: str = "autoencoder",
+    tiles: Tiles | None = None,
 ) -> str:
     """A model with random weights, calibrated on `source`: its scores mean nothing, but are always the same ones."""
     with torch.random.fork_rng():
@@ -52,11 +58,13 @@ def make_model(
         config = registry.configure(kind, {"width": 4} if kind == "autoencoder" else {"weights": "random"})
         spec = InputSpec(channels=3, height_px=size_px, width_px=size_px)
         detector = registry.create(kind, config, spec).eval()
-    policy = {"channels": 1, "height_px": size_px, "width_px": size_px}
+    policy = PixelPolicy(channels=1, height_px=size_px, width_px=size_px, tiles=tiles).model_dump(mode="json")
     model_id = artifact.save(folder, kind, detector, policy, {"seed": seed})
     normal = (np.rint(65535 * picture(number, size_px))[None].astype(np.uint16) for number in range(12))
     # Half of the normals: a good share of an archive is flagged, and a good share is not.
-    calibration = calibrate_on(detector, map(HeldOut, normal), model_id=model_id, max_fpr=0.5, source=source)
+    calibration = calibrate_on(
+        detector, map(HeldOut, normal), model_id=model_id, max_fpr=0.5, source=source, tiles=tiles
+    )
     write_calibration(str(folder), calibration)
     return str(folder)
 

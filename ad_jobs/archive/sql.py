@@ -5,6 +5,8 @@ What it does not hold goes to a local folder.
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,8 +17,10 @@ import duckdb
 import pyarrow as pa
 
 from ad_jobs.errors import RetroscanError
-from cluster.errors import StorageError
+from cluster.errors import Full, StorageError
 
+# As DuckDB passes on what the system says of a full disk, or quota.
+_NO_ROOM = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 MEMORY = "256MB"
 THREADS = 2
 
@@ -100,7 +104,12 @@ def _opened(path: str, sealed: bool) -> Iterator[duckdb.DuckDBPyConnection]:
                 # Not before the folder to spill to is set.
                 connection.execute("SET enable_external_access = false")
                 connection.execute("SET lock_configuration = true")
-            yield connection
+            try:
+                yield connection
+            except duckdb.IOException as error:
+                if any(text in str(error) for text in _NO_ROOM):
+                    raise Full(spill, "no room is left; TMPDIR may name a larger disk") from error
+                raise
 
 
 @contextmanager

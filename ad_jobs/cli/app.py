@@ -8,10 +8,12 @@ What a verb is given is read from the context into its specification (`options.g
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import re
 import sys
+import tempfile
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +23,7 @@ from typer.core import TyperGroup
 
 from ad_jobs.cli import cluster_commands, commands, options, run_commands
 from ad_jobs.errors import RetroscanError
-from cluster.errors import ClusterError, StorageError
+from cluster.errors import AccessDenied, ClusterError, Full, KeysRefused, NotFound, StorageError
 
 
 class _Verbs(TyperGroup):
@@ -37,11 +39,36 @@ class _Verbs(TyperGroup):
             _complain(str(error))
             raise typer.Exit(1) from error
         except StorageError as error:
-            _complain(f"Storage failed: {error}. The same command again continues.")
+            _complain(f"Storage failed: {error}. {_remedy(error)}")
+            raise typer.Exit(1) from error
+        except OSError as error:
+            # Of a local file that is no part of a store: what is sorted, or made before it is copied.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            folder = tempfile.gettempdir()
+            _complain(f"No room is left: {error}. Free some, in {folder}, too, or let TMPDIR name a larger disk.")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             _complain("Interrupted. The same command again continues.")
             raise typer.Exit(130) from error
+
+
+# The first that it is.
+_REMEDIES: tuple[tuple[type[StorageError], str], ...] = (
+    (Full, "Free space there, and run the same command again."),
+    (
+        KeysRefused,
+        "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, of a store other than AWS also AWS_ENDPOINT_URL; "
+        "retroscan doctor --bucket BUCKET tells what they may.",
+    ),
+    (AccessDenied, "Ask for access to it, or name a place that this user may use."),
+    (NotFound, "Check the path."),
+)
+
+
+def _remedy(error: StorageError) -> str:
+    """What to do where a store failed."""
+    return next((text for kind, text in _REMEDIES if isinstance(error, kind)), "The same command again continues.")
 
 
 app = typer.Typer(
@@ -81,6 +108,7 @@ VERBS = (
     (commands.detectors, "retroscan detectors"),
     (commands.index, "retroscan index s3://archive/2024 --out s3://results/manifest --headers"),
     (commands.fit, "retroscan fit --detector padim --normal ./normal --out ./model --size 128 --set patch=3"),
+    (commands.fuse, "retroscan fuse ./linear ./padim ./knn --out ./fused"),
     (commands.calibrate, "retroscan calibrate ./model --normal ./held_out --max-fpr 0.01"),
     (commands.plan, "retroscan plan s3://results/manifest --model ./model --nodes 4 --cores 16 --price-per-hour 0.70"),
     (commands.scan, "retroscan scan s3://archive/2024 --model ./model --out s3://results/run-1 --heatmaps flagged"),

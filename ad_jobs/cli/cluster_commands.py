@@ -8,6 +8,7 @@ import typer
 
 from ad_jobs.cli import options as o
 from ad_jobs.cli import show
+from ad_jobs.cli.show_cluster import checks_text, jobs_text
 from ad_jobs.specs import DoctorSpec
 
 
@@ -56,7 +57,7 @@ def jobs(
 
     cluster = Jobs(address)
     if stop is None:
-        show.result([as_json(job) for job in cluster.list()], json_, show.jobs_text)
+        show.result([as_json(job) for job in cluster.list()], json_, jobs_text)
         return
     stopped = cluster.stop(stop)
     show.result(
@@ -83,6 +84,6 @@ def doctor(
 
     checks = [check._asdict() for check in verb(spec)]
     healthy = all(check["status"] != MISSING for check in checks)
-    show.result({"ok": healthy, "checks": checks}, json_, lambda v: show.checks_text(v["checks"]))
+    show.result({"ok": healthy, "checks": checks}, json_, lambda v: checks_text(v["checks"]))
     if not healthy:
         raise typer.Exit(1)

@@ -14,6 +14,7 @@ import typer
 from ad_jobs import specs
 from ad_jobs.cli import options as o
 from ad_jobs.cli import show
+from ad_jobs.cli.show_auto import ABOUT_AUTO
 from cluster.counting import counted
 
 
@@ -36,7 +37,7 @@ def detectors(json_: o.Json = False) -> None:
     from models.registry import DETECTORS
 
     rows = [show.detector_row(entry) for entry in DETECTORS.values()]
-    show.result(rows, json_, lambda value: "\n\n".join(map(show.detector_text, value)))
+    show.result(rows, json_, lambda value: "\n\n".join([*map(show.detector_text, value), ABOUT_AUTO]))
 
 
 def index(
@@ -75,7 +76,7 @@ def index(
 
 def fit(
     context: typer.Context,
-    detector: Annotated[str, typer.Option(help="One of `retroscan detectors`.")],
+    detector: Annotated[str, typer.Option(help="One of `retroscan detectors`, or auto: the best of several.")],
     normal: Annotated[str, typer.Option(help="Normal images. " + o.SOURCE)],
     out: Annotated[str, typer.Option(help="Folder of the model, local or s3://.")],
     anomalous: Annotated[
@@ -85,7 +86,18 @@ def fit(
         o.Preset, typer.Option(help="Scale: what two cores can do, or what the paper reports.")
     ] = o.Preset.fast,
     size: Annotated[
-        str | None, typer.Option(help="Input size in pixels: 128, or heightxwidth; the preset's by default.")
+        str | None,
+        typer.Option(
+            help="Size in pixels that images are resized to: 128, or heightxwidth; by default the preset's, or with "
+            "--tile their own."
+        ),
+    ] = None,
+    tile: Annotated[
+        str | None,
+        typer.Option(help="Score images in overlapping tiles of this size, 256 or heightxwidth: for small defects."),
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(help="With --tile: by how many pixels neighbours overlap; an eighth by default.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images; the preset's by default.")] = None,
     seed: o.Seed = 0,
@@ -101,6 +113,9 @@ def fit(
     workers: Annotated[int, typer.Option(min=1, help="Training workers.")] = 1,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Detector option key=value, repeatable.", metavar="KEY=VALUE")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Of --detector auto: the time to try several in; 10m by default.", metavar="TIME")
     ] = None,
     limits: o.Limits = None,
     dry_run: o.DryRun = False,
@@ -122,6 +137,25 @@ def fit(
         return show.fitted_text(record, read_calibration(spec.out, record["model_id"]).model_dump(mode="json"), out)
 
     show.result(verb(spec), json_, told)
+
+
+def fuse(
+    context: typer.Context,
+    model: Annotated[list[str], typer.Argument(help="Folders of fitted models.", show_default=False)],
+    out: Annotated[str, typer.Option(help="Folder of the fused model, local or s3://.")],
+    normal: Annotated[
+        str | None,
+        typer.Option(help="Normal images no member was fitted on; by default those they held out. " + o.SOURCE),
+    ] = None,
+    json_: o.Json = False,
+    config: o.Config = None,
+) -> None:
+    """One model of several: they score together, weighted by what each adds to finding synthetic defects."""
+    spec = o.given(specs.FuseSpec, context)
+    from ad_jobs.cli.show_fusion import fusion_text
+    from ad_jobs.fuse import fuse as verb
+
+    show.result(verb(spec), json_, lambda record: fusion_text(record, out))
 
 
 def calibrate(
@@ -252,7 +286,7 @@ def export_model(
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """A model's network as ONNX, of padim, mkd (cosine map) and cyclegan; the file says what it takes and gives."""
+    """A model as a graph in ONNX; the file says what it takes and gives."""
     spec = o.given(specs.ExportModelSpec, context)
     from ad_jobs.export_model import export_model as verb
 

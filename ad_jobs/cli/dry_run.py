@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from ad_jobs.archive.fetching import FETCH_AHEAD_BYTES
 from ad_jobs.archive.sources import read_source
+from ad_jobs.cli.show_auto import auto_outlook_text
 from ad_jobs.fitting.split import HELD_OUT_SHARE, held_out_anomalous
 from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.images.tiling import Tiling
 from ad_jobs.scanning import chapters, run_state
 from ad_jobs.scanning.intent import Intent, resolve
-from ad_jobs.specs import FitSpec, ScanSpec
+from ad_jobs.specs import AUTO, FitSpec, ScanSpec
 from cluster import autoscaling
 from cluster.counting import counted
 from cluster.division import Node, divide_for_scan
@@ -51,7 +54,7 @@ def scan_outlook(spec: ScanSpec) -> dict[str, Any]:
     with session(spec.address, num_cpus=spec.num_cpus, grow=False) as has:
         if spec.amp:
             refuse_amp_without_gpu(has)
-        division = divide_for_scan(has.nodes, spec.batch_size, sum(left), intent.score_ms)
+        division = divide_for_scan(has.nodes, spec.batch_size, sum(left), intent.score_ms, intent.object_bytes)
     return {
         "run_id": intent.run_id,
         "cluster": _cluster(has.nodes),
@@ -108,10 +111,15 @@ def _frame_bytes(policy: PixelPolicy) -> int:
 def fit_outlook(spec: FitSpec) -> dict[str, Any]:
     """What `fit` with the same specification would begin with, as plain values; every object is taken as one frame.
 
+    How many tiles images of their own resolution have, and what they take decoded, is not known before they are read:
+    `steps_an_epoch` and `decoded_bytes` are None.
+
     Raises:
         UsageError: as `fit`.
         ClusterError: no cluster answers, or it has no room for the workers.
     """
+    if spec.detector == AUTO:
+        return auto_outlook(spec)
     # Ray Train's import is slow.
     from ad_jobs.fitting.intent import resolve
     from ad_jobs.fitting.worker import divided
@@ -120,6 +128,7 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
     batch_size, policy = intent.config.batch_size, intent.policy
     normal = len(read_source(spec.normal))
     anomalous = len(read_source(spec.anomalous)) if spec.anomalous else 0
+    known = known_frame(policy)
     with session(spec.address, grow=False) as has:
         division, room = divided(spec, has.nodes)
     return {
@@ -129,24 +138,68 @@ def fit_outlook(spec: FitSpec) -> dict[str, Any]:
         "worker_gpus": division.gpus,
         "worker_threads": division.threads,
         "batch_size": batch_size,
-        "steps_an_epoch": steps_an_epoch(normal, anomalous, batch_size),
+        "steps_an_epoch": None if known is None else steps_an_epoch(normal, anomalous, batch_size, known.tiles),
         "normal": normal,
         "anomalous": anomalous,
-        "decoded_bytes": {
-            kind: (normal + anomalous) * _frame_bytes(policy.model_copy(update={"channels": channels}))
+        "decoded_bytes": None
+        if known is None
+        else {
+            kind: (normal + anomalous) * BYTES_A_VALUE * channels * known.pixels
             for kind, channels in (("grey", 1), ("colour", policy.channels))
         },
         "room_bytes": room,
     }
 
 
-def steps_an_epoch(normal: int, anomalous: int, batch_size: int) -> int:
-    """Steps of one epoch over the training images, however many workers take them; the last batch may be smaller.
+def auto_outlook(spec: FitSpec) -> dict[str, Any]:
+    """What `fit --detector auto` would try, as plain values, if each took what it is expected to on this machine."""
+    # Torch stands behind it.
+    from ad_jobs.fitting.candidates import DEFAULT_BUDGET_S, candidates, outlook
+
+    normal = len(read_source(spec.normal))
+    budget_s = spec.budget or DEFAULT_BUDGET_S
+    return {
+        "normal": normal,
+        "budget_s": budget_s,
+        "candidates": [
+            {
+                "detector": one.kind,
+                "height_px": one.intent.policy.height_px,
+                "width_px": one.intent.policy.width_px,
+                "expected_s": round(one.expected_s, 1),
+                "starts": starts,
+            }
+            for one, starts in outlook(candidates(spec, normal), budget_s)
+        ],
+    }
+
+
+class _Frame(NamedTuple):
+    """The pixels of a frame as it is fitted on, and the tiles it is cut into."""
+
+    pixels: int
+    tiles: int
+
+
+def known_frame(policy: PixelPolicy) -> _Frame | None:
+    """As every frame is, whatever its own size; None where that counts."""
+    if policy.tiles is None:
+        return _Frame(prod(policy.size_px), 1)
+    if policy.tiles.size_px is None:
+        return None
+    tiling = Tiling(*policy.size_px, policy.tiles.overlap_px)
+    return _Frame(prod(policy.tiles.size_px), tiling.number(*policy.tiles.size_px))
+
+
+def steps_an_epoch(normal: int, anomalous: int, batch_size: int, tiles: int = 1) -> int:
+    """Steps of one epoch over the training images, each of so many tiles, however many workers take them.
+
+    The last batch may be smaller.
 
     Each normal image is taken to be a group of its own; with anomalous ones, an epoch is as long as the larger class.
     """
     held_out = max(1, round(HELD_OUT_SHARE * normal))
-    images = max(normal - held_out, 0)
+    images = tiles * max(normal - held_out, 0)
     if anomalous:
         images = max(images, anomalous - held_out_anomalous(anomalous))
     return -(-images // batch_size)
@@ -198,7 +251,16 @@ def scan_text(found: dict[str, Any]) -> str:
 
 def fit_text(found: dict[str, Any]) -> str:
     """What `fit_outlook` found, for a reader."""
-    grey, colour = found["decoded_bytes"]["grey"], found["decoded_bytes"]["colour"]
+    if "candidates" in found:
+        return auto_outlook_text(found)
+    room = f"{_size(found['room_bytes'])} of it may stay so"
+    if (decoded := found["decoded_bytes"]) is None:
+        steps, memory = "as many as images have tiles", f"images of their own sizes, decoded; {room}"
+    else:
+        steps = f"{found['steps_an_epoch']:,}"
+        memory = f"{_size(decoded['grey'])} decoded ({_size(decoded['colour'])} in colour), {room}"
+        if decoded["grey"] > found["room_bytes"]:
+            memory += ": the rest is decoded again in every epoch"
     return _lines(
         ("cluster", _cluster_text(found["cluster"])),
         (
@@ -206,13 +268,9 @@ def fit_text(found: dict[str, Any]) -> str:
             f"{found['workers']} of {_machine(found['worker_cpus'], found['worker_gpus'])} and "
             f"{counted(found['worker_threads'], 'thread')}",
         ),
-        ("steps", f"{found['steps_an_epoch']:,} an epoch, of {counted(found['batch_size'], 'image')} over all workers"),
+        ("steps", f"{steps} an epoch, of {counted(found['batch_size'], 'image')} over all workers"),
         ("images", f"{found['normal']:,} normal, {found['anomalous']:,} anomalous, one frame an object"),
-        (
-            "memory",
-            f"{_size(grey)} decoded ({_size(colour)} in colour), {_size(found['room_bytes'])} of it may stay so"
-            + (": the rest is decoded again in every epoch" if grey > found["room_bytes"] else ""),
-        ),
+        ("memory", memory),
     )
 
 

@@ -98,7 +98,7 @@ def given(spec: type[AnySpec], context: typer.Context) -> AnySpec:
 # Options that are given as KEY=VALUE, repeatable.
 PAIRS = ("set", "limits")
 # Options of two numbers, and what stands between them on the command line.
-JOINED = {"window": ",", "size": "x"}
+JOINED = {"window": ",", "size": "x", "tile": "x"}
 # By which a record is known that was given whole.
 RECORD_KEYS = ("version", "run_id", "format", "model_id")
 

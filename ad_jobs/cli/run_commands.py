@@ -28,7 +28,8 @@ def decide(
         typer.Option(help="Judge each group by its own held-out normals: manufacturer, modality,...", metavar="COLUMN"),
     ] = None,
     worklist: Annotated[
-        str | None, typer.Option(help="CSV to write what is flagged to, the most suspicious first.", metavar="FILE.csv")
+        str | None,
+        typer.Option(help="CSV or XLSX to write what is flagged to, the most suspicious first.", metavar="FILE.csv"),
     ] = None,
     calibration: Annotated[
         str | None,
@@ -112,7 +113,10 @@ def review(
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """A page of this machine to look at a run's images and to note verdicts, in RUN/reviews. Ctrl-C ends it."""
+    """A page of this machine to look at a run's images and to note verdicts, in RUN/reviews.
+
+    Ctrl-C ends it, with exit code 130.
+    """
     spec = o.given(run_specs.ReviewSpec, context)
     from ad_jobs.review import review as verb
 
@@ -122,6 +126,8 @@ def review(
         sys.stdout.flush()
 
     verb(spec).serve(told)
+    # Nothing else ends it.
+    raise typer.Exit(130)
 
 
 def compare(

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, Group
 
 from ad_jobs.cli.show_evaluation import evaluation_view
+from ad_jobs.cli.show_model import calibration_text as calibration_text
+from ad_jobs.cli.show_model import fitted_text as fitted_text
+from ad_jobs.cli.show_model import model_text, plain
 from ad_jobs.cli.show_reviews import reviews_text
 from ad_jobs.deciding.text import rule_text
 from ad_jobs.errors import JobError
@@ -61,7 +64,7 @@ def detector_text(row: dict[str, Any]) -> str:
     for name, preset in row["presets"].items():
         height, width = preset["size"]
         options = preset["options"] if name == "fast" else preset["set"]
-        told = ", ".join(f"{key} {_plain(value)}" for key, value in options.items())
+        told = ", ".join(f"{key} {plain(value)}" for key, value in options.items())
         presets.append(f"  --preset {name:<6} {height}x{width} px, {told}")
     return "\n".join(
         (
@@ -72,28 +75,6 @@ def detector_text(row: dict[str, Any]) -> str:
             *presets,
         )
     )
-
-
-def _plain(value: Any) -> str:
-    return "[" + ",".join(map(str, value)) + "]" if isinstance(value, list | tuple) else str(value)
-
-
-def fitted_text(record: dict[str, Any], calibration: dict[str, Any], folder: str) -> str:
-    """What was fitted on how many images, and what its first threshold is worth."""
-    lines = [
-        f"model {record['model_id']} ({record['kind']}) in {folder}: fitted on "
-        f"{counted(record['data']['n_fitted'], 'image')}, {record['data']['n_held_out']} held out",
-        calibration_text(calibration),
-    ]
-    return "\n".join(lines + _guess(calibration))
-
-
-def _guess(calibration: dict[str, Any]) -> list[str]:
-    """A line about a threshold that too few images have set."""
-    target = calibration["target"]
-    if calibration["rule"] != "max_fpr" or not target or target * calibration["n_normal"] >= 1:
-        return []
-    return [f"(a guess, from fewer than {1 / target:.0f} images: set it from more with `retroscan calibrate`)"]
 
 
 _SIGNATURES = {
@@ -198,16 +179,6 @@ def raise_if_failed(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def calibration_text(value: dict[str, Any]) -> str:
-    """A threshold, and what it was found to do."""
-    what = "normal images flagged" if value["rule"] == "max_fpr" else "anomalous images missed"
-    n = value["n_normal"] if value["rule"] == "max_fpr" else value["n_anomalous"]
-    return (
-        f"threshold {value['threshold']:.6g} ({value['method']}): {value['rate']:.2%} of {n} {what}, "
-        f"95 % interval {value['rate_low']:.2%} to {value['rate_high']:.2%}"
-    )
-
-
 def selection_text(manifest: dict[str, Any], parent: dict[str, Any] | None) -> str:
     """What a condition and a parent left of the manifest, a line with its end; nothing without either."""
     from ad_jobs.results.run import not_selected
@@ -264,46 +235,7 @@ def _outside_text(counts: dict[str, Any]) -> str:
 
 def shown_text(value: dict[str, Any]) -> str:
     """What a model or a run is, a line for each thing to know."""
-    return _model_text(value["model"]) if "model" in value else _run_text(value["run"])
-
-
-def _model_text(model: dict[str, Any]) -> str:
-    spec, policy, data = model["spec"], model["policy"], model.get("data")
-    lines = [
-        f"model {model['model_id']} ({model['kind']}) in {model['uri']}",
-        f"  input        {spec['height_px']} x {spec['width_px']} px, channels {policy['channels']}, "
-        + ", ".join(f"{name} {_plain(policy[name])}" for name in policy if name not in _OF_THE_INPUT),
-        "  options      " + ", ".join(f"{name} {_plain(option)}" for name, option in model["config"].items()),
-    ]
-    if source := model.get("source"):
-        licence = source.get("licence") or "not told"
-        lines.append(f"  network      {source['name']}, weights={source['weights']}, licence {licence}")
-    if data is not None:
-        lines.append(
-            f"  fitted on    {counted(data['n_fitted'], 'image')} of {data['normal']}, {data['n_held_out']} held out, "
-            f"{model['fitted_at']}"
-        )
-    calibration = model["calibration"]
-    lines.append(f"  calibration  {calibration_text(calibration) if calibration else 'none'}")
-    lines += [f"               {line}" for line in (_guess(calibration) if calibration else [])]
-    if model["calibrations"]:
-        kept = [f"{one} (current)" if one == model["calibration_id"] else one for one in model["calibrations"]]
-        lines.append(f"  kept         {', '.join(kept)}")
-    domain = model["domain"]
-    takes = [f"{name} {_plain(field)}" for name, field in domain["accepts"].items() if field is not None]
-    lines.append(f"  takes        {', '.join(takes) or 'every image'}")
-    if domain["seen"]:
-        saw = [f"{name} {_counted(found)}" for name, found in domain["seen"].items() if found]
-        lines.append(f"  saw          {', '.join(saw)}")
-    lines.append(f"  (what it takes stands in {domain['file']}: edited, it is another model)")
-    return "\n".join(lines)
-
-
-_OF_THE_INPUT = ("channels", "height_px", "width_px")
-
-
-def _counted(found: Any) -> str:
-    return " + ".join(f"{name} ({n})" for name, n in found.items()) if isinstance(found, dict) else _plain(found)
+    return model_text(value["model"]) if "model" in value else _run_text(value["run"])
 
 
 def _run_text(run: dict[str, Any]) -> str:
@@ -312,40 +244,23 @@ def _run_text(run: dict[str, Any]) -> str:
         for model in run["models"]
     ]
     ended = f"  finished     {run['ended_at']}, retroscan {run['versions'].get('retroscan', 'unknown')}"
+    own = {model["model_id"]: model.get("calibration_id") for model in run["models"]}
     decided = [
         f"  decision     {one['decision_id']}, {rule_text(one)}: "
-        + ", ".join(f"{part['flagged']} of {part['scored']} flagged" for part in one["models"])
+        + ", ".join(_flagged_text(part, own[part["model_id"]]) for part in one["models"])
         for one in run["decisions"]
     ]
-    lines = [*models, ended, *decided, *reviews_text(run["reviews"])]
+    damaged = [f"  DAMAGED      {one}" for one in run["damaged"]]
+    lines = [*models, ended, *decided, *reviews_text(run["reviews"]), *damaged]
     return "\n".join([balance_text(run, run["uri"]), f"  source       {run['source']}", *lines])
+
+
+def _flagged_text(part: dict[str, Any], own: str | None) -> str:
+    """What a decision flagged of a model's rows; and by which calibration, where that is not the run's own."""
+    other = part["calibration_id"] if part["calibration_id"] != own else None
+    return f"{part['flagged']} of {part['scored']} flagged" + (f" by calibration {other}" if other else "")
 
 
 def demo_table(value: dict[str, Any]) -> Any:
     """The demo's metrics, and where its report lies."""
     return Group(evaluation_view(value["evaluation"]), f"report: {value['report']}")
-
-
-def jobs_text(jobs: list[dict[str, Any]]) -> str:
-    """Jobs in columns, one a line, under a heading."""
-    rows = [("id", "status", "verb", "started (UTC)", "ended (UTC)", "exit", "message")]
-    for job in jobs:
-        times = [(job[key] or "-")[:19].replace("T", " ") for key in ("started", "ended")]
-        code = "-" if job["exit_code"] is None else str(job["exit_code"])
-        # Of a log, what was said last.
-        message = job["message"].strip().rpartition("\n")[2][:120]
-        rows.append((job["id"], job["status"], job["verb"] or "-", times[0], times[1], code, message))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def checks_text(checks: list[dict[str, str]]) -> str:
-    """What the doctor found, one check a line; what to do about it stands below it."""
-    lines = []
-    for check in checks:
-        lines.append(f"{check['status']:<8} {check['name']}: {check['found']}")
-        if check["remedy"]:
-            lines.append(f"{'':<8} -> {check['remedy']}")
-    return "\n".join(lines)

@@ -77,11 +77,11 @@ def divided_by(columns: Sequence[str], record: RunRecord) -> By:
     return By(columns, objects)
 
 
-def by_model(batch: pa.RecordBatch, models: Mapping[str, Any]) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """The scored rows of each model."""
-    scored = batch.filter(pc.equal(batch["status"], SCORED))
+def by_model(batch: pa.RecordBatch, models: Mapping[str, Any], *statuses: str) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """The rows of each model that have one of these statuses; the scored ones by default."""
+    wanted = batch.filter(pc.is_in(batch["status"], pa.array(statuses or [SCORED])))
     for model_id in models:
-        rows = scored.filter(pc.equal(scored["model_id"], model_id))
+        rows = wanted.filter(pc.equal(wanted["model_id"], model_id))
         if rows.num_rows:
             yield model_id, rows
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ad_jobs.archive.sql import Stream, streaming
@@ -17,26 +18,30 @@ from ad_jobs.deciding.stacks import OF_HIGHEST, STACKS, TOP, UID, Level, places_
 from ad_jobs.deciding.table import HeldOutRows
 from ad_jobs.results.object_columns import ObjectColumns
 from ad_jobs.results.score_table import BATCH_ROWS, Rows
-from ad_jobs.schema import MANIFEST_HEADERS, SCORES
+from ad_jobs.schema import FAILED, MANIFEST_HEADERS, SCORED, SCORES
 
-_SCORED = (*KEY, "score", "flagged")
+_READ = (*KEY, "score", "flagged")
 _TOLD_BY = ("study_uid", "series_uid", "uri")
+# What is read of the run's table.
+COLUMNS = tuple(dict.fromkeys((*_READ, *_TOLD_BY, *OF_HIGHEST, "status")))
 # Of the highest frame of each; names are told by their digests, so that a row to be put in order is a small one.
 _HIGHEST = f"""
     WITH short AS (
         SELECT * REPLACE (md5_number(stack) AS stack, md5_number(series) AS series) FROM rows),
     placed AS (
-        SELECT *, row_number() OVER in_order AS position, count(*) OVER (PARTITION BY model_id, series) AS of_frames
+        SELECT *, row_number() OVER in_order AS position, count(score) OVER (PARTITION BY model_id, series) AS of_frames
         FROM short
-        WINDOW in_order AS (PARTITION BY model_id, series ORDER BY instance_number NULLS LAST, object_id, frame))
+        WINDOW in_order AS (
+            PARTITION BY model_id, series, score IS NULL ORDER BY instance_number NULLS LAST, object_id, frame))
     SELECT object_id, frame, model_id, score, instance_number, position, of_frames,
         CASE WHEN of_frames > 1 THEN (position - 1) / (of_frames - 1) END AS position_share,
         avg(score::DOUBLE) OVER (downwards ROWS BETWEEN CURRENT ROW AND {TOP - 1} FOLLOWING) AS mean_top,
-        count(*) OVER whole AS frames, count(*) FILTER (flagged) OVER whole AS flagged_frames
+        count(score) OVER whole AS frames, count(*) FILTER (flagged) OVER whole AS flagged_frames,
+        count(*) FILTER (score IS NULL) OVER whole AS failed_frames
     FROM placed
     WINDOW whole AS (PARTITION BY model_id, stack {{by}}),
-        downwards AS (PARTITION BY model_id, stack {{by}} ORDER BY score DESC, object_id, frame)
-    QUALIFY row_number() OVER downwards = 1
+        downwards AS (PARTITION BY model_id, stack {{by}} ORDER BY score DESC NULLS LAST, object_id, frame)
+    QUALIFY row_number() OVER downwards = 1 AND score IS NOT NULL
 """
 
 
@@ -95,10 +100,10 @@ def _frames(
     numbers: ObjectColumns,
     held_out: HeldOutRows | None,
 ) -> Stream:
-    """The scored frames: what orders them, and what each belongs to."""
+    """The frames that were scored or failed: what orders them, and what each belongs to."""
     schema = pa.schema(
         [
-            *(SCORES.field(name) for name in _SCORED),
+            *(SCORES.field(name) for name in _READ),
             *(("stack", pa.string()), ("series", pa.string())),
             MANIFEST_HEADERS.field("instance_number"),
             *fields,
@@ -107,15 +112,15 @@ def _frames(
     counted = [] if held_out is None else ["content_sha256"]
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for batch in table.batches(_columns(*_SCORED, *_TOLD_BY, "status", *counted, *by.of_table)):
-            for model_id, rows in by_model(batch, models):
+        for batch in table.batches(_columns(*_READ, *_TOLD_BY, "status", *counted, *by.of_table)):
+            for model_id, rows in by_model(batch, models, SCORED, FAILED):
                 if held_out is not None:
-                    held_out.see(model_id, rows)
+                    held_out.see(model_id, rows.filter(pc.is_valid(rows["score"])))
                 ids, series = rows["object_id"], places_in(rows, "series")
                 known = "instance_number" in numbers.names
                 number = numbers.of("instance_number", ids) if known else pa.nulls(len(ids), pa.int32())
                 stack = series if level == "series" else places_in(rows, level)
-                arrays = [*(rows[name] for name in _SCORED), stack, series, number, *by.arrays(rows)]
+                arrays = [*(rows[name] for name in _READ), stack, series, number, *by.arrays(rows)]
                 yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     return Stream(schema, batches())

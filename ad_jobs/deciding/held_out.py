@@ -5,9 +5,9 @@ from __future__ import annotations
 from ad_jobs.deciding.judges import HeldOutScores
 from ad_jobs.errors import UsageError
 from ad_jobs.results.run import ModelRef, RunRecord, held_out_copy
-from ad_jobs.scoring.calibration import Calibration, judged_by, kept_held_out
+from ad_jobs.scoring.calibration import Calibration, judged_by, kept_calibrations, kept_held_out
 from ad_jobs.scoring.held_out import read_held_out
-from ad_jobs.scoring.model_store import kept_calibrations, read_calibration
+from ad_jobs.scoring.model_store import read_calibration
 
 
 def held_out_of(run_uri: str, model: ModelRef) -> HeldOutScores | None:
@@ -57,7 +57,7 @@ def _of_models(record: RunRecord, run_uri: str, wanted: str) -> dict[str, Calibr
     """The calibration that is named, of each model that has it; `current` is what each has now.
 
     Raises:
-        UsageError: none has it, or there is another model by now.
+        UsageError: none has it, it is damaged, or there is another model by now.
     """
     found, known = {}, []
     for model in record.models:
@@ -66,7 +66,10 @@ def _of_models(record: RunRecord, run_uri: str, wanted: str) -> dict[str, Calibr
         if wanted == "current":
             found[model.model_id] = read_calibration(model.uri, calibrated_as)
             continue
-        kept = {one.id: one for one in kept_calibrations(model.uri) if one.model_id == calibrated_as}
+        calibrations, damaged = kept_calibrations(model.uri)
+        if wanted in damaged:
+            raise damaged[wanted]
+        kept = {one.id: one for one in calibrations if one.model_id == calibrated_as}
         known += list(kept)
         if wanted in kept:
             found[model.model_id] = kept[wanted]

@@ -50,9 +50,10 @@ STACKS = pa.schema(
         # The highest of its frames; and the mean of the TOP highest, or of all where there are fewer.
         SCORES.field("score"),
         pa.field("mean_top", pa.float64()),
-        # Scored ones, and those that the run flagged.
+        # Scored ones, those that the run flagged, and those that failed, which are none of them.
         pa.field("frames", pa.int64()),
         pa.field("flagged_frames", pa.int64()),
+        pa.field("failed_frames", pa.int64()),
         # From here on: of the highest score; of equal ones the first in the table.
         *(SCORES.field(name) for name in OF_HIGHEST),
         # Null where the run's manifest does not have it.
@@ -105,6 +106,11 @@ class StackJudge(NamedTuple):
     def suspicion(self, highest: NDArray[np.float32], frames: NDArray[np.int64]) -> NDArray[np.float64]:
         """The same of studies whose highest score and number of frames these are."""
         return _suspicion(self.frames.p()[self.frames.levels(highest)], frames)
+
+    def smallest_p(self, frames: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The p of studies of so many frames, the highest of which is above all that were held out."""
+        most = _suspicion(np.full(len(frames), self.frames.smallest), frames)
+        return self.stacks.p()[self.stacks.levels(most)]
 
 
 def _suspicion(least_p: NDArray[np.float64], frames: NDArray[np.int64]) -> NDArray[np.float64]:

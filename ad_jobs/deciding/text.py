@@ -5,11 +5,16 @@ from __future__ import annotations
 from math import ceil
 from typing import Any
 
+from ad_jobs.deciding.reach import reach_text
+
+# What is decided at each level.
+UNITS = {"image": "images", "study": "studies", "series": "series"}
+
 
 def decision_text(value: dict[str, Any]) -> str:
     """What each model's rule flagged, what it promises, and whether the promise is in doubt."""
     ((rule, amount),) = value["rule"].items()
-    what = {"image": "images", "study": "studies", "series": "series"}[value["level"]]
+    what = UNITS[value["level"]]
     lines = [f"decision {value['decision_id']} of run {value['run_id']}, {rule_text(value)}"]
     for model in value["models"]:
         at = "" if model["threshold"] is None else f", those above {model['threshold']:.6g}"
@@ -22,6 +27,9 @@ def decision_text(value: dict[str, Any]) -> str:
             lines.append(f"  IN DOUBT: {model['likeness']['doubtful']}")
         for group in model.get("groups", ()):
             lines += _group_lines(group, what)
+        # Decisions of earlier versions do not say it.
+        if beyond := model.get("beyond_reach"):
+            lines.append(f"  {reach_text(beyond, rule, amount, what)}")
         if rule == "fdr" and model["flagged"] == 0 and "groups" not in model:
             needed = ceil(model["scored"] * model["smallest_p"] / amount)
             lines.append(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any, NamedTuple
 
 from ad_jobs.deciding.record import beside
 from ad_jobs.specs import UnitLevel
 from cluster import storage
+
+log = logging.getLogger("retroscan.evaluate")
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -19,7 +22,7 @@ def evaluation_uri(run_uri: str, decision_id: str | None = None, level: UnitLeve
 
 
 class Found(NamedTuple):
-    """The evaluation of a run, None if there is none of it; `stale`: there is one of another run."""
+    """The evaluation of a run, None without one; `stale`: there is one that is damaged, or of another run."""
 
     evaluation: dict[str, Any] | None
     stale: bool
@@ -31,12 +34,16 @@ def write_evaluation(uri: str, evaluation: dict[str, Any]) -> None:
 
 
 def read_evaluation(run_uri: str, run_id: str, decision_id: str | None = None, level: UnitLevel = "image") -> Found:
-    """The evaluation of a run, or of one of its decisions, if it is about the run `run_id`."""
+    """The evaluation of a run, or of one of its decisions, if it is about the run `run_id`; a warning tells why not."""
+    uri = evaluation_uri(run_uri, decision_id, level)
     try:
-        evaluation: dict[str, Any] = json.loads(storage.read_bytes(evaluation_uri(run_uri, decision_id, level)))
+        evaluation = json.loads(storage.read_bytes(uri))
     except storage.NotFound:
         return Found(None, stale=False)
+    except ValueError:
+        evaluation = None
     # Earlier versions could judge a run before its end, which says nothing of the whole.
-    if evaluation.get("run_id") != run_id or evaluation.get("unfinished"):
-        return Found(None, stale=True)
-    return Found(evaluation, stale=False)
+    if isinstance(evaluation, dict) and evaluation.get("run_id") == run_id and not evaluation.get("unfinished"):
+        return Found(evaluation, stale=False)
+    log.warning("%s is damaged or about another run, and is left out: run retroscan evaluate again.", uri)
+    return Found(None, stale=True)

@@ -21,14 +21,14 @@ from cluster.counting import counted
 
 # The status of a label whose image is not in the run.
 MISSING = "missing"
-COLUMNS = ("image", "anomalous", "mask", "frame", "group")
+COLUMNS = ("image", "anomalous", "mask", "frame", "group", "site")
 # Of the score table; by the first three rows are ordered.
 _COLUMNS = [*ORDER, "uri", "status", "score", "flagged", "heatmap"]
-_SHAPE = "Write a CSV with the columns image, anomalous (0 or 1) and, if known, mask, frame, group."
+_SHAPE = "Write a CSV with the columns image, anomalous (0 or 1) and, if known, mask, frame, group, site."
 
 
 class Labels(NamedTuple):
-    """A labels file; `table` has uri, anomalous (bool), mask (URI or None), frame (Int64), group."""
+    """A labels file; `table` has uri, anomalous (bool), mask (URI or None), frame (Int64), group, site (or None)."""
 
     uri: str
     sha256: str
@@ -80,7 +80,7 @@ def read_labels(uri: str) -> Labels:
             "frame": pd.to_numeric(
                 _checked(raw["frame"], uri, "frame must be a whole number from 0 up, or empty", "[0-9]{0,9}")
             ).astype("Int64"),
-            "group": pd.Series([group or None for group in raw["group"]], dtype=object),
+            **{name: pd.Series([value or None for value in raw[name]], dtype=object) for name in ("group", "site")},
         }
     )
     _checked(raw["image"], uri, "image must not be empty", "(?s).+")

@@ -77,7 +77,7 @@ def review_labels(run_uri: str) -> tuple[Labels, int]:
             "anomalous": found.frames["anomalous"].astype(bool),
             "mask": pd.Series([None] * len(found.frames), dtype=object),
             "frame": found.frames["frame"].astype("Int64"),
-            "group": pd.Series([None] * len(found.frames), dtype=object),
+            **{name: pd.Series([None] * len(found.frames), dtype=object) for name in ("group", "site")},
         }
     )
     return Labels(storage.join(run_uri, FOLDER), found.sha256, table), len(found.disputed)

@@ -1,4 +1,4 @@
-"""What a run found and missed in parts of the labelled images: by modality, maker, age band and sex.
+"""What a run found and missed in parts of the labelled images: by modality, maker, site, age band and sex.
 
 A detector that does well on the whole may miss what is rare in it: small groups have wide intervals, which are exact.
 Of fewer than LEAST images nothing is told by itself: who they are could be, too.
@@ -22,7 +22,8 @@ from ad_jobs.results.described import described
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.schema import SCORED
 
-# What groups are formed by: of the table, and of the run's manifest where it has them (index --demographics).
+# What groups are formed by: of the table, and of the run's manifest where it has them (index --demographics); and
+# `site` of the labels, as no header tells it without the name of an institution.
 OF_THE_TABLE, OF_THE_MANIFEST = ("modality", "manufacturer"), ("age_band", "sex")
 # Smaller groups are taken together, and hidden where together they are not more.
 LEAST = 5
@@ -48,7 +49,9 @@ def attributes(table: ScoreTable, labels: Labels) -> pd.DataFrame:
         ids = found["object_id"].combine_chunks()
         kept = [batch.filter(pc.is_in(batch["object_id"], ids)) for batch in stream.batches]
         frame = frame.merge(pa.Table.from_batches(kept, stream.schema).to_pandas(), on="object_id", how="left")
-    return frame.drop(columns="object_id").set_index("uri")
+    frame = frame.drop(columns="object_id").set_index("uri")
+    sites = labels.table.dropna(subset=["site"]).drop_duplicates("uri").set_index("uri")["site"]
+    return frame if sites.empty else frame.join(sites)
 
 
 def subgroups(

@@ -13,11 +13,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from ad_jobs.archive.progress import Watch
-from ad_jobs.exporting.csv_table import text, writing
 from ad_jobs.exporting.delivery import Folder
 from ad_jobs.exporting.originals import Original, Refused, Row, originals
 from ad_jobs.exporting.selection import SELECTED
 from ad_jobs.exporting.tally import Refusal, Tally
+from ad_jobs.results.csv_table import text, writing
 from ad_jobs.schema import SCORED
 
 if TYPE_CHECKING:

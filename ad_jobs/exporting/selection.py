@@ -22,12 +22,14 @@ from cluster import storage
 
 # A run's own rows as they are handed on, what is looked at first coming first; times of a scan are left out.
 ROWS = (
-    *("model_id", "score", "threshold", "flagged", "uri", "object_id", "frame", "status", "error_code", "error_detail"),
-    *("study_uid", "series_uid", "sop_uid", "modality", "manufacturer", "study_month", "rows", "columns", "bits"),
-    *("photometric", "transfer_syntax", "content_sha256", "bytes", "heatmap", "run_id"),
+    *("uri", "frame", "study_uid", "score", "threshold", "flagged", "model_id", "modality", "manufacturer"),
+    *("study_month", "status", "error_code", "error_detail", "object_id", "series_uid", "sop_uid", "rows", "columns"),
+    *("bits", "photometric", "transfer_syntax", "content_sha256", "bytes", "heatmap", "run_id"),
 )
+# Before them, and 1 is the highest of the model.
+RANK = "rank"
 # What a decision adds to them.
-DECIDED = ("p", "q", "rank", "group")
+DECIDED = ("p", "q", "group")
 _KEY = ("object_id", "frame", "model_id")
 # What of a frame its picture needs.
 _OF_A_FRAME = (*_KEY, "uri", "status", "score", "threshold", "flagged", "heatmap", "content_sha256", "study_uid")
@@ -37,7 +39,6 @@ _WANTED = pa.schema([STACK_DECISIONS.field(name) for name in ("model_id", "group
 # What a decision's models flag by; null where that is no score.
 _RULES = pa.schema([SCORES.field("model_id"), SCORES.field("threshold")])
 
-BY_SCORE = "model_id, score DESC NULLS LAST, object_id, frame"
 BY_OBJECT = "object_id, frame, model_id"
 # The frames of a model's study one after the other.
 BY_STUDY = "model_id, coalesce(study_uid, 'object ' || object_id), object_id, frame"
@@ -63,16 +64,27 @@ class Selection(NamedTuple):
 
 @contextmanager
 def table_rows(selection: Selection) -> Iterator[Stream]:
-    """The selected rows, by model, the highest first: of a decision about studies or series its rows of these.
+    """The selected rows as one list: of a decision about studies or series its rows of these.
+
+    The highest come first. Scores of several models have no common scale, and ranks have one: rows of one frame, or
+    study, stand together, at the best rank that a model gives it.
 
     Raises:
         JobError: a part of the run is missing or damaged.
     """
     if selection.of_stacks:
-        yield Stream(STACK_DECISIONS, _decided(selection, STACK_DECISIONS.names))
+        names = [RANK, *(name for name in STACK_DECISIONS.names if name != RANK)]
+        schema = pa.schema([STACK_DECISIONS.field(name) for name in names])
+        with streaming({"decided": Stream(schema, _decided(selection, names))}) as connection:
+            order = _one_list('"group"')
+            reader = connection.sql(f"FROM decided ORDER BY {order}").to_arrow_reader(BATCH_ROWS)
+            yield Stream(reader.schema, reader)
         return
-    columns = [_column(name) for name in ROWS]
-    with _frames(selection, ROWS, columns, BY_SCORE) as stream:
+    ranked = f"row_number() OVER (PARTITION BY model_id ORDER BY {_column('score')} DESC, object_id, frame)"
+    by_score = f"CASE WHEN {_column('score')} IS NOT NULL THEN {ranked} END"
+    rank = f"{by_score if selection.decision is None else 'decided.rank'} AS {RANK}"
+    columns = [rank, *(_column(name) for name in ROWS)]
+    with _frames(selection, ROWS, columns, _one_list("object_id, frame")) as stream:
         yield stream
 
 
@@ -89,6 +101,11 @@ def frame_rows(selection: Selection, order: str) -> Iterator[Iterator[dict[str, 
     columns = [_column(name) for name in _OF_A_FRAME]
     with _frames(selection, _OF_A_FRAME, columns, order, f", count(*) OVER () AS {SELECTED}") as (_, batches):
         yield (row for batch in batches for row in batch.to_pylist())
+
+
+def _one_list(unit: str) -> str:
+    """The order of rows of which several are of one unit."""
+    return f"min({RANK}) OVER (PARTITION BY {unit}) NULLS LAST, {unit}, {RANK} NULLS LAST, model_id"
 
 
 def _column(name: str) -> str:
@@ -114,7 +131,7 @@ def _frames(
             {"" if selection.everything else f"AND (flagged OR {highest})"}
         """
     elif selection.decision is not None:
-        names = [*_KEY, "flagged", *DECIDED]
+        names = [*_KEY, "flagged", RANK, *DECIDED]
         tables["decided"] = Stream(pa.schema([DECISIONS.field(n) for n in names]), _decided(selection, names))
         tables["scores"] = Stream(pa.schema([SCORES.field(n) for n in read]), table.batches(read))
         models = {one["model_id"]: one["threshold"] for one in selection.decision["models"]}
@@ -153,9 +170,15 @@ def _decided(selection: Selection, columns: Sequence[str]) -> Iterator[pa.Record
         with filesystem.open_input_file(path) as file:
             for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=needed):
                 keep = batch["flagged"] if selection.top is None else pc.less_equal(batch["rank"], selection.top)
-                yield (batch if selection.everything else batch.filter(keep)).select(list(columns))
+                kept = batch if selection.everything else batch.filter(keep)
+                yield pa.RecordBatch.from_arrays([_known(kept, name) for name in columns], names=list(columns))
     except (OSError, pa.ArrowException) as error:
         raise JobError(f"{uri} cannot be read.", "Remove the decision, and decide again.") from error
+
+
+def _known(rows: pa.RecordBatch, name: str) -> pa.Array:
+    """A column; null in a decision of an earlier version, which did not have it."""
+    return rows[name] if name in rows.schema.names else pa.nulls(rows.num_rows, STACK_DECISIONS.field(name).type)
 
 
 def _with_group(selection: Selection, table: ScoreTable, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

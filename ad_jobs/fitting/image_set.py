@@ -66,6 +66,8 @@ class ImageSet:
     header: list[dict[str, Any]]
     # Of every image: its object's bytes.
     sha256: list[str]
+    # Of every image: height and width of its pixels.
+    size_px: list[tuple[int, int]]
     # Of every `chunk_objects` sources: list[Pixels] in the object store; None where not kept.
     chunks: list[store.Ref | None]
     kept_bytes: int
@@ -96,7 +98,7 @@ class Reader:
         """End the decoder."""
         self._decoder.close()
 
-    def read(self, positions: Sequence[int]) -> Iterator[Pixels]:
+    def read(self, positions: Sequence[int]) -> Generator[Pixels, None, None]:
         """The images at `positions` in this order, a bounded number of them decoded ahead.
 
         Raises:
@@ -164,7 +166,8 @@ class Report(NamedTuple):
     sight: Sight
 
     object: int
-    frames: int
+    # Of every frame.
+    size_px: list[tuple[int, int]]
     study: str | None
     series: str | None
     # As scoring.held_out.HEADER.
@@ -205,6 +208,7 @@ def decode_all(
     series: list[str] = []
     header: list[dict[str, Any]] = []
     sha256: list[str] = []
+    size_px: list[tuple[int, int]] = []
     kept: list[store.Ref | None] = []
     failed: Counter[str] = Counter()
     left = keep_bytes
@@ -216,12 +220,12 @@ def decode_all(
         for start in range(0, len(sources), chunk_objects):
             yield sources[start : start + chunk_objects], policy, limits, left
 
-    for ref, (size, reports) in store.run(_decode_chunk, chunks(), cpus=1, ahead=2 * max(1, int(cpus))):
+    for ref, (nbytes, reports) in store.run(_decode_chunk, chunks(), cpus=1, ahead=2 * max(1, int(cpus))):
         # Tasks that ran at the same time were told of the same room.
-        fits = size is not None and size <= left
+        fits = nbytes is not None and nbytes <= left
         kept.append(ref if fits else None)
-        kept_bytes += size if fits else 0
-        left = left - size if fits else 0
+        kept_bytes += nbytes if fits else 0
+        left = left - nbytes if fits else 0
         row = 0
         for report in reports:
             o = objects[report.object]
@@ -231,13 +235,14 @@ def decode_all(
                 continue
             seen.append(report.sight)
             grey = grey and report.grey
-            for frame in range(report.frames):
+            for frame, size in enumerate(report.size_px):
                 places.append(Place(report.object, frame, row))
                 # Images of one group of the list, of one study or of one container are held out together or not at all.
                 group.append(o.group or report.study or group_of(o.uri))
                 series.append(report.series or group[-1])
                 header.append(report.header)
                 sha256.append(str(report.sha256))
+                size_px.append(size)
                 row += 1
     if not places:
         raise JobError(
@@ -254,6 +259,7 @@ def decode_all(
         series,
         header,
         sha256,
+        size_px,
         kept,
         kept_bytes,
         dict(failed),
@@ -281,7 +287,7 @@ def _decode_chunk(
                 Report(
                     Sight.of(ready.header, ready.frames),
                     ready.source.object_id,
-                    len(ready.frames),
+                    [frame.geometry.size_px for frame in ready.frames],
                     str(study) if study else None,
                     str(ready.header.get("series_uid") or "") or None,
                     kept_of_header(ready.header),

@@ -13,9 +13,13 @@ from ad_jobs.archive.sources import SourceObject
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import PixelPolicy
 from ad_jobs.specs import FitSpec
+from ad_jobs.values import size_text
 from models import registry
 from models.detector import Detector, DetectorConfig, InputSpec
 from models.errors import Refusal
+
+# Of a tile, where nobody says: what lies across the edge of one is whole in its neighbour if it is no larger.
+OVERLAP_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,13 @@ def resolve(spec: FitSpec) -> FitIntent:
             f"--anomalous {spec.anomalous}",
             "Leave it out, or give it to `retroscan calibrate`.",
         )
-    height, width = spec.size or preset.size_px
+    if entry.needs_anomalous and spec.tile is not None:
+        raise UsageError(
+            f"{spec.detector} learns from anomalous images, most tiles of which are normal.",
+            f"--tile {size_text(spec.tile)}",
+            "Leave --tile out, or choose another detector: `retroscan detectors`.",
+        )
+    height, width = spec.tile or spec.size or preset.size_px
     input_spec = InputSpec(
         channels=entry.channels, height_px=height, width_px=width, needs_anomalous=entry.needs_anomalous
     )
@@ -106,9 +116,15 @@ def resolve(spec: FitSpec) -> FitIntent:
             "window": spec.window,
             "resize": spec.resize,
             "decode": spec.decode,
+            "tiles": None if spec.tile is None else {"overlap_px": _overlap_px(spec), "size_px": spec.size},
         }
     )
     return FitIntent(spec, config, input_spec, policy)
+
+
+def _overlap_px(spec: FitSpec) -> int:
+    assert spec.tile is not None
+    return min(spec.tile) // OVERLAP_SHARE if spec.overlap is None else spec.overlap
 
 
 def usage(error: Refusal) -> UsageError:

@@ -32,6 +32,15 @@ class Images(Protocol):
         ...
 
 
+# Of positions, an order of their places drawn by a generator.
+Shuffle = Callable[[Sequence[int], np.random.Generator], NDArray[np.int64]]
+
+
+def evenly(positions: Sequence[int], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Any order as likely as any other."""
+    return rng.permutation(len(positions))
+
+
 class Batches:
     """The global batches of an epoch in an order drawn by seed, the same on every rank; of each, this rank's share."""
 
@@ -43,11 +52,16 @@ class Batches:
         positions: dict[str, list[int]],
         anomalous: Images | None = None,
         anomalous_positions: Sequence[int] = (),
+        shuffle: Shuffle = evenly,
     ) -> None:
-        """Of the normal images, `positions` names those to train on (`train`) and those held out (`held_out`)."""
+        """Of the normal images, `positions` names those to train on (`train`) and those held out (`held_out`).
+
+        `shuffle` orders the normal images of an epoch without anomalous ones.
+        """
         self._spec, self._batch_size, self._runtime = detector.spec, detector.config.batch_size, runtime
         self._normal, self._positions = normal, positions
         self._anomalous, self._partners = anomalous, anomalous_positions
+        self._shuffle = shuffle
 
     def epoch(self, phase: int, epoch: int, images: str) -> Generator[Batch, None, None]:
         """All batches of one epoch of the phase with this number; a share of the last one may be empty."""
@@ -56,7 +70,7 @@ class Batches:
         paired = self._anomalous if images == "train" else None
         partners: NDArray[np.int64] | None = None
         if paired is None:
-            order = rng.permutation(len(chosen))
+            order = self._shuffle(chosen, rng)
         else:
             order, partners = pair(len(chosen), len(self._partners), rng)
         shares = [

@@ -14,6 +14,7 @@ import torch
 from ad_jobs.errors import JobError, RetroscanError
 from ad_jobs.fitting.image_set import Reader, room_for_images
 from ad_jobs.fitting.loop import Batches, State, train
+from ad_jobs.fitting.tile_set import TileReader, TileSet
 from ad_jobs.specs import FitSpec
 from cluster import object_store, storage, training
 from cluster.division import FitDivision, Node, divide_for_fit
@@ -92,7 +93,13 @@ def work(options: dict[str, Any]) -> None:
             for ref in (options["images"], options["abnormal"])
         )
         positions = object_store.get(options["positions"])
-        batches = Batches(detector, runtime, normal, positions, abnormal, options["abnormal_train"])
+        images = object_store.get(options["images"])
+        if images.policy.tiles is None:
+            batches = Batches(detector, runtime, normal, positions, abnormal, options["abnormal_train"])
+        else:
+            tiles = TileSet(images.size_px, images.policy)
+            of_tiles = {use: tiles.of(chosen) for use, chosen in positions.items()}
+            batches = Batches(detector, runtime, TileReader(normal, tiles), of_tiles, shuffle=tiles.shuffled)
         learner = detector.learner(runtime)
         with training.last_checkpoint() as folder:
             state = _read_state(folder) if folder else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from ad_jobs.images.domain import Taker, Traits
 from ad_jobs.images.geometry import Geometry, resize
 from ad_jobs.images.libraries import quiet
 from ad_jobs.images.model_input import FULL_SCALE
-from ad_jobs.images.picture import Picture, Shown, check_frames, check_input
+from ad_jobs.images.picture import Picture, Shown, check_frames, check_input, check_input_pixels
 from ad_jobs.images.policy import WHOLE_RANGE, Limits, PixelPolicy
 from ad_jobs.images.remarks import Remark
 from ad_jobs.images.sniff import kind_of, sniff
@@ -33,7 +34,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 class Frame(NamedTuple):
-    """One frame at a detector's input size, ready to be stored and stacked.
+    """One frame at a detector's input size, or as it is to be cut into tiles, ready to be stored.
 
     `geometry` is that of the whole frame, however it was decoded.
     `pixels` are [c, height_px, width_px], 65535 = 1.0; c = 1 for grey, 3 for colour.
@@ -146,13 +147,19 @@ def _frames(
     frames: list[list[Frame]] = [[] for _ in policies]
     if not wanted:
         return frames
-    check_input(picture.frames if only is None else 1, [policies[number] for number in sorted(wanted)], limits)
+    count = picture.frames if only is None else 1
+    size = picture.header["rows"], picture.header["columns"]
+    check_input(count, size, [policies[number] for number in sorted(wanted)], limits)
+    # Pages of a TIFF may be larger than its first one.
+    input_pixels = 0
     ways = {number: (policies[number].window, picture.reduction(policies[number])) for number in sorted(wanted)}
     for way in dict.fromkeys(ways.values()):
         sharing = [number for number, other in ways.items() if other == way]
         for shown in _read(picture, policies[sharing[0]], only):
             for number in sharing:
                 frames[number].append(_frame(shown, policies[number]))
+                input_pixels += prod(frames[number][-1].geometry.size_px)
+                check_input_pixels(count, input_pixels, limits)
     return frames
 
 

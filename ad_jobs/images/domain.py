@@ -138,8 +138,39 @@ class Domain(BaseModel):
             fields[name] = (*taken, _as_listed(name, value)) if with_value and taken is not None else None
         return Domain.model_validate(fields)
 
+    def within(self, other: Domain) -> Domain:
+        """What both take.
+
+        Raises:
+            UsageError: nothing, by one of their fields.
+        """
+        fields: dict[str, Any] = {}
+        for name in Domain.model_fields:
+            one, two = getattr(self, name), getattr(other, name)
+            fields[name] = two if one is None else one if two is None else _both(name, one, two)
+        return Domain.model_validate(fields)
+
 
 _LISTED = ("kind", "modality", "body_part")
+
+
+def _both(name: str, one: Any, two: Any) -> Any:
+    """What two values of a field both take: of lists what is in both, of ranges where they overlap."""
+    if name == "colour":
+        return one and two
+    found: tuple[Any, ...]
+    if name in _LISTED:
+        found = tuple(value for value in one if value in two)
+    else:
+        found = max(one[0], two[0]), min(one[1], two[1])
+        found = found if found[0] <= found[1] else ()
+    if not found and one and two:
+        raise UsageError(
+            "Models that score together take the same objects.",
+            f"{name} {', '.join(map(str, one))} and {', '.join(map(str, two))}",
+            "Fit them on images of one kind, or edit accepts in a domain.json.",
+        )
+    return found
 
 
 def _as_listed(name: str, value: str) -> str:

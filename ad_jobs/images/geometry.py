@@ -42,7 +42,8 @@ class Grid(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """The box of a detector's input that a source fills, in pixels.
+    """The box of a detector's input that a source fills, in pixels; of a source that is cut into tiles the input is
+    what they are cut from, and a heatmap is as large.
 
     `rows` and `columns` are the source's, `height_px` and `width_px` the input's.
     `top` and `left` are the box's first row and column in the input, `height` and `width` its size.
@@ -61,14 +62,24 @@ class Geometry(NamedTuple):
     @classmethod
     def of(cls, policy: PixelPolicy, rows: int, columns: int) -> Self:
         """The geometry of a source of `rows` x `columns` under `policy`; padding is split evenly."""
-        height, width = policy.height_px, policy.width_px
+        height_px, width_px = policy.size_px
+        if policy.tiles is not None:
+            height_px, width_px = policy.tiles.size_px or (rows, columns)
+        height, width = height_px, width_px
         if policy.resize == "pad":
             scale = min(height / rows, width / columns)
             # A very long source would round to nothing: it keeps one pixel.
             height = min(height, max(1, round(rows * scale)))
             width = min(width, max(1, round(columns * scale)))
-        top, left = (policy.height_px - height) // 2, (policy.width_px - width) // 2
-        return cls(rows, columns, policy.height_px, policy.width_px, top, left, height, width)
+        # A source that is smaller than a tile is padded to one.
+        height_px, width_px = max(height_px, policy.height_px), max(width_px, policy.width_px)
+        top, left = (height_px - height) // 2, (width_px - width) // 2
+        return cls(rows, columns, height_px, width_px, top, left, height, width)
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width of the input."""
+        return self.height_px, self.width_px
 
     def source_to_input(self, y: float, x: float) -> tuple[float, float]:
         """Input coordinates of a source position."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ad_jobs.errors import ErrorCode, ImageError
-from ad_jobs.images.geometry import Grid
+from ad_jobs.images.geometry import Geometry, Grid
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.schema import HEADER
 
@@ -69,9 +70,19 @@ def check_frames(frames: int, limits: Limits) -> None:
         raise ImageError(ErrorCode.TOO_MANY_FRAMES, f"{frames} frames, over max_frames {limits.max_frames}")
 
 
-def check_input(frames: int, policies: Sequence[PixelPolicy], limits: Limits) -> None:
-    """Raise ImageError if the frames of an object, small as they may be, are too much at the input's size."""
-    input_pixels = frames * sum(policy.height_px * policy.width_px for policy in policies)
+def check_input(frames: int, size: tuple[Any, Any], policies: Sequence[PixelPolicy], limits: Limits) -> None:
+    """Raise ImageError if the frames of an object, small as they may be, are too much at the input's size.
+
+    `size` is the rows and columns of a frame, where they are known: 1 is taken for what is not, and of frames that are
+    cut into tiles that is one tile.
+    """
+    rows, columns = (side or 1 for side in size)
+    input_pixels = frames * sum(prod(Geometry.of(policy, rows, columns).size_px) for policy in policies)
+    check_input_pixels(frames, input_pixels, limits)
+
+
+def check_input_pixels(frames: int, input_pixels: int, limits: Limits) -> None:
+    """Raise ImageError if so many frames have too many pixels together at the input's size."""
     if input_pixels > limits.max_input_pixels:
         detail = f"{frames} frames, {input_pixels} pixels at the input's size, over max_input_pixels"
         raise ImageError(ErrorCode.TOO_MANY_FRAMES, f"{detail} {limits.max_input_pixels}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf, isfinite
-from typing import Annotated, Any, Literal
+from operator import lt
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -14,6 +15,7 @@ from pydantic import (
     ValidationError,
     WrapValidator,
     model_serializer,
+    model_validator,
 )
 from pydantic import ValidatorFunctionWrapHandler as Parse
 from pydantic_core import PydanticCustomError
@@ -61,8 +63,23 @@ _Count = Annotated[int, _must_be("1 or more", lambda count: count >= 1)]
 _Seconds = Annotated[float, _must_be("a finite number above 0", lambda seconds: seconds > 0 and isfinite(seconds))]
 
 
+class Tiles(BaseModel):
+    """How images are cut into tiles of the detector's input size, instead of being resized to it.
+
+    Neighbours overlap by at least `overlap_px`.
+    `size_px` is the height and width that an image is resized to before it is cut; None: it keeps its own resolution.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    overlap_px: Annotated[int, _must_be("0 or more", lambda overlap_px: overlap_px >= 0)]
+    size_px: tuple[_Side, _Side] | None = None
+
+
 class PixelPolicy(BaseModel):
     """The pixel policy of a model: a scan applies the one the model was fitted with, and records it.
+
+    `height_px` and `width_px` are the detector's input: an image is resized to them, or with `tiles` cut into them.
 
     `window` concerns greyscale values.
     `dicom` takes what the object says (VOI LUT, else its first window, else the full range of its stored bits).
@@ -82,13 +99,32 @@ class PixelPolicy(BaseModel):
     resize: Literal["stretch", "pad"] = "stretch"
     interpolation: Literal["area", "bilinear"] = "area"
     decode: Literal["full", "reduced"] = "full"
+    tiles: Tiles | None = None
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width of the detector's input, which is a tile where there are tiles."""
+        return self.height_px, self.width_px
+
+    @model_validator(mode="after")
+    def _tiles_fit(self) -> Self:
+        if self.tiles is None:
+            return self
+        if 2 * self.tiles.overlap_px > min(self.size_px):
+            raise PydanticCustomError("overlap", "the overlap must be at most half of a tile's smaller side")
+        if self.tiles.size_px is not None and any(map(lt, self.tiles.size_px, self.size_px)):
+            raise PydanticCustomError("tile", "a tile must be no larger than the images it is cut from")
+        return self
 
     @model_serializer(mode="wrap")
-    def _without_full(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A record without it means full, as those do that were written before there was a choice: ids follow from it.
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A record without them means full and no tiles, as those do that were written before there was a choice: ids
+        # follow from it.
         values: dict[str, Any] = handler(self)
         if self.decode == "full":
             values.pop("decode", None)
+        if self.tiles is None:
+            values.pop("tiles", None)
         return values
 
 
@@ -96,7 +132,8 @@ class Limits(BaseModel):
     """What one object may cost; checked before anything of its size is allocated.
 
     `max_bytes` is of the object as stored, `max_pixels` of one frame (rows x columns).
-    `max_input_pixels` is of all of its frames at the input's size, under all policies together.
+    `max_input_pixels` is of all of its frames at the input's size, or as they are cut into tiles, under all policies
+    together.
     `max_memory_bytes` is what its decoding may take beside the decoder itself, its own bytes included.
     `timeout_s` is wall clock for one object.
     """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -59,11 +60,13 @@ _WITH_RANK = "SELECT scores.*, rank FROM scores JOIN ranks USING (object_id, fra
 
 @dataclass(frozen=True)
 class Card:
-    """One frame of the gallery; `picture` and `heatmap` are addresses, `notes` say what is missing."""
+    """One frame of the gallery; `picture` and `heatmap` are addresses, `notes` say what is missing.
+
+    The page calls it as `names_of` does.
+    """
 
     rank: int
     uri: str
-    name: str
     frame: int
     score: float
     flagged: bool
@@ -160,6 +163,22 @@ def side_by_side(gallery: Gallery, top: int) -> list[list[Card]]:
     return [[card(key, model) for model in models] for key in frames.itertuples(index=False, name=None)]
 
 
+def names_of(galleries: Iterable[Iterable[Card]]) -> dict[str, str]:
+    """Of each card's URI the shortest end of its path that no other's ends with: the file's name where that is enough.
+
+    >>> from types import SimpleNamespace as card
+    >>> names_of([[card(uri="/a/x/1.png"), card(uri="/a/y/1.png"), card(uri="/a/x/2.png")]])
+    {'/a/x/1.png': 'x/1.png', '/a/y/1.png': 'y/1.png', '/a/x/2.png': '2.png'}
+    """
+    # Of each the ends of its path, from the shortest to the whole.
+    ends: dict[str, list[str]] = {}
+    for uri in dict.fromkeys(card.uri for cards in galleries for card in cards):
+        parts = uri.rstrip("/").split("/")
+        ends[uri] = ["/".join(parts[-length:]) for length in range(1, len(parts) + 1)]
+    known = Counter(end for of_uri in ends.values() for end in of_uri)
+    return {uri: next((end for end in of_uri if known[end] == 1), uri) for uri, of_uri in ends.items()}
+
+
 def _card(run_uri: str, rank: int, row: Any, policy: PixelPolicy, limits: Limits, pictures: Pictures) -> Card:
     uri, frame = str(row["uri"]), int(row["frame"])
     notes: list[str] = []
@@ -170,7 +189,6 @@ def _card(run_uri: str, rank: int, row: Any, policy: PixelPolicy, limits: Limits
     return Card(
         rank=rank,
         uri=uri,
-        name=uri.rstrip("/").rpartition("/")[2] or uri,
         frame=frame,
         score=float(row["score"]),
         flagged=bool(row["flagged"]),

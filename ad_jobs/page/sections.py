@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 
 from ad_jobs.errors import SKIP_CODES, ErrorCode
 from ad_jobs.evaluation.evaluation_file import Found
-from ad_jobs.images.policy import Limits
+from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.page import charts, gallery, texts
 from ad_jobs.page.colours import css_gradient
 from ad_jobs.page.pictures import Pictures
@@ -25,6 +26,7 @@ from ad_jobs.results.run import ModelRef, RunRecord
 from ad_jobs.results.score_table import ORDER, ScoreTable, equal
 from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from ad_jobs.scoring.calibration import judged_by
+from ad_jobs.values import tiles_text
 
 _NARROW_PX = 360
 _EXAMPLES = 3
@@ -39,11 +41,16 @@ COLUMNS = list(dict.fromkeys([*gallery.COLUMNS, *_OF_FAILURES, "threshold"]))
 
 
 class Decided(NamedTuple):
-    """What a page shows of a decision: in words, its thresholds by model, and its most suspicious rows by model."""
+    """What a page shows of a decision: in words, its thresholds by model, and its most suspicious rows by model.
+
+    A decision about studies or series has their word, and by model how many are flagged, of how many.
+    """
 
     text: str
     thresholds: dict[str, float | None]
     ranks: dict[str, pa.Table]
+    stacks: str | None = None
+    counts: Mapping[str, tuple[int, int]] = MappingProxyType({})
 
 
 def sections(
@@ -77,18 +84,24 @@ def sections(
         for model in record.models
     ]
     compared = gallery.side_by_side(made, _COMPARED) if len(models) > 1 else []
+    names = gallery.names_of([*compared, *(model[kind] for model in models for kind in ("cards", "missed"))])
     scored_rows = sum(model["rows"] for model in models)
     counts = record.counts
     config = json.dumps(record.config, sort_keys=True, default=str)
+    flagged = sum(flagged for _, flagged in counted.values()) if decided else record.counts.flagged
+    unit = _unit(scored_rows, record)
     return {
+        "headline": _stacks_headline(decided, models) or f"{flagged:,} of {scored_rows:,} scored {unit} flagged",
+        "names": names,
         "scored_rows": scored_rows,
-        "unit": _unit(scored_rows, record),
+        "unit": unit,
         "record": record,
         "balanced": counts.scored + counts.failed + counts.skipped == record.manifest.objects,
         "models": models,
         "compared": compared,
         "decision": None if decided is None else decided.text,
-        "flagged": sum(flagged for _, flagged in counted.values()) if decided else record.counts.flagged,
+        "stacks_word": None if decided is None else decided.stacks,
+        "flagged": flagged,
         "pictures_beside": pictures.beside is not None,
         "stacks": stacks,
         "evaluation": found.evaluation,
@@ -142,8 +155,10 @@ def _model(
         judged = evaluation if evaluation["model_id"] == model.model_id else evaluation["models"].get(model.model_id)
     return {
         "ref": model,
+        "tiles": tiles_text(PixelPolicy.model_validate(model.policy)),
         "rows": rows,
         "flagged": flagged,
+        "stacks": None if decided is None or decided.stacks is None else decided.counts[model.model_id],
         "quantiles": shown,
         "beyond": bars.beyond if bars else 0,
         "histogram": charts.score_histogram(bars, threshold) if bars else None,
@@ -185,13 +200,16 @@ def _judged(judged: dict[str, Any]) -> dict[str, Any]:
             reference=((0, base), (1, base)),
             point=(1 - fnr, at["true_positive"] / flagged) if flagged else None,
         )
-    shown["metrics"] = [_metric(text, judged[key]) for key, text in texts.METRICS.items()]
+    # What has no value, as of pixels without masks, is no row.
+    shown["metrics"] = [
+        _metric(text, judged[key]) for key, text in texts.METRICS.items() if judged[key]["value"] is not None
+    ]
     return shown
 
 
 def _metric(text: texts.Metric, found: dict[str, Any]) -> dict[str, Any]:
     """A metric in words, its value and interval, and their picture."""
-    return {**text._asdict(), **found, "picture": charts.interval(**found) if found["value"] is not None else None}
+    return {**text._asdict(), **found, "picture": charts.interval(**found)}
 
 
 def _failures(table: ScoreTable) -> list[dict[str, Any]]:
@@ -225,6 +243,15 @@ def _fields(batch: pa.RecordBatch) -> Counter[str]:
             # As `Domain.refusal` writes them.
             found[one.partition(" ")[0].rstrip(",")] += reason["counts"]
     return found
+
+
+def _stacks_headline(decided: Decided | None, models: Sequence[dict[str, Any]]) -> str | None:
+    """What a decision about studies or series flagged of them; None of any other."""
+    if decided is None or decided.stacks is None:
+        return None
+    several = len(models) > 1
+    flagged = [f"{model['stacks'][0]:,}" + (f" by {model['ref'].kind}" if several else "") for model in models]
+    return f"{', '.join(flagged)} of {max(model['stacks'][1] for model in models):,} {decided.stacks} flagged"
 
 
 def _unit(scored_rows: int, record: RunRecord) -> str:

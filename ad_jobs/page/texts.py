@@ -8,19 +8,16 @@ from ad_jobs.errors import ErrorCode
 
 
 class Metric(NamedTuple):
-    """A metric in words; an oracle's threshold was chosen on the labels it is judged by."""
+    """A metric in words."""
 
     name: str
     what: str
-    oracle: bool = False
 
 
+# Those whose threshold was chosen on the labels they are judged by are for who asks for them: `evaluate --oracle`.
 METRICS: dict[str, Metric] = {
     "image_auroc": Metric("Image AUROC", "how often an anomalous image scores above a normal one"),
     "image_ap": Metric("Image average precision", "precision averaged over recall"),
-    "f1_max": Metric("Best F1", "at the best threshold for these labels", oracle=True),
-    "accuracy_max": Metric("Best accuracy", "at the best threshold for these labels", oracle=True),
-    "accuracy_zero_fn": Metric("Accuracy, none missed", "at the threshold that misses none of these", oracle=True),
     "pixel_auroc": Metric("Pixel AUROC", "over all pixels of normal and anomalous images"),
     "aupro": Metric("AUPRO", "overlap per abnormal region, up to 30 % false positives"),
     "pixel_ap": Metric("Pixel average precision", "over all pixels of normal and anomalous images"),

@@ -59,7 +59,8 @@ def outlook(
         refused = tuple(taker.domain.refusal(_traits(header)) for taker in takers)
         wanted = {taker.policy for taker, reason in zip(takers, refused, strict=True) if reason is None}
         if wanted:
-            check_input(header["frames"] or 1, [policies[number] for number in sorted(wanted)], limits)
+            size = header["rows"], header["columns"]
+            check_input(header["frames"] or 1, size, [policies[number] for number in sorted(wanted)], limits)
     except ImageError as error:
         return Outlook(error.code, error.detail, refused)
     return Outlook(None, "", refused)

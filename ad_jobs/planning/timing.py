@@ -66,8 +66,15 @@ def time_sample(intent: Intent, ids: NDArray[np.int64], scratch: str) -> Timed:
     with GuardedDecoder() as decoder, _one_thread():
         from ad_jobs.scoring.scorer import Scorer
 
-        scorers = [Scorer(open_model(model.uri).detector, batch_size=BATCH, threads=1) for model in intent.models]
-        models = list(zip(scorers, uses, strict=True))
+        models = [
+            (
+                Scorer(
+                    open_model(model.uri).detector, tiles=intent.policies[use.policy].tiles, batch_size=BATCH, threads=1
+                ),
+                use,
+            )
+            for model, use in zip(intent.models, uses, strict=True)
+        ]
 
         def prepared(some: pa.Table) -> pa.Table:
             takers = [Taker(use.policy, use.domain) for use in uses]

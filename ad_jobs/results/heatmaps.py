@@ -52,6 +52,8 @@ def on_scale(heatmap: NDArray[np.float32], low: float, high: float) -> NDArray[n
 class Heatmap(NamedTuple):
     """One heatmap on the run's global scale: float32 [H, W] in [0, 1] at the detector's input size.
 
+    One that was stitched of tiles has the size of `images.tiling.geometry_to_store`.
+
     The scale is linear, and long enough that next to nothing is clipped; `anchor`, in (0, 1), is where on it the
     calibration's anchor lies (scoring.calibration): what is drawn half hot.
     """

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from ad_jobs.archive.identifiers import is_hashed
 from ad_jobs.archive.manifest import read_parts
-from ad_jobs.archive.manifest_record import ManifestInfo, manifest_info
-from ad_jobs.errors import RetroscanError
+from ad_jobs.archive.manifest_record import ManifestInfo, stored_manifest
 from ad_jobs.results.run import RunRecord
 from cluster import storage
 
@@ -30,13 +30,21 @@ class ObjectColumns:
 
 
 def manifest_of(record: RunRecord) -> ManifestInfo | None:
-    """The manifest that a run was made from; None where it is hidden, gone, or another one by now."""
-    try:
-        info = manifest_info(record.manifest.uri)
-    except (RetroscanError, storage.StorageError):
-        # Who asks says what it means that there is none.
+    """The manifest that a run was made from; None where it is hidden, gone, or another one by now.
+
+    Who asks says what it means that there is none.
+
+    Raises:
+        StorageError: the store does not say whether it is there.
+    """
+    if is_hashed(record.manifest.uri):
         return None
-    return info if info.digest == record.manifest.digest else None
+    try:
+        info = stored_manifest(record.manifest.uri)
+    except storage.AccessDenied:
+        # A run may be handed to those who may not see its archive.
+        return None
+    return info if info is not None and info.digest == record.manifest.digest else None
 
 
 def read_object_columns(info: ManifestInfo, names: Sequence[str]) -> ObjectColumns:

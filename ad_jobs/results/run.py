@@ -29,6 +29,7 @@ from ad_jobs.results.parts import (
 from ad_jobs.results.seal import sealed
 from ad_jobs.specs import CHAPTER_OBJECTS, Retry
 from cluster import storage
+from models.record import networks
 
 __all__ = [
     "Counts",
@@ -135,8 +136,21 @@ class ModelRef(_Record):
     # Of the copy that the run keeps of the scores the calibration came from; not of calibrations that kept none.
     held_out_sha256: str | None = None
     # The pretrained network inside: its name, where its weights are from, their sha256 and licence ("" where nobody
-    # says); null of a detector without one, and in runs of earlier versions.
+    # says); null of a detector without one, and in runs of earlier versions. Of a fused model its `members`: each with
+    # its kind, model_id, weight, and its own source.
     source: dict[str, Any] | None = None
+    # How `fit --detector auto` chose it: candidates, what each found, why; null of another, and in earlier runs.
+    auto: dict[str, Any] | None = None
+
+    @property
+    def members(self) -> list[dict[str, Any]]:
+        """Of a fused model its members; none of others."""
+        return (self.source or {}).get("members", [])
+
+    @property
+    def networks(self) -> list[dict[str, Any]]:
+        """The pretrained networks inside, each once."""
+        return networks(self.source)
 
 
 class ParentRef(_Record):

@@ -99,7 +99,8 @@ _IMAGES = """
 _STUDIES = """
     CREATE TABLE studies AS
     SELECT model_id, row_number() OVER (PARTITION BY model_id ORDER BY min(position)) AS position, "group",
-        count(*) AS frames, count(*) FILTER (flagged) AS flagged_frames, max(score) AS score, min(p) AS p,
+        count(score) AS frames, count(*) FILTER (flagged) AS flagged_frames,
+        count(*) FILTER (status = 'failed') AS failed_frames, max(score) AS score, min(p) AS p,
         bool_or(flagged) AS flagged, arg_min(object_id, position) AS object_id, arg_min(frame, position) AS frame,
         min(modality) AS modality, min(study_month) AS study_month
     FROM frames GROUP BY model_id, "group" ORDER BY 1, 2

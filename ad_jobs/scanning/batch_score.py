@@ -47,7 +47,7 @@ class Score:
 
     Args:
         model: the folder of a calibrated model, local or s3://.
-        batch_size: frames scored at once; it does not change a score.
+        batch_size: frames, or tiles, scored at once; it does not change a score.
         accept: what to score although the model's fit saw none of it, as `retroscan scan --accept`.
 
     Raises:
@@ -101,7 +101,8 @@ class Score:
             from ad_jobs.scoring.scorer import Scorer
 
             model = open_model(self._uri)
-            self._opened = model, Scorer(model.detector, batch_size=self._batch_size), GuardedDecoder()
+            scorer = Scorer(model.detector, tiles=model.policy.tiles, batch_size=self._batch_size)
+            self._opened = model, scorer, GuardedDecoder()
         return self._opened
 
 

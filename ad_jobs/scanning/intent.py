@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +20,23 @@ from ad_jobs.archive.listing import write_manifest
 from ad_jobs.archive.manifest import RowReader, Selection, select
 from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, find_manifest, refusal, stored_manifest
 from ad_jobs.errors import UsageError
+from ad_jobs.images.geometry import Geometry
 from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.images.tiling import STORED_CELL_PX
 from ad_jobs.results.lineage import Ancestor, lineage
 from ad_jobs.results.run import ModelRef, ParentRef, not_selected
 from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.scanning.since import earlier, select_since
 from ad_jobs.schema import SCORES_VERSION
 from ad_jobs.scoring.model_store import CalibratedModel, read_model
-from ad_jobs.specs import CHAPTER_OBJECTS, KeepPolicy, Retry, ScanSpec
+from ad_jobs.specs import AUTO, CHAPTER_OBJECTS, KeepPolicy, Retry, ScanSpec
 from cluster import storage
 
 MANIFEST_FOLDER = "manifest"
 # Of the folder of committed chapters; the run's id follows.
 CHECKPOINT = "checkpoint-"
+# Frames and heatmaps travel as uint16.
+BYTES_A_VALUE = 2
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,23 @@ class Intent:
     identifiers: Identifiers
     # What an object costs all models together of one CPU's time, as their fits measured it; None if one did not.
     score_ms: float | None
+    # Of each policy: the pixels of a frame at the input's size; of one that is cut as large as a fit saw them.
+    frame_px: tuple[int, ...]
+
+    @property
+    def object_bytes(self) -> int:
+        """What the decoded frame of an object takes at most, under all policies."""
+        values = (px * policy.channels for px, policy in zip(self.frame_px, self.policies, strict=True))
+        return BYTES_A_VALUE * sum(values)
+
+    @property
+    def heatmap_bytes(self) -> int:
+        """What the heatmaps of an object's frame take, uncompressed, of all models."""
+        kept = (
+            -(-self.frame_px[use.policy] // (1 if self.policies[use.policy].tiles is None else STORED_CELL_PX**2))
+            for use in self.uses
+        )
+        return BYTES_A_VALUE * sum(kept)
 
     @property
     def checkpoint(self) -> str:
@@ -157,7 +179,17 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
         limits,
         identifiers,
         score_ms=None if None in costs else sum(filter(None, costs)),
+        frame_px=tuple(_frame_px(policy, models, limits) for policy in policies),
     )
+
+
+def _frame_px(policy: PixelPolicy, models: Sequence[CalibratedModel], limits: Limits) -> int:
+    seen = [model.domain.seen for model in models if model.policy == policy]
+    sides = [(one.rows[1], one.columns[1]) for one in seen if one and one.rows and one.columns]
+    if policy.tiles is None or policy.tiles.size_px is not None:
+        return prod(Geometry.of(policy, 1, 1).size_px)
+    # Of a model that does not say what it was fitted on, the worst.
+    return max((prod(Geometry.of(policy, *one).size_px) for one in sides), default=limits.max_pixels)
 
 
 def id_of_run(
@@ -241,6 +273,7 @@ def _reference(model: CalibratedModel, kept: bytes) -> ModelRef:
         calibration_sha256=model.calibration_sha256,
         weights_sha256=str(model.record["weights_sha256"]),
         source=model.record["source"],
+        auto=model.record.get(AUTO),
         policy=model.policy.model_dump(mode="json"),
         heatmap_low=calibration.heatmap_low,
         heatmap_high=calibration.heatmap_high,

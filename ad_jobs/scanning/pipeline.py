@@ -67,7 +67,9 @@ def at_work(intent: Intent, done: int, failed: int) -> Iterator[Work]:
     spec = intent.spec
     with ExitStack() as stack:
         has = stack.enter_context(session(spec.address, num_cpus=spec.num_cpus))
-        division = divide_for_scan(has.nodes, spec.batch_size, intent.objects - done, intent.score_ms)
+        division = divide_for_scan(
+            has.nodes, spec.batch_size, intent.objects - done, intent.score_ms, intent.object_bytes
+        )
         context = stack.enter_context(data_context(has, task_s=slowest_block_s(intent.limits, division)))
         pool = stack.enter_context(lasting_pool(context, division.actors))
         log.info(
@@ -107,10 +109,8 @@ def part_rows(intent: Intent, division: ScanDivision) -> int:
 
     Whole blocks, as they come from the actors: of a block that is cut, the rest becomes a part of its own.
     """
-    policies = [intent.policies[use.policy] for use in intent.uses]
-    fit = PART_BYTES // sum(2 * policy.height_px * policy.width_px for policy in policies)
-    rows = min(intent.objects // PARTS_AT_LEAST, fit, MAX_PART_OBJECTS)
-    unit = division.block_rows if rows >= division.block_rows else division.batch_size
+    rows = min(intent.objects // PARTS_AT_LEAST, PART_BYTES // intent.heatmap_bytes, MAX_PART_OBJECTS)
+    unit = division.block_rows if rows >= division.block_rows else min(division.batch_size, division.block_rows)
     return max(1, rows // unit) * unit
 
 
@@ -241,7 +241,10 @@ def _ready(uri: str, use: ModelUse, batch_size: int | None, at_most: int, amp: b
             f"The model at {uri} changed while the scan ran: {use.judgement.model_id} before, {model.model_id} now.",
             "Restore it, and run the same command again.",
         )
-    return Scorer(model.detector, batch_size=batch_size, at_most=at_most, threads=1, amp=amp), use
+    scorer = Scorer(
+        model.detector, tiles=model.policy.tiles, batch_size=batch_size, at_most=at_most, threads=1, amp=amp
+    )
+    return scorer, use
 
 
 @contextmanager

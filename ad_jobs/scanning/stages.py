@@ -21,7 +21,9 @@ from ad_jobs.archive.fetching import Decoder, FetchedObject, Prepared, Source, f
 from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.images.decode import Frame
 from ad_jobs.images.domain import Taker
+from ad_jobs.images.geometry import Geometry
 from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.images.tiling import geometry_to_store, to_store
 from ad_jobs.results.heatmaps import FULL_SCALE, keep
 from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.schema import HEADER
@@ -60,13 +62,14 @@ PREPARED = pa.schema(
         ("pixels", pa.list_(pa.large_binary())),
     ]
 )
+# As of the prepared objects, but that geometry is that of the heatmaps.
 SCORED_OBJECTS = pa.schema(
     [
         *_OBJECT,
         # Of each model: of each frame, null where not finite.
         ("scores", pa.list_(pa.list_(pa.float32()))),
         ("score_ms", pa.list_(pa.list_(pa.float32()))),
-        # uint16 [h, w] on its scale, null where not kept.
+        # uint16 [h, w] on its scale, of the size of `geometry_to_store`; null where not kept.
         ("heatmaps", pa.list_(pa.list_(pa.large_binary()))),
         ("scored_at", pa.timestamp("us", tz="UTC")),
         # What ran the models; of objects that had a frame to score.
@@ -124,12 +127,16 @@ def _prepared_row(under_each: list[Prepared], identifiers: Identifiers) -> dict[
         "fetch_ms": prepared.fetch_ms,
         "decode_ms": prepared.decode_ms,
         "frames": [frame.index for frame in prepared.frames],
-        "geometry": [[json.dumps(frame.geometry._asdict()) for frame in p.frames] for p in under_each],
+        "geometry": [_texts(frame.geometry for frame in p.frames) for p in under_each],
         "constant": [frame.constant for frame in prepared.frames],
         "refused": list(prepared.refused),
         "channels": [[frame.pixels.shape[0] for frame in p.frames] for p in under_each],
         "pixels": [_concatenate(p.frames) for p in under_each],
     }
+
+
+def _texts(placed: Iterable[Geometry]) -> list[str]:
+    return [json.dumps(geometry._asdict()) for geometry in placed]
 
 
 def _concatenate(frames: list[Frame]) -> bytes:
@@ -141,23 +148,41 @@ def score_objects(
 ) -> pa.Table:
     """SCORED_OBJECTS rows of PREPARED rows: all frames of all objects scored in common batches, model after model."""
     objects = prepared.select(["object_id", "frames", "channels", "refused"]).to_pylist()
+    # Of each object, of each policy, of each frame.
+    placed = [
+        [[Geometry(**json.loads(text)) for text in of_policy] for of_policy in of_object]
+        for of_object in prepared["geometry"].to_pylist()
+    ]
     by_model = []
     for number, (scorer, use) in enumerate(models):
         taken = [not row["refused"] or row["refused"][number] is None for row in objects]
         pixels = (
             frame
-            for row, buffers, takes in zip(objects, prepared["pixels"], taken, strict=True)
+            for row, geometry, buffers, takes in zip(objects, placed, prepared["pixels"], taken, strict=True)
             if takes
-            for frame in _frames(buffers[use.policy].as_buffer(), row["channels"][use.policy], policies[use.policy])
+            for frame in _frames(buffers[use.policy].as_buffer(), row["channels"][use.policy], geometry[use.policy])
         )
         found = scorer.score(pixels)
         by_model.append(
             [
-                _scored_columns(row["object_id"], row["frames"] if takes else [], found, use.judgement)
-                for row, takes in zip(objects, taken, strict=True)
+                _scored_columns(
+                    row["object_id"],
+                    list(zip(row["frames"], geometry[use.policy], strict=True)) if takes else [],
+                    found,
+                    use.judgement,
+                    policies[use.policy],
+                )
+                for row, geometry, takes in zip(objects, placed, taken, strict=True)
             ]
         )
     scored = prepared.select(pa.schema(_OBJECT).names)
+    kept = [
+        [_texts(geometry_to_store(one, policy) for one in frames) for frames, policy in zip(of, policies, strict=True)]
+        for of in placed
+    ]
+    scored = scored.set_column(
+        scored.column_names.index("geometry"), "geometry", pa.array(kept, PREPARED.field("geometry").type)
+    )
     for name in ("scores", "score_ms", "heatmaps"):
         values = [[columns[name] for columns in of_object] for of_object in zip(*by_model, strict=True)]
         scored = scored.append_column(name, pa.array(values, SCORED_OBJECTS.field(name).type))
@@ -169,30 +194,34 @@ def score_objects(
     return scored.append_column("engines", pa.array(ran, pa.list_(pa.string()))).cast(SCORED_OBJECTS)
 
 
-def _frames(buffer: pa.Buffer | None, channels: list[int], policy: PixelPolicy) -> Iterator[NDArray[np.uint16]]:
+def _frames(buffer: pa.Buffer | None, channels: list[int], placed: list[Geometry]) -> Iterator[NDArray[np.uint16]]:
     if buffer is None or not channels:
         return
     values = np.frombuffer(buffer, np.uint16)
-    plane = policy.height_px * policy.width_px
     start = 0
-    for count in channels:
-        yield values[start : start + count * plane].reshape(count, policy.height_px, policy.width_px)
-        start += count * plane
+    for count, geometry in zip(channels, placed, strict=True):
+        end = start + count * geometry.height_px * geometry.width_px
+        yield values[start:end].reshape(count, *geometry.size_px)
+        start = end
 
 
 def _scored_columns(
-    object_id: int, frames: list[int], found: Iterator[FrameScore], judgement: Judgement
+    object_id: int,
+    frames: list[tuple[int, Geometry]],
+    found: Iterator[FrameScore],
+    judgement: Judgement,
+    policy: PixelPolicy,
 ) -> dict[str, Any]:
     scores: list[float | None] = []
     times: list[float] = []
     heatmaps: list[bytes | None] = []
     # An object's frames come first, `found` second: zip must not take a score that belongs to the next object.
-    for frame, score in zip(frames, found, strict=False):
+    for (frame, geometry), score in zip(frames, found, strict=False):
         scores.append(score.score if score.finite else None)
         times.append(score.score_ms)
         flagged = score.finite and judgement.flags(score.score)
         kept = score.finite and keep(judgement.heatmaps, flagged, object_id, frame)
-        heatmaps.append(_quantized(judgement.unit(score.heatmap)) if kept else None)
+        heatmaps.append(_quantized(judgement.unit(to_store(score.heatmap, geometry, policy))) if kept else None)
     return {"scores": scores, "score_ms": times, "heatmaps": heatmaps}
 
 

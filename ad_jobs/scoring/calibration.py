@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError, model_validator
 
-from ad_jobs.errors import JobError
+from ad_jobs.errors import JobError, UsageError
+from ad_jobs.images.policy import Tiles
+from ad_jobs.images.tiling import SAME
 from ad_jobs.results.heatmaps import EARLIER_ANCHOR
 from ad_jobs.results.run import ModelRef, calibration_copy
 from ad_jobs.scoring.held_out import HeldOut, Origin, Scored, to_parquet
@@ -30,8 +32,6 @@ KEPT = "calibrations"
 # The scale's top is so many times as far above the typical normal pixel as its anchor: next to nothing is clipped, and
 # of the 65,536 steps of a stored heatmap 8,192 lie below the anchor.
 HEADROOM = 8.0
-# Whether a score is its heatmap's maximum, both in float32.
-SAME = 1e-5
 
 
 class Calibration(Threshold):
@@ -136,11 +136,14 @@ def calibrate_on(
     model_id: str,
     source: str,
     anomalous: Iterable[HeldOut] = (),
+    tiles: Tiles | None = None,
     max_fpr: float | None = None,
     max_fnr: float | None = None,
     margin: float = 0.0,
 ) -> Calibrated:
     """A calibration from frames that are already decoded; heatmap scale from the normals alone.
+
+    `tiles` is how frames are cut, if they are.
 
     Raises:
         JobError: there is no normal frame, or a score that is not finite.
@@ -148,7 +151,7 @@ def calibrate_on(
     """
     from ad_jobs.scoring.scorer import Scorer
 
-    scorer = Scorer(detector)
+    scorer = Scorer(detector, tiles=tiles)
     heat = HeatmapRange()
     scored: list[Scored] = []
     for frames, abnormal in ((normal, False), (anomalous, True)):
@@ -266,3 +269,29 @@ class HeatmapRange:
         if not anchor > low:
             anchor = low + max(abs(low), 1e-6)
         return HeatmapScale(low, anchor, low + HEADROOM * (anchor - low))
+
+
+class Kept(NamedTuple):
+    """Calibrations from the first to the last; and of those that are damaged, by id, what is to be said of them."""
+
+    calibrations: list[Calibration]
+    damaged: dict[str, UsageError]
+
+
+def kept_calibrations(uri: str) -> Kept:
+    """Every calibration that the model at `uri` keeps."""
+    folder = storage.join(uri, KEPT)
+    names = storage.list_names(folder) if storage.is_folder(folder) else []
+    found, damaged = [], {}
+    for name in names:
+        if not name.endswith(".json"):
+            continue
+        try:
+            found.append(Calibration.model_validate_json(storage.read_bytes(storage.join(folder, name))))
+        except ValidationError as error:
+            damaged[name.removesuffix(".json")] = UsageError(
+                "What a model keeps of its calibrations stays as it was written.",
+                f"{storage.join(folder, name)}: {error.errors()[0]['msg']}",
+                "Restore the file, or remove it.",
+            )
+    return Kept(sorted(found, key=lambda one: (one.set_at, one.id)), damaged)

@@ -150,7 +150,7 @@ class Cuda:
 
     def __init__(self) -> None:
         self._device = torch.device("cuda")
-        self._copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._copies = torch.cuda.Stream(self._device)
 
     def place(self, detector: Detector) -> Placed:
         """The detector on the GPU, without TF32: it rounds as float16 does, unasked."""
@@ -163,7 +163,7 @@ class Cuda:
         # From pageable memory a copy is never asynchronous.
         # The pinned buffer may go at once: its allocator waits for the copy before it gives the memory to another.
         pinned = images.pin_memory()
-        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived = torch.cuda.Event()
         with torch.cuda.stream(self._copies):
             copied = pinned.to(self._device, non_blocking=True)
             copied = copied.contiguous(memory_format=torch.channels_last)
@@ -178,7 +178,7 @@ class Cuda:
         # this one is scored.
         sent.images.record_stream(stream)
         scores, heatmaps = (self._to_host(part) for part in placed.score(sent.images))
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done = torch.cuda.Event()
         done.record(stream)
         return _Running(scores, heatmaps, done)
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from ad_jobs.errors import UsageError
 from ad_jobs.images.domain import Domain, DomainFile
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.scoring.calibration import CALIBRATION, KEPT, Calibrated, Calibration, kept_calibration, kept_held_out
+from ad_jobs.scoring.calibration import CALIBRATION, Calibrated, Calibration, kept_calibration, kept_held_out
 from ad_jobs.scoring.held_out import held_out_file
 from cluster import storage
 from models import record
@@ -286,29 +286,6 @@ def _keep_current(uri: str) -> None:
         return
     if not storage.exists(kept):
         storage.write_bytes(kept, body)
-
-
-def kept_calibrations(uri: str) -> list[Calibration]:
-    """Every calibration that the model at `uri` keeps, from the first to the last.
-
-    Raises:
-        UsageError: a damaged one.
-    """
-    folder = storage.join(uri, KEPT)
-    names = storage.list_names(folder) if storage.is_folder(folder) else []
-    found = []
-    for name in names:
-        if not name.endswith(".json"):
-            continue
-        try:
-            found.append(Calibration.model_validate_json(storage.read_bytes(storage.join(folder, name))))
-        except ValidationError as error:
-            raise UsageError(
-                "What a model keeps of its calibrations stays as it was written.",
-                f"{storage.join(folder, name)}: {error.errors()[0]['msg']}",
-                "Restore the file, or remove it.",
-            ) from error
-    return sorted(found, key=lambda one: (one.set_at, one.id))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.model_input import to_input
+from ad_jobs.images.policy import Tiles
+from ad_jobs.images.tiling import Stitch, Tiling
 from ad_jobs.scoring.batching import BatchSize
 from ad_jobs.scoring.devices import Answer, Device, best_device, pipelined
 from ad_jobs.scoring.engine import OnnxRuntime, torch_name
@@ -46,6 +49,8 @@ class Scorer:
 
     float32 throughout: neither autocast nor TF32, because a score must be the same within 1e-5 wherever
     it is computed again.
+    `tiles`: frames are of any size, and cut into tiles of the detector's input, which are what is scored at once, those
+    of several frames together; a frame's score and heatmap are stitched of theirs.
     `batch_size` frames are scored at once; None: what is fastest on a CPU, by the first batches, and never more than
     `at_most`.
     `amp` gives that up for speed on a GPU: scores then agree within AMP_TOLERANCE, which the first batch must show.
@@ -58,6 +63,7 @@ class Scorer:
         self,
         detector: Detector,
         *,
+        tiles: Tiles | None = None,
         batch_size: int | None = 32,
         at_most: int = 32,
         threads: int | None = None,
@@ -74,6 +80,7 @@ class Scorer:
         if amp and not self._device.amp:
             raise no_gpu_for_amp("a process in which torch finds no CUDA device")
         self._detector = self._device.place(detector)
+        self._tiling = None if tiles is None else Tiling(*detector.spec.size_px, tiles.overlap_px)
         self._amp = amp
         self._unproven = amp
         self._last_end = 0.0
@@ -89,6 +96,29 @@ class Scorer:
         Raises:
             JobError: this model's scores do not stand reduced precision.
         """
+        return self._whole(pixels) if self._tiling is None else self._stitched(pixels, self._tiling)
+
+    def _stitched(self, pixels: Iterable[NDArray[np.uint16]], tiling: Tiling) -> Iterator[FrameScore]:
+        # Cut and not yet scored; beside a batch of tiles no more than the frames that it is of are held.
+        waiting: deque[tuple[Stitch, tuple[int, int]]] = deque()
+
+        def cut() -> Iterator[NDArray[np.uint16]]:
+            for frame in pixels:
+                stitch = Stitch(tiling, *frame.shape[-2:])
+                for corner in tiling.corners(*frame.shape[-2:]):
+                    waiting.append((stitch, corner))
+                    yield tiling.cut(frame, corner)
+
+        finite, spent_ms = True, 0.0
+        for tile in self._whole(cut()):
+            stitch, corner = waiting.popleft()
+            stitch.add(corner, tile.score, tile.heatmap)
+            finite, spent_ms = finite and tile.finite, spent_ms + tile.score_ms
+            if not stitch.left:
+                yield FrameScore(stitch.score, stitch.heatmap, finite, spent_ms)
+                finite, spent_ms = True, 0.0
+
+    def _whole(self, pixels: Iterable[NDArray[np.uint16]]) -> Iterator[FrameScore]:
         for scored in pipelined(
             self._size.batches(pixels), self._send, self._run, self._receive, ahead=self._device.ahead
         ):

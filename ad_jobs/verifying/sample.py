@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ad_jobs.archive.fetching import ETAG_CHANGED, Prepared, detail_of_scored, fetch_all, prepare_each
 from ad_jobs.archive.marks import drawn
@@ -13,6 +14,7 @@ from ad_jobs.errors import ErrorCode, ImageError, RetroscanError
 from ad_jobs.images.domain import Taker
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.policy import Limits
+from ad_jobs.images.tiling import to_store
 from ad_jobs.results.heatmaps import on_scale
 from ad_jobs.results.read import as_pandas, open_heatmap
 from ad_jobs.results.run import RunRecord
@@ -77,7 +79,9 @@ def check_sample(
     limits = Limits.model_validate(record.config["limits"])
     amp = bool(record.config.get("amp"))
     # Without a GPU here, in float32: what --amp did to a score is within its tolerance either way.
-    scorers = [Scorer(judge.detector, amp=amp and best_device().amp) for judge in judges]
+    scorers = [
+        Scorer(judge.detector, tiles=judge.model.policy.tiles, amp=amp and best_device().amp) for judge in judges
+    ]
     policies = [judge.model.policy for judge in judges]
     whole = [WholeFrames(*pair, limits) for pair in zip(judges, scorers, strict=True)] if full else []
     accept = accepted(record) or ()
@@ -145,7 +149,8 @@ def _object_differences(
         if (said := _remarks(_plain(row["error_detail"]))) != now_said:
             differences.append(f"frame {row['frame']}: error_detail is {now_said}; the table has {said}")
         if (reference := _plain(row["heatmap"])) is not None:
-            differences += _heatmap_differences(run_uri, str(reference), judge.calibration, answer, amp)
+            again = to_store(answer.heatmap, frame.geometry, judge.model.policy)
+            differences += _heatmap_differences(run_uri, str(reference), judge.calibration, again, amp)
     return differences
 
 
@@ -167,12 +172,14 @@ def _same_score(again: float, then: float, threshold: float, amp: bool) -> bool:
     return bool(same_scores(again, then, abs(threshold)))
 
 
-def _heatmap_differences(run_uri: str, reference: str, scale: Calibration, answer: FrameScore, amp: bool) -> list[str]:
+def _heatmap_differences(
+    run_uri: str, reference: str, scale: Calibration, heatmap: NDArray[np.float32], amp: bool
+) -> list[str]:
     try:
         kept = open_heatmap(run_uri, reference).values
     except (RetroscanError, storage.StorageError) as error:
         return [f"heatmap {reference}: {error}"]
-    again = on_scale(answer.heatmap, scale.heatmap_low, scale.heatmap_high)
+    again = on_scale(heatmap, scale.heatmap_low, scale.heatmap_high)
     worst = float(np.abs(kept - again).max())
     allowed = AMP_TOLERANCE if amp else HEATMAP_TOLERANCE
     return [f"heatmap {reference} differs by {worst:.3g}"] if worst > allowed else []

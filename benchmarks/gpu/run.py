@@ -91,7 +91,7 @@ def _machine(bench: Bench, seconds: float) -> None:
             "multiprocessors": about.multi_processor_count,
             "driver": _driver(),
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+            "cudnn": torch.backends.cudnn.version(),
         }
     bench.write(
         "machine",

@@ -52,7 +52,7 @@ class Alignment:
         losses = {"loss": loss.detach(), "copies": between_copies.detach(), "pairs": between_images.detach()}
         finite_or_stop("align", losses)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         self.steps += 1
         return losses

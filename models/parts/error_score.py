@@ -47,6 +47,11 @@ class ErrorScore(nn.Module):
         """Every way's raw score of each image, [B, S], from its maps: its errors by gradients, by values, ..."""
         return torch.stack([_mean_of_hottest(maps_MBHW[of], share) for of, share in self.ways.values()], 1)
 
+    @property
+    def of(self) -> int:
+        """Which of an image's maps the chosen way scores."""
+        return list(self.ways.values())[int(self.way)][0]
+
     def forward(self, maps_MBHW: Tensor) -> tuple[Tensor, Tensor]:
         """The chosen way's score of each image [B], in spreads above the mean of normals, and its map [B, H, W]."""
         way = int(self.way)
@@ -67,7 +72,7 @@ class ErrorScore(nn.Module):
 def _mean_of_hottest(map_BHW: Tensor, share: float) -> Tensor:
     """Of each image the mean of so large a share of its pixels, the hottest, [B]."""
     pixels_BP = map_BHW.flatten(1)
-    return pixels_BP.topk(max(1, round(share * pixels_BP.shape[1])), 1).values.mean(1)
+    return pixels_BP.topk(max(1, round(share * int(pixels_BP.shape[1]))), 1).values.mean(1)
 
 
 class ErrorScoreFit(Trial):

@@ -10,6 +10,8 @@ Shape suffixes: B batch, H height, W width.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,10 +51,17 @@ def _histogram(errors_BHW: Tensor, top: Tensor | float) -> Tensor:
     place = torch.where(inside > 0, place, torch.zeros_like(place)).clamp_min(0)
     lower = place.floor().clamp_max(BINS - 2)
     share = place - lower
-    counts = torch.zeros(len(place), BINS, dtype=place.dtype, device=place.device)
-    counts.scatter_add_(1, lower.long(), (1 - share) * inside)
-    counts.scatter_add_(1, lower.long() + 1, share * inside)
-    return F.avg_pool1d(counts.unsqueeze(1), SMOOTHING, 1, SMOOTHING // 2, count_include_pad=False).squeeze(1)
+    counts = torch.zeros_like(place[:, :1]).repeat(1, BINS)
+    counts = counts.scatter_add(1, lower.long(), (1 - share) * inside)
+    counts = counts.scatter_add(1, lower.long() + 1, share * inside)
+    return counts @ _smoothing().to(counts)
+
+
+@lru_cache(maxsize=1)
+def _smoothing() -> Tensor:
+    """[BINS, BINS] matrix of the mean of SMOOTHING neighbours, as far as there are any: no engine pools in float64."""
+    bins = torch.eye(BINS, dtype=torch.float64).unsqueeze(1)
+    return F.avg_pool1d(bins, SMOOTHING, 1, SMOOTHING // 2, count_include_pad=False).squeeze(1).T.contiguous()
 
 
 def _vertex(counts: Tensor, peak: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""What detectors do to a raw anomaly map: Gaussian blur, enlargement and grey opening, image by image."""
+"""What detectors do to a raw anomaly map: Gaussian blur, other sizes and grey opening, image by image."""
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,6 +36,24 @@ def gaussian_blur(maps_BHW: Tensor, sigma_px: float, *, radius_px: int | None = 
 def enlarged(maps_BHW: Tensor, size_px: tuple[int, int]) -> Tensor:
     """The maps [B, H, W] at another size by bilinear interpolation, corners of the images on corners."""
     return F.interpolate(maps_BHW.unsqueeze(1), size_px, mode="bilinear", align_corners=False).squeeze(1)
+
+
+@lru_cache(maxsize=32)
+def _resize_matrix(size: int, new: int, mode: Literal["area", "linear"]) -> Tensor:
+    """[new, size] matrix that resamples a line as `F.interpolate` does, in float64."""
+    line = torch.eye(size, dtype=torch.float64).unsqueeze(0)
+    corners = False if mode == "linear" else None
+    return F.interpolate(line, new, mode=mode, align_corners=corners).squeeze(0).T.contiguous()
+
+
+def resampled(maps_BHW: Tensor, size_px: tuple[int, int], mode: Literal["area", "linear"]) -> Tensor:
+    """The maps [..., H, W] at another size, by area or bilinear as `F.interpolate` does it.
+
+    By two matrices: an inference engine multiplies them in float64, too, where it resizes and pools in float32 alone.
+    """
+    height, width = (int(side) for side in maps_BHW.shape[-2:])
+    maps_BHW = maps_BHW @ _resize_matrix(width, size_px[1], mode).to(maps_BHW).T
+    return _resize_matrix(height, size_px[0], mode).to(maps_BHW) @ maps_BHW
 
 
 def cross_opening(maps_BHW: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class ReconstructionLearner(ABC, Generic[AnyDetector]):
         terms = self.losses(batch)
         losses = {name: term.detach() for name, term in terms.items()}
         self.optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        terms["loss"].backward()
         finite_or_stop(self.phase, losses)
         self.optimizer.step()
         return losses

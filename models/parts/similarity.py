@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.parts.maps import enlarged, gaussian_blur
+from models.parts.maps import enlarged, gaussian_blur, resampled
 
 # An 11x11 window.
 SSIM_SIGMA_PX, SSIM_RADIUS_PX = 1.5, 5
@@ -65,17 +65,19 @@ def gradient_distance(x_BCHW: Tensor, y_BCHW: Tensor, scales: int) -> Tensor:
 
     GMS with vectors in place of their lengths: an edge that is as steep but runs otherwise is unlike, too.
     On the guesses of a linear model that found more than lengths did, on brains and on solar cells.
+    In place of B any axes will do that broadcast: one image may be compared with several.
     """
-    height, width = x_BCHW.shape[-2:]
-    x_B1HW, y_B1HW = x_BCHW.mean(1, keepdim=True), y_BCHW.mean(1, keepdim=True)
+    x_BHW, y_BHW = x_BCHW.mean(-3), y_BCHW.mean(-3)
+    height, width = (int(side) for side in x_BHW.shape[-2:])
     raised = []
     for scale in range(scales):
         if scale:
-            x_B1HW, y_B1HW = F.avg_pool2d(x_B1HW, 2), F.avg_pool2d(y_B1HW, 2)
-        x_2BHW, y_2BHW = _prewitt(x_B1HW.squeeze(1)), _prewitt(y_B1HW.squeeze(1))
-        alike, lengths = (x_2BHW * y_2BHW).sum(0), (x_2BHW.square() + y_2BHW.square()).sum(0)
+            x_BHW, y_BHW = _halved(x_BHW), _halved(y_BHW)
+        (x_across, x_down), (y_across, y_down) = _prewitt(x_BHW), _prewitt(y_BHW)
+        alike = x_across * y_across + x_down * y_down
+        lengths = (x_across.square() + x_down.square()) + (y_across.square() + y_down.square())
         found = 1 - (2 * alike + GMS_C) / (lengths + GMS_C)
-        raised.append(enlarged(found, (height, width)))
+        raised.append(resampled(found, (height, width), "linear") if scale else found)
     return torch.stack(raised).mean(0)
 
 
@@ -101,12 +103,19 @@ def _gradient(images_BCHW: Tensor) -> Tensor:
     return (across.square() + down.square() + EPSILON).sqrt()
 
 
-def _prewitt(grey_BHW: Tensor) -> Tensor:
-    """Prewitt's derivatives across and down, [2, B, H, W]."""
-    padded = F.pad(grey_BHW.unsqueeze(1), (1, 1, 1, 1), mode="reflect").squeeze(1)
-    rows = (padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]) / 3
-    columns = (padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]) / 3
-    return torch.stack([rows[:, :, 2:] - rows[:, :, :-2], columns[:, 2:] - columns[:, :-2]])
+def _halved(maps_BHW: Tensor) -> Tensor:
+    """The means of 2x2 pixels, [..., H // 2, W // 2]."""
+    height, width = (int(side) // 2 * 2 for side in maps_BHW.shape[-2:])
+    rows = maps_BHW[..., 0:height:2, :] + maps_BHW[..., 1:height:2, :]
+    return (rows[..., 0:width:2] + rows[..., 1:width:2]) / 4
+
+
+def _prewitt(grey_BHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Prewitt's derivatives across and down, each [..., H, W]."""
+    padded = F.pad(grey_BHW, (1, 1, 1, 1), mode="reflect")
+    rows = (padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]) / 3
+    columns = (padded[..., :-2] + padded[..., 1:-1] + padded[..., 2:]) / 3
+    return rows[..., 2:] - rows[..., :-2], columns[..., 2:, :] - columns[..., :-2, :]
 
 
 def median(maps_BHW: Tensor) -> Tensor:

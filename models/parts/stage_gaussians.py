@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.stages import Shape
@@ -44,14 +43,6 @@ class StageGaussians(nn.Module):
     def forward(self, map_BCHW: Tensor) -> Tensor:
         """Scaled Mahalanobis distances [B, H, W]."""
         return self.scale(self.bank.distance(self.features(map_BCHW))).unflatten(1, self.grid)
-
-
-def average_patches(map_BCHW: Tensor, patch: int) -> Tensor:
-    """Each position's mean over patch x patch positions around it, as far as they lie within the map."""
-    if patch == 1:
-        return map_BCHW
-    averaged = F.avg_pool2d(map_BCHW, patch, 1, patch // 2, count_include_pad=False)
-    return averaged[..., : map_BCHW.shape[2], : map_BCHW.shape[3]]
 
 
 class GaussianFit:

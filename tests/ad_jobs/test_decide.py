@@ -19,12 +19,15 @@ from ad_jobs.decide import decide
 from ad_jobs.deciding.table import group_of
 from ad_jobs.deciding.text import decision_text
 from ad_jobs.errors import UsageError
-from ad_jobs.results.run import RunRecord, held_out_copy, write_record
+from ad_jobs.evaluation.evaluation_file import read_evaluation
+from ad_jobs.export import export
+from ad_jobs.results.run import RunRecord, count_table, held_out_copy, part_uris, write_record
 from ad_jobs.results.seal import digest_holds
+from ad_jobs.reviewing.verdicts import add, noted
 from ad_jobs.schema import SCORES as SCHEMA
-from ad_jobs.scoring.calibration import Calibrated, Calibration
+from ad_jobs.scoring.calibration import Calibrated, Calibration, kept_calibrations
 from ad_jobs.scoring.held_out import Scored, to_parquet
-from ad_jobs.scoring.model_store import kept_calibrations, write_calibration
+from ad_jobs.scoring.model_store import write_calibration
 from ad_jobs.scoring.thresholds import threshold_for_fpr
 from ad_jobs.show import show
 from cluster import storage
@@ -168,6 +171,25 @@ def test_studies_are_decided_as_a_whole(run: str) -> None:
     assert decide(run=run, max_fpr=0.15)["decision_id"] != found["decision_id"]
 
 
+def test_studies_larger_than_any_score_could_flag_are_told(run: str) -> None:
+    # 99 held-out frames: of a study of ten the highest of all frames has p = 0.1 at least.
+    found = decide(run=run, max_fpr=0.05, level="study")
+    table = pd.read_parquet(f"{run}/decisions/{found['decision_id']}.parquet")
+    (model,) = found["models"]
+    beyond = model["beyond_reach"]
+    assert (beyond["count"], beyond["of"], beyond["frames"], beyond["largest"]) == (20, 21, 9, 10)
+    assert 0.05 < beyond["smallest_p"] <= table["p"].min()
+    assert beyond["normals"] == 200
+    assert "BEYOND REACH: 20 of 21 studies have 9 frames or more, and --max-fpr 0.05 cannot" in decision_text(found)
+    assert "Calibrate with 200 normal frames or more" in decision_text(found)
+    for asked in ({"max_fpr": 0.15}, {"top": 3}):
+        (model,) = decide(run=run, level="study", **asked)["models"]
+        assert model["beyond_reach"] is None
+    assert decide(run=run, fdr=0.05, level="study")["models"][0]["beyond_reach"] == beyond
+    (model,) = decide(run=run, max_fpr=0.05)["models"]
+    assert model["beyond_reach"] is None
+
+
 def test_what_cannot_be_promised_is_refused(run: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"1/\(n \+ 1\).*--max-fpr 0.001 with n = 99.*999 normals.*--max-fpr 0.01"):
         decide(run=run, max_fpr=0.001)
@@ -224,6 +246,26 @@ def test_show_lists_the_decisions_of_a_run(run: str) -> None:
     assert f"  decision     {second['decision_id']}, --top 2 --level study: 2 of 21 flagged" in text
 
 
+def test_what_is_damaged_is_shown_by_name_beside_what_is_not(run: str, caplog: pytest.LogCaptureFixture) -> None:
+    whole, broken = decide(run=run, fdr=0.2), decide(run=run, top=2)
+    seen = {"object_id": 4, "frame": 0, "content_sha256": None, "uri": "/a/4/x.png", "flagged": True}
+    add(run, [noted(seen, "Ada", "accepted")])
+    Path(run, "reviews", "20250101T000000-half.parquet").write_bytes(b"half")
+    Path(run, "decisions", f"{broken['decision_id']}.json").write_bytes(b"{")
+    found = show(folder=run)
+    assert found["run"]["decisions"] == [whole]
+    assert found["run"]["reviews"]["verdicts"] == 1
+    decision, verdicts = found["run"]["damaged"]
+    assert f"{broken['decision_id']}.json: its record was changed. Remove it, and decide again." in decision
+    assert "20250101T000000-half.parquet cannot be read as verdicts" in verdicts
+    assert f"  DAMAGED      {decision}" in shown_text(found).splitlines()
+    Path(run, "evaluation.json").write_bytes(b"half")
+    assert read_evaluation(run, kit.RUN_ID) == (None, True)
+    assert (
+        "evaluation.json is damaged or about another run, and is left out: run retroscan evaluate again" in caplog.text
+    )
+
+
 def test_held_out_normals_are_needed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"held-out normals.*without one"):
         decide(run=make_run(tmp_path / "run", scores=held_out(NORMALS[:0])), top=1)
@@ -258,7 +300,7 @@ def test_another_calibration_of_the_model_decides_otherwise(run: str, tmp_path: 
     record = RunRecord.model_validate_json(Path(run, "run.json").read_bytes())
     moved = record.models[0].model_copy(update={"uri": model})
     write_record(run, record.model_copy(update={"models": [moved]}))
-    assert [one.id for one in kept_calibrations(model)] == [first.calibration.id, later.calibration.id]
+    assert [one.id for one in kept_calibrations(model).calibrations] == [first.calibration.id, later.calibration.id]
     current = decide(run=run, max_fpr=0.05, calibration="current")
     by_name = decide(run=run, max_fpr=0.05, calibration=later.calibration.id)
     assert current == by_name
@@ -266,6 +308,23 @@ def test_another_calibration_of_the_model_decides_otherwise(run: str, tmp_path: 
     assert current["models"][0]["flagged"] < decide(run=run, max_fpr=0.05)["models"][0]["flagged"]
     with pytest.raises(UsageError, match=r"which none has.*They have " + first.calibration.id):
         decide(run=run, max_fpr=0.05, calibration="0" * 12)
+    # Of two decisions by one rule is told what they differ by.
+    told = shown_text(show(folder=run)).splitlines()
+    assert [line.partition(" flagged by calibration ")[2] for line in told if "--max-fpr 0.05" in line].count("") == 1
+    assert any(line.endswith(f" flagged by calibration {later.calibration.id}") for line in told)
+    # One that is damaged is told by its name, and hides no other.
+    path = Path(model, "calibrations", f"{later.calibration.id}.json")
+    body = path.read_bytes()
+    path.write_bytes(body[:50])
+    kept = kept_calibrations(model)
+    assert ([one.id for one in kept.calibrations], list(kept.damaged)) == (
+        [first.calibration.id],
+        [later.calibration.id],
+    )
+    assert decide(run=run, max_fpr=0.05, calibration=first.calibration.id)["level"] == "image"
+    with pytest.raises(UsageError, match=rf"{later.calibration.id}.json.*Restore the file, or remove it"):
+        decide(run=run, max_fpr=0.05, calibration=later.calibration.id)
+    path.write_bytes(body)
     # Set again, the first is the current one, whenever it was set before.
     write_calibration(model, first)
     again = decide(run=run, max_fpr=0.05, calibration="current")
@@ -317,11 +376,16 @@ def test_a_work_list_has_what_is_flagged_by_rank_and_no_formulas(tmp_path: Path,
     assert table["rank"].tolist() == [1, 2, 3, 4]
     assert table["score"].tolist() == [5, 4, 3, 2]
     assert table["modality"].tolist() == ["'=MR()"] * 4
+    assert table["verdict"].isna().all()
+    assert set(table["rule"]) == {"top 4" + ("" if level == "image" else ", level study")}
+    assert set(table["decision"]) == {found["decision_id"]}
     if level == "image":
-        assert table["uri"].tolist() == ["'=1+1.png", "'@x.png", "'-a.png", 'b, "c".png']
+        assert table["path"].tolist() == ["'=1+1.png", "'@x.png", "'-a.png", 'b, "c".png']
+        assert table["why"][0] == "none of 99 held-out normal images is as high"
     else:
-        assert table["group"].tolist() == [f"/a/{name}" for name in names[:4]]
-        assert {"position", "of_frames", "flagged_frames"} <= set(table.columns)
+        assert table["study"].tolist() == [f"/a/{name}" for name in names[:4]]
+        assert {"position", "of_frames", "flagged_frames", "failed_frames"} <= set(table.columns)
+        assert table["why"][0] == "none of 33 held-out normal studies is as suspicious"
     path.unlink()
     # Of a decision that is there already, too.
     decide(run=run, top=4, level=level, worklist=str(path))
@@ -333,6 +397,49 @@ def test_a_work_list_has_what_is_flagged_by_rank_and_no_formulas(tmp_path: Path,
     with pytest.raises(UsageError, match=r"stands beside it.*--worklist"):
         decide(run=run, top=2, level=level, worklist=f"{run}/run.json")
     assert path.read_bytes() == before
+
+
+def two_models(folder: Path) -> str:
+    """Six pictures under two models on scales of their own, which rank them otherwise."""
+    scores = {kit.MODEL: [9.0, 8.0, 7.0, 0.0, 0.0, 0.0], kit.SECOND: [0.0, 95.0, 0.0, 96.0, 97.0, 0.0]}
+    made = [
+        kit.scored(i, model_id=model_id, score=score, uri=f"/a/{i}/x.png", flagged=score > 5)
+        for model_id, of_model in scores.items()
+        for i, score in enumerate(of_model)
+    ]
+    kit.write_part(folder, made)
+    table = count_table(part_uris(str(folder)), objects=6, run_id=kit.RUN_ID, model_ids=list(scores))
+    record = kit.record(folder, 6)
+    bodies = {kit.MODEL: held_out(), kit.SECOND: held_out(NORMALS + 90)}
+    models = []
+    for model_id, body in bodies.items():
+        storage.write_bytes(held_out_copy(str(folder), model_id), body)
+        known = {"model_id": model_id, "kind": "fyd" if model_id == kit.SECOND else "mkd", "calibration_id": "c" * 12}
+        models.append(record.models[0].model_copy(update=known | {"held_out_sha256": hashlib.sha256(body).hexdigest()}))
+    write_record(str(folder), record.model_copy(update={"models": models, "counts": table.counts}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "xlsx"])
+def test_a_work_list_of_two_models_is_one_list_with_what_reviewers_said(tmp_path: Path, suffix: str) -> None:
+    run, path = two_models(tmp_path / "run"), tmp_path / f"list.{suffix}"
+    seen = {"object_id": 4, "frame": 0, "content_sha256": None, "uri": "/a/4/x.png", "flagged": True}
+    add(run, [noted(seen, "Ada", "accepted"), noted(seen, "Bob", "rejected")])
+    decide(run=run, top=3, worklist=str(path))
+    table = pd.read_csv(path) if suffix == "csv" else pd.read_excel(path)
+    assert table["rank"].tolist() == [1, 2, 3, 4, 5]
+    # Each once: both models' first, of which the lower object is first; then theirs in turn.
+    assert table["path"].tolist() == [f"/a/{i}/x.png" for i in (0, 4, 1, 3, 2)]
+    assert table["why"][2] == (
+        "mkd: none of 99 held-out normal images is as high; fyd: none of 99 held-out normal images is as high"
+    )
+    assert table["score"].tolist() == [9, 97, 8, 96, 7]
+    assert table["verdict"].fillna("").tolist() == ["", "accepted (Ada), rejected (Bob)", "", "", ""]
+    exported = tmp_path / f"rows.{suffix}"
+    export(run=run, out=str(exported), format=suffix)
+    rows = pd.read_csv(exported) if suffix == "csv" else pd.read_excel(exported)
+    assert rows["object_id"].tolist() == [0, 4, 1, 1, 3, 2]
+    assert rows["rank"].tolist() == [1, 1, 2, 3, 2, 3]
 
 
 def test_a_run_has_a_table_of_its_studies_whatever_is_flagged(run: str) -> None:

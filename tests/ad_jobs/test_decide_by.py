@@ -94,6 +94,17 @@ def test_each_scanner_has_the_rate_that_was_promised(run: str) -> None:
     assert "manufacturer unknown: " in text
 
 
+def test_a_work_list_says_among_which_normals_a_row_was_ranked(run: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    found = decide(run=run, max_fpr=0.05, by="manufacturer", worklist=str(path))
+    (model,) = found["models"]
+    groups = {group["values"]["manufacturer"] or "": group["n_normal"] for group in model["groups"]}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    assert len(table) == model["flagged"]
+    assert all(f" of {groups[row.manufacturer]} held-out normal images" in row.why for row in table.itertuples())
+    assert set(table["rule"]) == {"max-fpr 0.05, by manufacturer"}
+
+
 def test_a_group_is_judged_by_its_own_if_that_is_enough_for_the_rate(run: str) -> None:
     (model,) = decide(run=run, max_fpr=0.2, by="manufacturer")["models"]
     assert {group["values"]["manufacturer"]: group["own"] for group in model["groups"]}["Rare"] is True

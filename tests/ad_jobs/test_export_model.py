@@ -77,9 +77,9 @@ def test_the_command_line_writes_it(model: str, tmp_path: Path) -> None:
 
 def test_a_kind_that_is_no_single_graph_is_refused_by_name(tmp_path: Path) -> None:
     with torch.random.fork_rng():
-        detector = build("linear")
+        detector = build("linear", patch=8, cells=(2, 4))
     artifact.save(tmp_path / "model", "linear", detector, {"channels": 3, "height_px": 32, "width_px": 48}, {})
-    with pytest.raises(UsageError, match=r"padim, knn, mkd with the cosine map, cyclegan.*Linear") as refused:
+    with pytest.raises(UsageError, match=r"linear with patches.*Linear of .*patch=8") as refused:
         export_model(str(tmp_path / "model"), str(tmp_path / "model.onnx"))
     assert refused.value.exit_code == 2
     assert not (tmp_path / "model.onnx").exists()

@@ -100,6 +100,22 @@ def test_says_what_it_was_run_with_and_what_for(fake):
         assert words in text
 
 
+def test_says_how_auto_chose_the_model(fake):
+    record = json.loads(Path(fake.uri, "run.json").read_text())
+    assert "chosen by auto" not in page_of(fake).text
+    rows = [
+        {"detector": "linear", "found": 0.8125, "auroc": {"blob": 0.75, "line": 0.875}, "why": "another was kept"},
+        {"detector": "mkd", "found": 0.9, "auroc": {"blob": 0.9, "line": 0.9}, "why": "kept"},
+        {"detector": "ssm", "why": "not tried: 9.0 min expected, 1.0 min left"},
+    ]
+    record["models"][0]["auto"] = {"rule": "the best", "judged_on": 40, "kept": "mkd", "candidates": rows}
+    Path(fake.uri, "run.json").write_text(json.dumps(record))
+    text = page_of(fake).text
+    assert "chosen by auto (the best; AUROC on synthetic defects in 40 held-out images):" in text
+    assert "linear 0.8125 (blob 0.75, line 0.875), another was kept; mkd 0.9" in text
+    assert "ssm not tried: 9.0 min expected, 1.0 min left" in text
+
+
 def test_failures_by_reason_with_examples(fake):
     text = page_of(fake).text
     assert "corrupt the decoder rejects it failed 2" in text
@@ -115,6 +131,18 @@ def test_metrics_with_intervals(fake):
         value = evaluation[key]
         assert f"{value['value']:.4f} {value['low']:.4f} to {value['high']:.4f}" in text
         assert metric.name in text
+    # What labels chose is for who asks `evaluate --oracle`.
+    assert "Best F1" not in text
+    assert "none missed" not in text
+
+
+def test_what_has_no_value_is_no_row(fake):
+    path = Path(fake.uri, "evaluation.json")
+    nothing = {"value": None, "low": None, "high": None}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pixel_auroc": nothing}))
+    text = page_of(fake).text
+    assert "Pixel AUROC over all" not in text
+    assert "AUPRO" in text
 
 
 def test_the_evaluation_of_another_run_is_not_shown(fake):

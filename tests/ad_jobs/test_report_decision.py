@@ -17,6 +17,7 @@ from ad_jobs.decide import decide
 from ad_jobs.errors import UsageError
 from ad_jobs.evaluate import evaluate
 from ad_jobs.report import report
+from ad_jobs.results.parts import RowGroup
 from ad_jobs.results.run import describe_parts, held_out_copy, read_record, write_record
 from ad_jobs.schema import SCORES
 from ad_jobs.scoring.held_out import Scored, to_parquet
@@ -59,6 +60,28 @@ def test_it_shows_what_the_decision_flags(fake: fake_run.FakeRun) -> None:
     assert "above the threshold: flagged" in by_height.text
     with pytest.raises(UsageError, match="one that the run has"):
         report(fake.uri, decision="0" * 12)
+
+
+def test_of_a_decision_about_studies_studies_are_counted(fake: fake_run.FakeRun) -> None:
+    change(fake, study_uid=[f"1.2.{i // 4}" for i in range(28)])
+    decision = decide(run=fake.uri, top=3, level="study")
+    text = page_of(fake, decision=decision["decision_id"]).text
+    assert "3 of 7 studies flagged" in text
+    assert "12 images in flagged studies of 28" in text
+    assert "3 of 7 studies 42.9%, with 12 of 28 frames" in text
+
+
+def test_a_run_is_read_once(fake: fake_run.FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[list[str]] = []
+    batches = RowGroup.batches
+
+    def counted(self: RowGroup, columns: list[str], rows: int) -> Any:
+        read.append(columns)
+        return batches(self, columns, rows)
+
+    monkeypatch.setattr(RowGroup, "batches", counted)
+    page_of(fake)
+    assert len(read) == 1
 
 
 def test_labels_and_what_was_missed_are_told(fake: fake_run.FakeRun) -> None:

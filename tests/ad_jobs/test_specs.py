@@ -29,6 +29,11 @@ SCAN = {"source": "a", "model": "m", "out": "r"}
     [
         ({"size": 20000}, ("--size", "20000", "16384")),
         ({"size": "0"}, ("--size", "'0'", "--size 128")),
+        ({"tile": "0x5"}, ("--tile", "'0x5'", "--tile 128")),
+        ({"overlap": 8}, ("Tiles overlap", "--overlap 8", "--tile")),
+        ({"tile": 64, "overlap": 33}, ("at most half", "--tile 64 --overlap 33", "32 or less")),
+        ({"tile": 64, "overlap": -1}, ("--overlap", "-1")),
+        ({"tile": "64x65", "size": 64}, ("no larger", "--tile 64x65 --size 64", "leave --size out")),
         ({"window": "-inf,5"}, ("--window", "'-inf,5'", "finite")),
         ({"window": "5,5"}, ("--window", "low < high")),
         ({"window": [1, 2, 3]}, ("--window", "[1, 2, 3]")),
@@ -140,6 +145,8 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "anomalous": "b",
             "preset": "paper",
             "size": (256, 128),
+            "tile": (64, 32),
+            "overlap": 8,
             "epochs": 3,
             "seed": 2,
             "window": (-100.0, 300.5),
@@ -151,6 +158,7 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "address": "auto",
         },
     ),
+    "fuse": (specs.FuseSpec, {"model": ["m", "s3://b/n"], "out": "f", "normal": "manifest:a"}),
     "calibrate": (
         specs.CalibrateSpec,
         {"model": "m", "normal": "a", "anomalous": "b", "max_fnr": 0.0, "margin": 0.1, "accept": ("all",)},
@@ -243,6 +251,8 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
 }
 # Fields that exclude one that is given above.
 EXCLUDED = {
+    # Of --detector auto, which leaves out others: see tests/ad_jobs/fitting/test_auto.py.
+    ("fit", "budget"),
     ("calibrate", "max_fpr"),
     ("calibrate", "from_reviews"),
     ("decide", "max_fpr"),

@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 
 from ad_jobs import submit
 from ad_jobs.cli.app import app
-from ad_jobs.cli.show import jobs_text
+from ad_jobs.cli.show_cluster import jobs_text
 from ad_jobs.errors import UsageError
 from cluster.jobs import Job
 
@@ -87,6 +87,9 @@ def test_only_verbs_that_run_on_ray_are_given_an_address() -> None:
     assert "--address=auto" not in parse("report", "/run").words
     exported = parse("export-model", "/m", "--out", "s3://b/m.onnx")
     assert (exported.words, exported.places) == (("--out=s3://b/m.onnx", "--", "/m"), ("/m", "s3://b/m.onnx"))
+    fused = parse("fuse", "s3://m/1", "s3://m/2", "--out", "s3://m/f", "--normal", "s3://n")
+    assert fused.words == ("--out=s3://m/f", "--normal=s3://n", "--", "s3://m/1", "s3://m/2")
+    assert set(fused.places) == {"s3://m/1", "s3://m/2", "s3://m/f", "s3://n"}
     # Which reads headers there.
     assert "--address=auto" in parse("index", "/a", "--out", "/m").words
     assert "--address=auto" in parse("fit", "--detector", "fyd", "--normal", "/n", "--out", "/m").words

@@ -152,6 +152,14 @@ def test_a_small_scan_has_something_for_every_actor() -> None:
     assert divide_for_scan(nodes, objects=10_000, score_ms=2_000).call_rows == 32
 
 
+def test_of_large_objects_fewer_travel_together() -> None:
+    nodes = [Node(8, memory=64 * GIB)]
+    usual, large, huge = (divide_for_scan(nodes, object_bytes=size) for size in (1 << 20, 16 << 20, 1 << 30))
+    assert usual == divide_for_scan(nodes)
+    assert (large.call_rows, large.block_rows, large.batch_size) == (8, 8, 32)
+    assert (huge.call_rows, huge.block_rows) == (1, 1)
+
+
 def test_one_actor_for_each_gpu_wherever_it_is() -> None:
     found = divide_for_scan([Node(16, 4), Node(8, 1), Node(32)])
     assert (found.actors, found.actor_gpus, found.actor_cpus) == (5, 1.0, 1.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import CASES
 from contract import checks, fits, given, scores
-from contract.maker import SIZE_PX
+from contract.maker import SIZE_PX, Maker
 from contract.test_contract import CONTRACT, maker
 from torch import Tensor
 
@@ -20,7 +20,10 @@ from models.errors import GraphError
 from models.graph import to_onnx
 
 # By the rows of tests/cases.py.
-TAKEN = ("padim", "padim-paper", "knn", "knn-paper", "mkd", "cyclegan", "cyclegan-paper")
+TAKEN = (
+    *("padim", "padim-paper", "knn", "knn-paper", "linear", "linear-paper", "pmad", "pmad-paper", "pmad-plain"),
+    *("autoencoder", "autoencoder-paper", "ssm", "mkd", "cyclegan", "cyclegan-paper"),
+)
 # Of scoring alone: the engine fits nothing.
 SCORING = (
     scores.check_scores_are_finite_float32,
@@ -74,15 +77,35 @@ def test_its_scores_are_the_detectors(name: str) -> None:
 def test_what_is_no_single_graph_is_refused_and_stays_with_torch(name: str) -> None:
     detector = maker(name)()
     assert not OnnxRuntime.takes(detector)
-    with pytest.raises(GraphError, match=r"padim, knn, mkd with the cosine map, cyclegan\. Got: "):
+    with pytest.raises(GraphError, match=r"same steps for every image.* Got: "):
         to_onnx(detector)
 
 
-def test_the_kinds_that_are_named_are_those_that_are_taken() -> None:
-    assert {CASES[name].kind for name in TAKEN} == {"padim", "knn", "mkd", "cyclegan"}
-    gradient = registry.configure("mkd", {"weights": "random", "map": "gradient"})
-    spec = maker("mkd")().spec
-    assert not OnnxRuntime.takes(registry.create("mkd", gradient, spec))
+def test_the_kinds_that_are_named_are_those_that_are_refused() -> None:
+    assert set(registry.DETECTORS) - {CASES[name].kind for name in TAKEN} == {"fyd", "ssm_residual"}
+    for kind, options in (
+        ("mkd", {"weights": "random", "map": "gradient"}),
+        ("linear", {"patch": 16}),
+        ("ssm", {"refine": "joint"}),
+        ("ssm", {"score": "published"}),
+    ):
+        assert not OnnxRuntime.takes(registry.create(kind, registry.configure(kind, options), maker(kind)().spec))
+
+
+@pytest.mark.parametrize("way", ["gradient_hee", "difference_top_hee"])
+def test_what_histograms_leave_is_a_graph_too(way: str) -> None:
+    make = maker("pmad")
+    detector, batch = given.fitted(make), given.images(8, make)
+    detector.error_score.way.fill_(list(detector.error_score.ways).index(way))
+    expected = detector.score(batch).image
+    torch.testing.assert_close(in_engine(detector, batch[:3]).score(batch).image, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_masks_that_the_decoder_sees_are_part_of_the_graph() -> None:
+    make = Maker(registry.entry("ssm"), {"batch_size": 4, "mask_blocks": True, "epochs": 2, "width": 4})
+    batch = given.images(8, make)
+    found = in_engine(given.fitted(make), batch[:3]).score(batch)
+    torch.testing.assert_close(found.image, given.fitted(make).score(batch).image, rtol=1e-5, atol=1e-5)
 
 
 def test_an_engine_that_computes_something_else_is_left_and_it_is_told(caplog: pytest.LogCaptureFixture) -> None:

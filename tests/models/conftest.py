@@ -10,6 +10,7 @@ import torch
 from mkdkit import LITE0, VGG, build
 from workerkit import Workers, workers
 
+from models.backbones import Backbone
 from models.mkd import MKD
 
 
@@ -29,6 +30,12 @@ def sources() -> dict[str, MKD]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return {"lite0": build(**LITE0), "vgg16": build(**VGG)}
+
+
+@pytest.fixture(scope="session")
+def lite0() -> Backbone:
+    """EfficientNet-Lite0 with its weights, tapped at strides of 4 to 32; it is frozen."""
+    return Backbone("efficientnet_lite0", (2, 3, 4, 5))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.parts.gaussian import GaussianBank, GaussianSums, PositionScale, sums_of
-from models.parts.stage_gaussians import average_patches
+from models.parts.patch_features import average_patches
 
 P, D = 5, 4
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
-from models.parts.maps import cross_opening, gaussian_blur
+from models.parts.maps import cross_opening, gaussian_blur, resampled
 
 # Weights of the blur are float32: two units in the last place over some tens of terms.
 ROUND_OFF = 2e-6
@@ -90,3 +93,13 @@ def test_opening_removes_single_hot_pixels_keeps_crosses_and_is_idempotent():
     assert torch.equal(opened[0, 5:], values[0, 5:])
     assert torch.equal(cross_opening(opened), opened)
     assert values[0, 2, 2] == 1.0  # the input is as before
+
+
+@pytest.mark.parametrize(("mode", "like"), [("area", "area"), ("linear", "bilinear")])
+@pytest.mark.parametrize("size", [(8, 5), (16, 31)])
+def test_a_product_with_matrices_resamples_as_torch_does(
+    mode: Literal["area", "linear"], like: str, size: tuple[int, int]
+) -> None:
+    given = torch.rand(2, 3, 16, 12, dtype=torch.float64)
+    corners = {"align_corners": False} if like == "bilinear" else {}
+    torch.testing.assert_close(resampled(given, size, mode), F.interpolate(given, size, mode=like, **corners))

@@ -60,6 +60,7 @@ def test_every_verb_has_its_specification() -> None:
             "export",
             "export_model",
             "fit",
+            "fuse",
             "index",
             "plan",
             "report",

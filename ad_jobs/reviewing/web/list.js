@@ -115,7 +115,11 @@ export class List {
       element("span", { className: "score" }, row.hidden ? "" : row.score === null ? row.reason ?? "" : fixed(row.score)),
     ];
     if (row.copies > 1) parts.push(element("span", { className: "copies", title: `${row.copies} objects with the same content` }, `×${row.copies}`));
-    if (this.level === "studies") parts.push(element("span", { className: "copies" }, row.hidden ? `${row.frames}` : `${row.flagged_frames}/${row.frames}`));
+    if (this.level === "studies") {
+      const title = "flagged of the scored frames; those that failed beside";
+      const counts = row.hidden ? `${row.frames}` : `${row.flagged_frames}/${row.frames}`;
+      parts.push(element("span", { className: "copies", title }, counts + (row.failed_frames ? ` +${row.failed_frames} failed` : "")));
+    }
     for (const { reviewer, verdict } of row.verdicts) {
       parts.push(element("span", { className: `chip ${verdict}`, title: `${reviewer}: ${verdict}` }, verdict[0].toUpperCase()));
     }

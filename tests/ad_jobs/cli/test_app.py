@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +27,55 @@ from ad_jobs.images.policy import PixelPolicy
 from ad_jobs.scoring.calibration import Calibrated
 from ad_jobs.scoring.model_store import write_calibration
 from ad_jobs.values import parse_size, parse_window
+from cluster.errors import AccessDenied, Full, KeysRefused, NotFound, Unreachable
 from models import artifact, registry
 from models.detector import InputSpec
 
 
 def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (Full("/runs/a.csv", "No space left on device"), "/runs/a.csv: No space left on device. Free space there"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/tmp/x"), "No room is left:.*quota exceeded.*TMPDIR"),
+        (KeysRefused("s3://models/m", "no credentials"), "s3://models/m: no credentials. Set AWS_ACCESS_KEY_ID"),
+        (AccessDenied("s3://models/m", "403"), "403. Ask for access"),
+        (NotFound("s3://models/m", "no such object"), "Check the path"),
+        (Unreachable("s3://models/m", "timed out"), "The same command again continues"),
+    ],
+)
+def test_what_a_store_says_has_its_own_remedy(
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ad_jobs.decide.decide", fails)
+    done = run("decide", tmp_path, "--top", "3")
+    assert done.exit_code == 1
+    assert re.search(words, done.output.replace("\n", " ")), done.output
+
+
+def test_an_error_of_the_system_that_is_no_full_disk_is_not_hidden(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(_: object) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr("ad_jobs.decide.decide", fails)
+    assert isinstance(run("decide", tmp_path, "--top", "3").exception, OSError)
+
+
+def test_a_review_ends_as_what_is_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Ended:
+        def serve(self, ready: Callable[[str], object]) -> None:
+            ready("http://127.0.0.1")
+
+    monkeypatch.setattr("ad_jobs.review.review", lambda _: Ended())
+    assert run("review", tmp_path).exit_code == 130
 
 
 def refused(result: Result, *words: str) -> None:

@@ -20,11 +20,13 @@ from typer.testing import CliRunner
 
 from ad_jobs.cli import dry_run
 from ad_jobs.cli.app import app
+from ad_jobs.fitting.intent import resolve
 from ad_jobs.fitting.split import split_anomalous, split_by_group
 from ad_jobs.images.decode import decode
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.read import read_run
 from ad_jobs.scan import scan
+from ad_jobs.specs import FitSpec
 from cluster.session import session
 
 OBJECTS = kit.good_objects(24)
@@ -155,6 +157,28 @@ def test_a_fit(home: Path) -> None:
     assert 0 < found["room_bytes"] < found["cluster"]["object_store_bytes"]
     assert "decoded again" not in result.output
     assert not out.exists()
+
+
+def test_tiles_are_counted_where_images_are_resized_before() -> None:
+    known = resolved(tile=64, size=160, overlap=8)
+    assert known == (160 * 160, 9)
+    assert dry_run.steps_an_epoch(20, 0, 10, known.tiles) == 17, "18 images of 9 tiles"
+    assert resolved(tile=64) is None
+    assert resolved(size=32) == (32 * 32, 1)
+    cluster = {"cpus": 2, "gpus": 0, "nodes": 1, "memory_bytes": 1, "object_store_bytes": 1}
+    workers = {"workers": 1, "worker_cpus": 1, "worker_gpus": 0, "worker_threads": 1}
+    counts = {"normal": 20, "anomalous": 0, "batch_size": 16, "room_bytes": 1 << 20}
+    grown = {"grows_to": {"cpus": 0, "gpus": 0}}
+    told = dry_run.fit_text(
+        {"cluster": cluster | grown, **workers, **counts, "steps_an_epoch": None, "decoded_bytes": None}
+    )
+    assert "as many as images have tiles an epoch, of 16 images" in told
+    assert "images of their own sizes, decoded; 1.0 MiB of it may stay so" in told
+
+
+def resolved(**options: Any) -> Any:
+    policy = resolve(FitSpec(detector="linear", normal="a", out="m", **options)).policy
+    return dry_run.known_frame(policy)
 
 
 @pytest.mark.ray

@@ -66,6 +66,26 @@ def test_studies_of_any_size_are_flagged_at_the_rate_asked_for() -> None:
     assert np.mean(rates[False]) < 0.2
 
 
+@pytest.mark.parametrize("alike", [0.0, 1.0])
+def test_studies_larger_than_any_held_out_are_not_flagged_too_often(alike: float) -> None:
+    rng = np.random.default_rng(0)
+
+    def drawn(studies: int, frames: int) -> np.ndarray:
+        return (alike * rng.normal(size=(studies, 1)) + rng.normal(size=(studies, frames))).astype(np.float32)
+
+    flagged = []
+    for _ in range(200):
+        held_out = StackJudge.of(drawn(119, 5).ravel(), np.repeat(np.arange(119), 5).astype(np.int32))
+        suspicion = held_out.suspicion(drawn(60, 40).max(axis=1), np.full(60, 40))
+        flagged.append((held_out.stacks.p()[held_out.stacks.levels(suspicion)] <= 0.1).mean())
+    # Frames that are alike are many for their number: fewer are flagged than was asked for, never more.
+    assert 0.03 < np.mean(flagged) < 0.11
+    # Of 595 held-out frames and 40: for the highest of all no less than 40 / 635, were frames not alike.
+    least = held_out.smallest_p(np.array([5, 40, 200]))
+    assert least[0] == pytest.approx(1 / 120)
+    assert (least[1] <= 0.1, least[2] > 0.1) == (True, True)
+
+
 def table(folder: Path) -> ScoreTable:
     rows = [
         kit.scored(0, 0, study_uid="1.2", series_uid="1.2.3", score=1.0, uri="/a/x/0.dcm", content_sha256=f"{3:064x}"),
@@ -86,10 +106,12 @@ def table(folder: Path) -> ScoreTable:
         kit.scored(5, 0, score=0.5, uri="/a/b.zip!/c/5.png"),
         kit.scored(6, 0, score=0.25, uri="hmac:abc"),
         kit.scored(7, 0, score=0.25, uri="hmac:def"),
-        kit.unscored(8, "truncated"),
+        {**kit.unscored(8, "truncated"), "study_uid": "1.2", "series_uid": "1.2.3"},
+        {**kit.unscored(9, "not_an_image"), "study_uid": "1.2", "series_uid": "1.2.3"},
+        {**kit.unscored(10, "truncated"), "study_uid": "1.9"},
     ]
     kit.write_part(folder, rows)
-    return ScoreTable(str(folder), kit.record(folder, 9))
+    return ScoreTable(str(folder), kit.record(folder, 11))
 
 
 UNDIVIDED = By((), ObjectColumns({}))
@@ -108,7 +130,7 @@ def scores_held_out() -> dict[str, HeldOutScores]:
 
 def test_rows_are_gathered_by_study_folder_or_object(tmp_path: Path) -> None:
     held, seen = scores_held_out(), HeldOutRows(scores_held_out())
-    numbers = ObjectColumns({"instance_number": pa.array([7, 9, 8, *[None] * 6], pa.int32())})
+    numbers = ObjectColumns({"instance_number": pa.array([7, 9, 8, *[None] * 8], pa.int32())})
     gather(table(tmp_path), held, "study", tmp_path / "g.parquet", by=UNDIVIDED, numbers=numbers, held_out=seen)
     judges = Judges(held, (), StackJudge.of_level("study"), 1)
     verdicts = {Cell(kit.MODEL): Verdict(Ruled(None, 2), np.ones(4))}
@@ -120,7 +142,8 @@ def test_rows_are_gathered_by_study_folder_or_object(tmp_path: Path) -> None:
     shown: pd.DataFrame = rows.to_pandas().set_index("group")
     assert sorted(shown.index) == ["/a/b.zip!/c", "/a/y", "1.2", "object 6", "object 7"]
     study = shown.loc["1.2"]
-    assert (study["score"], study["frames"], study["flagged_frames"]) == (5.0, 4, 2)
+    assert (study["score"], study["frames"], study["flagged_frames"], study["failed_frames"]) == (5.0, 4, 2, 1)
+    assert shown["failed_frames"].sum() == 1
     assert study["mean_top"] == pytest.approx(13 / 3)
     # The first of the two highest, with its heatmap and its place: the second of four, by instance number.
     assert (study["object_id"], study["frame"], study["heatmap"]) == (0, 1, "heatmaps/p.tar#1,2")

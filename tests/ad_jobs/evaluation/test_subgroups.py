@@ -119,6 +119,10 @@ def test_age_bands_and_sex_come_from_the_runs_manifest(tmp_path: Path) -> None:
     assert len(found) == 5
     assert found["age_band"].tolist() == ["45-49"] * 5
     assert found["sex"].tolist() == ["F"] * 5
+    # A site is what labels say.
+    (tmp_path / "sites.csv").write_text("image,anomalous,site\narchive/0.dcm,0,north\narchive/1.dcm,0,\n")
+    found = attributes(ScoreTable(str(run), record), read_labels(str(tmp_path / "sites.csv")))
+    assert found["site"].tolist() == ["north", np.nan]
     # Another manifest lies there by now: nothing is told by it.
     other = record.model_copy(update={"manifest": ManifestRef(uri=info.uri, digest="00", objects=6)})
     found = attributes(ScoreTable(str(run), other), read_labels(str(labels)))

@@ -43,15 +43,15 @@ def test_a_region_that_touches_every_edge_is_the_whole_source() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_an_outline_of_any_shape_holds_as_many_pixels_as_are_hot(seed: int) -> None:
+    """A trunk with branches in every second row, which so enclose nothing."""
     rng = np.random.default_rng(seed)
     boxes = [(3, 16, 9, 11)]
-    for _ in range(6):
-        left, right = sorted(rng.integers(0, 20, 2).tolist())
-        boxes.append((int(row := rng.integers(4, 15)), int(row) + 1, min(left, 9), max(right, 11)))
+    for row in range(4, 15, 2):
+        left, right = rng.integers(0, 10), rng.integers(11, 21)
+        boxes.append((row, row + 1, int(left), int(right)))
     shown = heatmap(*boxes)
     found = outline(shown)
-    if found is None:
-        pytest.skip("it has a hole")
+    assert found is not None
     assert (found[0] == found[-1]).all()
     assert area(found) == pytest.approx(6 * (shown.values[:, 5:25] > 0.5).sum())
 

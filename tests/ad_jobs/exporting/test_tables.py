@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from ad_jobs.cli.app import app
 from ad_jobs.errors import UsageError
 from ad_jobs.export import export
-from ad_jobs.exporting import xlsx_table
 from ad_jobs.exporting.selection import ROWS
+from ad_jobs.results import xlsx_table
 from cluster import storage
 
 NASTY = ["=cmd|'x'!A0.png", '"quoted", and more.png', "two\nlines.png", "-1.png", "ünder.png"]
@@ -45,7 +45,8 @@ def test_the_flagged_rows_stand_in_the_file_by_score(run: str, tmp_path: Path) -
     told = export(run=run, out=str(out), format="csv")
     assert (told["selected"], told["written"], told["refused"], told["files"]) == (3, 3, {}, 1)
     rows = rows_of(out)
-    assert list(rows[0]) == list(ROWS)
+    assert list(rows[0]) == ["rank", *ROWS]
+    assert [row["rank"] for row in rows] == ["1", "2", "3"]
     assert [float(row["score"]) for row in rows] == sorted((float(row["score"]) for row in rows), reverse=True)
     assert {row["flagged"] for row in rows} == {"true"}
     assert [row["score"] for row in rows][-1] == "0.86"
@@ -56,7 +57,7 @@ def test_fields_are_quoted_as_rfc_4180_has_it(run: str, tmp_path: Path) -> None:
     assert export(run=run, out=str(out), format="csv", all=True)["written"] == 8
     body = out.read_bytes()
     assert body.endswith(b"\r\n")
-    assert body.startswith(b"model_id,score,")
+    assert body.startswith(b"rank,uri,frame,")
     names = {row["uri"].rpartition("/")[2] for row in rows_of(out)}
     assert {*NASTY} <= names
     (failed,) = [row for row in rows_of(out) if row["status"] == "failed"]
@@ -64,7 +65,7 @@ def test_fields_are_quoted_as_rfc_4180_has_it(run: str, tmp_path: Path) -> None:
 
 
 def test_a_text_that_begins_as_a_formula_is_text() -> None:
-    from ad_jobs.exporting.csv_table import harmless, text
+    from ad_jobs.results.csv_table import harmless, text
 
     for begin in "=+-@\t\r":
         assert harmless(f"{begin}1") == f"'{begin}1"
@@ -123,7 +124,7 @@ def test_a_workbook_has_typed_cells_a_frozen_header_and_no_formula(run: str, tmp
     assert sheet.freeze_panes == "A2"
     head, *rows = sheet.iter_rows()
     names = [cell.value for cell in head]
-    assert names == list(ROWS)
+    assert names == ["rank", *ROWS]
     assert {cell.data_type for row in rows for cell in row} <= {"s", "n", "b"}
     by_name = [dict(zip(names, (cell.value for cell in row), strict=True)) for row in rows]
     assert by_name[0]["score"] == 0.9
@@ -136,10 +137,12 @@ def test_text_cells_stay_text_whatever_they_begin_with(tmp_path: Path) -> None:
 
     from ad_jobs.archive.sql import Stream
 
-    table = pa.table({"text": ["=1+1", "+1", "a\x01b", None]})
+    table = pa.table({"text": ["=1+1", "+1", "a\x01b", "_x0001_\r", None]})
     xlsx_table.write_xlsx(Stream.of(table), tmp_path / "t.xlsx")
     cells = [row[0] for row in openpyxl.load_workbook(tmp_path / "t.xlsx").active.iter_rows(min_row=2)]
-    assert [(cell.data_type, cell.value) for cell in cells][:3] == [("s", "=1+1"), ("s", "+1"), ("s", "a\ufffdb")]
+    # As Excel itself escapes what XML cannot hold, so that nothing is lost or mistaken.
+    wanted = ["=1+1", "+1", "a_x0001_b", "_x005F_x0001__x000D_"]
+    assert [(cell.data_type, cell.value) for cell in cells][:4] == [("s", value) for value in wanted]
 
 
 def test_more_rows_than_a_sheet_holds_are_refused_with_a_remedy(

@@ -220,3 +220,23 @@ def test_spacing_of_an_enhanced_object() -> None:
     group.PixelMeasuresSequence = [measures]
     data = kit.dicom_of(9, SharedFunctionalGroupsSequence=[group])
     assert decode(data, POLICY, Limits()).header["spacing_mm"] == 0.75
+
+
+def test_what_two_domains_both_take() -> None:
+    one = Domain(modality=("MR", "CT"), colour=True, side_px=(10, 100), spacing_mm=None, kind=("dicom",))
+    two = Domain(modality=("CT", "CR"), colour=False, side_px=(50, 400), spacing_mm=(0.1, 2.0))
+    both = Domain(modality=("CT",), colour=False, side_px=(50, 100), spacing_mm=(0.1, 2.0), kind=("dicom",))
+    assert one.within(two) == two.within(one) == both
+    assert one.within(Domain()) == one
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "words"),
+    [
+        ({"modality": ("MR",)}, {"modality": ("CT",)}, "modality MR and CT"),
+        ({"side_px": (10, 20)}, {"side_px": (30, 40)}, "side_px 10, 20 and 30, 40"),
+    ],
+)
+def test_domains_that_exclude_each_other_are_told(one: dict[str, Any], two: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Domain.model_validate(one).within(Domain.model_validate(two))

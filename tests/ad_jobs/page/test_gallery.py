@@ -2,6 +2,8 @@
 
 import base64
 import io
+from functools import partialmethod
+from pathlib import Path
 
 import fake_run
 import numpy as np
@@ -33,6 +35,18 @@ def test_highest_scores_first_each_with_picture_and_heatmap(fake):
     assert pictures == [f"{name}, score {fake.scores[name]:.4g}" for name in best]
     kinds = [source.partition(";")[0] for source in page.values("img", "src")]
     assert kinds == ["data:image/jpeg", "data:image/png"] * 5
+
+
+def test_a_card_is_told_from_others_of_its_file_name(tmp_path):
+    folders = ("scanner a", "scanner b")
+    for folder in folders:
+        (tmp_path / "pictures" / folder).mkdir(parents=True)
+    names = {0: "scanner a/1.png", 1: "scanner b/1.png"}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "mkdir", partialmethod(Path.mkdir, exist_ok=True))
+        fake = fake_run.make(tmp_path, normal=2, anomalous=1, names=names)
+    shown = {alt.partition(",")[0] for alt in page_of(fake).values("img", "alt") if alt}
+    assert shown == {"scanner a/1.png", "scanner b/1.png", "defect 002.png"}
 
 
 def test_pictures_show_the_original(fake):

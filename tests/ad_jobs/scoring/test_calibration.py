@@ -20,9 +20,9 @@ from ad_jobs.calibrate import calibrate
 from ad_jobs.cli.show import shown_text
 from ad_jobs.errors import UsageError
 from ad_jobs.results.heatmaps import on_scale
-from ad_jobs.scoring.calibration import HEADROOM, Calibration, HeatmapRange, calibrate_on
+from ad_jobs.scoring.calibration import HEADROOM, Calibration, HeatmapRange, calibrate_on, kept_calibrations
 from ad_jobs.scoring.held_out import HELD_OUT, HeldOut, read_held_out
-from ad_jobs.scoring.model_store import kept_calibrations, open_fitted, read_model, write_calibration
+from ad_jobs.scoring.model_store import open_fitted, read_model, write_calibration
 from ad_jobs.scoring.scorer import Scorer
 from ad_jobs.show import show
 
@@ -171,7 +171,7 @@ def test_a_calibration_is_kept_when_another_comes(tmp_path: Path) -> None:
     frames = [HeldOut(np.full((1, kit.SIZE_PX, kit.SIZE_PX), i, np.uint16)) for i in range(3)]
     for rate in (0.5, 0.9, 0.5):
         write_calibration(folder, calibrate_on(detector, frames, model_id=model.model_id, source="", max_fpr=rate))
-    kept = kept_calibrations(folder)
+    kept = kept_calibrations(folder).calibrations
     assert sorted(one.target for one in kept) == [0.5, 0.5, 0.9]
     current = read_model(folder)
     assert (current.calibration.target, current.calibration.n_normal) == (0.5, 3)

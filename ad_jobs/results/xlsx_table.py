@@ -17,8 +17,9 @@ from cluster.counting import counted
 
 # Of a worksheet, its header among them.
 MAX_ROWS = 1_048_576
-# What XML 1.0 cannot hold, and so no cell.
-_NO_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+# What XML 1.0 cannot hold or a reader may change, and what would be read as such an escape (ECMA-376 part 1, 22.9.2.19,
+# ST_Xstring): written as _xHHHH_, which Excel shows as the character.
+_ESCAPED = re.compile("[\x00-\x08\x0b\x0c\x0d\x0e-\x1f\ufffe\uffff]|_(?=x[0-9A-Fa-f]{4}_)")
 # The least that a ZIP can say.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _CORE = "docProps/core.xml"
@@ -26,7 +27,7 @@ _STAMP = re.compile(rb"(<dcterms:(?:created|modified)[^>]*>)[^<]*")
 
 
 def write_xlsx(stream: Stream, path: Path) -> int:
-    """Write a header and all rows into one worksheet; how many there were.
+    """Write a header and all rows into one worksheet; how many there were. Every text is read back as it was.
 
     Raises:
         UsageError: more rows than a worksheet holds.
@@ -47,7 +48,7 @@ def write_xlsx(stream: Stream, path: Path) -> int:
         if not isinstance(value, str):
             # Excel knows no zones: times are in UTC.
             return value.replace(tzinfo=None) if isinstance(value, datetime) else value
-        made = WriteOnlyCell(sheet, _NO_CHARACTERS.sub("\ufffd", value))
+        made = WriteOnlyCell(sheet, _ESCAPED.sub(lambda found: f"_x{ord(found[0]):04X}_", value))
         # Whatever it begins with.
         made.data_type = "s"
         return made

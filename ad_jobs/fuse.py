@@ -1,0 +1,168 @@
+"""`retroscan fuse`: one model of several fitted ones, which score together from one decoding.
+
+Who joins is told by synthetic defects in normal images that no member was fitted on; real anomalous images are never
+asked.
+All in this process; no cluster is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from functools import reduce
+from typing import Any
+
+from ad_jobs.archive.sources import read_source
+from ad_jobs.errors import UsageError
+from ad_jobs.fitting.cost import score_cpu_ms
+from ad_jobs.fitting.fusion import Fitted, common_policy, fused
+from ad_jobs.fitting.held_out_again import NormalImages, held_out_again
+from ad_jobs.images.domain import Domain, DomainFile
+from ad_jobs.images.policy import Limits
+from ad_jobs.results.run import versions
+from ad_jobs.scoring.calibration import calibrate_on
+from ad_jobs.scoring.model_store import (
+    SCORE_CPU_MS,
+    FittedModel,
+    open_fitted,
+    open_model,
+    publish,
+    read_fitted,
+    read_record,
+    write_calibration,
+)
+from ad_jobs.specs import FuseSpec, takes
+from models.record import FORMAT
+from models.registry import FUSED
+
+log = logging.getLogger("retroscan.fuse")
+
+# Of the first calibration, as a fit's.
+MAX_FPR = 0.01
+
+
+@takes(FuseSpec)
+def fuse(spec: FuseSpec) -> dict[str, Any]:
+    """Fuse, save and calibrate a model; its record (detector.json), whose part `fused` says who joined and why.
+
+    Raises:
+        UsageError: members that cannot score together, or that no common normal images can judge; a folder in use.
+        JobError: no normal image decodes, or a score that is not finite.
+    """
+    models = {place: read_fitted(place) for place in spec.model}
+    digest = _digest(spec, models)
+    done = read_record(spec.out)
+    if done is not None:
+        return _already(done, digest, spec.out)
+    _demand_fittable(models)
+    limits = _common_limits(models)
+    # Before anything is read: what cannot score together is refused at once.
+    domain = _common_domain(models.values())
+    members = [
+        Fitted(place, model.model_id, model.kind, model.policy, open_fitted(place)[1])
+        for place, model in models.items()
+    ]
+    common_policy(members)
+    images = _images(spec, models, limits, domain.accepts)
+    fusion = fused(members, lambda policy: (one.pixels for one in images.frames(policy)))
+    record = {
+        "fuse": spec.config(),
+        "fuse_digest": digest,
+        "fused": {"normal": images.source, **fusion.told},
+        "limits": limits.model_dump(),
+        "versions": versions(),
+        "fused_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        SCORE_CPU_MS: _cost(models, fusion.members),
+    }
+    domain = _common_domain([models[member.place] for member in fusion.members])
+    model = publish(spec.out, FUSED.kind, fusion.detector, fusion.policy, record, domain)
+    calibrated = calibrate_on(
+        fusion.detector,
+        images.frames(fusion.policy),
+        model_id=str(model["model_id"]),
+        source=f"held out of {images.source}" if spec.normal is None else images.source,
+        tiles=fusion.policy.tiles,
+        max_fpr=MAX_FPR,
+    )
+    write_calibration(spec.out, calibrated)
+    return model
+
+
+def _cost(models: Mapping[str, FittedModel], members: Iterable[Fitted]) -> float:
+    """What the members cost an image of a CPU's milliseconds, all of its tiles where it is cut."""
+    # Earlier versions did not write it.
+    return sum(
+        float(models[member.place].record.get(SCORE_CPU_MS) or score_cpu_ms(member.detector)) for member in members
+    )
+
+
+def _images(spec: FuseSpec, models: Mapping[str, FittedModel], limits: Limits, domain: Domain) -> NormalImages:
+    """The normal images that judge the members: what is named, or what their fits held out."""
+    if spec.normal is None:
+        return held_out_again(models, limits)
+    fitted_on = [place for place, model in models.items() if model.record.get("data", {}).get("normal") == spec.normal]
+    if fitted_on:
+        raise UsageError(
+            "--normal is of images that no member was fitted on.",
+            f"{spec.normal}, which {fitted_on[0]} was fitted on",
+            "Name others; without --normal those are taken that the fits held out.",
+        )
+    return NormalImages(spec.normal, read_source(spec.normal), limits, domain)
+
+
+def _demand_fittable(models: Mapping[str, FittedModel]) -> None:
+    """Raise UsageError for what is no member."""
+    for place, model in models.items():
+        if model.kind == FUSED.kind:
+            raise UsageError("Members are fitted models.", f"{place}, a fused one", "Name its members instead.")
+        if model.record["format"] != FORMAT:
+            raise UsageError(
+                f"Members are models of format {FORMAT}.",
+                f"{place}, of format {model.record['format']}",
+                "Fit it again with this version.",
+            )
+    ids = [model.model_id for model in models.values()]
+    if len(set(ids)) < len(ids):
+        raise UsageError("Members are different models.", ", ".join(models), "Leave out what is the same as another.")
+
+
+def _common_limits(models: Mapping[str, FittedModel]) -> Limits:
+    (first, one), *others = models.items()
+    for place, model in others:
+        if model.limits != one.limits:
+            raise UsageError(
+                "Members were fitted under the same limits.",
+                f"{first}: {one.limits.model_dump()}; {place}: {model.limits.model_dump()}",
+                "Fit them with the same --limits.",
+            )
+    return one.limits
+
+
+def _common_domain(models: Iterable[FittedModel]) -> DomainFile:
+    """What all of them take, and what their fits saw, if that is the same."""
+    files = [model.domain for model in models]
+    accepts = reduce(Domain.within, (file.accepts for file in files))
+    seen = files[0].seen if all(file.seen == files[0].seen for file in files) else None
+    return DomainFile(accepts=accepts, seen=seen)
+
+
+def _digest(spec: FuseSpec, models: Mapping[str, FittedModel]) -> str:
+    """16 hex digits over the members and the images that judge them."""
+    decides = [sorted(model.model_id for model in models.values()), spec.normal]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+
+
+def _already(record: dict[str, Any], digest: str, out: str) -> dict[str, Any]:
+    if record.get("fuse_digest") != digest:
+        raise UsageError(
+            "One folder holds one model.",
+            f"{out}, which holds model {record['model_id']} of other members, or of a fit",
+            "Choose another --out, or remove the folder.",
+        )
+    # An uncalibrated or damaged one is reported, not passed on.
+    open_model(out)
+    log.info("%s already holds this very fusion (model %s): nothing to do.", out, record["model_id"])
+    return record
