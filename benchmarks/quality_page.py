@@ -95,8 +95,10 @@ def _overview(groups: Groups, shown: dict[str, tuple[str, str]], *, at_first: bo
     rows = []
     for name in sorted({name for name, _ in groups}):
         found = {data: cells for (cell, data), cells in groups.items() if cell == name}
-        yardstick = any(one["detector"] in YARDSTICKS for cells in found.values() for one in cells)
-        if at_first and (yardstick or not all(data in found for data, _ in shown.values())):
+        if at_first and not all(data in found for data, _ in shown.values()):
+            continue
+        # Earlier cells do not name their detector.
+        if at_first and any(one.get("detector") in YARDSTICKS for cells in found.values() for one in cells):
             continue
         fit_s = _median([one for cells in found.values() for one in cells], "fit_s", ".0f")
         rows.append((name, *(_spread(found.get(data, []), metric) for data, metric in shown.values()), fit_s))
