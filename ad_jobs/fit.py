@@ -34,7 +34,14 @@ from ad_jobs.images.policy import PixelPolicy, Tiles
 from ad_jobs.results.run import versions
 from ad_jobs.scoring.calibration import calibrate_on
 from ad_jobs.scoring.held_out import HeldOut
-from ad_jobs.scoring.model_store import SCORE_CPU_MS, open_model, publish, read_record, write_calibration
+from ad_jobs.scoring.model_store import (
+    SCORE_CPU_MS,
+    demand_writable,
+    open_model,
+    publish,
+    read_record,
+    write_calibration,
+)
 from ad_jobs.specs import AUTO, FitSpec, takes
 from cluster import object_store, storage
 from cluster.counting import counted
@@ -110,7 +117,7 @@ def _best(spec: FitSpec) -> dict[str, Any]:
     normal = read_source(spec.normal)
     if (done := auto.already(spec, normal)) is not None:
         return done
-    _demand_writable(spec.out)
+    demand_writable(spec.out)
     kept: _Kept = {}
     with session(spec.address) as connected, failures("fit", RetroscanError, storage.StorageError):
 
@@ -136,7 +143,7 @@ def _fit(spec: FitSpec, normal: list[SourceObject], kept: _Kept) -> dict[str, An
     done = read_record(spec.out)
     if done is not None:
         return _already(done, digest, spec.out)
-    _demand_writable(spec.out)
+    demand_writable(spec.out)
     # Built here, before any work, so that missing weights or an impossible size are usage errors; the workers begin
     # with its weights, so that a local weights file need not lie on their nodes too.
     detector = intent.detector()
@@ -181,18 +188,6 @@ def _fit(spec: FitSpec, normal: list[SourceObject], kept: _Kept) -> dict[str, An
         model = publish(spec.out, spec.detector, detector, intent.policy, record, data.domain())
         _calibrate(spec, detector, intent.policy.tiles, str(model["model_id"]), data)
     return model
-
-
-def _demand_writable(out: str) -> None:
-    """Raise UsageError where no model could be written: found out before hours of work, and not after."""
-    probe = storage.join(out, "fit", "probe")
-    try:
-        storage.write_bytes(probe, b"")
-        storage.delete(probe)
-    except storage.StorageError as error:
-        raise UsageError(
-            "--out must be a folder that this user may write.", str(error), "Name another, or check its permissions."
-        ) from error
 
 
 def _decoded(

@@ -27,6 +27,7 @@ from ad_jobs.scoring.calibration import calibrate_on
 from ad_jobs.scoring.model_store import (
     SCORE_CPU_MS,
     FittedModel,
+    demand_writable,
     open_fitted,
     open_model,
     publish,
@@ -59,6 +60,7 @@ def fuse(spec: FuseSpec) -> dict[str, Any]:
         return _already(done, digest, spec.out)
     _demand_fittable(models)
     limits = _common_limits(models)
+    demand_writable(spec.out)
     # Before anything is read: what cannot score together is refused at once.
     domain = _common_domain(models.values())
     members = [
@@ -124,7 +126,8 @@ def _demand_fittable(models: Mapping[str, FittedModel]) -> None:
                 f"{place}, of format {model.record['format']}",
                 "Fit it again with this version.",
             )
-    ids = [model.model_id for model in models.values()]
+    # Another domain makes no other detector.
+    ids = [model.calibrated_as for model in models.values()]
     if len(set(ids)) < len(ids):
         raise UsageError("Members are different models.", ", ".join(models), "Leave out what is the same as another.")
 

@@ -25,7 +25,8 @@ def failures(what: str, *own: type[Exception]) -> Iterator[None]:
         yield
     except RayError as error:
         for one in chain(error):
-            if isinstance(one, own):
+            # Ray makes a class of both kinds, whose words are a traceback: those of its cause are ours.
+            if isinstance(one, own) and not isinstance(one, RayError):
                 raise one from error
         raise of_workers(error, what) from error
 

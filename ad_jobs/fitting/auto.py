@@ -21,7 +21,7 @@ from ad_jobs.errors import JobError, RetroscanError, UsageError
 from ad_jobs.fitting.candidates import DEFAULT_BUDGET_S, FOLDER, Budget, Candidate, candidates
 from ad_jobs.fitting.choosing import RULE, Option, chosen, fusion_of
 from ad_jobs.fitting.synthetic import judge
-from ad_jobs.scoring.calibration import Calibrated
+from ad_jobs.scoring.calibration import CALIBRATION, Calibrated
 from ad_jobs.scoring.model_store import DOMAIN, local_files, open_model, read_model, read_record, write_calibration
 from ad_jobs.specs import AUTO, FitSpec
 from cluster import storage
@@ -85,8 +85,8 @@ def fit_best(spec: FitSpec, normal: Sequence[SourceObject], fits: Fits) -> dict[
     tried: list[Option] = []
     for one in listed:
         row = rows[one.kind] = {"detector": one.kind, "folder": one.spec.out}
-        is_new = read_record(one.spec.out) is None
-        if is_new and not budget.allows(one):
+        there = _there(one.spec.out, one.intent.digest(normal, []))
+        if not there and not budget.allows(one):
             row["why"] = f"not tried: {_minutes(budget.expected_s(one))} expected, {_minutes(budget.left_s)} left"
             log.info("%s is %s.", one.kind, row["why"])
             continue
@@ -103,10 +103,8 @@ def fit_best(spec: FitSpec, normal: Sequence[SourceObject], fits: Fits) -> dict[
             log.warning("%s failed: %s", one.kind, error)
             budget.lost(time.monotonic() - begun)
             continue
-        if is_new:
-            budget.took(one, time.monotonic() - begun)
-        else:
-            budget.lost(time.monotonic() - begun)
+        # What was fitted before took of the budget what it took then: a choice that was interrupted comes out the same.
+        budget.took(one, float(record["seconds"]) if there else time.monotonic() - begun)
         tried.append(Option(one.kind, judged, float(record["score_cpu_ms"])))
         row |= {"model_id": record["model_id"], "seconds": record["seconds"], **_told(tried[-1])}
         log.info("%s found %.3f of synthetic defects (mean AUROC).", one.kind, row["found"])
@@ -129,6 +127,29 @@ def fit_best(spec: FitSpec, normal: Sequence[SourceObject], fits: Fits) -> dict[
     return _publish(str(rows[kept.name]["folder"]), spec.out, auto)
 
 
+def _there(folder: str, digest: str) -> bool:
+    """Whether the candidate is fitted; one that was cut off before its calibration is to be fitted again.
+
+    That takes little: its training has ended.
+
+    Raises:
+        UsageError: another fit lies there, or a damaged one.
+    """
+    record = read_record(folder)
+    if record is None:
+        return False
+    if record.get("fit_digest") != digest:
+        raise UsageError(
+            "A choice that was interrupted goes on with the same images and options.",
+            f"{folder}, which holds model {record['model_id']} of another fit",
+            "Choose another --out, or remove the folder.",
+        )
+    if storage.exists(storage.join(folder, CALIBRATION)):
+        return True
+    storage.delete(storage.join(folder, DETECTOR))
+    return False
+
+
 def _demand_same(record: dict[str, Any], held_out: HeldOutFrames) -> None:
     """Raise JobError for a fit that may have learned from what it would be judged by."""
     if record["data"]["held_out_sha256"] != held_out.sha256:
@@ -148,6 +169,9 @@ def _kept(spec: FitSpec, tried: list[Option], rows: dict[str, dict[str, Any]], f
     row["why"] = "not fused: another was kept"
     if (kept := chosen([*tried, fusion])) is not fusion:
         return kept
+    if read_record(folder) is not None and not storage.exists(storage.join(folder, CALIBRATION)):
+        # It was cut off before its calibration.
+        storage.delete(storage.join(folder, DETECTOR))
     begun = time.monotonic()
     try:
         record = fits.fuse([str(rows[tried[place].name]["folder"]) for place in fusion.members], folder)

@@ -37,6 +37,9 @@ class Option(NamedTuple):
 def fusion_of(options: Sequence[Option]) -> Option | None:
     """The fusion of those that find more together, judged by the same defects; None where it is one alone."""
     judged = Judged.together([one.judged for one in options])
+    # Of one held-out image, or of images that are all the same, no spread is known.
+    if not judged.normal.std(0).any():
+        return None
     weights = joining(judged)
     members = tuple(place for place, weight in enumerate(weights) if weight)
     if len(members) < 2:

@@ -104,13 +104,14 @@ def judge(
     scorers = [Scorer(detector, tiles=tiles) for detector in detectors]
     scores = []
     for place, frame in enumerate(stored):
-        images = list(_with_defects(np.divide(frame, FULL_SCALE, dtype=np.float32), rounds, (seed, place)))
-        scores.append(
-            [
-                [one.score for one in scorer.score(_seen(images, detector.spec, whole=tiles is not None))]
-                for scorer, detector in zip(scorers, detectors, strict=True)
-            ]
-        )
+        image = np.divide(frame, FULL_SCALE, dtype=np.float32)
+        of_frame = []
+        for scorer, detector in zip(scorers, detectors, strict=True):
+            # Drawn again for each, the same: kept, they would be hundreds of whole images.
+            images = _with_defects(image, rounds, (seed, place))
+            seen = _seen(images, detector.spec, whole=tiles is not None)
+            of_frame.append([one.score for one in scorer.score(seen)])
+        scores.append(of_frame)
     # [N, 1 + rounds * K, M]
     found = np.array(scores, np.float64).swapaxes(1, 2)
     if not np.isfinite(found).all():

@@ -17,7 +17,7 @@ def digest_of(uri: str) -> str | None:
     try:
         with hashed(uri) as (digest, _, _):
             return digest
-    except (FileNotFoundError, storage.NotFound):
+    except (FileNotFoundError, NotADirectoryError, storage.NotFound):
         return None
 
 
@@ -39,7 +39,7 @@ def deliver_file(path: Path, out: str, option: str) -> None:
     Raises:
         UsageError: another file is there, or it cannot be written; `option` named it.
     """
-    is_folder = storage.is_folder(out)
+    is_folder = storage.is_folder(out) or Path(out).is_dir()
     known = None if is_folder else digest_of(out)
     if known is not None and known == digest_of(str(path)):
         return
@@ -47,5 +47,6 @@ def deliver_file(path: Path, out: str, option: str) -> None:
         raise UsageError("Nothing that is there is replaced.", f"{option} {out}", "Name another.")
     try:
         storage.upload_file(path, out)
-    except (storage.AccessDenied, storage.NotFound) as error:
+    # The last: a file where a folder would be.
+    except (storage.AccessDenied, storage.NotFound, NotADirectoryError) as error:
         raise UsageError(f"{option} must be a file that this user may write.", str(error), "Name another.") from error

@@ -246,6 +246,18 @@ def read_record(uri: str) -> dict[str, Any] | None:
         return record.read_record(folder)
 
 
+def demand_writable(out: str) -> None:
+    """Raise UsageError where no model could be written: found out before hours of work, and not after."""
+    probe = storage.join(out, "fit", "probe")
+    try:
+        storage.write_bytes(probe, b"")
+        storage.delete(probe)
+    except storage.StorageError as error:
+        raise UsageError(
+            "--out must be a folder that this user may write.", str(error), "Name another, or check its permissions."
+        ) from error
+
+
 def publish(
     uri: str, kind: str, detector: Detector, policy: PixelPolicy, told: dict[str, Any], domain: DomainFile
 ) -> dict[str, Any]:
