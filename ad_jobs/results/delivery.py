@@ -48,5 +48,5 @@ def deliver_file(path: Path, out: str, option: str) -> None:
     try:
         storage.upload_file(path, out)
     # The last: a file where a folder would be.
-    except (storage.AccessDenied, storage.NotFound, NotADirectoryError) as error:
+    except (storage.AccessDenied, storage.NotFound, storage.Exists, NotADirectoryError) as error:
         raise UsageError(f"{option} must be a file that this user may write.", str(error), "Name another.") from error

@@ -112,7 +112,9 @@ def _halved(maps_BHW: Tensor) -> Tensor:
 
 def _prewitt(grey_BHW: Tensor) -> tuple[Tensor, Tensor]:
     """Prewitt's derivatives across and down, each [..., H, W]."""
-    padded = F.pad(grey_BHW, (1, 1, 1, 1), mode="reflect")
+    # Mirrored at the border; `F.pad` takes no empty batch of maps, which a worker's share may be.
+    taller = torch.cat([grey_BHW[..., 1:2, :], grey_BHW, grey_BHW[..., -2:-1, :]], -2)
+    padded = torch.cat([taller[..., 1:2], taller, taller[..., -2:-1]], -1)
     rows = (padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]) / 3
     columns = (padded[..., :-2] + padded[..., 1:-1] + padded[..., 2:]) / 3
     return rows[..., 2:] - rows[..., :-2], columns[..., 2:, :] - columns[..., :-2, :]
