@@ -64,7 +64,7 @@ def fuse(spec: FuseSpec) -> dict[str, Any]:
     # Before anything is read: what cannot score together is refused at once.
     domain = _common_domain(models.values())
     members = [
-        Fitted(place, model.model_id, model.kind, model.policy, open_fitted(place)[1])
+        Fitted(place, model.model_id, model.kind, model.policy, open_fitted(place)[1], model.record["source"])
         for place, model in models.items()
     ]
     common_policy(members)

@@ -121,7 +121,7 @@ def fit_best(spec: FitSpec, normal: Sequence[SourceObject], fits: Fits) -> dict[
         "judged_on": len(held_out.frames),
         "kinds": list(kept.judged.kinds),
         "kept": kept.name,
-        "rule": RULE,
+        "rule": RULE if len(tried) > 1 else "the only one that was fitted; --budget gives more of them time",
         "candidates": list(rows.values()),
     }
     return _publish(str(rows[kept.name]["folder"]), spec.out, auto)

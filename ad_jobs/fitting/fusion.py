@@ -34,13 +34,17 @@ Pixels = NDArray[np.uint16]
 
 
 class Fitted(NamedTuple):
-    """A fitted detector to fuse, on the CPU: its model's place and id, the registry's name of its kind, its policy."""
+    """A fitted detector to fuse, on the CPU: its model's place and id, the registry's name of its kind, its policy.
+
+    `source` is what its record says of the pretrained network inside, which the fit alone knows.
+    """
 
     place: str
     model_id: str
     kind: str
     policy: PixelPolicy
     detector: Detector
+    source: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def fused(members: Sequence[Fitted], frames: Callable[[PixelPolicy], Iterable[Pi
             config=member.detector.config.model_dump(mode="json"),
             spec=member.detector.spec,
             model_id=member.model_id,
-            source=member.detector.source_record(),
+            source=member.source,
         )
         for member in joined
     ]

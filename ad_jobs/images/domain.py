@@ -77,7 +77,7 @@ class Domain(BaseModel):
     modality: tuple[str, ...] | None = None
     # PS3.3 C.7.3.1, table L-1 of PS3.16.
     body_part: tuple[str, ...] | None = None
-    # Whether pictures in colour are taken; grey ones always are: a black picture may be a camera that failed.
+    # Whether what shows colour is taken; grey ones always are: a black picture may be a camera that failed.
     colour: bool | None = None
     # Least and greatest of rows and columns, as stored.
     side_px: tuple[int, int] | None = None
@@ -261,7 +261,8 @@ class Seen(BaseModel):
         return Domain.model_validate(
             {
                 **{name: sorted(getattr(self, name)) or None for name in _LISTED},
-                "colour": self.coloured > 0,
+                # What is stored in colour may show some where all is well in grey: rust on steel.
+                "colour": self.coloured > 0 or not all(one.startswith("MONOCHROME") for one in self.photometric),
                 "side_px": (max(1, min(sides) // MARGIN), max(sides) * MARGIN) if sides else None,
                 "spacing_mm": (self.spacing_mm[0] / MARGIN, self.spacing_mm[1] * MARGIN) if self.spacing_mm else None,
             }

@@ -20,6 +20,14 @@ def test_a_workers_own_error_comes_as_itself() -> None:
         raise of_a_task(Refused("no room"))
 
 
+def test_of_an_error_of_both_kinds_the_workers_words_are_told() -> None:
+    both = RayTaskError("fetch", "Traceback ...", Refused("no room"), proctitle="", pid=1, ip="").as_instanceof_cause()
+    assert isinstance(both, Refused)
+    with pytest.raises(Refused) as caught, failures("scan", Refused):
+        raise both
+    assert str(caught.value) == "no room"
+
+
 def test_memory_that_ran_out_is_one_sentence_with_a_remedy() -> None:
     with pytest.raises(ClusterError) as caught, failures("scan", Refused):
         raise OutOfMemoryError("3 worker(s) were killed due to the node running low on memory.\nOOM kill reason: ...")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ad_jobs.fitting import auto, candidates, synthetic
 from ad_jobs.fitting.auto import HeldOutFrames
 from ad_jobs.fitting.candidates import Candidate
 from ad_jobs.fitting.choosing import Option
+from ad_jobs.fitting.intent import resolve
 from ad_jobs.fuse import fuse
 from ad_jobs.score import score
 from ad_jobs.scoring.model_store import open_model, read_record
@@ -44,6 +46,9 @@ class Made:
         self.done.append(spec.detector)
         options = RANDOM if spec.detector == "padim" else None
         fitted(spec.out, self.source, spec.detector, SIZE_PX, seed=spec.seed, options=options)
+        path = Path(spec.out, "detector.json")
+        digest = resolve(spec).digest(read_source(spec.normal), [])
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"fit_digest": digest}))
         return self.told(spec.out)
 
     def told(self, folder: str) -> dict[str, Any]:
@@ -123,6 +128,36 @@ def test_an_interrupted_choice_goes_on_with_what_is_fitted(spec: FitSpec) -> Non
     assert "linear" not in then.done
     assert then.done[0] == "padim"
     assert [row["detector"] for row in told["candidates"]][:2] == ["linear", "padim"]
+
+
+def test_what_was_cut_off_before_its_calibration_is_fitted_again(spec: FitSpec) -> None:
+    record = chosen_by(spec, Made(spec.normal))
+    Path(spec.out, "detector.json").unlink()
+    Path(spec.out, "fit", "candidates", "linear", "calibration.json").unlink()
+    again = Made(spec.normal)
+    told = chosen_by(spec, again)["auto"]
+    assert again.done[0] == "linear"
+    assert [row["why"] for row in told["candidates"]] == [row["why"] for row in record["auto"]["candidates"]]
+
+
+def test_an_interrupted_choice_of_other_images_is_refused(spec: FitSpec) -> None:
+    chosen_by(spec, Made(spec.normal))
+    Path(spec.out, "detector.json").unlink()
+    Path(spec.normal, "one_more.png").write_bytes(Path(spec.normal, "00.png").read_bytes())
+    with pytest.raises(UsageError, match="goes on with the same images and options"):
+        chosen_by(spec, Made(spec.normal))
+
+
+def test_one_held_out_image_is_enough_to_choose_by(spec: FitSpec) -> None:
+    made = Made(spec.normal)
+    one = made.fits._replace(held_out=lambda candidate: made.held_out(candidate)._replace(frames=_one(made, candidate)))
+    told = auto.fit_best(spec, read_source(spec.normal), one)["auto"]
+    assert told["judged_on"] == 1
+    assert told["kept"] in ("linear", "padim")
+
+
+def _one(made: Made, candidate: Candidate) -> list[Any]:
+    return made.held_out(candidate).frames[:1]
 
 
 def test_a_candidate_that_fails_is_a_row_with_its_reason(spec: FitSpec) -> None:
