@@ -177,7 +177,7 @@ def calibrate(
     spec = o.given(specs.CalibrateSpec, context)
     from ad_jobs.calibrate import calibrate as verb
 
-    show.result(verb(spec).model_dump(mode="json"), json_, show.calibration_text)
+    show.result(verb(spec).model_dump(mode="json"), json_, show.calibrated_text)
 
 
 def plan(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, Group
 
 from ad_jobs.cli.show_evaluation import evaluation_view
-from ad_jobs.cli.show_model import calibration_text as calibration_text
+from ad_jobs.cli.show_model import calibrated_text as calibrated_text
 from ad_jobs.cli.show_model import fitted_text as fitted_text
 from ad_jobs.cli.show_model import model_text, plain
 from ad_jobs.cli.show_reviews import reviews_text

@@ -34,7 +34,7 @@ def auto_text(auto: dict[str, Any]) -> str:
     # Of fewer than are judged by, each has several.
     lines.append(
         f"AUROC on synthetic defects in {counted(auto['judged_on'], 'held-out image')}, "
-        f"in {auto['seconds'] / 60:.1f} of {auto['budget_s'] / 60:g} minutes"
+        f"in {auto['seconds']:.0f} s where {auto['budget_s']:g} were given"
     )
     lines.append(f"{auto['kept']} is kept: {auto['rule']}")
     return "\n".join(line.rstrip() for line in lines)

@@ -21,7 +21,7 @@ def fitted_text(record: dict[str, Any], calibration: dict[str, Any], folder: str
         fitted = f"fitted on {_fitted_on(record['data'])}, {record['data']['n_held_out']} held out"
         what = f"model {record['model_id']} ({record['kind']}) in {folder}: {fitted}"
     chosen = [auto_text(record[AUTO])] if AUTO in record else []
-    return "\n".join([*chosen, what, calibration_text(calibration), *_guess(calibration)])
+    return "\n".join([*chosen, what, calibrated_text(calibration)])
 
 
 def _fitted_on(data: dict[str, Any]) -> str:
@@ -35,6 +35,11 @@ def _guess(calibration: dict[str, Any]) -> list[str]:
     if calibration["rule"] != "max_fpr" or not target or target * calibration["n_normal"] >= 1:
         return []
     return [f"(a guess, from fewer than {1 / target:.0f} images: set it from more with `retroscan calibrate`)"]
+
+
+def calibrated_text(calibration: dict[str, Any]) -> str:
+    """What `calibrate` set, and what it is worth."""
+    return "\n".join([calibration_text(calibration), *_guess(calibration)])
 
 
 def calibration_text(value: dict[str, Any]) -> str:

@@ -34,7 +34,8 @@ def decision_text(value: dict[str, Any]) -> str:
             needed = ceil(model["scored"] * model["smallest_p"] / amount)
             lines.append(
                 f"  with so few it can flag only {needed} or more at once, each above all of those held out: "
-                f"hold more out, or take --max-fpr {model['smallest_p']:.2g} or --top"
+                f"calibrate on more (`retroscan calibrate`, then --calibration current), or take "
+                f"--max-fpr {model['smallest_p']:.2g} or --top"
             )
         if model["rows_of_held_out"]:
             lines.append(f"  {model['rows_of_held_out']} of the rows are held-out images: of them nothing is promised")
@@ -66,7 +67,9 @@ def _promise(rule: str, amount: float, model: dict[str, Any], what: str) -> str:
     if rule == "max_fpr":
         return f"of normal {what} like those held out at most {amount:.2%} are flagged"
     if rule == "fdr":
-        of_these = f", {amount * model['flagged']:.1f}," if model["flagged"] else ""
+        if not model["flagged"]:
+            return f"none could be flagged such that at most {amount:.2%} of them are expected to be normal"
+        of_these = f", {amount * model['flagged']:.1f},"
         return f"at most {amount:.2%} of them{of_these} are expected to be normal"
     if rule == "max_fnr":
         missed = model["missed"]

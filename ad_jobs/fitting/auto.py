@@ -107,7 +107,7 @@ def fit_best(spec: FitSpec, normal: Sequence[SourceObject], fits: Fits) -> dict[
         budget.took(one, float(record["seconds"]) if there else time.monotonic() - begun)
         tried.append(Option(one.kind, judged, float(record["score_cpu_ms"])))
         row |= {"model_id": record["model_id"], "seconds": record["seconds"], **_told(tried[-1])}
-        log.info("%s found %.3f of synthetic defects (mean AUROC).", one.kind, row["found"])
+        log.info("%s tells synthetic defects from normal images with a mean AUROC of %.3f.", one.kind, row["found"])
     if not tried or held_out is None:
         why = "; ".join(f"{kind} {row['why']}" for kind, row in rows.items())
         raise JobError(f"None of the candidates could be fitted: {why}", "Look at the first, or name a --detector.")

@@ -56,6 +56,12 @@ def test_the_fused_model_says_who_joined_and_is_calibrated_by_what_all_held_out(
     kept = [row["model_id"] for row in told["members"] if row["weight"]]
     assert [one["model_id"] for one in model.record["source"]["members"]] == kept
     assert [one.model_id for one in model.detector.config.members] == kept
+    # With the network's licence, which no detector that was read from a file knows any more.
+    networks = {
+        row["model_id"]: read_fitted(place).record["source"]
+        for row, place in zip(told["members"], members(home), strict=False)
+    }
+    assert [one["source"] for one in model.record["source"]["members"]] == [networks[one] for one in kept]
     first = read_fitted(members(home)[0]).record["data"]
     assert model.calibration.n_normal == told["normals"] == first["n_held_out"] == 6
     assert (model.calibration.rule, model.calibration.target) == ("max_fpr", 0.01)

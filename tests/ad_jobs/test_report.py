@@ -108,11 +108,17 @@ def test_says_how_auto_chose_the_model(fake):
         {"detector": "mkd", "found": 0.9, "auroc": {"blob": 0.9, "line": 0.9}, "why": "kept"},
         {"detector": "ssm", "why": "not tried: 9.0 min expected, 1.0 min left"},
     ]
-    record["models"][0]["auto"] = {"rule": "the best", "judged_on": 40, "kept": "mkd", "candidates": rows}
+    record["models"][0]["auto"] = {
+        "rule": "the best",
+        "judged_on": 40,
+        "kept": "mkd",
+        "kinds": ["blob", "line"],
+        "candidates": rows,
+    }
     Path(fake.uri, "run.json").write_text(json.dumps(record))
     text = page_of(fake).text
-    assert "chosen by auto (the best; AUROC on synthetic defects in 40 held-out images):" in text
-    assert "linear 0.8125 (blob 0.75, line 0.875), another was kept; mkd 0.9" in text
+    assert "chosen by auto: the best. AUROC on synthetic defects in 40 held-out images:" in text
+    assert "Detector Mean blob line Why linear 0.8125 0.75 0.875 another was kept mkd 0.9 0.9 0.9 kept" in text
     assert "ssm not tried: 9.0 min expected, 1.0 min left" in text
 
 

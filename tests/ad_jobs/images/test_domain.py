@@ -68,6 +68,11 @@ def test_several_values_are_all_taken() -> None:
     assert domain.side_px == (25, 12000)
 
 
+def test_what_is_stored_in_colour_may_show_some() -> None:
+    assert fitted(sight(photometric="RGB"), sight()).colour is True
+    assert fitted(sight(photometric="MONOCHROME1"), sight()).colour is False
+
+
 def test_what_was_seen_is_counted() -> None:
     seen = Seen.of([sight(bits=12), sight(bits=12, photometric="MONOCHROME1"), sight(rows=512)])
     assert seen.model_dump(exclude_defaults=True) == {
