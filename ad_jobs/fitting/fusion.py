@@ -20,6 +20,7 @@ from ad_jobs.fitting.synthetic import Judged, judge
 from ad_jobs.images.model_input import to_input
 from ad_jobs.images.policy import PixelPolicy
 from ad_jobs.images.tiling import Tiling
+from ad_jobs.values import tiles_text
 from models.detector import Detector
 from models.fused import Fused, Member, assembled
 
@@ -68,6 +69,8 @@ def common_policy(members: Sequence[Fitted]) -> PixelPolicy:
     for member in others:
         for name in PixelPolicy.model_fields:
             one, other = getattr(first.policy, name), getattr(member.policy, name)
+            if name == "tiles":
+                one, other = (tiles_text(each.policy) or "none" for each in (first, member))
             if one != other and not (name in _OF_THE_INPUT and _resampled(name, first.policy)):
                 raise UsageError(
                     "Members see one decoding: their images are prepared alike, but for their size where they are not "
