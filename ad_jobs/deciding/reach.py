@@ -16,7 +16,6 @@ from ad_jobs.deciding.cells import Cell
 from ad_jobs.deciding.judges import Judges
 from ad_jobs.deciding.stacks import StackJudge, Stacks
 from ad_jobs.run_specs import DecideSpec
-from cluster.counting import counted
 
 Sizes = dict[Cell, Counter[int]]
 
@@ -60,18 +59,3 @@ def beyond_reach(spec: DecideSpec, judges: Judges[StackJudge], sizes: Sizes) -> 
                 "normals": ceil(largest / rate) if rate > 1e-12 else None,
             }
     return found
-
-
-def reach_text(beyond: dict[str, Any], rule: str, amount: float, what: str) -> str:
-    """What a rule cannot flag, why, and what to do."""
-    more = "Give a larger rate"
-    if beyond["normals"] is not None:
-        more = (
-            f"Calibrate with {beyond['normals']} normal frames or more, in {what} as large, and name --calibration "
-            "current"
-        )
-    return (
-        f"BEYOND REACH: {beyond['count']} of {beyond['of']} {what} have {counted(beyond['frames'], 'frame')} or more, "
-        f"and --{rule.replace('_', '-')} {amount:g} cannot flag them, however high they score: against so few held-out "
-        f"frames one of {beyond['largest']} has a p of {beyond['smallest_p']:.2g} at least. {more}, or take --top."
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from typing import Any
 
-from ad_jobs.deciding.reach import reach_text
+from cluster.counting import counted
 
 # What is decided at each level.
 UNITS = {"image": "images", "study": "studies", "series": "series"}
@@ -29,7 +29,7 @@ def decision_text(value: dict[str, Any]) -> str:
             lines += _group_lines(group, what)
         # Decisions of earlier versions do not say it.
         if beyond := model.get("beyond_reach"):
-            lines.append(f"  {reach_text(beyond, rule, amount, what)}")
+            lines.append(f"  {_beyond_reach(beyond, rule, amount, what)}")
         if rule == "fdr" and model["flagged"] == 0 and "groups" not in model:
             needed = ceil(model["scored"] * model["smallest_p"] / amount)
             lines.append(
@@ -78,3 +78,18 @@ def _promise(rule: str, amount: float, model: dict[str, Any], what: str) -> str:
             f"(95 % interval {missed['low']:.1%} to {missed['high']:.1%})"
         )
     return "the most suspicious ones; no rate is promised"
+
+
+def _beyond_reach(beyond: dict[str, Any], rule: str, amount: float, what: str) -> str:
+    """What a rule cannot flag, why, and what to do."""
+    more = "Give a larger rate"
+    if beyond["normals"] is not None:
+        more = (
+            f"Calibrate with {beyond['normals']} normal frames or more, in {what} as large, and name --calibration "
+            "current"
+        )
+    return (
+        f"BEYOND REACH: {beyond['count']} of {beyond['of']} {what} have {counted(beyond['frames'], 'frame')} or more, "
+        f"and --{rule.replace('_', '-')} {amount:g} cannot flag them, however high they score: against so few held-out "
+        f"frames one of {beyond['largest']} has a p of {beyond['smallest_p']:.2g} at least. {more}, or take --top."
+    )
