@@ -35,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("engines")
     source = kit.write_archive(folder / "archive", kit.good_objects(60))
     taken = kit.make_model(folder / "taken", kind="mkd")
-    left = kit.make_model(folder / "left")
+    left = kit.make_model(folder / "left", kind="fyd")
     with session(num_cpus=2):
         scan(source, [taken], str(folder / "run"))
         scan(source, [taken, left], str(folder / "both"))
