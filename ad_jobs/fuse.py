@@ -60,7 +60,6 @@ def fuse(spec: FuseSpec) -> dict[str, Any]:
         return _already(done, digest, spec.out)
     _demand_fittable(models)
     limits = _common_limits(models)
-    demand_writable(spec.out)
     # Before anything is read: what cannot score together is refused at once.
     domain = _common_domain(models.values())
     members = [
@@ -69,6 +68,7 @@ def fuse(spec: FuseSpec) -> dict[str, Any]:
     ]
     common_policy(members)
     images = _images(spec, models, limits, domain.accepts)
+    demand_writable(spec.out)
     fusion = fused(members, lambda policy: (one.pixels for one in images.frames(policy)))
     record = {
         "fuse": spec.config(),
