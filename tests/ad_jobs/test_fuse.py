@@ -95,10 +95,10 @@ def test_the_same_command_again_finds_it_done(home: Path) -> None:
 def test_other_images_may_be_named_that_no_member_was_fitted_on(home: Path, tmp_path: Path) -> None:
     others = tmp_path / "others"
     others.mkdir()
-    for number in range(60, 70):
+    for number in range(60, 67):
         (others / f"{number}.png").write_bytes(png(number))
     record = fuse(model=members(home), out=str(tmp_path / "fused"), normal=str(others))
-    assert record["fused"]["normals"] == 10
+    assert record["fused"]["normals"] == 7
     with pytest.raises(UsageError, match="--normal is of images that no member was fitted on"):
         fuse(model=members(home), out=str(tmp_path / "again"), normal=str(home / "normal"))
 
