@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ad_jobs.archive.sources import SourceObject, read_source
-from ad_jobs.errors import RetroscanError, UsageError
+from ad_jobs.errors import RetroscanError
 from ad_jobs.fitting import auto
 from ad_jobs.fitting.candidates import Candidate
 from ad_jobs.fitting.cost import score_cpu_ms
@@ -36,8 +36,8 @@ from ad_jobs.scoring.calibration import calibrate_on
 from ad_jobs.scoring.held_out import HeldOut
 from ad_jobs.scoring.model_store import (
     SCORE_CPU_MS,
+    demand_own,
     demand_writable,
-    open_model,
     publish,
     read_record,
     write_calibration,
@@ -259,14 +259,7 @@ def _held_out(images: ImageSet | None, positions: list[int]) -> Generator[HeldOu
 
 
 def _already(record: dict[str, Any], digest: str, out: str) -> dict[str, Any]:
-    if record.get("fit_digest") != digest:
-        raise UsageError(
-            "One folder holds one model.",
-            f"{out}, which holds model {record['model_id']} of another fit (other options or other images)",
-            "Choose another --out, or remove the folder.",
-        )
-    # An uncalibrated or damaged one is reported, not passed on.
-    open_model(out)
+    demand_own(record, record.get("fit_digest") == digest, out, "another fit (other options or other images)")
     log.info("%s already holds this very fit (model %s): nothing to do.", out, record["model_id"])
     now, then = versions(), record.get("versions", {})
     if others := [f"{name} {then.get(name)}, here {now[name]}" for name in now if then.get(name) != now[name]]:

@@ -27,9 +27,9 @@ from ad_jobs.scoring.calibration import calibrate_on
 from ad_jobs.scoring.model_store import (
     SCORE_CPU_MS,
     FittedModel,
+    demand_own,
     demand_writable,
     open_fitted,
-    open_model,
     publish,
     read_fitted,
     read_record,
@@ -159,13 +159,6 @@ def _digest(spec: FuseSpec, models: Mapping[str, FittedModel]) -> str:
 
 
 def _already(record: dict[str, Any], digest: str, out: str) -> dict[str, Any]:
-    if record.get("fuse_digest") != digest:
-        raise UsageError(
-            "One folder holds one model.",
-            f"{out}, which holds model {record['model_id']} of other members, or of a fit",
-            "Choose another --out, or remove the folder.",
-        )
-    # An uncalibrated or damaged one is reported, not passed on.
-    open_model(out)
+    demand_own(record, record.get("fuse_digest") == digest, out, "other members, or of a fit")
     log.info("%s already holds this very fusion (model %s): nothing to do.", out, record["model_id"])
     return record

@@ -22,7 +22,15 @@ from ad_jobs.fitting.candidates import DEFAULT_BUDGET_S, FOLDER, Budget, Candida
 from ad_jobs.fitting.choosing import RULE, Option, chosen, fusion_of
 from ad_jobs.fitting.synthetic import judge
 from ad_jobs.scoring.calibration import CALIBRATION, Calibrated
-from ad_jobs.scoring.model_store import DOMAIN, local_files, open_model, read_model, read_record, write_calibration
+from ad_jobs.scoring.model_store import (
+    DOMAIN,
+    demand_own,
+    local_files,
+    open_model,
+    read_model,
+    read_record,
+    write_calibration,
+)
 from ad_jobs.specs import AUTO, FitSpec
 from cluster import storage
 from cluster.errors import ClusterError
@@ -58,14 +66,12 @@ def already(spec: FitSpec, normal: Sequence[SourceObject]) -> dict[str, Any] | N
     done = read_record(spec.out)
     if done is None:
         return None
-    if done.get(AUTO, {}).get("digest") != _digest(spec, normal):
-        raise UsageError(
-            "One folder holds one model.",
-            f"{spec.out}, which holds model {done['model_id']} of another fit (other options or other images)",
-            "Choose another --out, or remove the folder.",
-        )
-    # An uncalibrated or damaged one is reported, not passed on.
-    open_model(spec.out)
+    demand_own(
+        done,
+        done.get(AUTO, {}).get("digest") == _digest(spec, normal),
+        spec.out,
+        "another fit (other options or other images)",
+    )
     log.info("%s was chosen by this very command (model %s): nothing to do.", spec.out, done["model_id"])
     return done
 

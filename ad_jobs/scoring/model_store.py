@@ -246,6 +246,18 @@ def read_record(uri: str) -> dict[str, Any] | None:
         return record.read_record(folder)
 
 
+def demand_own(record: dict[str, Any], own: bool, out: str, other: str) -> None:
+    """Raise UsageError where the model in `out`, of this record, is `other` than this command's `own`, or not whole."""
+    if not own:
+        raise UsageError(
+            "One folder holds one model.",
+            f"{out}, which holds model {record['model_id']} of {other}",
+            "Choose another --out, or remove the folder.",
+        )
+    # An uncalibrated or damaged one is reported, not passed on.
+    open_model(out)
+
+
 def demand_writable(out: str) -> None:
     """Raise UsageError where no model could be written: found out before hours of work, and not after."""
     probe = storage.join(out, "fit", "probe")
