@@ -4,6 +4,6 @@ from cluster.jobs import environment
 
 environment.receive()
 
-from ad_jobs.cli.app import main  # noqa: E402 - what was sent comes before whatever may read the environment
+from ad_jobs.cli.app import run  # noqa: E402 - what was sent comes before whatever may read the environment
 
-main()
+run()

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import ray
 
-from ad_jobs.cli.app import main
+from ad_jobs.cli.app import run
 from cluster import session
 
 
@@ -49,4 +49,5 @@ def watch(folder: Path) -> None:
 
 if __name__ == "__main__":
     watch(Path(sys.argv[1]))
-    main(sys.argv[2:])
+    del sys.argv[1]
+    run()

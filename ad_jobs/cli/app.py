@@ -8,9 +8,11 @@ What a verb is given is read from the context into its specification (`options.g
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import logging
+import os
 import re
 import sys
 import tempfile
@@ -137,8 +139,37 @@ for _verb, _example in VERBS:
     app.command(_name, context_settings=_settings, epilog=options.example(_example))(_verb)
 
 
+def run() -> None:
+    """Entry point of the console script: `main` in a process of its own.
+
+    At its end the hooks run that the verb's imports have registered, and nothing else does.
+    A native library's thread that lets go of a Python object while the interpreter is taken down ends the process by
+    SIGABRT, and a verb that is done would be told as one that failed.
+    """
+    code = 1
+
+    def leave() -> None:
+        # Where this fails, the interpreter tells it and leaves by its own way.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    # The first that is registered is the last to run: before the verb imports Ray and all that has hooks.
+    atexit.register(leave)
+    try:
+        main()
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        raise
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the console script."""
+    """Call the verb of a command line.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
     handler: logging.Handler
     if sys.stderr.isatty():
         console = Console(stderr=True)
@@ -178,4 +209,4 @@ def _complain(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -9,12 +9,13 @@ import pytest
 from ad_jobs import fit
 from ad_jobs.errors import UsageError
 from ad_jobs.results.run import versions
+from ad_jobs.scoring import model_store
 
 
 @pytest.fixture(autouse=True)
 def _whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model in the folder can be opened."""
-    monkeypatch.setattr(fit, "open_model", lambda folder: folder)
+    monkeypatch.setattr(model_store, "open_model", lambda folder: folder)
 
 
 def record(**others: str) -> dict[str, object]:

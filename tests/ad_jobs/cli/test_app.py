@@ -118,6 +118,36 @@ def test_help_imports_neither_torch_nor_ray() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+ABORTS_AT_EXIT = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+# As a native library's thread or destructor may end a process that is done.
+libc.__cxa_atexit(libc.abort, None, None)
+from ad_jobs.cli import app
+{before}
+app.run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "before", "code", "said"),
+    [
+        (["--version"], "", 0, "retroscan "),
+        (["detectors", "--json"], "", 0, "]\n"),
+        (["scan"], "", 2, "Missing argument"),
+        (["show", "/nowhere"], "", 2, "/nowhere"),
+        (["--version"], "def broken(words=None): raise KeyError('left')\napp.main = broken", 1, "KeyError: 'left'\n"),
+        (["--version"], "import atexit\napp.main = lambda: atexit.register(print, 'a hook')", 0, "a hook\n"),
+    ],
+)
+def test_a_process_ends_as_its_verb_did(words: list[str], before: str, code: int, said: str) -> None:
+    """Whatever native libraries do at exit; what was printed into a pipe, and a verb's own hooks, are not lost by it."""
+    program = ABORTS_AT_EXIT.format(before=before)
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done
+    assert said in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("verb", sorted(get_command(app).commands))
 def test_every_verb_has_help_with_an_example(verb: str) -> None:
     result = run(verb, "--help")
