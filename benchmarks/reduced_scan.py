@@ -37,7 +37,7 @@ from benchmarks.reduced_pictures import Picture, twin
 
 DETECTOR = "linear"
 # By the frames' side.
-IMAGES = {512: 300, 2048: 40}
+IMAGES = {512: 2000, 2048: 200}
 FEW = 8
 # Different pictures of an archive, each several times: a scan knows nothing of it.
 PICTURES = 10
