@@ -77,6 +77,7 @@ def _scans(found: dict[str, Any]) -> list[str]:
         whole = next(one for one in found["rows"] if one["side_px"] == row["side_px"] and one["decode"] == "full")
         rate, its_rate = (one["images"] / one["wall_s"] for one in (row, whole))
         cpu, its_cpu = (_cpu_of_one_more(one, few) for one in (row, whole))
+        more, its_more = _more_a_second(row, few), _more_a_second(whole, few)
         # No look may have met one that lives for less than the time between two.
         decoder, its_decoder = (max(1e3 * one["decoders_s"] / one["images"], 0.1) for one in (row, whole))
         rows.append(
@@ -84,12 +85,14 @@ def _scans(found: dict[str, Any]) -> list[str]:
                 f"{row['images']} of {row['side_px']} x {row['side_px']}, {row['decode']}",
                 *(f"{row[name]:.1f}" for name in ("wall_s", "cpu_s")),
                 f"{rate:.2f} ({rate / its_rate:.1f})",
+                f"{more:.2f} ({more / its_more:.1f})",
                 f"{cpu:.1f} ({its_cpu / cpu:.1f})" if min(cpu, its_cpu) > 0 else f"{cpu:.1f}",
                 f"{decoder:.1f} ({its_decoder / decoder:.1f})",
                 f"{row['decode_ms']:.1f} ({whole['decode_ms'] / row['decode_ms']:.1f})",
             ]
         )
-    heads = ("scan", "s", "CPU s", "images/s", "CPU ms of one more", "decoders' CPU ms", "decode, clock ms")
+    heads = ("scan", "s", "CPU s", "images/s", "without the start", "CPU ms of one more")
+    heads += ("decoders' CPU ms", "decode, clock ms")
     return [
         "",
         "## A scan",
@@ -104,6 +107,11 @@ def _scans(found: dict[str, Any]) -> list[str]:
         "",
         *_table(heads, rows, left=1),
     ]
+
+
+def _more_a_second(row: dict[str, Any], few: dict[str, Any]) -> float:
+    """Images a second in the time that the scan took more than one of few images."""
+    return float((row["images"] - few["images"]) / (row["wall_s"] - few["wall_s"]))
 
 
 def _cpu_of_one_more(row: dict[str, Any], few: dict[str, Any]) -> float:
