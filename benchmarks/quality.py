@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -28,11 +28,14 @@ from ad_jobs.results.run import machine, versions
 from ad_jobs.schema import SCORED
 from ad_jobs.scoring.model_store import open_model
 from ad_jobs.scoring.scorer import Scorer
-from benchmarks.datasets import lists
+from ad_jobs.specs import AUTO
+from benchmarks.datasets import Lists, lists
 from benchmarks.held_out import decoded, sensitivities, split
 from benchmarks.measuring import cost_of
 from benchmarks.quality_page import METRICS, RESULTS, write_pages
 from models import registry
+
+Cells = dict[str, dict[str, Any]]
 
 
 def retroscan(*arguments: str) -> tuple[dict[str, Any], float, int]:
@@ -41,29 +44,60 @@ def retroscan(*arguments: str) -> tuple[dict[str, Any], float, int]:
     return json.loads(spent.output), spent.seconds, spent.peaks.largest
 
 
-def run_cell(cell: dict[str, Any], name: str, data: dict[str, Any], seed: int, work: Path) -> dict[str, Any]:
-    """Fit, scan and evaluate one cell through the command line."""
-    folder = work / slug(cell["name"]) / slug(name) / f"seed-{seed}"
-    given = lists(data, work / "lists" / slug(name) / (f"seed-{seed}" if "anomalous" in data else "all"), seed)
-    model, run = folder / "model", folder / "run"
+class Fit(NamedTuple):
+    """A model as the command line made it; `data` is what its record, or its members', says of the images."""
+
+    record: dict[str, Any]
+    data: dict[str, Any]
+    seconds: float
+    peak_mib: int
+
+
+def fitted(cell: dict[str, Any], given: Lists, seed: int, model: Path) -> Fit:
+    """`retroscan fit` of a cell."""
     settings = [word for key, value in cell.get("set", {}).items() for word in ("--set", f"{key}={_text(value)}")]
-    if registry.entry(cell["detector"]).needs_anomalous:
-        assert given.anomalous is not None, f"{cell['detector']} needs anomalous images, {name} names none to fit on"
+    chosen = cell["detector"] == AUTO
+    if not chosen and registry.entry(cell["detector"]).needs_anomalous:
+        assert given.anomalous is not None, f"{cell['name']} needs anomalous images to fit on"
         settings += ["--anomalous", given.anomalous]
-    record, fit_s, fit_mib = retroscan(
-        "fit",
-        "--detector",
-        cell["detector"],
-        "--normal",
-        given.normal,
-        "--out",
-        str(model),
-        *(["--size", str(cell["size"])] if "size" in cell else []),
-        *(["--tile", str(cell["tile"]), "--overlap", str(cell["overlap"])] if "tile" in cell else []),
-        "--seed",
-        str(seed),
-        *settings,
+    for name in ("size", "tile", "overlap", "budget"):
+        settings += [f"--{name}", str(cell[name])] if name in cell else []
+    record, seconds, mib = retroscan(
+        *("fit", "--detector", cell["detector"], "--normal", given.normal, "--out", str(model)),
+        *("--seed", str(seed), *settings),
     )
+    if not chosen:
+        return Fit(record, record["data"], record.get("seconds") or seconds, mib)
+    # What is kept may be a fusion, which was fitted on nothing itself.
+    tried = next(one for one in record[AUTO]["candidates"] if "model_id" in one)
+    return Fit(record, open_model(tried["folder"]).record["data"], record[AUTO]["seconds"], mib)
+
+
+def fused(members: list[dict[str, Any]], given: Lists, seed: int, folders: list[Path], model: Path) -> Fit:
+    """`retroscan fuse` of the models of other cells, which are fitted where they are not yet."""
+    fits = [fitted(cell, given, seed, folder) for cell, folder in zip(members, folders, strict=True)]
+    record, seconds, mib = retroscan("fuse", *map(str, folders), "--out", str(model))
+    return Fit(
+        record, fits[0].data, seconds + sum(fit.seconds for fit in fits), max(mib, *(fit.peak_mib for fit in fits))
+    )
+
+
+def run_cell(
+    cell: dict[str, Any], cells: Cells, name: str, data: dict[str, Any], seed: int, work: Path
+) -> dict[str, Any]:
+    """Fit, scan and evaluate one cell through the command line; `cells` are all, by name."""
+
+    def folder_of(one: dict[str, Any]) -> Path:
+        return work / slug(one["name"]) / slug(name) / f"seed-{seed}"
+
+    model, run = folder_of(cell) / "model", folder_of(cell) / "run"
+    given = lists(data, work / "lists" / slug(name) / (f"seed-{seed}" if "anomalous" in data else "all"), seed)
+    if "members" in cell:
+        members = [cells[member] for member in cell["members"]]
+        made = fused(members, given, seed, [folder_of(member) / "model" for member in members], model)
+    else:
+        made = fitted(cell, given, seed, model)
+    record = made.record
     keep = "all" if given.masks else "none"
     scanned, scan_s, scan_mib = retroscan(
         "scan", given.archive, "--model", str(model), "--out", str(run), "--heatmaps", keep
@@ -75,7 +109,7 @@ def run_cell(cell: dict[str, Any], name: str, data: dict[str, Any], seed: int, w
     judged = join(read_labels(str(given.labels)), rows, rows["uri"].nunique()).table
     judged = judged[judged["status"] == SCORED]
     _, normals = split(decoded(given.normal, opened.policy, opened.limits), seed)
-    assert len(normals) == record["data"]["n_held_out"]
+    assert len(normals) == made.data["n_held_out"]
     at = evaluation["at_threshold"]
     return {
         "cell": cell["name"],
@@ -85,10 +119,11 @@ def run_cell(cell: dict[str, Any], name: str, data: dict[str, Any], seed: int, w
         "size": cell.get("size"),
         **({name: cell[name] for name in ("tile", "overlap")} if "tile" in cell else {}),
         "table": cell.get("table", "main"),
-        "config": record["config"],
+        "config": record.get("config", record.get("fused")),
+        **({AUTO: record[AUTO]} if AUTO in record else {}),
         "model_id": record["model_id"],
-        "n_fitted": record["data"]["n_fitted"],
-        "n_anomalous_fitted": record["data"]["n_anomalous"],
+        "n_fitted": made.data["n_fitted"],
+        "n_anomalous_fitted": made.data["n_anomalous"],
         "n_scored": scanned["counts"]["scored"],
         **{metric: evaluation[metric]["value"] for metric in METRICS},
         "at_threshold": {rate: at[rate] for rate in ("fpr", "fnr")},
@@ -103,13 +138,13 @@ def run_cell(cell: dict[str, Any], name: str, data: dict[str, Any], seed: int, w
         "n_normal": evaluation["n_normal"],
         "n_anomalous": evaluation["n_anomalous"],
         "variants": {} if given.masks else dict(variants(cell, model, given.labels)),
-        "fit_s": round(record.get("seconds") or fit_s, 1),
+        "fit_s": round(made.seconds, 1),
         "scan_s": round(scan_s, 1),
         # Of the detector alone, as the run's table has it.
         "images_per_s": round(1e3 / float(rows["score_ms"].mean()), 1),
         "parameters": sum(p.numel() for p in weights.parameters()),
         "parameters_trained": sum(p.numel() for p in weights.parameters() if p.requires_grad),
-        "fit_peak_mib": fit_mib,
+        "fit_peak_mib": made.peak_mib,
         "scan_peak_mib": scan_mib,
         "machine": machine(),
         "versions": versions(),
@@ -157,13 +192,14 @@ def main() -> None:
     plan = yaml.safe_load(arguments.config.read_text())
     folder = RESULTS / "quality"
     folder.mkdir(parents=True, exist_ok=True)
+    cells = {cell["name"]: cell for cell in reversed(plan["cells"])}
     for cell in plan["cells"]:
         for seed in cell["seeds"]:
             for name in cell["data"]:
                 path = folder / f"{slug(cell['name'])}--{slug(name)}--seed-{seed}.json"
                 if path.exists() or arguments.only not in path.name:
                     continue
-                result = run_cell(cell, name, plan["data"][name], seed, arguments.work.resolve())
+                result = run_cell(cell, cells, name, plan["data"][name], seed, arguments.work.resolve())
                 path.write_text(json.dumps(result, indent=1) + "\n")
                 print(path.name, result["image_auroc"], flush=True)
                 write_pages()
