@@ -126,10 +126,11 @@ def test_every_field_of_the_record(home: Path) -> None:
         inside[path[-1]] = 1 if path == ("version",) else other(inside[path[-1]])
         run.write()
         called = ".".join(map(str, path))
+        # With a key all that is done without one, and more.
         if not noticed(home, key=False):
             unnoticed.append(called)
-        if not noticed(home, key=True):
-            with_a_key.append(called)
+            if not noticed(home, key=True):
+                with_a_key.append(called)
     assert with_a_key == []
     assert [called for called in unnoticed if not called.startswith(OUT_OF_REACH)] == []
     # What is said to be out of reach is.
