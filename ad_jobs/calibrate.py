@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ad_jobs.archive.identifiers import Identifiers, read_identifiers
 from ad_jobs.archive.sources import read_source
 from ad_jobs.errors import UsageError
 from ad_jobs.evaluation.reviewed_scores import reviewed_scores
@@ -29,12 +30,16 @@ def calibrate(spec: CalibrateSpec) -> Calibration:
         UsageError: no model there, or a source that cannot be used; a run of another model, or without reviews.
         JobError: no normal image decodes, or a score that is not finite.
     """
-    calibrated = _by_images(spec) if spec.from_reviews is None else _by_reviews(spec, spec.from_reviews)
+    identifiers = read_identifiers(spec.identifiers, spec.identifiers_key)
+    if spec.from_reviews is None:
+        calibrated = _by_images(spec, identifiers)
+    else:
+        calibrated = _by_reviews(spec, spec.from_reviews, identifiers)
     write_calibration(spec.model, calibrated)
     return calibrated.calibration
 
 
-def _by_images(spec: CalibrateSpec) -> Calibrated:
+def _by_images(spec: CalibrateSpec, identifiers: Identifiers) -> Calibrated:
     model, detector = open_fitted(spec.model)
     domain = model.domain.accepts.widened(spec.accept)
     return calibrate_on(
@@ -44,13 +49,14 @@ def _by_images(spec: CalibrateSpec) -> Calibrated:
         source=" and ".join(filter(None, (spec.normal, spec.anomalous))),
         anomalous=_frames(spec.anomalous, model, domain) if spec.anomalous else (),
         tiles=model.policy.tiles,
+        identifiers=identifiers,
         max_fpr=spec.max_fpr,
         max_fnr=spec.max_fnr,
         margin=spec.margin,
     )
 
 
-def _by_reviews(spec: CalibrateSpec, run: str) -> Calibrated:
+def _by_reviews(spec: CalibrateSpec, run: str, identifiers: Identifiers) -> Calibrated:
     """No image is scored: scores are the run's, and the heatmaps' scale is the current one's at the new threshold."""
     model, record = read_fitted(spec.model), read_record(run)
     if model.model_id not in [one.model_id for one in record.models]:
@@ -60,7 +66,7 @@ def _by_reviews(spec: CalibrateSpec, run: str) -> Calibrated:
             "Name another run, or give --normal SOURCE.",
         )
     current = read_calibration(spec.model, model.calibrated_as)
-    scored = reviewed_scores(ScoreTable(run, record), model.model_id)
+    scored = reviewed_scores(ScoreTable(run, record), model.model_id, identifiers)
     if all(one.anomalous for one in scored):
         raise UsageError("A calibration needs normal images.", f"{run}, without one", "Give --normal SOURCE.")
     return calibration_from(
@@ -68,6 +74,7 @@ def _by_reviews(spec: CalibrateSpec, run: str) -> Calibrated:
         model_id=model.calibrated_as,
         source=f"reviews of {run}",
         heatmap_scale=current.scale_at,
+        naming=identifiers.naming,
         max_fpr=spec.max_fpr,
         max_fnr=spec.max_fnr,
         margin=spec.margin,

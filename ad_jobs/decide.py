@@ -18,6 +18,7 @@ from ad_jobs.deciding.reach import beyond_reach, sizes_of
 from ad_jobs.deciding.record import decisions, read_decision, record_of, table_of
 from ad_jobs.deciding.rules import needed
 from ad_jobs.deciding.run_stacks import instance_numbers, publish_run_stacks, write_run_stacks
+from ad_jobs.deciding.sites import check_sites
 from ad_jobs.deciding.stacks import NUMBER, StackJudge, Stacks
 from ad_jobs.deciding.table import Frames, HeldOutRows, Units, levels, write
 from ad_jobs.deciding.told import told, verdicts
@@ -69,7 +70,8 @@ def _decision(spec: DecideSpec, record: RunRecord) -> dict[str, Any]:
     decision_id = _id(spec, record, held_out)
     if decision_id in decisions(spec.run):
         return read_decision(spec.run, record, decision_id)
-    by = divided_by(spec.by, record)
+    by = divided_by(spec.by, spec.run, record)
+    check_sites(by, held_out)
     seen = HeldOutRows(held_out)
     with tempfile.TemporaryDirectory(prefix="retroscan-decide-") as folder:
         path = Path(folder) / "decision.parquet"
@@ -117,7 +119,7 @@ def _decided(
     for held in held_out.values():
         check_columns(held, [NUMBER[spec.level]], f"--level {spec.level}")
     judges = Judges(held_out, by.columns, StackJudge.of_level(spec.level), needed(spec))
-    gather(table, held_out, spec.level, gathered, by=by, numbers=instance_numbers(record), held_out=seen)
+    gather(table, held_out, spec.level, gathered, by=by, numbers=instance_numbers(spec.run, record), held_out=seen)
     if by.columns:
         write_run_stacks(spec.run, record, table, spec.level)
     else:

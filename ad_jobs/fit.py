@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple
 
+from ad_jobs.archive.identifiers import Identifiers, read_identifiers
 from ad_jobs.archive.sources import SourceObject, read_source
 from ad_jobs.errors import RetroscanError
 from ad_jobs.fitting import auto
@@ -129,7 +130,7 @@ def _best(spec: FitSpec) -> dict[str, Any]:
             return auto.HeldOutFrames(pixels, _fingerprint(spec, data)["held_out_sha256"])
 
         def fused(models: Sequence[str], out: str) -> dict[str, Any]:
-            return fuse(model=models, out=out)
+            return fuse(model=models, out=out, identifiers=spec.identifiers, identifiers_key=spec.identifiers_key)
 
         return auto.fit_best(spec, normal, auto.Fits(lambda one: _fit(one, normal, kept), held_out, fused))
 
@@ -138,6 +139,7 @@ def _fit(spec: FitSpec, normal: list[SourceObject], kept: _Kept) -> dict[str, An
     """Fit one detector on a source that was read, and on what is decoded of it already; its record."""
     started = time.monotonic()
     intent = resolve(spec)
+    identifiers = read_identifiers(spec.identifiers, spec.identifiers_key)
     anomalous = read_source(spec.anomalous) if spec.anomalous else []
     digest = intent.digest(normal, anomalous)
     done = read_record(spec.out)
@@ -186,7 +188,7 @@ def _fit(spec: FitSpec, normal: list[SourceObject], kept: _Kept) -> dict[str, An
             "data": _fingerprint(spec, data),
         }
         model = publish(spec.out, spec.detector, detector, intent.policy, record, data.domain())
-        _calibrate(spec, detector, intent.policy.tiles, str(model["model_id"]), data)
+        _calibrate(spec, detector, intent.policy.tiles, str(model["model_id"]), data, identifiers)
     return model
 
 
@@ -224,7 +226,9 @@ def _decode(
     return _Data(images, fit_on, held_out, abnormal, abnormal_fit_on, abnormal_held)
 
 
-def _calibrate(spec: FitSpec, detector: Detector, tiles: Tiles | None, model_id: str, data: _Data) -> None:
+def _calibrate(
+    spec: FitSpec, detector: Detector, tiles: Tiles | None, model_id: str, data: _Data, identifiers: Identifiers
+) -> None:
     """Write the first calibration, from the images held out."""
     # A detector that learns from anomalous images is made for missing none of them (Cycle-GAN AD, sec. 7).
     rate: dict[str, float] = {"max_fpr": 0.01}
@@ -241,6 +245,7 @@ def _calibrate(spec: FitSpec, detector: Detector, tiles: Tiles | None, model_id:
             model_id=model_id,
             anomalous=anomalous,
             tiles=tiles,
+            identifiers=identifiers,
             source="held out of " + " and ".join(filter(None, (spec.normal, spec.anomalous))),
             **rate,
         )

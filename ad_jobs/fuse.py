@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import reduce
 from typing import Any
 
+from ad_jobs.archive.identifiers import Identifiers, read_identifiers
 from ad_jobs.archive.sources import read_source
 from ad_jobs.errors import UsageError
 from ad_jobs.fitting.cost import score_cpu_ms
@@ -54,7 +55,8 @@ def fuse(spec: FuseSpec) -> dict[str, Any]:
         JobError: no normal image decodes, or a score that is not finite.
     """
     models = {place: read_fitted(place) for place in spec.model}
-    digest = _digest(spec, models)
+    identifiers = read_identifiers(spec.identifiers, spec.identifiers_key)
+    digest = _digest(spec, models, identifiers)
     done = read_record(spec.out)
     if done is not None:
         return _already(done, digest, spec.out)
@@ -87,6 +89,7 @@ def fuse(spec: FuseSpec) -> dict[str, Any]:
         model_id=str(model["model_id"]),
         source=f"held out of {images.source}" if spec.normal is None else images.source,
         tiles=fusion.policy.tiles,
+        identifiers=identifiers,
         max_fpr=MAX_FPR,
     )
     write_calibration(spec.out, calibrated)
@@ -152,9 +155,12 @@ def _common_domain(models: Iterable[FittedModel]) -> DomainFile:
     return DomainFile(accepts=accepts, seen=seen)
 
 
-def _digest(spec: FuseSpec, models: Mapping[str, FittedModel]) -> str:
-    """16 hex digits over the members and the images that judge them."""
-    decides = [sorted(model.model_id for model in models.values()), spec.normal]
+def _digest(spec: FuseSpec, models: Mapping[str, FittedModel], identifiers: Identifiers) -> str:
+    """16 hex digits over the members, the images that judge them, and how these name their institutions."""
+    decides: list[Any] = [sorted(model.model_id for model in models.values()), spec.normal]
+    # Fusions of earlier versions keep their digests.
+    if identifiers.mode != "none":
+        decides.append(identifiers.naming)
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
 

@@ -18,6 +18,7 @@ from ad_jobs.archive.sql import database
 from ad_jobs.deciding.record import read_decision
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import PixelPolicy
+from ad_jobs.results.object_columns import as_told
 from ad_jobs.results.run import RunRecord, read_record
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.run_specs import ReviewSpec
@@ -159,4 +160,4 @@ def _manifest(run_uri: str, record: RunRecord) -> ManifestInfo | None:
     if found.digest != record.manifest.digest:
         log.warning("%s is not the manifest of the run any more: its columns cannot be filtered by.", found.uri)
         return None
-    return found
+    return as_told(record, found)

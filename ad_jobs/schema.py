@@ -149,6 +149,8 @@ MANIFEST_HEADERS = pa.schema(
         ("laterality", pa.string()),
         ("manufacturer", pa.string()),
         ("model", pa.string()),
+        # Institution Name (0008,0080), by the identifiers' mode.
+        ("site", pa.string()),
         # Its values with backslashes between them, as stored.
         ("image_type", pa.string()),
         ("acquisition_number", pa.int32()),
@@ -176,8 +178,9 @@ MANIFEST_HEADERS = pa.schema(
         ("header_error", pa.string()),
     ]
 )
-# Those that `index --identifiers none` leaves out.
 UIDS = ("study_uid", "series_uid", "sop_uid")
+# Those that `index --identifiers` hashes, or leaves out: with other things an institution may tell who somebody is.
+IDENTIFYING = (*UIDS, "site")
 # Added by `index --demographics`.
 DEMOGRAPHICS = pa.schema(
     [

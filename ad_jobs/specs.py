@@ -126,6 +126,9 @@ class FitSpec(Spec):
     # Of the detector: backbone, layers, ...
     options: dict[str, Any] = Field(default_factory=dict, alias="set")
     limits: Limits = Field(default_factory=Limits)
+    # How the calibration names the institutions that its images are from (`decide --by site`); by default not at all.
+    identifiers: IdentifierMode = "none"
+    identifiers_key: KeyFile | None = None
     address: str | None = None
     # Of `auto`: no candidate is begun that is not expected to end within; by default ten minutes.
     budget: Time | None = None
@@ -200,6 +203,9 @@ class CalibrateSpec(Spec):
     margin: Rate = 0.05
     # As of a scan.
     accept: Accept = ()
+    # As of a fit.
+    identifiers: IdentifierMode = "none"
+    identifiers_key: KeyFile | None = None
 
     @model_validator(mode="after")
     def _one_rate_and_its_images(self) -> Self:
@@ -237,6 +243,9 @@ class FuseSpec(Spec):
     out: Place
     # Normal images that no member was fitted on; by default those that the members' fits held out.
     normal: Source | None = None
+    # As of a fit.
+    identifiers: IdentifierMode = "none"
+    identifiers_key: KeyFile | None = None
 
     @model_validator(mode="after")
     def _different_models(self) -> Self:

@@ -22,7 +22,7 @@ from ad_jobs.archive.headers import Listed, Read, header_reader
 from ad_jobs.archive.manifest import row_bytes
 from ad_jobs.archive.manifest_record import ManifestInfo, Part, changed_since, part_name, unwritable
 from ad_jobs.archive.progress import Watch
-from ad_jobs.schema import MANIFEST, UIDS
+from ad_jobs.schema import IDENTIFYING, MANIFEST
 from cluster import storage
 
 log = logging.getLogger("retroscan.index")
@@ -91,7 +91,7 @@ def _with_headers(rows: pa.Table, read: Read, options: HeaderOptions, watch: Wat
     columns: dict[str, list[object]] = {name: [] for name in options.columns if name not in MANIFEST.names}
     listed = list(map(Listed, uris, rows["bytes"].to_pylist(), rows["etag"].to_pylist()))
     for uri, found in zip(uris, read(listed), strict=True):
-        shown = found | {name: options.identifiers.uid(found.get(name)) for name in UIDS}
+        shown = found | {name: options.identifiers.uid(found.get(name)) for name in IDENTIFYING}
         for name, values in columns.items():
             values.append(folder_of(uri) if name == "group" else shown.get(name))
         watch.advance()

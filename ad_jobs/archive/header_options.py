@@ -6,9 +6,12 @@ import json
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from ad_jobs.archive.identifiers import Identifiers
-from ad_jobs.schema import DEMOGRAPHICS, MANIFEST_HEADERS, UIDS, manifest_schema
+from ad_jobs.archive.identifiers import Identifiers, Naming
+from ad_jobs.archive.manifest_record import ManifestInfo
+from ad_jobs.schema import DEMOGRAPHICS, IDENTIFYING, MANIFEST_HEADERS, manifest_schema
+from cluster import storage
 
 # In a part's metadata: how it was made.
 _MADE = b"retroscan.headers"
@@ -19,8 +22,8 @@ _VERSION = 1
 class HeaderOptions(NamedTuple):
     """How headers become columns.
 
-    `identifiers` says how studies, series and instances are named, `demographics` whether ages (by bands) and sexes are
-    told, and `address` which cluster reads, if not this process.
+    `identifiers` says how studies, series, instances and institutions are named, `demographics` whether ages (by bands)
+    and sexes are told, and `address` which cluster reads, if not this process.
     """
 
     identifiers: Identifiers = Identifiers()
@@ -30,13 +33,26 @@ class HeaderOptions(NamedTuple):
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the manifest."""
-        hidden = UIDS if self.identifiers.mode == "none" else ()
+        hidden = IDENTIFYING if self.identifiers.mode == "none" else ()
         shown = tuple(name for name in MANIFEST_HEADERS.names if name not in hidden)
         return shown + tuple(DEMOGRAPHICS.names if self.demographics else ())
 
     @property
     def schema(self) -> pa.Schema:
         """The schema of the manifest's parts, with how they are made."""
-        # A hash of nothing tells one key from another, and nothing of either.
-        made = {"version": _VERSION, "identifiers": self.identifiers.mode, "key": self.identifiers.uid("")}
+        naming = self.identifiers.naming
+        made = {"version": _VERSION, "identifiers": naming.mode, "key": naming.key}
         return manifest_schema(self.columns).with_metadata({_MADE: json.dumps(made).encode()})
+
+
+def naming_of(info: ManifestInfo) -> Naming:
+    """How a manifest with headers names what identifies; one of a version that did not say so names it as it is.
+
+    Raises:
+        StorageError: the store does not give its first part.
+    """
+    if info.identifiers != "hashed":
+        return Naming(info.identifiers or "plain", "")
+    filesystem, path = storage.filesystem(storage.join(info.uri, info.parts[0].name))
+    made = json.loads((pq.read_schema(path, filesystem=filesystem).metadata or {})[_MADE])
+    return Naming("hashed", made["key"])

@@ -1,4 +1,4 @@
-"""How a run names studies, series, instances and objects, and what it then may not say.
+"""How a run names studies, series, instances, institutions and objects, and what it then may not say.
 
 `hashed` is for runs that are handed on: nothing below the run's folder says where an object lies, so the run's manifest
 lies elsewhere, and `run.json` has hashes for its source, its manifest and its condition.
@@ -25,14 +25,29 @@ BESIDE = ".manifest"
 _OF_THE_ARCHIVE = ("source", "where", "manifest_out")
 
 
+class Naming(NamedTuple):
+    """How a file names what identifies: in two files of one naming, equal names are of one thing.
+
+    `key` is what the key makes of nothing, which tells one key from another, and nothing of either.
+    """
+
+    mode: IdentifierMode
+    key: str | None
+
+
 class Identifiers(NamedTuple):
     """How the table names studies, series and instances; `hashed` also hides URIs, which may hold names."""
 
     mode: IdentifierMode = "plain"
     key: bytes = b""
 
+    @property
+    def naming(self) -> Naming:
+        """What a file says of how it names."""
+        return Naming(self.mode, self.uid(""))
+
     def uid(self, uid: str | None) -> str | None:
-        """A UID as the table shows it."""
+        """A UID, or the name of an institution, as a table shows it."""
         if uid is None or self.mode == "none":
             return None
         return self._hash(uid) if self.mode == "hashed" else uid
@@ -68,13 +83,18 @@ def manifest_beside(out: str) -> str:
     Raises:
         UsageError: the run is a whole bucket, beside which there is nothing.
     """
-    if storage.is_s3(out) and "/" not in out.removeprefix("s3://"):
+    if (uri := beside(out)) is None:
         raise UsageError(
             "The manifest of a run with hashed identifiers lies beside its folder.",
             f"--out {out}, a whole bucket",
             "Name a prefix in it, or say where the manifest is to lie with --manifest-out.",
         )
-    return out + BESIDE
+    return uri
+
+
+def beside(out: str) -> str | None:
+    """The same; None of a whole bucket, beside which there is nothing."""
+    return None if storage.is_s3(out) and "/" not in out.removeprefix("s3://") else out + BESIDE
 
 
 def read_identifiers(mode: IdentifierMode, key: Path | None) -> Identifiers:

@@ -32,7 +32,7 @@ from ad_jobs.archive.manifest_record import (
 )
 from ad_jobs.archive.sources import SourceObject, is_list, open_source
 from ad_jobs.errors import UsageError
-from ad_jobs.schema import DEMOGRAPHICS, MANIFEST
+from ad_jobs.schema import DEMOGRAPHICS, IDENTIFYING, MANIFEST, MANIFEST_HEADERS
 from cluster import storage
 
 log = logging.getLogger("retroscan.index")
@@ -150,7 +150,8 @@ def _told(existing: ManifestInfo) -> str:
     """With which options a manifest was made, as far as they make its columns."""
     if not existing.headers:
         return "without headers"
-    if existing.identifiers is None:
+    hidden = IDENTIFYING if existing.identifiers == "none" else ()
+    if existing.identifiers is None or {*MANIFEST_HEADERS.names} - {*existing.names, *hidden}:
         return "with headers, by an earlier version"
     told = "with demographics" if set(DEMOGRAPHICS.names) <= set(existing.names) else "without demographics"
     return f"with headers, {told}, identifiers {existing.identifiers}"

@@ -22,7 +22,7 @@ from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, Part, manifest
 from ad_jobs.archive.marks import rows_marked
 from ad_jobs.archive.sql import Stream
 from ad_jobs.errors import JobError, UsageError
-from ad_jobs.schema import DEMOGRAPHICS, MANIFEST_HEADERS, UIDS
+from ad_jobs.schema import DEMOGRAPHICS, IDENTIFYING, MANIFEST_HEADERS
 from ad_jobs.values import source_place
 from cluster import storage
 from cluster.storage import uris
@@ -159,14 +159,15 @@ def read_manifest(uri: str, columns: Sequence[str] | None = None, where: str | N
 def _lacking(info: ManifestInfo) -> str:
     """How to come by the columns that the manifest does not have."""
     lacking = {*MANIFEST_HEADERS.names, *DEMOGRAPHICS.names} - set(info.names)
-    hidden, personal = lacking & set(UIDS), lacking & set(DEMOGRAPHICS.names)
+    hidden = lacking & set(IDENTIFYING) if info.identifiers == "none" else set()
+    personal = lacking & set(DEMOGRAPHICS.names)
     needed = []
     if not info.headers:
         needed.append("DICOM columns need: retroscan index --headers.")
     elif lacking - hidden - personal:
         needed.append("An earlier version made it. More need: retroscan index --headers, into a new folder.")
     elif hidden:
-        needed.append("UIDs need an index with --identifiers plain or hashed.")
+        needed.append("UIDs and site need an index with --identifiers plain or hashed.")
     if info.headers and personal:
         needed.append(f"{' and '.join(sorted(personal))} need: retroscan index --headers --demographics.")
     return " ".join(needed)

@@ -53,7 +53,7 @@ class Record(BaseModel):
     headers: bool
     # None in those of a version that did not write them down.
     columns: tuple[str, ...] | None = None
-    # How studies, series and instances are named; None without them.
+    # How studies, series, instances and institutions are named; None without them.
     identifiers: IdentifierMode | None = None
     parts: tuple[Part, ...]
     # What lies below the source and is no object, counted by why (`storage.LeftOut`).

@@ -6,7 +6,6 @@ Verbs are imported when they are called: --help never imports torch or Ray.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -51,11 +50,9 @@ def index(
         bool, typer.Option("--demographics", help="With --headers: age by bands of five years, and sex.")
     ] = False,
     identifiers: Annotated[
-        o.Identifiers, typer.Option(help="With --headers: how studies, series and instances are named.")
+        o.Identifiers, typer.Option(help="With --headers: how studies, series, instances and institutions are named.")
     ] = o.Identifiers.plain,
-    identifiers_key: Annotated[
-        Path | None, typer.Option(help="File with the key for --identifiers hashed.", metavar="FILE")
-    ] = None,
+    identifiers_key: o.IdentifiersKey = None,
     address: Annotated[
         str | None,
         typer.Option(
@@ -118,6 +115,8 @@ def fit(
         str | None, typer.Option(help="Of --detector auto: the time to try several in; 10m by default.", metavar="TIME")
     ] = None,
     limits: o.Limits = None,
+    identifiers: o.SiteNames = o.Identifiers.none,
+    identifiers_key: o.IdentifiersKey = None,
     dry_run: o.DryRun = False,
     address: o.Address = None,
     json_: o.Json = False,
@@ -147,6 +146,8 @@ def fuse(
         str | None,
         typer.Option(help="Normal images no member was fitted on; by default those they held out. " + o.SOURCE),
     ] = None,
+    identifiers: o.SiteNames = o.Identifiers.none,
+    identifiers_key: o.IdentifiersKey = None,
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
@@ -170,6 +171,8 @@ def calibrate(
     max_fnr: Annotated[float | None, typer.Option(help="Share of the anomalous images that may be missed.")] = None,
     margin: Annotated[float, typer.Option(help="With --max-fnr: lower the threshold by this share.")] = 0.05,
     accept: o.Accept = None,
+    identifiers: o.SiteNames = o.Identifiers.none,
+    identifiers_key: o.IdentifiersKey = None,
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
@@ -224,9 +227,7 @@ def scan(
     identifiers: Annotated[
         o.Identifiers, typer.Option(help="DICOM UIDs in the table: plain, hashed (URIs too) or none.")
     ] = o.Identifiers.plain,
-    identifiers_key: Annotated[
-        Path | None, typer.Option(help="File with the key for --identifiers hashed.", metavar="FILE")
-    ] = None,
+    identifiers_key: o.IdentifiersKey = None,
     manifest_out: Annotated[
         str | None,
         typer.Option(

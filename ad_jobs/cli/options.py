@@ -253,6 +253,12 @@ SigningKey = Annotated[
     Path | None,
     typer.Option(help="File with the key that run.json is signed with; or RETROSCAN_SIGNING_KEY.", metavar="FILE"),
 ]
+IdentifiersKey = Annotated[
+    Path | None, typer.Option(help="File with the key for --identifiers hashed.", metavar="FILE")
+]
+SiteNames = Annotated[
+    Identifiers, typer.Option(help="Institutions in the calibration, for `decide --by site`: plain, hashed or none.")
+]
 Limits = Annotated[
     list[str] | None,
     typer.Option(

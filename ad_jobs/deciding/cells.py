@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ad_jobs.archive.header_options import naming_of
+from ad_jobs.archive.identifiers import Naming
 from ad_jobs.errors import UsageError
 from ad_jobs.results.object_columns import ObjectColumns, manifest_of, read_object_columns
 from ad_jobs.results.run import RunRecord
@@ -28,8 +30,10 @@ class Cell(NamedTuple):
 class By:
     """The columns by which a run is divided, each from its table or else from its manifest."""
 
-    def __init__(self, columns: Sequence[str], objects: ObjectColumns) -> None:
+    def __init__(self, columns: Sequence[str], objects: ObjectColumns, naming: Naming | None = None) -> None:
+        """`naming` is how the manifest names sites, where they are asked for."""
         self.columns = tuple(columns)
+        self.naming = naming
         self._objects = objects
 
     @property
@@ -50,11 +54,12 @@ class By:
         ]
 
 
-def divided_by(columns: Sequence[str], record: RunRecord) -> By:
+def divided_by(columns: Sequence[str], run_uri: str, record: RunRecord) -> By:
     """By which columns a run is divided.
 
     Raises:
-        UsageError: no column of a held-out object's header, or one of a manifest that the run cannot name any more.
+        UsageError: no column of a held-out object's header, or one of a manifest that the run cannot name any more, or
+            that it may not tell.
         JobError: a part of the manifest is damaged.
     """
     known = ", ".join(HEADER.names)
@@ -65,16 +70,22 @@ def divided_by(columns: Sequence[str], record: RunRecord) -> By:
     beside = [name for name in columns if name not in SCORES.names]
     if not beside:
         return By(columns, ObjectColumns({}))
-    info = manifest_of(record)
+    info = manifest_of(run_uri, record)
     objects = ObjectColumns({}) if info is None else read_object_columns(info, beside)
     if missing := sorted(set(beside) - set(objects.names)):
+        if info is not None and missing == ["site"] and (mode := record.config.get("identifiers", "plain")) != "plain":
+            raise UsageError(
+                "A run that hides identifiers tells no institution, or one that its manifest has hashed.",
+                f"--by site of a run with --identifiers {mode}, and {info.uri}",
+                "Index with --headers --identifiers hashed and a key, and scan that manifest with the same.",
+            )
         raise UsageError(
             f"{', '.join(missing)} stands in a manifest with headers, and not in a run's table.",
             f"--by {missing[0]} of a run whose manifest {'is hidden, gone or changed' if info is None else 'has none'}",
             f"Index with --headers and scan that manifest, or give one of "
             f"{', '.join(name for name in HEADER.names if name in SCORES.names)}.",
         )
-    return By(columns, objects)
+    return By(columns, objects, naming_of(info) if info is not None and "site" in columns else None)
 
 
 def by_model(batch: pa.RecordBatch, models: Mapping[str, Any], *statuses: str) -> Iterator[tuple[str, pa.RecordBatch]]:

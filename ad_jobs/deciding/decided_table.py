@@ -38,7 +38,7 @@ class DecidedTable(ScoreTable):
         self._original = original
         self._level = decision["level"]
         self._thresholds = {model["model_id"]: model["threshold"] for model in decision["models"]}
-        self._by = divided_by(decision.get("by", ()) if self._level != "image" else (), original.record)
+        self._by = divided_by(decision.get("by", ()) if self._level != "image" else (), original.uri, original.record)
         self._frames, self._flagged = self._read(table_of(original.uri, decision["decision_id"]))
         flagged = sum(int(model["flagged"]) for model in decision["models"])
         counts = original.record.counts

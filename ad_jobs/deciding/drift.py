@@ -1,4 +1,4 @@
-"""Where a run's scores drift from the held-out normals: by month, by maker, by model of the scanner.
+"""Where a run's scores drift from the held-out normals: by month, by maker, model and site of the scanner.
 
 An archive holds abnormal images, and one ward more of them than another, so that a group's mean and its high scores
 tell nothing of drift.
@@ -38,7 +38,7 @@ from ad_jobs.schema import SCORES
 
 DRIFT_FILE = "drift.parquet"
 # What groups are formed by: of the table, and of the run's manifest where it has them.
-OF_THE_TABLE, OF_THE_MANIFEST = ("study_month", "manufacturer"), ("model",)
+OF_THE_TABLE, OF_THE_MANIFEST = ("study_month", "manufacturer"), ("model", "site")
 COLUMNS = ("object_id", "model_id", "status", "score", "flagged", "study_uid", *OF_THE_TABLE)
 # Groups of fewer studies are counted and not judged.
 LEAST_STUDIES = 20

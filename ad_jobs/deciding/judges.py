@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ad_jobs.archive.identifiers import Naming
 from ad_jobs.deciding.cells import Cell, by_values
 from ad_jobs.deciding.p_values import Reference
 from ad_jobs.errors import UsageError
+from ad_jobs.scoring.held_out import naming_of
 
 
 class HeldOutScores(NamedTuple):
@@ -22,6 +24,11 @@ class HeldOutScores(NamedTuple):
     sha256: str
     # As held_out.HELD_OUT, or what of it an earlier version kept.
     table: pa.Table
+
+    @property
+    def naming(self) -> Naming:
+        """How it names sites."""
+        return naming_of(self.table.schema)
 
     @property
     def normal(self) -> pa.Table:

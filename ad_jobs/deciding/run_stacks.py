@@ -41,13 +41,13 @@ def run_stacks(run_uri: str, level: Level) -> str:
     return storage.join(run_uri, FILES[level])
 
 
-def instance_numbers(record: RunRecord) -> ObjectColumns:
+def instance_numbers(run_uri: str, record: RunRecord) -> ObjectColumns:
     """`instance_number` of a run's objects, where its manifest has it.
 
     Raises:
         JobError: a part of the manifest is missing or damaged.
     """
-    info = manifest_of(record)
+    info = manifest_of(run_uri, record)
     return ObjectColumns({}) if info is None else read_object_columns(info, ["instance_number"])
 
 
@@ -76,7 +76,7 @@ def write_run_stacks(run_uri: str, record: RunRecord, table: Rows, level: Level)
     models = {model.model_id: model for model in record.models}
     with tempfile.TemporaryDirectory(prefix="retroscan-stacks-") as folder:
         path = Path(folder) / "gathered.parquet"
-        gather(table, models, level, path, by=_UNDIVIDED, numbers=instance_numbers(record))
+        gather(table, models, level, path, by=_UNDIVIDED, numbers=instance_numbers(run_uri, record))
         publish_run_stacks(run_uri, record, path, level)
 
 

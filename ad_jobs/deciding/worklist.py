@@ -106,7 +106,7 @@ def _flagged(decided: pq.ParquetFile, table: ScoreTable) -> Stream:
     schema = decided.schema_arrow
     if _SLICE.name in schema.names:
         return Stream(schema, (rows.filter(rows["flagged"]) for rows in decided.iter_batches(BATCH_ROWS)))
-    numbers = instance_numbers(table.record)
+    numbers = instance_numbers(table.uri, table.record)
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in decided.iter_batches(BATCH_ROWS):

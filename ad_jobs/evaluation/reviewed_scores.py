@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ad_jobs.archive.header_options import naming_of
+from ad_jobs.archive.identifiers import Identifiers
+from ad_jobs.archive.manifest_record import ManifestInfo
 from ad_jobs.deciding.cells import by_model
 from ad_jobs.deciding.stacks import places_in
+from ad_jobs.errors import UsageError
 from ad_jobs.evaluation.reviewed import reviewed
 from ad_jobs.results.object_columns import ObjectColumns, manifest_of, read_object_columns
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.schema import SCORED, SCORES
+from ad_jobs.scoring.calibration import NAMELESS
 from ad_jobs.scoring.held_out import HEADER, Scored
 from cluster.counting import counted
 
@@ -49,18 +54,23 @@ _READ = (
 )
 
 
-def reviewed_scores(table: ScoreTable, model_id: str, most_rows: int = MOST_ROWS) -> list[Scored]:
+def reviewed_scores(
+    table: ScoreTable, model_id: str, identifiers: Identifiers = NAMELESS, most_rows: int = MOST_ROWS
+) -> list[Scored]:
     """The scored rows of a model: anomalous what was accepted or supplemented, normal all others but disputed ones.
 
+    `identifiers` say how their institutions are named.
+
     Raises:
-        UsageError: nobody has reviewed the run.
+        UsageError: nobody has reviewed the run, or its institutions cannot be named so.
         JobError: a part of the run, of its manifest or of the verdicts is damaged.
     """
     found = reviewed(table.uri)
     said: dict[tuple[int, int], bool | None] = dict.fromkeys(_keys(found.disputed))
     said |= dict(zip(_keys(found.frames), found.frames["anomalous"].astype(bool).tolist(), strict=True))
-    info = manifest_of(table.record)
+    info = manifest_of(table.uri, table.record)
     beside = ObjectColumns({}) if info is None else read_object_columns(info, _BESIDE)
+    named = _named(identifiers, info)
     count = (
         "SELECT count(*) AS rows, count(*) FILTER (flagged) AS flagged FROM scores WHERE status = ? AND model_id = ?"
     )
@@ -74,7 +84,7 @@ def reviewed_scores(table: ScoreTable, model_id: str, most_rows: int = MOST_ROWS
         unseen -= bool(row["flagged"]) and key in said
         # What is disputed is left out; of normal ones whole studies are, where there are too many.
         if anomalous or (anomalous is False and _place(row["group"]) < share):
-            header = {name: row.get(name) for name in HEADER.names}
+            header = {name: row.get(name) for name in HEADER.names} | {"site": named(row.get("site"))}
             content = str(row["content_sha256"])
             scored.append(Scored(content, row["frame"], row["group"], anomalous, row["score"], row["series"], header))
     abnormal = sum(one.anomalous for one in scored)
@@ -90,6 +100,30 @@ def reviewed_scores(table: ScoreTable, model_id: str, most_rows: int = MOST_ROWS
             counted(unseen, "flagged frame"),
         )
     return scored
+
+
+def _named(identifiers: Identifiers, info: ManifestInfo | None) -> Callable[[str | None], str | None]:
+    """What makes of a site, as a run's manifest names it, what the calibration is to name it."""
+    if identifiers.mode == "none":
+        return identifiers.uid
+    if info is None or "site" not in info.names:
+        raise UsageError(
+            "A calibration from reviews knows the institutions that the run's manifest tells.",
+            f"--identifiers {identifiers.mode}, and a manifest that is hidden, gone, or has no site",
+            "Leave --identifiers out, or index with --headers and scan that manifest.",
+        )
+    naming = naming_of(info)
+    if naming.mode == "plain":
+        return identifiers.uid
+    if naming != identifiers.naming:
+        raise UsageError(
+            "What is hashed stays hashed, by its own key.",
+            f"--identifiers {identifiers.mode}"
+            + (" with another key" if identifiers.mode == "hashed" else "")
+            + f", and {info.uri}, indexed with --identifiers hashed",
+            "Give --identifiers hashed and the key of that index, or leave --identifiers out.",
+        )
+    return lambda site: site
 
 
 def _rows(

@@ -22,9 +22,8 @@ from ad_jobs.results.described import described
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.schema import SCORED
 
-# What groups are formed by: of the table, and of the run's manifest where it has them (index --demographics); and
-# `site` of the labels, as no header tells it without the name of an institution.
-OF_THE_TABLE, OF_THE_MANIFEST = ("modality", "manufacturer"), ("age_band", "sex")
+# What groups are formed by: of the table, and of the run's manifest where it has them (index --headers).
+OF_THE_TABLE, OF_THE_MANIFEST = ("modality", "manufacturer"), ("age_band", "sex", "site")
 # Smaller groups are taken together, and hidden where together they are not more.
 LEAST = 5
 # Of the bootstrap of an AUROC, which is given where both classes have LEAST images.
@@ -38,20 +37,22 @@ _OF_OBJECTS = f"""
 def attributes(table: ScoreTable, labels: Labels) -> pd.DataFrame:
     """Of each labelled object of the run what groups are formed by, as far as it is known; by its URI.
 
+    Labels that name sites name all of them: in the words of two sources one site would be two.
+
     Raises:
         JobError: a part of the table, or of the manifest, is missing or damaged.
     """
     known = pa.table({"label": labels.table["uri"].unique()})
     found = table.query(_OF_OBJECTS, ["object_id", "uri", *OF_THE_TABLE], labels=known)
     frame: pd.DataFrame = found.to_pandas()
-    stream = described(table.record, OF_THE_MANIFEST)
+    stream = described(table.uri, table.record, OF_THE_MANIFEST)
     if stream is not None:
         ids = found["object_id"].combine_chunks()
         kept = [batch.filter(pc.is_in(batch["object_id"], ids)) for batch in stream.batches]
         frame = frame.merge(pa.Table.from_batches(kept, stream.schema).to_pandas(), on="object_id", how="left")
     frame = frame.drop(columns="object_id").set_index("uri")
     sites = labels.table.dropna(subset=["site"]).drop_duplicates("uri").set_index("uri")["site"]
-    return frame if sites.empty else frame.join(sites)
+    return frame if sites.empty else frame.drop(columns="site", errors="ignore").join(sites)
 
 
 def subgroups(

@@ -6,9 +6,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from ad_jobs.archive.identifiers import read_identifiers
 from ad_jobs.archive.sources import SourceObject
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import PixelPolicy
@@ -58,8 +60,12 @@ class FitIntent:
             raise usage(error) from error
 
     def digest(self, normal: Sequence[SourceObject], anomalous: Sequence[SourceObject]) -> str:
-        """16 hex digits over everything that decides the model: what is fitted, how, and on which objects."""
-        decides = {
+        """16 hex digits over everything that decides the model: what is fitted, how, and on which objects.
+
+        Raises:
+            UsageError: the key of hashed identifiers cannot be read.
+        """
+        decides: dict[str, Any] = {
             "detector": self.spec.detector,
             "config": self.config.model_dump(mode="json"),
             "policy": self.policy.model_dump(mode="json"),
@@ -68,6 +74,9 @@ class FitIntent:
             "normal": [[o.uri, o.bytes, o.etag, o.group] for o in normal],
             "anomalous": [[o.uri, o.bytes, o.etag] for o in anomalous],
         }
+        # Fits of earlier versions keep their digests.
+        if self.spec.identifiers != "none":
+            decides["sites"] = read_identifiers(self.spec.identifiers, self.spec.identifiers_key).naming
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -53,7 +53,7 @@ class Frame(NamedTuple):
 class Decoded(NamedTuple):
     """All frames of one object, what its header may tell, and remarks, in ABC order.
 
-    `header` has the keys of schema.HEADER, and of DICOM what else `domain.Traits` asks for.
+    `header` has the keys of schema.HEADER, and of DICOM what else `domain.Traits` and a calibration ask for.
     `refused` says of each model that was given why it does not take the object, None where it does; `error` is what
     keeps the others from it.
     """

@@ -139,11 +139,12 @@ class DicomPicture:
         self._syntax = syntax
         self._module = module
         with _pydicom("header"):
-            # The last three are no columns of a score table: a model's acceptance domain and a calibration have them.
+            # The last four are no columns of a score table: a model's acceptance domain and a calibration have them.
             self.header = {
                 **_header(ds),
                 "body_part": representation.code(_values(ds, ("BodyPartExamined",)), "BodyPartExamined"),
                 "model": representation.long_string(_values(ds, ("ManufacturerModelName",)), "ManufacturerModelName"),
+                "site": representation.long_string(_values(ds, ("InstitutionName",)), "InstitutionName"),
                 "spacing_mm": _spacing_mm(ds),
             }
             if syntax in _NATIVE:

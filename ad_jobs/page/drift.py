@@ -21,7 +21,7 @@ COLUMNS = tuple(dict.fromkeys((*drift.COLUMNS, *proportion.COLUMNS)))
 _DRAWN = 12
 # The height of a chart, in bars of the held-out normals.
 _TIMES = 3
-_WORDS = {"study_month": "month", "manufacturer": "maker", "model": "scanner"}
+_WORDS = {"study_month": "month", "manufacturer": "maker", "model": "scanner", "site": "site"}
 _HOW = {
     "higher": "scores higher",
     "lower": "scores lower",
@@ -59,7 +59,7 @@ def section(table: ScoreTable) -> Section:
             )
         else:
             normals[model.model_id] = found
-    rows = drift.drift(table, normals, described(record, drift.OF_THE_MANIFEST))
+    rows = drift.drift(table, normals, described(table.uri, record, drift.OF_THE_MANIFEST))
     file = io.BytesIO()
     pq.write_table(rows, file, compression="zstd")
     groups = rows.to_pylist()

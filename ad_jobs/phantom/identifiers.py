@@ -94,7 +94,7 @@ class Visit:
                 "ReferringPhysicianName": f"{planted.word(rng)}^{planted.word(rng)}",
                 "PerformingPhysicianName": f"{planted.word(rng)}^Dr",
                 "OperatorsName": f"{planted.word(rng)}^Op",
-                "InstitutionName": f"{planted.word(rng)} Clinic",
+                "InstitutionalDepartmentName": f"{planted.word(rng)} Ward",
                 "InstitutionAddress": f"{planted.word(rng)} Square 1",
                 "StationName": planted.number(rng),
                 "DeviceSerialNumber": planted.number(rng),

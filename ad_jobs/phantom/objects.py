@@ -121,6 +121,7 @@ def _common(study: Study, number: int, modality: str, sop_class: str) -> Dataset
     ds.SpecificCharacterSet = "ISO_IR 100"
     for keyword, value in {**study.person.attributes, **study.visit.attributes}.items():
         setattr(ds, keyword, value)
+    ds.InstitutionName = study.scanner.institution
     ds.Modality = modality
     ds.SOPClassUID = sop_class
     ds.StudyInstanceUID = _uid(study.key)

@@ -17,6 +17,8 @@ from pydicom.uid import (
 from ad_jobs.phantom.anatomy import Floats, noise
 from ad_jobs.phantom.codecs import BITS_STORED, JPEG_2000_LOSSLESS, JPEG_LOSSLESS_SV1, JPEG_LS_LOSSLESS, RLE_LOSSLESS
 
+# Where scanners stand.
+INSTITUTIONS = ("Phantom Hill Hospital", "Phantom Harbour Clinic")
 _FULL = 2**BITS_STORED - 1
 # The signal that the window shows as white: a little headroom above the scalp.
 _BRIGHTEST = 1.05
@@ -34,6 +36,7 @@ class Scanner:
 
     manufacturer: str
     model: str
+    institution: str
     rows: float = 1.0
     columns: float = 1.0
     photometric: str = "MONOCHROME2"
@@ -54,6 +57,7 @@ SCANNERS = (
     Scanner(
         manufacturer="Aster Imaging",
         model="A1",
+        institution=INSTITUTIONS[0],
         gain=2600.0,
         noise=0.012,
         bias=0.06,
@@ -62,6 +66,7 @@ SCANNERS = (
     Scanner(
         manufacturer="Borealis",
         model="B-15",
+        institution=INSTITUTIONS[1],
         rows=1.09,
         gain=3300.0,
         slope=0.5,
@@ -73,6 +78,7 @@ SCANNERS = (
     Scanner(
         manufacturer="Cassiopeia",
         model="C Pro",
+        institution=INSTITUTIONS[0],
         photometric="MONOCHROME1",
         gain=3600.0,
         noise=0.014,
@@ -82,6 +88,7 @@ SCANNERS = (
     Scanner(
         manufacturer="Delphinus",
         model="D30",
+        institution=INSTITUTIONS[1],
         columns=0.93,
         gain=1800.0,
         slope=2.0,

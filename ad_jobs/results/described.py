@@ -1,4 +1,4 @@
-"""What a run's manifest says of its objects, beside the table: the scanner's model, age bands, sex."""
+"""What a run's manifest says of its objects, beside the table: the scanner's model, its site, age bands, sex."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ad_jobs.results.object_columns import manifest_of
 from ad_jobs.results.run import RunRecord
 
 
-def described(record: RunRecord, columns: Sequence[str]) -> Stream | None:
+def described(run_uri: str, record: RunRecord, columns: Sequence[str]) -> Stream | None:
     """The object_id and those of these columns that the run's manifest has, of all objects that it lists.
 
     None where it has none of them, or `manifest_of` finds none.
     """
-    info = manifest_of(record)
+    info = manifest_of(run_uri, record)
     if info is None or not (known := [name for name in columns if name in info.names]):
         return None
     schema = pa.schema([info.table_schema.field(name) for name in ("object_id", *known)])

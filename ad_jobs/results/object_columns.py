@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from ad_jobs.archive.identifiers import is_hashed
+from ad_jobs.archive.identifiers import beside, is_hashed
 from ad_jobs.archive.manifest import read_parts
 from ad_jobs.archive.manifest_record import ManifestInfo, stored_manifest
 from ad_jobs.results.run import RunRecord
+from ad_jobs.schema import IDENTIFYING
 from cluster import storage
 
 
@@ -29,22 +30,35 @@ class ObjectColumns:
         return found.dictionary_decode() if pa.types.is_dictionary(found.type) else found
 
 
-def manifest_of(record: RunRecord) -> ManifestInfo | None:
-    """The manifest that a run was made from; None where it is hidden, gone, or another one by now.
+def manifest_of(run_uri: str, record: RunRecord) -> ManifestInfo | None:
+    """The manifest that a run was made from, `as_told`; None where it is gone, or another one by now.
 
+    That of a run with hashed identifiers is found beside its folder alone.
     Who asks says what it means that there is none.
 
     Raises:
         StorageError: the store does not say whether it is there.
     """
-    if is_hashed(record.manifest.uri):
-        return None
+    uri: str | None = record.manifest.uri
+    if is_hashed(uri):
+        uri = beside(run_uri)
     try:
-        info = stored_manifest(record.manifest.uri)
+        info = None if uri is None else stored_manifest(uri)
     except storage.AccessDenied:
         # A run may be handed to those who may not see its archive.
         return None
-    return info if info is not None and info.digest == record.manifest.digest else None
+    return as_told(record, info) if info is not None and info.digest == record.manifest.digest else None
+
+
+def as_told(record: RunRecord, info: ManifestInfo) -> ManifestInfo:
+    """A run's manifest without the columns that the run may not tell.
+
+    That is what identifies, in a run without identifiers, and in one with hashed ones if the manifest does not hash it.
+    """
+    mode = record.config.get("identifiers", "plain")
+    if mode == "plain" or mode == info.identifiers == "hashed":
+        return info
+    return info.model_copy(update={"columns": tuple(name for name in info.names if name not in IDENTIFYING)})
 
 
 def read_object_columns(info: ManifestInfo, names: Sequence[str]) -> ObjectColumns:

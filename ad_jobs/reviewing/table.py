@@ -33,8 +33,7 @@ _READ = (
     *("rows", "columns", "bits", "photometric"),
 )
 _ROWS = pa.schema([*(SCORES.field(name) for name in _READ), ("folder", pa.string())])
-# Of the manifest, where it has them: the name there, here, and its type. No version of `index` writes a site yet;
-# a manifest that was joined with one has it.
+# Of the manifest, where it has them: the name there, here, and its type.
 _OF_MANIFEST = (
     ("site", "site", pa.string()),
     ("model", "scanner", pa.string()),

@@ -28,6 +28,7 @@ from ad_jobs.results.run import ModelRef, ParentRef, not_selected
 from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.scanning.since import earlier, select_since
 from ad_jobs.schema import SCORES_VERSION
+from ad_jobs.scoring.held_out import check_hidden
 from ad_jobs.scoring.model_store import CalibratedModel, read_model
 from ad_jobs.specs import AUTO, CHAPTER_OBJECTS, KeepPolicy, Retry, ScanSpec
 from cluster import storage
@@ -139,6 +140,8 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
         raise refusal(error) from error
     policies = tuple(dict.fromkeys(model.policy for model in models))
     calibrations = tuple((identifiers.calibration(model.calibration_file), model.held_out_file()) for model in models)
+    for model, (_, held_out) in zip(models, calibrations, strict=True):
+        check_hidden(held_out, identifiers, model.uri)
     references = tuple(_reference(model, kept) for model, (kept, _) in zip(models, calibrations, strict=True))
     uses = tuple(
         ModelUse(

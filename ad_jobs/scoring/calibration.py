@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError, model_validator
 
+from ad_jobs.archive.identifiers import Identifiers, Naming
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.policy import Tiles
 from ad_jobs.images.tiling import SAME
 from ad_jobs.results.heatmaps import EARLIER_ANCHOR
 from ad_jobs.results.run import ModelRef, calibration_copy
-from ad_jobs.scoring.held_out import HeldOut, Origin, Scored, to_parquet
+from ad_jobs.scoring.held_out import UNNAMED, HeldOut, Origin, Scored, to_parquet
 from ad_jobs.scoring.thresholds import Threshold, threshold_for_fnr, threshold_for_fpr
 from cluster import storage
 
@@ -32,6 +33,8 @@ KEPT = "calibrations"
 # The scale's top is so many times as far above the typical normal pixel as its anchor: next to nothing is clipped, and
 # of the 65,536 steps of a stored heatmap 8,192 lie below the anchor.
 HEADROOM = 8.0
+# Institutions are not named unless somebody asks for it.
+NAMELESS = Identifiers("none")
 
 
 class Calibration(Threshold):
@@ -137,13 +140,14 @@ def calibrate_on(
     source: str,
     anomalous: Iterable[HeldOut] = (),
     tiles: Tiles | None = None,
+    identifiers: Identifiers = NAMELESS,
     max_fpr: float | None = None,
     max_fnr: float | None = None,
     margin: float = 0.0,
 ) -> Calibrated:
     """A calibration from frames that are already decoded; heatmap scale from the normals alone.
 
-    `tiles` is how frames are cut, if they are.
+    `tiles` is how frames are cut, if they are; `identifiers` say how the institutions are named that they are from.
 
     Raises:
         JobError: there is no normal frame, or a score that is not finite.
@@ -163,7 +167,7 @@ def calibrate_on(
                     "The detector gave a score that is not finite on a held-out image.",
                     "Fit it again, with a lower learning rate.",
                 )
-            scored.append(origins.popleft().scored(abnormal, result.score))
+            scored.append(origins.popleft().named_by(identifiers).scored(abnormal, result.score))
             if not abnormal:
                 heat.add(result.heatmap, result.score)
     if all(one.anomalous for one in scored):
@@ -175,6 +179,7 @@ def calibrate_on(
         model_id=model_id,
         source=source,
         heatmap_scale=heat.scale,
+        naming=identifiers.naming,
         max_fpr=max_fpr,
         max_fnr=max_fnr,
         margin=margin,
@@ -187,11 +192,14 @@ def calibration_from(
     model_id: str,
     source: str,
     heatmap_scale: Callable[[float], HeatmapScale],
+    naming: Naming = UNNAMED,
     max_fpr: float | None = None,
     max_fnr: float | None = None,
     margin: float = 0.0,
 ) -> Calibrated:
     """A calibration from frames that are already scored, some of them normal; `heatmap_scale` takes the threshold.
+
+    `naming` is how the frames name their institutions.
 
     Raises:
         UsageError: a rate of misses, and no anomalous frame.
@@ -200,7 +208,7 @@ def calibration_from(
     abnormal_scores = [one.score for one in scored if one.anomalous]
     found = _threshold(normal_scores, abnormal_scores, max_fpr, max_fnr, margin)
     scale = heatmap_scale(found.threshold)
-    held_out = to_parquet(scored)
+    held_out = to_parquet(scored, naming)
     calibration = Calibration(
         model_id=model_id,
         n_normal=len(normal_scores),

@@ -1,12 +1,15 @@
 """The scores that a calibration came from: with them another rule can be had, and no image is scored again.
 
 They name no image: an object is the digest of its bytes, a group and a series are numbers.
+The institution that an image is from is kept where that was asked for, by its name or by its hash under a key: one
+without a key could be undone by whoever has a list of hospitals.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,17 +19,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ad_jobs.archive.identifiers import Identifiers, Naming
 from ad_jobs.errors import UsageError
 from ad_jobs.schema import MANIFEST_HEADERS
 from cluster import storage
 
-# Of the object's header, by which held-out images may be told apart (`decide --by`). No identifier is among them.
+# Of the object's header, by which held-out images may be told apart (`decide --by`).
 HEADER = pa.schema(
     [
         MANIFEST_HEADERS.field(name)
         for name in (
             *("modality", "body_part", "manufacturer", "model", "study_month"),
-            *("rows", "columns", "bits", "photometric", "transfer_syntax"),
+            *("rows", "columns", "bits", "photometric", "transfer_syntax", "site"),
         )
     ]
 )
@@ -41,9 +45,13 @@ HELD_OUT = pa.schema(
         ("score", pa.float32()),
         # Frames with one number are of one series, else of one group. Earlier versions kept neither it nor the header.
         ("series", pa.int32()),
+        # `site` only where it was asked for.
         *HEADER,
     ]
 )
+# Of a calibration that keeps no site; and where a file says how its sites are named.
+UNNAMED = Naming("none", None)
+_NAMING = b"retroscan.identifiers"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -79,6 +87,10 @@ class Origin(NamedTuple):
         """The frame with what it scored."""
         return Scored(self.object, self.frame, self.group, anomalous, score, self.series, self.header)
 
+    def named_by(self, identifiers: Identifiers) -> Origin:
+        """The same, its institution named so."""
+        return self._replace(header={**self.header, "site": identifiers.uid(self.header.get("site"))})
+
 
 class Scored(NamedTuple):
     """What is kept of a held-out frame."""
@@ -92,8 +104,8 @@ class Scored(NamedTuple):
     header: Mapping[str, Any] = _NOTHING
 
 
-def to_parquet(scored: Iterable[Scored]) -> bytes:
-    """A file of HELD_OUT, in the order given."""
+def to_parquet(scored: Iterable[Scored], naming: Naming = UNNAMED) -> bytes:
+    """A file of HELD_OUT, in the order given; with a column `site` if `naming` says how sites are named there."""
     groups: dict[str, int] = {}
     series: dict[str, int] = {}
     rows = []
@@ -104,9 +116,29 @@ def to_parquet(scored: Iterable[Scored]) -> bytes:
             "series": series.setdefault(one.series or one.group or alone, len(series)),
         }
         rows.append({**kept(one.header), **one._asdict(), **numbers})
+    schema = HELD_OUT.with_metadata({_NAMING: json.dumps(naming._asdict())})
+    if naming.mode == "none":
+        schema = pa.schema([field for field in HELD_OUT if field.name != "site"])
     file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, HELD_OUT), file, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema), file, compression="zstd")
     return file.getvalue()
+
+
+def naming_of(schema: pa.Schema) -> Naming:
+    """How the sites of a file with this schema are named; UNNAMED where it has none."""
+    said = (schema.metadata or {}).get(_NAMING)
+    return UNNAMED if said is None else Naming(**json.loads(said))
+
+
+def check_hidden(body: bytes | None, identifiers: Identifiers, model: str) -> None:
+    """Raise UsageError where a run that hides identifiers would keep a copy of a file of HELD_OUT that names sites."""
+    if body is None or identifiers.mode == "plain" or naming_of(pq.read_schema(io.BytesIO(body))).mode != "plain":
+        return
+    raise UsageError(
+        "A run that hides identifiers names no institution.",
+        f"--identifiers {identifiers.mode}, and the calibration of {model}, made with --identifiers plain",
+        "Calibrate the model again with --identifiers hashed and a key, or without --identifiers.",
+    )
 
 
 def kept(header: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +169,7 @@ def read_held_out(uri: str, sha256: str) -> pa.Table:
     """
     table = pq.read_table(io.BytesIO(held_out_file(uri, sha256)))
     there = pa.schema([field for field in HELD_OUT if field.name in table.column_names])
-    return table.select(there.names).cast(there)
+    return table.select(there.names).cast(there.with_metadata(table.schema.metadata))
 
 
 def _changed(uri: str, what: str) -> UsageError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,10 +12,12 @@ import pytest
 import runkit as kit
 import scankit
 
+from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.calibrate import calibrate
 from ad_jobs.errors import UsageError
 from ad_jobs.evaluation.reviewed_scores import reviewed_scores
-from ad_jobs.results.run import RunRecord, read_record, write_record
+from ad_jobs.index import index
+from ad_jobs.results.run import ManifestRef, RunRecord, read_record, write_record
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.reviewing.verdicts import add, noted
 from ad_jobs.scoring.model_store import read_calibration, read_fitted
@@ -22,6 +25,7 @@ from ad_jobs.scoring.thresholds import threshold_for_fpr
 
 # Of a run 2 % are abnormal; what scores above FLAGGED was shown.
 NORMAL, ABNORMAL, FLAGGED = 2940, 60, 2.0
+HASHED = Identifiers("hashed", b"a key")
 
 
 def make_run(folder: Path, seed: int, *, skip: int = 0, model_id: str = kit.MODEL) -> tuple[str, np.ndarray]:
@@ -121,6 +125,40 @@ def test_unseen_flagged_and_disputed_frames(tmp_path: Path, caplog: pytest.LogCa
     some = reviewed_scores(ScoreTable(run, read_record(run)), kit.MODEL, most_rows=600)
     assert 400 < sum(not one.anomalous for one in some) < 800
     assert sum(one.anomalous for one in some) == sum(one.anomalous for one in found)
+
+
+def test_sites_of_a_reviewed_run_are_those_of_its_manifest(tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    for number in range(4):
+        data = scankit.dicom_of(number, InstitutionName=f"Clinic {number // 2}")
+        (tmp_path / "archive" / f"{number}.dcm").write_bytes(data)
+    (tmp_path / "key").write_bytes(HASHED.key)
+    keyed: dict[str, dict[str, Any]] = {"plain": {}, "hashed": {"identifiers_key": tmp_path / "key"}, "none": {}}
+    for mode, key in keyed.items():
+        info = index(str(tmp_path / "archive"), str(tmp_path / mode), headers=True, identifiers=mode, **key)
+        rows = [kit.scored(i, score=0.1 * i, content_sha256=f"{i:064x}") for i in range(4)]
+        kit.write_part(tmp_path / f"of {mode}", rows)
+        record = kit.record(tmp_path / f"of {mode}", 4)
+        manifest = ManifestRef(uri=info.uri, digest=info.digest, objects=4)
+        write_record(str(tmp_path / f"of {mode}"), record.model_copy(update={"manifest": manifest}))
+        add(str(tmp_path / f"of {mode}"), [noted({**rows[3], "frame": 0}, "ann", "accepted")])
+
+    def sites(mode: str, identifiers: Identifiers) -> list[str | None]:
+        run = str(tmp_path / f"of {mode}")
+        return [
+            one.header["site"] for one in reviewed_scores(ScoreTable(run, read_record(run)), kit.MODEL, identifiers)
+        ]
+
+    names = ["Clinic 0", "Clinic 0", "Clinic 1", "Clinic 1"]
+    assert sites("plain", Identifiers("plain")) == names
+    hashed = [HASHED.uid(name) for name in names]
+    assert sites("plain", HASHED) == sites("hashed", HASHED) == hashed
+    assert sites("hashed", Identifiers("none")) == [None] * 4
+    for identifiers in (Identifiers("plain"), Identifiers("hashed", b"another key")):
+        with pytest.raises(UsageError, match=r"by its own key.*indexed with --identifiers hashed"):
+            sites("hashed", identifiers)
+    with pytest.raises(UsageError, match=r"hidden, gone, or has no site"):
+        sites("none", HASHED)
 
 
 def test_a_calibration_from_a_reviewed_run_is_kept_with_its_scores(tmp_path: Path) -> None:

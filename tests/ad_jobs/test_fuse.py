@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fusekit import RANDOM, few_defects, fitted, normals, pair
 from s3server import S3Server
@@ -20,7 +22,7 @@ from ad_jobs.fitting import fusion
 from ad_jobs.fuse import fuse
 from ad_jobs.images.domain import Domain
 from ad_jobs.score import score
-from ad_jobs.scoring.model_store import open_model, read_fitted
+from ad_jobs.scoring.model_store import open_model, read_fitted, read_model
 from ad_jobs.show import show
 
 
@@ -90,6 +92,8 @@ def test_the_same_command_again_finds_it_done(home: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (home / "fused").rglob("*")} == before
     with pytest.raises(UsageError, match="One folder holds one model"):
         fuse(model=members(home), out=str(home / "fused"), normal=normals(str(home / "other"), 4))
+    with pytest.raises(UsageError, match="One folder holds one model"):
+        fuse(model=members(home), out=str(home / "fused"), identifiers="plain")
 
 
 def test_other_images_may_be_named_that_no_member_was_fitted_on(home: Path, tmp_path: Path) -> None:
@@ -97,8 +101,11 @@ def test_other_images_may_be_named_that_no_member_was_fitted_on(home: Path, tmp_
     others.mkdir()
     for number in range(60, 67):
         (others / f"{number}.png").write_bytes(png(number))
-    record = fuse(model=members(home), out=str(tmp_path / "fused"), normal=str(others))
+    record = fuse(model=members(home), out=str(tmp_path / "fused"), normal=str(others), identifiers="plain")
     assert record["fused"]["normals"] == 7
+    held_out = read_model(str(tmp_path / "fused")).held_out_file()
+    assert held_out is not None
+    assert "site" in pq.read_schema(pa.BufferReader(held_out)).names
     with pytest.raises(UsageError, match="--normal is of images that no member was fitted on"):
         fuse(model=members(home), out=str(tmp_path / "again"), normal=str(home / "normal"))
 

@@ -155,13 +155,20 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
             "workers": 2,
             "options": {"cells": [2, 4], "backbone": "vgg16", "blur": 2.5, "contrast": False, "weights": "a=b, c"},
             "limits": {"max_bytes": 5, "timeout_s": 1.5},
+            "identifiers": "hashed",
+            "identifiers_key": "/keys/a",
             "address": "auto",
         },
     ),
-    "fuse": (specs.FuseSpec, {"model": ["m", "s3://b/n"], "out": "f", "normal": "manifest:a"}),
+    "fuse": (
+        specs.FuseSpec,
+        {"model": ["m", "s3://b/n"], "out": "f", "normal": "manifest:a"}
+        | {"identifiers": "hashed", "identifiers_key": "/keys/a"},
+    ),
     "calibrate": (
         specs.CalibrateSpec,
-        {"model": "m", "normal": "a", "anomalous": "b", "max_fnr": 0.0, "margin": 0.1, "accept": ("all",)},
+        {"model": "m", "normal": "a", "anomalous": "b", "max_fnr": 0.0, "margin": 0.1, "accept": ("all",)}
+        | {"identifiers": "hashed", "identifiers_key": "/keys/a"},
     ),
     "plan": (
         specs.PlanSpec,

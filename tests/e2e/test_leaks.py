@@ -21,6 +21,7 @@ from pydicom.dataset import Dataset
 from scankit import describe_grey, dicom, make_model, png, written
 
 from ad_jobs.archive.identifiers import BESIDE
+from ad_jobs.calibrate import calibrate
 from ad_jobs.index import index
 from ad_jobs.results.read import read_run, read_scores
 from cluster import storage
@@ -32,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 PLANTED = "Zzyzx"
 KEY = b"a secret of this test"
 STUDY = "1.2.826.0.1.4711.99"
+SITE = f"{PLANTED} Hospital"
 
 
 def picture(kind: str) -> bytes:
@@ -60,7 +62,8 @@ def named_dicom() -> bytes:
     data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.4", STUDY + ".2"
     data.StudyInstanceUID, data.SeriesInstanceUID = STUDY, STUDY + ".1"
     data.PatientName, data.PatientID, data.AccessionNumber = f"{PLANTED}^A", f"{PLANTED}-1", f"{PLANTED}A"
-    data.StudyDescription = data.InstitutionName = data.StationName = data.PatientComments = f"{PLANTED} said"
+    data.StudyDescription = data.StationName = data.PatientComments = f"{PLANTED} said"
+    data.InstitutionName = SITE
     private = data.private_block(0x0011, f"{PLANTED} maker", create=True)
     private.add_new(0x01, "LO", f"{PLANTED} private")
     data.Modality = "MR"
@@ -92,6 +95,12 @@ class Place(NamedTuple):
     out: Path
 
 
+def indexed(source: str, out: Path, key: Path) -> None:
+    """The run's manifest, with headers, under the key."""
+    key.write_bytes(KEY)
+    index(source, f"{out}{BESIDE}", headers=True, identifiers="hashed", identifiers_key=key)
+
+
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """The planted archive, with a manifest that knows of objects that are gone since."""
@@ -101,7 +110,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
         for name, data in objects().items():
             s3.put(f"leaks-{PLANTED}/{name}", data)
         source = s3.uri(f"leaks-{PLANTED}")
-        index(source, f"{out}{BESIDE}")
+        indexed(source, out, tmp_path / "key")
         for name in ("gone", "replaced"):
             storage.delete(f"{source}/{PLANTED}^folder/{PLANTED} {name}.png")
         return Place(source, out)
@@ -109,7 +118,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     folder.mkdir(parents=True)
     for name, data in objects().items():
         (folder.parent / name).write_bytes(data)
-    index(str(folder.parent), f"{out}{BESIDE}")
+    indexed(str(folder.parent), out, tmp_path / "key")
     (folder / f"{PLANTED} gone.png").unlink()
     (folder / f"{PLANTED} replaced.png").unlink()
     (tmp_path / f"{PLANTED} elsewhere").write_bytes(png(4))
@@ -150,8 +159,8 @@ def texts(folder: Path) -> dict[str, str]:
 
 
 def test_nothing_below_a_hashed_run_or_in_its_logs_names_anybody(place: Place, tmp_path: Path) -> None:
-    model, key = make_model(tmp_path / "model", source=f"/{PLANTED} normal"), tmp_path / "key"
-    key.write_bytes(KEY)
+    model, key = make_model(tmp_path / "model"), tmp_path / "key"
+    calibrate(model=model, normal=place.source, max_fpr=0.9, identifiers="hashed", identifiers_key=key)
     # A unix socket's path has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="rs-", dir="/tmp") as ray:
         hashed = ("--identifiers", "hashed", "--identifiers-key", key)
@@ -171,6 +180,7 @@ def test_nothing_below_a_hashed_run_or_in_its_logs_names_anybody(place: Place, t
             # Once more: the run is found again, without its request being in it.
             retroscan(Path(ray), *scan),
             retroscan(Path(ray), "evaluate", place.out, "--labels", labels_of(place, tmp_path)),
+            retroscan(Path(ray), "decide", place.out, "--max-fpr", "0.9", "--by", "site", "--level", "study"),
             retroscan(Path(ray), "report", place.out),
             retroscan(Path(ray), "verify", place.out, "--identifiers-key", key),
         ]
@@ -184,8 +194,10 @@ def test_nothing_below_a_hashed_run_or_in_its_logs_names_anybody(place: Place, t
     rows = read_scores(str(place.out))
     assert set(rows["status"]) == {"scored", "failed"}
     assert (rows["error_code"] == "not_found").sum() == 2
-    wanted = "hmac:" + hmac.new(KEY, STUDY.encode(), hashlib.sha256).hexdigest()[:32]
-    assert wanted in set(rows["study_uid"])
+    study, site = ("hmac:" + hmac.new(KEY, name.encode(), hashlib.sha256).hexdigest()[:32] for name in (STUDY, SITE))
+    assert study in set(rows["study_uid"])
+    (decided,) = (pq.read_table(path).to_pandas() for path in (place.out / "decisions").glob("*.parquet"))
+    assert set(decided["site"].dropna()) == {site}
     record = read_run(str(place.out))
     assert record.source.startswith("hmac:")
     assert record.manifest.uri.startswith("hmac:")

@@ -21,7 +21,7 @@ from ad_jobs.archive.manifest import read_manifest, select
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.index import index
 from ad_jobs.scanning.intent import resolve
-from ad_jobs.schema import DEMOGRAPHICS, MANIFEST_HEADERS, UIDS
+from ad_jobs.schema import DEMOGRAPHICS, IDENTIFYING, MANIFEST_HEADERS
 from ad_jobs.specs import ScanSpec
 from cluster import storage
 
@@ -143,7 +143,10 @@ def test_no_identifier_leaks(mixed: Path, tmp_path: Path, key: Path, mode: str) 
         **keyed,  # type: ignore
     )
     found = every_byte(info.uri)
-    planted = [*kit.SECRETS.values(), *(value for value in PERSON.values() if value != "F"), KEY.decode()]
+    site = kit.SECRETS["InstitutionName"]
+    assert (site.encode() in found) == (mode == "plain")
+    secrets = [value for value in kit.SECRETS.values() if value != site]
+    planted = [*secrets, *(value for value in PERSON.values() if value != "F"), KEY.decode()]
     # Four digits alone stand in many a hash.
     for secret in [*planted, "Doe", "Jane", "Secret", "1970-01"]:
         assert secret.encode() not in found, secret
@@ -155,20 +158,21 @@ def test_identifiers_are_those_of_a_run_with_the_same_key(mixed: Path, tmp_path:
     hashed = index(str(mixed), str(tmp_path / "hashed"), headers=True, identifiers="hashed", identifiers_key=key)
     identifiers = Identifiers("hashed", KEY)
     table = read_manifest(hashed.uri)
-    for name in UIDS:
+    for name in IDENTIFYING:
         assert table[name].to_pylist() == [identifiers.uid(uid) for uid in plain[name].to_pylist()]
-    assert table.drop_columns(list(UIDS)).equals(plain.drop_columns(list(UIDS)))
+    assert plain["site"].to_pylist() == ["Hidden Clinic"] * 2 + [None] * 6
+    assert table.drop_columns(list(IDENTIFYING)).equals(plain.drop_columns(list(IDENTIFYING)))
     where = f"study_uid = '{identifiers.uid('1.2.826.0.1.3680043.8.498.2')}'"
     assert read_manifest(hashed.uri, ["object_id"], where)["object_id"].to_pylist() == [0, 1]
 
 
 def test_without_identifiers_there_are_no_such_columns(mixed: Path, tmp_path: Path) -> None:
     info = index(str(mixed), str(tmp_path / "out"), headers=True, identifiers="none")
-    assert read_manifest(info.uri).column_names == [name for name in MANIFEST_HEADERS.names if name not in UIDS]
+    assert read_manifest(info.uri).column_names == [name for name in MANIFEST_HEADERS.names if name not in IDENTIFYING]
     with pytest.raises(UsageError, match=r"study_uid.*--identifiers plain or hashed"):
         read_manifest(info.uri, where="study_uid = '1.2'")
-    with pytest.raises(UsageError, match=r"Got: sop_uid.*--identifiers plain or hashed"):
-        read_manifest(info.uri, ["sop_uid"])
+    with pytest.raises(UsageError, match=r"Got: site, sop_uid.*--identifiers plain or hashed"):
+        read_manifest(info.uri, ["sop_uid", "site"])
 
 
 def test_demographics_are_columns_if_they_are_asked_for(mixed: Path, tmp_path: Path) -> None:

@@ -167,12 +167,14 @@ def test_a_log_is_told_how_far_it_is(
 # --- Manifests of earlier versions
 
 
-def as_before(manifest: Path) -> None:
-    """The manifest as the first version with headers left it."""
+def as_before(manifest: Path, columns: tuple[str, ...] = FIRST_HEADERS) -> None:
+    """The manifest as the first version with headers left it; with other columns as one that wrote them down."""
     part, record = manifest / "part-00000.parquet", json.loads((manifest / "manifest.json").read_text())
-    pq.write_table(pq.read_table(part, columns=list(FIRST_HEADERS)).replace_schema_metadata(None), part)
-    for name in ("columns", "identifiers", "seal", "root", "left_out"):
+    pq.write_table(pq.read_table(part, columns=list(columns)).replace_schema_metadata(None), part)
+    known = columns == FIRST_HEADERS
+    for name in ("seal", "root", *(("columns", "identifiers", "left_out") if known else ())):
         record.pop(name)
+    record |= {} if known else {"columns": list(columns)}
     record["parts"][0]["sha256"] = hashlib.sha256(part.read_bytes()).hexdigest()
     (manifest / "manifest.json").write_text(json.dumps(record))
 
@@ -188,6 +190,20 @@ def test_a_manifest_of_an_earlier_version(mixed: Path, tmp_path: Path) -> None:
     for where in ("kind = 'png'", "study_uid = '1.2'"):
         with pytest.raises(UsageError, match=r"An earlier version made it.*retroscan index --headers, into a new"):
             select(old, where)
+    with pytest.raises(UsageError, match=r"by an earlier version.*new folder"):
+        index(str(mixed), old.uri, headers=True)
+
+
+def test_a_manifest_of_a_version_that_wrote_no_site(mixed: Path, tmp_path: Path) -> None:
+    info = index(str(mixed), str(tmp_path / "out"), headers=True)
+    assert select(info, "site = 'Hidden Clinic'").ids.tolist() == [0, 1]
+    columns = tuple(name for name in info.names if name != "site")
+    as_before(tmp_path / "out", columns)
+    old = manifest_info(info.uri)
+    assert old.names == columns
+    assert select(old, "modality = 'CT' AND study_uid IS NOT NULL").ids.tolist() == [1]
+    with pytest.raises(UsageError, match=r"An earlier version made it.*retroscan index --headers, into a new"):
+        select(old, "site = 'Hidden Clinic'")
     with pytest.raises(UsageError, match=r"by an earlier version.*new folder"):
         index(str(mixed), old.uri, headers=True)
 

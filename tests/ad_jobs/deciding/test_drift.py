@@ -105,14 +105,16 @@ def test_a_study_is_one_witness_and_few_of_them_are_not_judged():
     assert (small["studies"], small["p"], small["drifted"], small["effect"]) == (LEAST_STUDIES - 1, None, None, None)
 
 
-def test_groups_are_months_makers_and_scanners_and_what_has_no_value_is_in_none():
+def test_groups_are_months_makers_scanners_and_sites_and_what_has_no_value_is_in_none():
     rng = np.random.default_rng(7)
     rows = [
         driftkit.rows(rng.normal(size=30), study_month="2024-01", manufacturer="A"),
         driftkit.rows(rng.normal(size=30), 30, study_month="2024-02"),
         driftkit.rows(rng.normal(size=30), 60),
     ]
-    scanners = pa.table({"object_id": list(range(90)), "model": ["Skyra"] * 45 + [None] * 45})
+    scanners = pa.table(
+        {"object_id": list(range(90)), "model": ["Skyra"] * 45 + [None] * 45, "site": [None] * 60 + ["North"] * 30}
+    )
     held_out = {MODEL: HeldOutNormals(rng.normal(size=99).astype(np.float32), 99)}
     found = drift(Made(*rows), held_out, Stream.of(scanners)).to_pylist()
     assert {(row["by"], row["value"], row["rows"]) for row in found} == {
@@ -120,6 +122,7 @@ def test_groups_are_months_makers_and_scanners_and_what_has_no_value_is_in_none(
         ("study_month", "2024-02", 30),
         ("manufacturer", "A", 30),
         ("model", "Skyra", 45),
+        ("site", "North", 30),
     }
 
 

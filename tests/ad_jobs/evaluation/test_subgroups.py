@@ -119,7 +119,8 @@ def test_age_bands_and_sex_come_from_the_runs_manifest(tmp_path: Path) -> None:
     assert len(found) == 5
     assert found["age_band"].tolist() == ["45-49"] * 5
     assert found["sex"].tolist() == ["F"] * 5
-    # A site is what labels say.
+    assert found["site"].tolist() == ["Hidden Clinic"] * 5
+    # Where labels name sites, they name all of them.
     (tmp_path / "sites.csv").write_text("image,anomalous,site\narchive/0.dcm,0,north\narchive/1.dcm,0,\n")
     found = attributes(ScoreTable(str(run), record), read_labels(str(tmp_path / "sites.csv")))
     assert found["site"].tolist() == ["north", np.nan]

@@ -46,6 +46,7 @@ EXPECTED = {
     "laterality": "L",
     "manufacturer": "Maker",
     "model": "Model 1",
+    "site": "Hidden Clinic",
     "image_type": "DERIVED\\SECONDARY\\LOCALIZER",
     "acquisition_number": 7,
     "instance_number": -3,

@@ -38,7 +38,7 @@ IDENTIFYING = [
     "PatientBirthDate",
     "AccessionNumber",
     "PatientComments",
-    "InstitutionName",
+    "InstitutionalDepartmentName",
     "ReferringPhysicianName",
     "StudyDescription",
     "OtherPatientIDs",

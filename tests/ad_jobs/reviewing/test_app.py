@@ -289,6 +289,7 @@ def test_a_manifest_tells_scanners_and_the_order_of_slices(tmp_path):
     # The order of the files is not that of the slices.
     for number, place in enumerate((3, 1, 2)):
         headers = {"InstanceNumber": place, "ManufacturerModelName": f"Scanner {number % 2}"}
+        headers |= {"InstitutionName": f"Clinic {number // 2}"}
         (archive / f"{number}.dcm").write_bytes(scankit.dicom_of(number, **headers))
     info = index(source=str(archive), out=str(tmp_path / "manifest"), headers=True)
     rows = [image(f"{n}", score=0.1 * n, series_uid="1.9", study_uid="1.8", modality="MR") for n in range(3)]
@@ -296,11 +297,25 @@ def test_a_manifest_tells_scanners_and_the_order_of_slices(tmp_path):
     run = _reviewed(tmp_path / "run", placed, manifest=ManifestRef(uri=info.uri, digest=info.digest, objects=3))
     with client(run) as found:
         assert [row["object_id"] for row in images(found, scanner="Scanner 0")] == [2, 0]
+        assert [row["object_id"] for row in images(found, site="Clinic 0")] == [1, 0]
         stack = found.get("/api/frame/2/0").json()["stack"]
         assert [object_id for object_id, *_ in stack] == [1, 2, 0]
         own, whole = (found.get("/api/picture/0/0", params={"range": name}).content for name in ("own", "whole"))
     # Twelve bits of sixteen, without a window: the whole range of the frame is less than that of its bits.
     assert np.frombuffer(own, "<u2").max() < np.frombuffer(whole, "<u2").max() == 65535
+
+
+def test_a_run_that_hides_identifiers_shows_no_site_of_its_manifest(tmp_path):
+    (tmp_path / "archive").mkdir()
+    headers = {"ManufacturerModelName": "Scanner 1", "InstitutionName": "North Hospital"}
+    (tmp_path / "archive" / "a.dcm").write_bytes(scankit.dicom_of(1, **headers))
+    info = index(source=str(tmp_path / "archive"), out=str(tmp_path / "run.manifest"), headers=True)
+    manifest = ManifestRef(uri="hmac:0123", digest=info.digest, objects=1)
+    rows = [image("1", score=0.1) | {"uri": "hmac:4567"}]
+    run = _reviewed(tmp_path / "run", rows, manifest=manifest, config={"identifiers": "hashed"})
+    with client(run) as found:
+        (row,) = images(found)
+        assert (row["scanner"], row["site"]) == ("Scanner 1", None)
 
 
 def _options(**values: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from scankit import make_model, png
 
 from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.archive.manifest_record import manifest_info
+from ad_jobs.calibrate import calibrate
 from ad_jobs.errors import UsageError
 from ad_jobs.index import index
 from ad_jobs.scanning.intent import Intent, manifest_beside, resolve
@@ -54,6 +55,19 @@ def test_a_key_without_hashes_is_refused(home: Path, tmp_path: Path, mode: str) 
         UsageError, match=r"--identifiers-key is the key of hashed identifiers\..*Add --identifiers hashed"
     ):
         resolved(home, tmp_path / "run", identifiers=mode, identifiers_key=home / "key")
+
+
+def test_a_calibration_that_names_institutions_is_none_of_a_run_that_hides_them(home: Path, tmp_path: Path) -> None:
+    """A run keeps a copy of the held-out scores that it was judged by."""
+    model, out = make_model(tmp_path / "model"), tmp_path / "run"
+    calibrate(model=model, normal=str(home / "archive"), max_fpr=0.5, identifiers="plain")
+    assert resolved(home, tmp_path / "plain", model=[model]).models
+    for refused in (hashed, lambda *places, **options: resolved(*places, identifiers="none", **options)):
+        with pytest.raises(UsageError, match=r"names no institution.*--identifiers hashed and a key, or without"):
+            refused(home, out, model=[model], manifest_out=str(tmp_path / "sent"))
+    key = home / "key"
+    calibrate(model=model, normal=str(home / "archive"), max_fpr=0.5, identifiers="hashed", identifiers_key=key)
+    assert hashed(home, tmp_path / "run-2", model=[model]).models
 
 
 def test_what_is_no_place_for_it_is_refused(home: Path, tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ import pytest
 import runkit
 import scankit as kit
 
+from ad_jobs.archive.identifiers import Identifiers
 from ad_jobs.calibrate import calibrate
 from ad_jobs.cli.show import shown_text
 from ad_jobs.errors import UsageError
 from ad_jobs.results.heatmaps import on_scale
 from ad_jobs.scoring.calibration import HEADROOM, Calibration, HeatmapRange, calibrate_on, kept_calibrations
-from ad_jobs.scoring.held_out import HELD_OUT, HeldOut, read_held_out
+from ad_jobs.scoring.held_out import HELD_OUT, HeldOut, naming_of, read_held_out
 from ad_jobs.scoring.model_store import open_fitted, read_model, write_calibration
 from ad_jobs.scoring.scorer import Scorer
 from ad_jobs.show import show
@@ -121,7 +122,7 @@ def test_held_out_scores_are_kept_as_they_were_scored(tmp_path: Path) -> None:
     assert (calibration.n_normal, calibration.n_groups, calibration.n_anomalous) == (5, 4, 2)
     (tmp_path / "scores.parquet").write_bytes(body)
     table = read_held_out(str(tmp_path / "scores.parquet"), str(calibration.held_out_sha256))
-    assert table.schema.equals(HELD_OUT)
+    assert table.schema.names == [name for name in HELD_OUT.names if name != "site"], "nobody asked for it"
     rows = table.to_pydict()
     assert rows["object"] == [one.object for one in held_out]
     assert rows["frame"] == [0, 1, 0, 1, 0, 1, 0]
@@ -142,6 +143,7 @@ def test_what_held_out_objects_are_is_kept_and_who_they_are_is_not(tmp_path: Pat
             "StudyInstanceUID": f"1.2.{i // 2}",
             "SeriesInstanceUID": f"1.2.3.{i // 3}",
             "PatientName": "Doe^Jane",
+            "InstitutionName": f"Clinic {i // 3} ",
         }
         pixels = np.random.default_rng(i).integers(0, 4096, (20, 30)).astype(np.uint16)
         (normal / f"{i}.dcm").write_bytes(dicomkit.dicom(pixels, **header))
@@ -149,6 +151,7 @@ def test_what_held_out_objects_are_is_kept_and_who_they_are_is_not(tmp_path: Pat
     found = calibrate(model=model, normal=str(normal), max_fpr=0.5)
     body = Path(model, "calibrations", f"{found.id}.parquet").read_bytes()
     assert b"Doe" not in body
+    assert b"Clinic" not in body
     assert b"1.2.3." not in body
     rows = pq.read_table(io.BytesIO(body)).to_pydict()
     assert rows["manufacturer"] == [None, "Acme", "Acme", "Acme", None]
@@ -157,6 +160,20 @@ def test_what_held_out_objects_are_is_kept_and_who_they_are_is_not(tmp_path: Pat
     assert rows["rows"][:4] == [20] * 4
     assert rows["group"] == [0, 0, 1, 1, 2]
     assert rows["series"] == [0, 0, 0, 1, 2]
+    # Institutions where that is asked for.
+    (tmp_path / "key").write_bytes(b"a key")
+    names = ["Clinic 0"] * 3 + ["Clinic 1", None]
+    for identifiers in (Identifiers("plain"), Identifiers("hashed", b"a key")):
+        key = tmp_path / "key" if identifiers.key else None
+        found = calibrate(
+            model=model, normal=str(normal), max_fpr=0.5, identifiers=identifiers.mode, identifiers_key=key
+        )
+        table = read_held_out(f"{model}/calibrations/{found.id}.parquet", str(found.held_out_sha256))
+        assert table["site"].to_pylist() == [identifiers.uid(name) for name in names]
+        assert naming_of(table.schema) == identifiers.naming
+        assert table.drop_columns(["site"]).to_pydict() == rows
+    with pytest.raises(UsageError, match="needs a key"):
+        calibrate(model=model, normal=str(normal), max_fpr=0.5, identifiers="hashed")
 
 
 def test_a_calibration_is_kept_when_another_comes(tmp_path: Path) -> None:
