@@ -24,8 +24,8 @@ T = TypeVar("T")
 def show(spec: ShowSpec) -> dict[str, Any]:
     """JSON-able: a model or a run.
 
-    `model` has its record, its calibration (None without one), the ids of all that it keeps, and its domain; `run` its
-    record, its decisions, and how many verdicts its reviewers gave and how far they agree.
+    `model` has its record, its calibration (None without a whole one), the ids of all that it keeps, and its domain;
+    `run` its record, its decisions, and how many verdicts its reviewers gave and how far they agree.
     What else lies there and is damaged is told in `damaged`, a sentence each, and does not hide the rest.
 
     Raises:
@@ -72,7 +72,9 @@ def _or_told(damaged: list[str], read: Callable[[], T]) -> T | None:
 
 
 def _model(model: FittedModel) -> dict[str, Any]:
-    calibration, kept = calibration_of(model), kept_calibrations(model.uri)
+    damaged: list[str] = []
+    calibration = _or_told(damaged, partial(calibration_of, model))
+    kept = kept_calibrations(model.uri)
     return {
         "uri": model.uri,
         **model.record,
@@ -81,6 +83,6 @@ def _model(model: FittedModel) -> dict[str, Any]:
         "calibration": None if calibration is None else calibration.model_dump(mode="json"),
         "calibration_id": None if calibration is None else calibration.id,
         "calibrations": [one.id for one in kept.calibrations],
-        "damaged": [str(error) for error in kept.damaged.values()],
+        "damaged": damaged + [str(error) for error in kept.damaged.values()],
         "domain": {"file": storage.join(model.uri, DOMAIN), **model.domain.model_dump(mode="json")},
     }
