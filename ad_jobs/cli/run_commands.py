@@ -86,7 +86,7 @@ def report(
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """Write the run's report, one self-contained HTML page."""
+    """Write the run's report, one self-contained HTML page; that of a decision is a page of its own."""
     spec = o.given(run_specs.ReportSpec, context)
     from ad_jobs.report import report as verb
 

@@ -41,11 +41,12 @@ COLUMNS = list(dict.fromkeys([*gallery.COLUMNS, *_OF_FAILURES, "threshold"]))
 
 
 class Decided(NamedTuple):
-    """What a page shows of a decision: in words, its thresholds by model, and its most suspicious rows by model.
+    """What a page shows of a decision: its id, in words, its thresholds and its most suspicious rows by model.
 
     A decision about studies or series has their word, and by model how many are flagged, of how many.
     """
 
+    decision_id: str
     text: str
     thresholds: dict[str, float | None]
     ranks: dict[str, pa.Table]
@@ -100,6 +101,7 @@ def sections(
         "models": models,
         "compared": compared,
         "decision": None if decided is None else decided.text,
+        "decision_id": None if decided is None else decided.decision_id,
         "stacks_word": None if decided is None else decided.stacks,
         "flagged": flagged,
         "pictures_beside": pictures.beside is not None,
