@@ -87,8 +87,8 @@ def compare(spec: CompareSpec) -> dict[str, Any]:
 
 def _check_out(out: str | None, runs: Sequence[str]) -> None:
     """Refuse a place where a run has files of its own, as the page of its report."""
-    for run in runs if out is not None else ():
-        if not f"{out}/".startswith(f"{storage.join(run, FOLDER)}/"):
+    for run in runs:
+        if out is not None and not f"{out}/".startswith(f"{storage.join(run, FOLDER)}/"):
             check_beside(run, out, "--out")
 
 

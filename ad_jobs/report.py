@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +32,9 @@ from ad_jobs.schema import SCORES
 from ad_jobs.specs import takes
 from cluster import storage
 
+if TYPE_CHECKING:
+    from ad_jobs.verifying.run_archive import RunArchive
+
 # Of the page's list; studies.parquet has all.
 STUDIES_SHOWN = 24
 
@@ -42,14 +45,17 @@ def report(spec: ReportSpec) -> str:
 
     With a decision it is a page of its own, of what that flags, with its evaluation; the run's page stays.
     Up to 24 cards a model stand in the page, so that it is self-contained; more are files in `pictures` beside it.
+    A run with hashed identifiers has pictures in its page only if its `manifest` is named: who is given the page sees
+    them. Names stay hashed.
     RUN/drift.parquet (deciding.drift.DRIFT) is written beside it, and RUN/studies.parquet and RUN/series.parquet unless
     they are there.
 
     Raises:
-        UsageError: not a run, or an unfinished one; no such decision.
+        UsageError: not a run, or an unfinished one; no such decision; a manifest that is not the run's.
         JobError: a part of the score table is missing or damaged.
     """
     record = read_record(spec.run)
+    archive = None if spec.manifest is None else _archive(spec.run, record, spec.manifest)
     decision = None if spec.decision is None else read_decision(spec.run, record, spec.decision)
     found = read_evaluation(spec.run, record.run_id, spec.decision)
     folder = page_folder(spec.run, spec.decision)
@@ -73,6 +79,7 @@ def report(spec: ReportSpec) -> str:
             pictures=pictures,
             truth=_truth(found),
             stacks=_studies(spec.run, record),
+            archive=archive,
         )
         page = render(context | drifting.context)
     storage.write_bytes(storage.join(spec.run, DRIFT_FILE), drifting.file)
@@ -81,6 +88,20 @@ def report(spec: ReportSpec) -> str:
     # Last: until then the page that was there shows them.
     pictures.remove_others(folder)
     return uri
+
+
+def _archive(run_uri: str, record: RunRecord, manifest: str) -> RunArchive:
+    """What a run with hashed identifiers was made of."""
+    if record.config.get("identifiers") != "hashed":
+        raise UsageError(
+            "--manifest finds the objects of a run with hashed identifiers.",
+            f"--manifest {manifest}, of a run that names its objects",
+            "Leave it out.",
+        )
+    # Half of a scan stands behind it, and few runs need it.
+    from ad_jobs.verifying.run_archive import RunArchive
+
+    return RunArchive(run_uri, record, manifest)
 
 
 def _shown(spec: ReportSpec, record: RunRecord, decision: dict[str, Any]) -> Decided:

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from ad_jobs.results.score_table import ORDER, ScoreTable, equal
 from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from ad_jobs.scoring.calibration import judged_by
 from ad_jobs.values import tiles_text
+
+if TYPE_CHECKING:
+    from ad_jobs.verifying.run_archive import RunArchive
 
 _NARROW_PX = 360
 _EXAMPLES = 3
@@ -63,6 +66,7 @@ def sections(
     pictures: Pictures | None = None,
     truth: gallery.Truth = gallery.UNKNOWN,
     stacks: Sequence[dict[str, Any]] = (),
+    archive: RunArchive | None = None,
 ) -> dict[str, Any]:
     """What page.html.j2 names, of a run's score table with its record, and of its evaluation.
 
@@ -74,12 +78,13 @@ def sections(
         pictures: where they go; into the page by default.
         truth: labels of the evaluation.
         stacks: the most suspicious studies, a row each (deciding.run_stacks.RUN_STACKS).
+        archive: of a run with hashed names, whose pictures are to be shown.
     """
     record = table.record
     limits = Limits.model_validate(record.config.get("limits") or {})
     counted = _scored(table)
     pictures = pictures or Pictures()
-    made = gallery.Gallery(table, limits, pictures, truth)
+    made = gallery.Gallery(table, limits, pictures, truth, archive)
     models = [
         _model(made, model, counted.get(model.model_id, (0, 0)), found.evaluation, top, decided)
         for model in record.models
