@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ad_jobs.deciding.decided_table import DecidedTable
 from ad_jobs.deciding.record import read_decision
 from ad_jobs.deciding.text import rule_text
 from ad_jobs.page.comparison import chart, render_comparison
+from ad_jobs.results.delivery import check_beside
 from ad_jobs.results.run import ModelRef, RunRecord, read_record
 from ad_jobs.results.score_table import ScoreTable
 from ad_jobs.run_specs import CompareSpec
@@ -36,10 +38,12 @@ def compare(spec: CompareSpec) -> dict[str, Any]:
     what belongs to a run is not touched.
 
     Raises:
-        UsageError: not a run, or an unfinished one; runs without a model in common, or of which one hashes its URIs.
+        UsageError: not a run, or an unfinished one; runs without a model in common, or of which one hashes its URIs;
+            `out` in the folder of one, but for what belongs to comparisons there.
         JobError: a part of a run is missing or damaged.
     """
     run_b = spec.run_b or spec.run_a
+    _check_out(spec.out, (spec.run_a, run_b))
     # Of one run and one decision A is the run itself.
     of_a, of_b = ([None] * 2 + list(spec.decision))[-2:]
     a, decision_a = _flagged(spec.run_a, of_a)
@@ -79,6 +83,13 @@ def compare(spec: CompareSpec) -> dict[str, Any]:
     storage.write_bytes(storage.join(out, NUMBERS_FILE), (json.dumps(found, indent=2) + "\n").encode())
     storage.write_bytes(storage.join(out, PAGE_FILE), render_comparison(found, charts).encode())
     return found
+
+
+def _check_out(out: str | None, runs: Sequence[str]) -> None:
+    """Refuse a place where a run has files of its own, as the page of its report."""
+    for run in runs:
+        if out is not None and not f"{out}/".startswith(f"{storage.join(run, FOLDER)}/"):
+            check_beside(run, out, "--out")
 
 
 def _flagged(uri: str, decision_id: str | None) -> tuple[ScoreTable, dict[str, Any] | None]:

@@ -1,9 +1,9 @@
-"""report: a finished run, or one of its decisions, as one HTML page, RUN/report/index.html."""
+"""report: a finished run as one HTML page, RUN/report/index.html, or a decision, RUN/report/ID/index.html."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +22,7 @@ from ad_jobs.evaluation.labels import read_labels
 from ad_jobs.page import drift
 from ad_jobs.page.gallery import UNKNOWN, Truth
 from ad_jobs.page.pictures import INLINE_CARDS, Pictures
+from ad_jobs.page.place import page_folder, page_uri
 from ad_jobs.page.render import render
 from ad_jobs.page.sections import COLUMNS, Decided, sections
 from ad_jobs.results.run import RunRecord, read_record
@@ -31,8 +32,9 @@ from ad_jobs.schema import SCORES
 from ad_jobs.specs import takes
 from cluster import storage
 
-FOLDER = "report"
-REPORT_FILE = f"{FOLDER}/index.html"
+if TYPE_CHECKING:
+    from ad_jobs.verifying.run_archive import RunArchive
+
 # Of the page's list; studies.parquet has all.
 STUDIES_SHOWN = 24
 
@@ -41,19 +43,22 @@ STUDIES_SHOWN = 24
 def report(spec: ReportSpec) -> str:
     """The URI of the page just written for a finished run; its evaluation.json is shown if there is one.
 
-    With a decision the page shows what that flags, and its evaluation.
-    Up to 24 cards a model stand in the page, so that it is self-contained; more are files in report/pictures.
+    With a decision it is a page of its own, of what that flags, with its evaluation; the run's page stays.
+    Up to 24 cards a model stand in the page, so that it is self-contained; more are files in `pictures` beside it.
+    A run with hashed identifiers has pictures in its page only if its `manifest` is named: who is given the page sees
+    them. Names stay hashed.
     RUN/drift.parquet (deciding.drift.DRIFT) is written beside it, and RUN/studies.parquet and RUN/series.parquet unless
     they are there.
 
     Raises:
-        UsageError: not a run, or an unfinished one; no such decision.
+        UsageError: not a run, or an unfinished one; no such decision; a manifest that is not the run's.
         JobError: a part of the score table is missing or damaged.
     """
     record = read_record(spec.run)
+    archive = None if spec.manifest is None else _archive(spec.run, record, spec.manifest)
     decision = None if spec.decision is None else read_decision(spec.run, record, spec.decision)
     found = read_evaluation(spec.run, record.run_id, spec.decision)
-    folder = storage.join(spec.run, FOLDER)
+    folder = page_folder(spec.run, spec.decision)
     pictures = Pictures(folder if spec.top > INLINE_CARDS else None)
     # The run is read once; what is looked at below is a local copy.
     by = [] if decision is None else [name for name in decision.get("by") or () if name in SCORES.names]
@@ -74,14 +79,29 @@ def report(spec: ReportSpec) -> str:
             pictures=pictures,
             truth=_truth(found),
             stacks=_studies(spec.run, record),
+            archive=archive,
         )
         page = render(context | drifting.context)
     storage.write_bytes(storage.join(spec.run, DRIFT_FILE), drifting.file)
-    uri = storage.join(spec.run, REPORT_FILE)
+    uri = page_uri(spec.run, spec.decision)
     storage.write_bytes(uri, page.encode())
     # Last: until then the page that was there shows them.
     pictures.remove_others(folder)
     return uri
+
+
+def _archive(run_uri: str, record: RunRecord, manifest: str) -> RunArchive:
+    """What a run with hashed identifiers was made of."""
+    if record.config.get("identifiers") != "hashed":
+        raise UsageError(
+            "--manifest finds the objects of a run with hashed identifiers.",
+            f"--manifest {manifest}, of a run that names its objects",
+            "Leave it out.",
+        )
+    # Half of a scan stands behind it, and few runs need it.
+    from ad_jobs.verifying.run_archive import RunArchive
+
+    return RunArchive(run_uri, record, manifest)
 
 
 def _shown(spec: ReportSpec, record: RunRecord, decision: dict[str, Any]) -> Decided:
@@ -89,6 +109,7 @@ def _shown(spec: ReportSpec, record: RunRecord, decision: dict[str, Any]) -> Dec
     filesystem, path = storage.filesystem(table_of(spec.run, decision["decision_id"]))
     highest = pq.read_table(path, columns=[*KEY, "rank"], filesystem=filesystem, filters=pc.field("rank") <= spec.top)
     return Decided(
+        decision["decision_id"],
         decision_text(decision),
         {model["model_id"]: model["threshold"] for model in decision["models"]},
         {model.model_id: highest.filter(pc.equal(highest["model_id"], model.model_id)) for model in record.models},

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ad_jobs.archive.identifiers import is_hashed, manifest_beside
-from ad_jobs.archive.manifest_record import ManifestInfo, manifest_info
 from ad_jobs.archive.sql import database
 from ad_jobs.deciding.record import read_decision
 from ad_jobs.errors import UsageError
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from ad_jobs.reviewing.app import Review
+    from ad_jobs.verifying.run_archive import RunArchive
 
 HOST = "127.0.0.1"
 NEEDED = ("starlette", "uvicorn")
@@ -38,8 +37,16 @@ log = logging.getLogger("retroscan.review")
 class Reviewing:
     """A review of a run: its address, with the token that opens it, and the server behind it."""
 
-    def __init__(self, spec: ReviewSpec, record: RunRecord, decision: dict[str, Any] | None, opened: socket.socket):
+    def __init__(
+        self,
+        spec: ReviewSpec,
+        record: RunRecord,
+        decision: dict[str, Any] | None,
+        archive: RunArchive | None,
+        opened: socket.socket,
+    ):
         self._spec, self._record, self._decision, self._socket = spec, record, decision, opened
+        self._archive = archive
         self._token = secrets.token_urlsafe(32)
         self.port: int = opened.getsockname()[1]
         self.address = f"http://{HOST}:{self.port}/?token={self._token}"
@@ -79,10 +86,10 @@ class Reviewing:
         from ad_jobs.reviewing.table import load
 
         spec, run = self._spec, self._spec.run
-        manifest = _manifest(run, self._record)
+        manifest = None if self._archive is None else as_told(self._record, self._archive.manifest)
         decision = None if self._decision is None else (run, self._decision["decision_id"], self._decision["level"])
         ledger = Ledger(run, reviewer_of(spec), spec.decision)
-        with database() as tables, Pictures(run, self._record, manifest) as pictures:
+        with database() as tables, Pictures(run, self._record, self._archive) as pictures:
             load(tables, ScoreTable(run, self._record), manifest, decision, spec.seed if spec.blind else None)
             review: Review = Review(self._about(), Tables(tables), pictures, ledger, blind=spec.blind)
             yield Door(application(review), self._token, self.port)
@@ -120,7 +127,8 @@ def review(spec: ReviewSpec) -> Reviewing:
     'http://127.0.0.1:.../?token=...'
 
     Raises:
-        UsageError: not a finished run, no such decision, a port that is taken, or what serves pages is not installed.
+        UsageError: not a finished run, no such decision, a port that is taken, or what serves pages is not installed; a
+            `manifest` that is not the run's.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise UsageError(
@@ -128,6 +136,7 @@ def review(spec: ReviewSpec) -> Reviewing:
         )
     record = read_record(spec.run)
     decision = None if spec.decision is None else read_decision(spec.run, record, spec.decision)
+    archive = _archive(spec, record)
     reviewer_of(spec)
     opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -138,7 +147,7 @@ def review(spec: ReviewSpec) -> Reviewing:
         raise UsageError(
             "--port is a free one.", f"{spec.port} ({error.strerror})", "Give another, or 0 for any."
         ) from error
-    return Reviewing(spec, record, decision, opened)
+    return Reviewing(spec, record, decision, archive, opened)
 
 
 def reviewer_of(spec: ReviewSpec) -> str:
@@ -149,15 +158,20 @@ def reviewer_of(spec: ReviewSpec) -> str:
         raise UsageError("A verdict is somebody's.", "a user without a name", "Give one with --reviewer.") from error
 
 
-def _manifest(run_uri: str, record: RunRecord) -> ManifestInfo | None:
-    """The run's manifest, where it lies where the run says; None, and a warning, where it does not."""
-    recorded = record.manifest.uri
+def _archive(spec: ReviewSpec, record: RunRecord) -> RunArchive | None:
+    """What the run was made of, by its manifest; None, and a warning, where that does not lie where the run left it."""
+    # Half of a scan stands behind it, and `--help` needs none.
+    from ad_jobs.verifying.run_archive import RunArchive
+
     try:
-        found = manifest_info(manifest_beside(run_uri) if is_hashed(recorded) else recorded)
+        return RunArchive(spec.run, record, spec.manifest)
     except UsageError as error:
-        log.warning("Without the run's manifest its columns cannot be filtered by. %s", error)
+        if spec.manifest is not None:
+            raise
+        hashed = record.config.get("identifiers") == "hashed"
+        log.warning(
+            "Without the run's manifest its columns cannot be filtered by%s. %s",
+            ", and as names are hashed no picture is found" if hashed else "",
+            error,
+        )
         return None
-    if found.digest != record.manifest.digest:
-        log.warning("%s is not the manifest of the run any more: its columns cannot be filtered by.", found.uri)
-        return None
-    return as_told(record, found)

@@ -84,6 +84,8 @@ class ReportSpec(Spec):
     top: int = Field(default=24, ge=1, le=1000)
     # The id of one of the run's: what it flagged is shown, and not what the run did.
     decision: str | None = None
+    # Of a run with hashed identifiers: its originals are found by it, and shown.
+    manifest: Source | None = None
 
 
 class ReviewSpec(Spec):
@@ -100,6 +102,8 @@ class ReviewSpec(Spec):
     blind: bool = False
     # Draws the order of a blinded reading.
     seed: Seed = 0
+    # That the run was made from, where it lies elsewhere now.
+    manifest: Source | None = None
 
 
 class CompareSpec(Spec):

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from ad_jobs.deciding.record import decisions, read_decision
 from ad_jobs.errors import JobError, UsageError
+from ad_jobs.page.place import pages
 from ad_jobs.results.run import RUN_FILE, read_record
 from ad_jobs.reviewing.agreement import agreement
 from ad_jobs.reviewing.verdicts import Verdict, files, read_files, standing
@@ -24,8 +25,8 @@ T = TypeVar("T")
 def show(spec: ShowSpec) -> dict[str, Any]:
     """JSON-able: a model or a run.
 
-    `model` has its record, its calibration (None without one), the ids of all that it keeps, and its domain; `run` its
-    record, its decisions, and how many verdicts its reviewers gave and how far they agree.
+    `model` has its record, its calibration (None without a whole one), the ids of all that it keeps, and its domain;
+    `run` its record, its decisions, its pages, and how many verdicts its reviewers gave and how far they agree.
     What else lies there and is damaged is told in `damaged`, a sentence each, and does not hide the rest.
 
     Raises:
@@ -43,7 +44,7 @@ def show(spec: ShowSpec) -> dict[str, Any]:
         ]
         reviews = agreement(standing(_verdicts(spec.folder, damaged)))
         told = {"uri": spec.folder, **record.model_dump(mode="json"), "decisions": found, "reviews": reviews}
-        return {"run": {**told, "damaged": damaged}}
+        return {"run": {**told, "pages": pages(spec.folder), "damaged": damaged}}
     raise UsageError(
         f"What is shown is a model, a folder with {DETECTOR}, or a finished run, a folder with {RUN_FILE}.",
         spec.folder,
@@ -72,7 +73,9 @@ def _or_told(damaged: list[str], read: Callable[[], T]) -> T | None:
 
 
 def _model(model: FittedModel) -> dict[str, Any]:
-    calibration, kept = calibration_of(model), kept_calibrations(model.uri)
+    damaged: list[str] = []
+    calibration = _or_told(damaged, partial(calibration_of, model))
+    kept = kept_calibrations(model.uri)
     return {
         "uri": model.uri,
         **model.record,
@@ -81,6 +84,6 @@ def _model(model: FittedModel) -> dict[str, Any]:
         "calibration": None if calibration is None else calibration.model_dump(mode="json"),
         "calibration_id": None if calibration is None else calibration.id,
         "calibrations": [one.id for one in kept.calibrations],
-        "damaged": [str(error) for error in kept.damaged.values()],
+        "damaged": damaged + [str(error) for error in kept.damaged.values()],
         "domain": {"file": storage.join(model.uri, DOMAIN), **model.domain.model_dump(mode="json")},
     }

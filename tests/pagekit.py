@@ -2,6 +2,7 @@
 
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import fake_run
 
@@ -43,10 +44,10 @@ class Page(HTMLParser):
         return [attrs[name] or "" for found, attrs in self.tags if found == tag and name in attrs]
 
 
-def page_of(fake: fake_run.FakeRun, **options: int) -> Page:
-    """The page of a run, every tag of it closed."""
-    uri = report(fake.uri, **options)
-    assert uri == f"{fake.uri}/report/index.html"
+def page_of(fake: fake_run.FakeRun, *, decision: str | None = None, **options: Any) -> Page:
+    """The page of a run or of a decision, every tag of it closed."""
+    uri = report(fake.uri, decision=decision, **options)
+    assert uri == f"{fake.uri}/report/{'' if decision is None else f'{decision}/'}index.html"
     page = Page(Path(uri).read_text(encoding="utf-8"))
     assert page.open == []
     return page

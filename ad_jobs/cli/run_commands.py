@@ -83,10 +83,14 @@ def report(
     decision: Annotated[
         str | None, typer.Option(help="Show what a decision flagged; by default what the run did.", metavar="ID")
     ] = None,
+    manifest: Annotated[
+        str | None,
+        typer.Option(help="Manifest of a run with hashed identifiers: its images are shown in the page, too."),
+    ] = None,
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:
-    """Write the run's report, one self-contained HTML page."""
+    """Write the run's report, one self-contained HTML page; that of a decision is a page of its own."""
     spec = o.given(run_specs.ReportSpec, context)
     from ad_jobs.report import report as verb
 
@@ -110,6 +114,9 @@ def review(
         ),
     ] = False,
     seed: o.Seed = 0,
+    manifest: Annotated[
+        str | None, typer.Option(help="Manifest the run was made from, where it does not lie where it did.")
+    ] = None,
     json_: o.Json = False,
     config: o.Config = None,
 ) -> None:

@@ -250,8 +250,9 @@ def _run_text(run: dict[str, Any]) -> str:
         + ", ".join(_flagged_text(part, own[part["model_id"]]) for part in one["models"])
         for one in run["decisions"]
     ]
+    pages = [f"  page         {one}" for one in run["pages"]]
     damaged = [f"  DAMAGED      {one}" for one in run["damaged"]]
-    lines = [*models, ended, *decided, *reviews_text(run["reviews"]), *damaged]
+    lines = [*models, ended, *decided, *pages, *reviews_text(run["reviews"]), *damaged]
     return "\n".join([balance_text(run, run["uri"]), f"  source       {run['source']}", *lines])
 
 

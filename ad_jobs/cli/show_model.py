@@ -79,7 +79,8 @@ def model_text(model: dict[str, Any]) -> str:
         on, held_out = _fitted_on(data), data["n_held_out"]
         lines.append(f"  fitted on    {on} of {data['normal']}, {held_out} held out, {model['fitted_at']}")
     calibration = model["calibration"]
-    lines.append(f"  calibration  {calibration_text(calibration) if calibration else 'none'}")
+    none = "none that is whole" if model["damaged"] else "none"
+    lines.append(f"  calibration  {calibration_text(calibration) if calibration else none}")
     lines += [f"               {line}" for line in (_guess(calibration) if calibration else [])]
     if model["calibrations"]:
         kept = [f"{one} (current)" if one == model["calibration_id"] else one for one in model["calibrations"]]

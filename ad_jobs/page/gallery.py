@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from ad_jobs.results.run import ModelRef
 from ad_jobs.results.score_table import ORDER, ScoreTable
 from ad_jobs.schema import SCORED
 from cluster import storage
+
+if TYPE_CHECKING:
+    from ad_jobs.verifying.run_archive import RunArchive
 
 MAX_SIDE_PX = 512
 COLUMNS = [*ORDER, "uri", "status", "score", "flagged", "heatmap", "content_sha256", "modality"]
@@ -111,6 +114,8 @@ class Gallery(NamedTuple):
     limits: Limits
     pictures: Pictures
     truth: Truth = UNKNOWN
+    # Of a run with hashed names, whose pictures are to be shown.
+    archive: RunArchive | None = None
 
     def cards(self, model: ModelRef, top: int, ranks: pa.Table | None = None) -> list[Card]:
         """The `top` scored frames of one model, highest score first; equal scores in the order of the table.
@@ -135,8 +140,58 @@ class Gallery(NamedTuple):
 
     def card(self, rank: int, row: Any, model: ModelRef) -> Card:
         """One row as a card."""
-        made = _card(self.table.uri, rank, row, PixelPolicy.model_validate(model.policy), self.limits, self.pictures)
-        return replace(made, label=self.truth.label(made.uri, made.frame))
+        uri, frame = str(row["uri"]), int(row["frame"])
+        notes: list[str] = []
+        heat, size = _heatmap(self.table.uri, row["heatmap"], notes)
+        original = self._original(row, PixelPolicy.model_validate(model.policy), notes)
+        if original is not None:
+            size = original.shape[:2]
+        return Card(
+            rank=rank,
+            uri=uri,
+            frame=frame,
+            score=float(row["score"]),
+            flagged=bool(row["flagged"]),
+            modality=row["modality"] if isinstance(row["modality"], str) else None,
+            width=size[1],
+            height=size[0],
+            picture=None if original is None else self.pictures.put(original, "JPEG"),
+            heatmap=None if heat is None else self.pictures.put(heat, "PNG"),
+            notes=notes,
+            label=self.truth.label(uri, frame),
+        )
+
+    def _original(self, row: Any, policy: PixelPolicy, notes: list[str]) -> npt.NDArray[np.uint8] | None:
+        """The display picture [h, w, 3], or None and a note if the archive no longer has what was scored."""
+        uri, within = str(row["uri"]), None
+        if hashed := is_hashed(uri):
+            if self.archive is None:
+                notes.append(
+                    "Identifiers are hashed, so the original is not shown; `report --manifest` with the run's shows it."
+                )
+                return None
+            (source,) = self.archive.sources([int(row["object_id"])])
+            uri, within = source.uri, source.within
+        try:
+            data = objects.fetch(uri, self.limits.max_bytes, within).data
+        except storage.NotFound:
+            notes.append("The original is gone from the archive.")
+        except storage.AccessDenied:
+            notes.append("The archive refuses the original.")
+        except storage.StorageError as error:
+            # What it says names the place.
+            notes.append(f"The original cannot be fetched{'' if hashed else f': {error.detail}'}.")
+        except ImageError as error:
+            notes.append(f"The original cannot be fetched ({error.code}).")
+        else:
+            if hashlib.sha256(data).hexdigest() != row["content_sha256"]:
+                notes.append("The original has changed since the scan, so it is not shown.")
+                return None
+            try:
+                return of_this_process().preview(data, int(row["frame"]), policy, self.limits, MAX_SIDE_PX)
+            except ImageError as error:
+                notes.append(f"The original cannot be shown ({error.code}).")
+        return None
 
     def _collapsed(self, rows: Sequence[Any], model: ModelRef) -> Card:
         made = self.card(int(rows[0]["rank"]), rows[0], model)
@@ -179,28 +234,6 @@ def names_of(galleries: Iterable[Iterable[Card]]) -> dict[str, str]:
     return {uri: next((end for end in of_uri if known[end] == 1), uri) for uri, of_uri in ends.items()}
 
 
-def _card(run_uri: str, rank: int, row: Any, policy: PixelPolicy, limits: Limits, pictures: Pictures) -> Card:
-    uri, frame = str(row["uri"]), int(row["frame"])
-    notes: list[str] = []
-    heat, size = _heatmap(run_uri, row["heatmap"], notes)
-    original = _original(uri, frame, row["content_sha256"], policy, limits, notes)
-    if original is not None:
-        size = original.shape[:2]
-    return Card(
-        rank=rank,
-        uri=uri,
-        frame=frame,
-        score=float(row["score"]),
-        flagged=bool(row["flagged"]),
-        modality=row["modality"] if isinstance(row["modality"], str) else None,
-        width=size[1],
-        height=size[0],
-        picture=None if original is None else pictures.put(original, "JPEG"),
-        heatmap=None if heat is None else pictures.put(heat, "PNG"),
-        notes=notes,
-    )
-
-
 def _heatmap(run_uri: str, reference: object, notes: list[str]) -> tuple[npt.NDArray[np.uint8] | None, tuple[int, ...]]:
     """(the heatmap's colours [h, w, 4] without padding, the size of its original)."""
     if not isinstance(reference, str):
@@ -214,32 +247,3 @@ def _heatmap(run_uri: str, reference: object, notes: list[str]) -> tuple[npt.NDA
     box = np.s_[geometry.top : geometry.top + geometry.height, geometry.left : geometry.left + geometry.width]
     # The browser stretches it over the picture: the same linear interpolation as on the source, far fewer bytes.
     return overlay(values[box]), (geometry.rows, geometry.columns)
-
-
-def _original(
-    uri: str, frame: int, sha256: object, policy: PixelPolicy, limits: Limits, notes: list[str]
-) -> npt.NDArray[np.uint8] | None:
-    """The display picture [h, w, 3], or None and a note if the archive no longer has what was scored."""
-    # It leads nowhere.
-    if is_hashed(uri):
-        notes.append("Identifiers are hashed, so the original is not shown.")
-        return None
-    try:
-        data = objects.fetch(uri, limits.max_bytes).data
-    except storage.NotFound:
-        notes.append("The original is gone from the archive.")
-    except storage.AccessDenied:
-        notes.append("The archive refuses the original.")
-    except storage.StorageError as error:
-        notes.append(f"The original cannot be fetched: {error.detail}.")
-    except ImageError as error:
-        notes.append(f"The original cannot be fetched ({error.code}).")
-    else:
-        if hashlib.sha256(data).hexdigest() != sha256:
-            notes.append("The original has changed since the scan, so it is not shown.")
-            return None
-        try:
-            return of_this_process().preview(data, frame, policy, limits, MAX_SIDE_PX)
-        except ImageError as error:
-            notes.append(f"The original cannot be shown ({error.code}).")
-    return None

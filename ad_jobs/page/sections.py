@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from ad_jobs.scoring.calibration import judged_by
 from ad_jobs.values import tiles_text
 
+if TYPE_CHECKING:
+    from ad_jobs.verifying.run_archive import RunArchive
+
 _NARROW_PX = 360
 _EXAMPLES = 3
 # Frames shown under every model side by side.
@@ -41,11 +44,12 @@ COLUMNS = list(dict.fromkeys([*gallery.COLUMNS, *_OF_FAILURES, "threshold"]))
 
 
 class Decided(NamedTuple):
-    """What a page shows of a decision: in words, its thresholds by model, and its most suspicious rows by model.
+    """What a page shows of a decision: its id, in words, its thresholds and its most suspicious rows by model.
 
     A decision about studies or series has their word, and by model how many are flagged, of how many.
     """
 
+    decision_id: str
     text: str
     thresholds: dict[str, float | None]
     ranks: dict[str, pa.Table]
@@ -62,6 +66,7 @@ def sections(
     pictures: Pictures | None = None,
     truth: gallery.Truth = gallery.UNKNOWN,
     stacks: Sequence[dict[str, Any]] = (),
+    archive: RunArchive | None = None,
 ) -> dict[str, Any]:
     """What page.html.j2 names, of a run's score table with its record, and of its evaluation.
 
@@ -73,12 +78,13 @@ def sections(
         pictures: where they go; into the page by default.
         truth: labels of the evaluation.
         stacks: the most suspicious studies, a row each (deciding.run_stacks.RUN_STACKS).
+        archive: of a run with hashed names, whose pictures are to be shown.
     """
     record = table.record
     limits = Limits.model_validate(record.config.get("limits") or {})
     counted = _scored(table)
     pictures = pictures or Pictures()
-    made = gallery.Gallery(table, limits, pictures, truth)
+    made = gallery.Gallery(table, limits, pictures, truth, archive)
     models = [
         _model(made, model, counted.get(model.model_id, (0, 0)), found.evaluation, top, decided)
         for model in record.models
@@ -100,6 +106,7 @@ def sections(
         "models": models,
         "compared": compared,
         "decision": None if decided is None else decided.text,
+        "decision_id": None if decided is None else decided.decision_id,
         "stacks_word": None if decided is None else decided.stacks,
         "flagged": flagged,
         "pictures_beside": pictures.beside is not None,

@@ -91,8 +91,9 @@ class Review:
         """The samples of a heatmap: little-endian uint16."""
         if self._is_hidden(object_id, frame):
             raise NoPicture("Heatmaps of a blinded reading are shown once you have given your verdict.")
-        values = self.pictures.heatmap(self._row(object_id, frame, self._model(asked)))
-        return _samples(values, {"height": values.shape[0], "width": values.shape[1]})
+        values, rows, columns = self.pictures.heatmap(self._row(object_id, frame, self._model(asked)))
+        shape = {"height": values.shape[0], "width": values.shape[1], "rows": rows, "columns": columns}
+        return _samples(values, shape)
 
     def say(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """Note a verdict; the frame's verdicts then."""

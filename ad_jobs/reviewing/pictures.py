@@ -10,22 +10,23 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ad_jobs.archive import objects
-from ad_jobs.archive.manifest_record import ManifestInfo
-from ad_jobs.errors import ImageError, JobError, UsageError
+from ad_jobs.errors import ImageError, JobError
 from ad_jobs.images.decode import View, view
 from ad_jobs.images.guard import GuardedDecoder
 from ad_jobs.images.model_input import FULL_SCALE
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.read import open_heatmap
 from ad_jobs.results.run import RunRecord
-from ad_jobs.verifying.run_archive import RunArchive
 from cluster import storage
+
+if TYPE_CHECKING:
+    from ad_jobs.verifying.run_archive import RunArchive
 
 # A browser is given no more of a frame: it is shown on a screen.
 MAX_SIDE_PX = 4096
@@ -44,6 +45,14 @@ class Picture(NamedTuple):
     changed: bool
 
 
+class Heat(NamedTuple):
+    """A heatmap [h, w] with 65535 = 1.0, and the size in pixels of the whole frame that it lies over."""
+
+    values: npt.NDArray[np.uint16]
+    rows: int
+    columns: int
+
+
 class _Object(NamedTuple):
     data: bytes
     sha256: str
@@ -52,12 +61,13 @@ class _Object(NamedTuple):
 class Pictures:
     """Fetches and decodes; threads may share one. A context manager."""
 
-    def __init__(self, run_uri: str, record: RunRecord, manifest: ManifestInfo | None) -> None:
+    def __init__(self, run_uri: str, record: RunRecord, archive: RunArchive | None) -> None:
+        """`archive` has the run's manifest; without it a run with hashed names has no pictures."""
         self._run_uri = run_uri
         self._limits = Limits.model_validate(record.config.get("limits", {}))
         self._policies = {model.model_id: PixelPolicy.model_validate(model.policy) for model in record.models}
-        self._within = None if manifest is None else manifest.root
-        self._hidden = _HiddenNames(run_uri, record) if record.config.get("identifiers") == "hashed" else None
+        self._archive = archive
+        self._hashed = record.config.get("identifiers") == "hashed"
         self._decoder = GuardedDecoder()
         self._kept: OrderedDict[int, _Object] = OrderedDict()
         self._lock = threading.Lock()
@@ -94,8 +104,8 @@ class Pictures:
             raise NoPicture(f"The picture cannot be decoded ({error.code}: {error.detail}).") from error
         return Picture(shown, changed)
 
-    def heatmap(self, row: Mapping[str, Any]) -> npt.NDArray[np.uint16]:
-        """The heatmap of a row as it is drawn, without its padding: [h, w] with 65535 = 1.0, over the whole frame.
+    def heatmap(self, row: Mapping[str, Any]) -> Heat:
+        """The heatmap of a row as it is drawn, without its padding.
 
         It is one ranged read.
 
@@ -109,8 +119,7 @@ class Pictures:
         except (JobError, storage.StorageError) as error:
             raise NoPicture(f"The heatmap cannot be read: {error}") from error
         box = values[geometry.top : geometry.top + geometry.height, geometry.left : geometry.left + geometry.width]
-        found: npt.NDArray[np.uint16] = np.rint(box * np.float32(FULL_SCALE)).astype(np.uint16)
-        return found
+        return Heat(np.rint(box * np.float32(FULL_SCALE)).astype(np.uint16), geometry.rows, geometry.columns)
 
     def _object(self, row: Mapping[str, Any]) -> _Object:
         object_id = int(row["object_id"])
@@ -119,8 +128,8 @@ class Pictures:
                 self._kept.move_to_end(object_id)
                 return kept
         try:
-            uri = row["uri"] if self._hidden is None else self._hidden.uri(object_id)
-            data = objects.fetch(uri, self._limits.max_bytes, self._within).data
+            within = None if self._archive is None else self._archive.manifest.root
+            data = objects.fetch(self._uri(row), self._limits.max_bytes, within).data
         except storage.NotFound as error:
             raise NoPicture("The original is gone from the archive.") from error
         except storage.AccessDenied as error:
@@ -137,24 +146,19 @@ class Pictures:
                 self._kept.popitem(last=False)
         return found
 
-
-class _HiddenNames:
-    """Where the objects of a run with hashed names lie, by the manifest that was kept beside it."""
-
-    def __init__(self, run_uri: str, record: RunRecord) -> None:
-        self._run_uri, self._record = run_uri, record
-        self._lock = threading.Lock()
-        self._archive: RunArchive | None = None
-
-    def uri(self, object_id: int) -> str:
-        """Raises NoPicture where the manifest is not there, or is another."""
-        with self._lock:
-            try:
-                if self._archive is None:
-                    self._archive = RunArchive(self._run_uri, self._record)
-                (source,) = self._archive.sources([object_id])
-            except (UsageError, JobError, ValueError) as error:
-                raise NoPicture(
-                    "Names are hashed, and the manifest that says where objects lie is not here."
-                ) from error
+    def _uri(self, row: Mapping[str, Any]) -> str:
+        """Where the object of a row lies; raises NoPicture where names are hashed and no manifest says it."""
+        if not self._hashed:
+            return str(row["uri"])
+        if self._archive is None:
+            raise NoPicture(
+                "Names are hashed, and the manifest that says where objects lie is not beside the run: "
+                "start the review with --manifest MANIFEST to see pictures."
+            )
+        try:
+            # Its reader keeps the part that it has read last.
+            with self._lock:
+                (source,) = self._archive.sources([int(row["object_id"])])
+        except (JobError, ValueError) as error:
+            raise NoPicture("The run's manifest is damaged: see `retroscan verify`.") from error
         return source.uri

@@ -340,7 +340,9 @@ def _read_calibration(folder: Path, uri: str, model_id: str) -> tuple[Calibratio
         calibration = Calibration.model_validate_json(body)
     except ValidationError as error:
         raise UsageError(
-            f"{CALIBRATION} must hold a threshold and a scale.", f"{uri}: {error.errors()[0]['msg']}", remedy
+            f"{CALIBRATION} must hold a threshold and a scale.",
+            f"{storage.join(uri, CALIBRATION)}: {error.errors()[0]['msg']}",
+            remedy,
         ) from error
     if calibration.model_id != model_id:
         raise UsageError(

@@ -12,15 +12,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pagekit import Page, page_of
+from s3server import S3Server
 
+from ad_jobs.cli.show import shown_text
+from ad_jobs.compare import compare
 from ad_jobs.decide import decide
 from ad_jobs.errors import UsageError
 from ad_jobs.evaluate import evaluate
+from ad_jobs.export import export
+from ad_jobs.page.place import pages
 from ad_jobs.report import report
 from ad_jobs.results.parts import RowGroup
 from ad_jobs.results.run import describe_parts, held_out_copy, read_record, write_record
 from ad_jobs.schema import SCORES
 from ad_jobs.scoring.held_out import Scored, to_parquet
+from ad_jobs.show import show
+from cluster import storage
 
 
 @pytest.fixture
@@ -60,6 +67,61 @@ def test_it_shows_what_the_decision_flags(fake: fake_run.FakeRun) -> None:
     assert "above the threshold: flagged" in by_height.text
     with pytest.raises(UsageError, match="one that the run has"):
         report(fake.uri, decision="0" * 12)
+
+
+def test_each_decision_has_a_page_of_its_own_and_the_run_keeps_its(fake: fake_run.FakeRun) -> None:
+    first, second = (decide(run=fake.uri, top=top)["decision_id"] for top in (3, 5))
+    folder = Path(fake.uri, "report")
+    assert pages(fake.uri) == show(folder=fake.uri)["run"]["pages"] == []
+    page_of(fake, top=28)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    page_of(fake, decision=first, top=28)
+    page_of(fake, decision=second)
+    pictures = folder / first / "pictures"
+    assert len(list(pictures.iterdir())) == 2 * 28
+    assert not (folder / second / "pictures").exists()
+    # Another picture beside the first decision's page, and fewer in the second's: each is told of its own alone.
+    page_of(fake, decision=first, top=25)
+    assert len(list(pictures.iterdir())) == 2 * 25
+    assert {path: path.read_bytes() for path in before} == before
+    for decision, headline in ((first, "3 of 28 scored images"), (second, "5 of 28 scored images")):
+        page = Page((folder / decision / "index.html").read_text(encoding="utf-8"))
+        assert f"{headline} flagged" in page.text
+        assert f"Scan report {fake_run.RUN_ID}, decision {decision}" in page.text
+    expected = [f"{fake.uri}/report/{place}index.html" for place in (*sorted([f"{first}/", f"{second}/"]), "")]
+    assert pages(fake.uri) == expected
+    found = show(folder=fake.uri)
+    assert found["run"]["pages"] == expected
+    assert [line for line in shown_text(found).splitlines() if "  page " in line] == [
+        f"  page         {one}" for one in expected
+    ]
+
+
+def test_what_is_made_of_a_run_replaces_no_page(fake: fake_run.FakeRun, tmp_path: Path) -> None:
+    decision = decide(run=fake.uri, top=3)["decision_id"]
+    page_of(fake, decision=decision)
+    for out in (f"{fake.uri}/report/{decision}", f"{fake.uri}/report", fake.uri):
+        with pytest.raises(UsageError, match="stands beside it"):
+            compare(fake.uri, decision=(decision,), out=out)
+        with pytest.raises(UsageError, match="stands beside it"):
+            export(run=fake.uri, format="png", out=out)
+    with pytest.raises(UsageError, match="stands beside it"):
+        decide(run=fake.uri, top=3, worklist=f"{fake.uri}/report/{decision}/list.csv")
+    for out in (f"{fake.uri}/compared/mine", str(tmp_path / "other")):
+        assert compare(fake.uri, decision=(decision,), out=out)["page"] == f"{out}/index.html"
+
+
+def test_pages_in_s3_stand_side_by_side(fake: fake_run.FakeRun, s3: S3Server) -> None:
+    uri = s3.uri("report-decision/run")
+    for path in Path(fake.uri).rglob("*"):
+        if path.is_file():
+            storage.write_bytes(f"{uri}/{path.relative_to(fake.uri)}", path.read_bytes())
+    decision = decide(run=uri, top=3)["decision_id"]
+    own = storage.read_bytes(report(uri))
+    assert report(uri, decision=decision, top=28) == f"{uri}/report/{decision}/index.html"
+    assert len(storage.list_names(f"{uri}/report/{decision}/pictures")) == 2 * 28
+    assert storage.read_bytes(report(uri)) == own
+    assert pages(uri) == [f"{uri}/report/{decision}/index.html", f"{uri}/report/index.html"]
 
 
 def test_of_a_decision_about_studies_studies_are_counted(fake: fake_run.FakeRun) -> None:

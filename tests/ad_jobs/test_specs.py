@@ -230,10 +230,10 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
         run_specs.CompareSpec,
         {"run_a": "a", "run_b": "s3://b/r", "out": "o", "decision": ("c" * 12, "d" * 12)},
     ),
-    "report": (run_specs.ReportSpec, {"run": "r", "top": 5, "decision": "d"}),
+    "report": (run_specs.ReportSpec, {"run": "r", "top": 5, "decision": "d", "manifest": "m"}),
     "review": (
         run_specs.ReviewSpec,
-        {"run": "r", "port": 8642, "reviewer": "Ada", "decision": "d", "blind": True, "seed": 1},
+        {"run": "r", "port": 8642, "reviewer": "Ada", "decision": "d", "blind": True, "seed": 1, "manifest": "m"},
     ),
     "verify": (
         run_specs.VerifySpec,

@@ -113,7 +113,8 @@ def test_what_is_handed_on_is_whole(walked: Walked) -> None:
     flagged = walked.printed["decide"][-1]["models"][0]["flagged"]
     assert table["written"] == overlays["written"] == flagged
     assert keys["written"] >= 1
-    assert (walked.folder / "run" / "report" / "index.html").exists()
+    decision = walked.printed["decide"][-1]["decision_id"]
+    assert (walked.folder / "run" / "report" / decision / "index.html").exists()
 
 
 @needed

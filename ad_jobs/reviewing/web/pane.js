@@ -3,6 +3,8 @@
 export const newView = () => ({ low: 0, high: 1, zoom: 1, x: 0, y: 0, opacity: 0.7, hidden: false });
 
 const MAX_ZOOM = 64;
+// Where a picture would be.
+const EMPTY = "#3a3a3a";
 
 export class Pane {
   constructor(view, colours, onChange) {
@@ -37,15 +39,12 @@ export class Pane {
   // What is shown: samples of the picture and of the heatmap, each null where there is none, and what to say.
   show(picture, heatmap, label, notes) {
     this.picture = picture;
+    // Without a picture the heatmap stands alone, in the frame's shape.
+    this.shape = picture ?? heatmap;
     this.heat = heatmap && this.#coloured(heatmap);
     this.windowed = null;
     this.canvas.setAttribute("aria-label", label);
     this.note.textContent = notes.join(" ");
-    this.draw();
-  }
-
-  setHeatmap(heatmap) {
-    this.heat = heatmap && this.#coloured(heatmap);
     this.draw();
   }
 
@@ -57,7 +56,7 @@ export class Pane {
   // Pixels of the canvas for one of the picture, and where its corner lies.
   #placed() {
     const { width, height } = this.canvas;
-    const { columns, rows } = this.picture;
+    const { columns, rows } = this.shape;
     const scale = Math.min(width / columns, height / rows) * this.view.zoom;
     const ratio = devicePixelRatio;
     return { scale, x: (width - columns * scale) / 2 + this.view.x * ratio, y: (height - rows * scale) / 2 + this.view.y * ratio };
@@ -67,14 +66,18 @@ export class Pane {
     const box = this.canvas.getBoundingClientRect();
     this.canvas.width = Math.max(1, Math.round(box.width * devicePixelRatio));
     this.canvas.height = Math.max(1, Math.round(box.height * devicePixelRatio));
-    if (!this.picture) return;
+    if (!this.shape) return;
     const context = this.canvas.getContext("2d");
     const { scale, x, y } = this.#placed();
-    const { columns, rows } = this.picture;
+    const { columns, rows } = this.shape;
     // Single pixels are to be seen as what they are.
     context.imageSmoothingEnabled = scale < 3;
     context.imageSmoothingQuality = "high";
-    context.drawImage(this.#windowed(), x, y, columns * scale, rows * scale);
+    if (this.picture) context.drawImage(this.#windowed(), x, y, columns * scale, rows * scale);
+    else {
+      context.fillStyle = EMPTY;
+      context.fillRect(x, y, columns * scale, rows * scale);
+    }
     if (!this.heat || this.view.hidden) return;
     // Stretched linearly over the whole frame, as on the source.
     context.imageSmoothingEnabled = true;

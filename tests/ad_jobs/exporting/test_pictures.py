@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import io
 import json
 import shutil
@@ -12,11 +10,11 @@ from typing import Any
 
 import exportkit as kit
 import numpy as np
-import pyarrow.parquet as pq
 import pydicom
 import pytest
 import scankit
 from dicomkit import SECRETS, encode
+from hiddenkit import hide
 from PIL import Image
 from s3server import S3Server
 from typer.testing import CliRunner
@@ -26,8 +24,6 @@ from ad_jobs.cli.app import app
 from ad_jobs.errors import UsageError
 from ad_jobs.export import export
 from ad_jobs.exporting.overlay import OPACITY, blended
-from ad_jobs.index import index
-from ad_jobs.results.run import read_record, write_record
 from cluster import storage
 
 
@@ -171,32 +167,9 @@ def test_nothing_of_a_patient_is_in_names_tables_or_logs(
     assert not [secret for secret in SECRETS.values() if secret in everything]
 
 
-def hidden(folder: Path) -> str:
-    """A run whose identifiers are hashed: its table has no URI, and its manifest lies beside it."""
-    run = made(folder)
-    info = index(source=str(folder / "archive"), out=run + BESIDE)
-
-    def hashed(text: str | None) -> str | None:
-        return None if text is None else HASHED + hmac.new(b"key", text.encode(), hashlib.sha256).hexdigest()[:32]
-
-    (part,) = Path(run, "scores").iterdir()
-    table = pq.read_table(part)
-    for name in ("uri", "study_uid", "series_uid", "sop_uid"):
-        place = table.schema.get_field_index(name)
-        values = [hashed(value) for value in table[name].to_pylist()]
-        table = table.set_column(place, table.schema.field(name), [values])
-    pq.write_table(table, part)
-    record = read_record(run)
-    manifest = record.manifest.model_copy(update={"uri": hashed(info.uri), "digest": info.digest})
-    from ad_jobs.results.run import describe_parts
-
-    changed = {"manifest": manifest, "config": record.config | {"identifiers": "hashed"}, "parts": describe_parts(run)}
-    write_record(run, record.model_copy(update=changed))
-    return run
-
-
 def test_a_run_that_hides_its_objects_is_handed_on_by_who_has_its_manifest(tmp_path: Path) -> None:
-    run = hidden(tmp_path)
+    run = made(tmp_path)
+    hide(run, str(tmp_path / "archive"))
     assert export(run=run, out=str(tmp_path / "o"), format="dicom-sr")["written"] == 3
     assert {row["uri"][:5] for row in kit.index_of(tmp_path / "o")} == {HASHED}
     assert {ds.StudyInstanceUID for ds in kit.written(tmp_path / "o")} == {f"{kit.ROOT}.2", f"{kit.ROOT}.3"}

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 from functools import partialmethod
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hiddenkit import hide
 from pagekit import page_of
 from PIL import Image
 
+from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import Limits
+from ad_jobs.index import index
 from ad_jobs.page import gallery
 from ad_jobs.page.pictures import Pictures
 from ad_jobs.results.read import read_scores
@@ -91,12 +95,27 @@ def test_neither_heatmap_nor_original(tmp_path):
     assert "No heatmap was kept for this image." in page.text
 
 
-def test_hashed_identifiers_are_not_followed(tmp_path, monkeypatch):
-    fake = fake_run.make(tmp_path, normal=1, anomalous=1, uris="hmac:")
-    monkeypatch.chdir(tmp_path)
+def test_hashed_identifiers_are_followed_by_who_names_the_manifest_and_stay_hashed(tmp_path):
+    fake = fake_run.make(tmp_path, normal=1, anomalous=2)
+    with pytest.raises(UsageError, match=r"hashed identifiers.*Leave it out"):
+        page_of(fake, manifest=str(tmp_path / "other"))
+    manifest = hide(fake.uri, str(fake.pictures))
     text = page_of(fake).text
-    assert "Identifiers are hashed, so the original is not shown." in text
-    assert "defect" not in text
+    assert text.count("Identifiers are hashed, so the original is not shown; `report --manifest` with the run's") == 3
+    page = page_of(fake, manifest=manifest)
+    kinds = [source.partition(";")[0] for source in page.values("img", "src")]
+    assert kinds == ["data:image/jpeg", "data:image/png"] * 3
+    # What cannot be fetched is told without its name.
+    (fake.pictures / "defect 001.png").unlink()
+    (fake.pictures / "defect 001.png").mkdir()
+    page = page_of(fake, manifest=manifest)
+    assert len(page.values("img", "src")) == 5
+    for shown in (text, page.text, Path(fake.uri, "report", "index.html").read_text(encoding="utf-8")):
+        assert not [name for name in ("defect 0", "good 0", str(fake.pictures)) if name in shown]
+    shutil.rmtree(manifest)
+    index(source=str(fake.labels.parent / "masks"), out=manifest)
+    with pytest.raises(UsageError, match="the manifest that it was made from"):
+        page_of(fake, manifest=manifest)
 
 
 def write_rows(fake: fake_run.FakeRun, rows: pd.DataFrame) -> None:

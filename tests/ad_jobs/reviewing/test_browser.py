@@ -12,6 +12,7 @@ import fake_run
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from hiddenkit import hide
 from reviewkit import served
 
 from ad_jobs.reviewing.verdicts import read_verdicts
@@ -197,3 +198,21 @@ def test_everybody_can_use_it(browser, fake, theme):
         found = Axe().run(page).response["violations"]
         assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
         assert wrong == []
+
+
+def test_without_a_picture_the_heatmap_stands_alone(browser, tmp_path):
+    fake = fake_run.make(tmp_path, normal=3, anomalous=3)
+    shutil.rmtree(hide(fake.uri, str(fake.pictures)))
+    with served(fake.uri) as address, opened(browser, address) as (page, wrong):
+        expect(page.locator("figure .note")).to_contain_text("start the review with --manifest MANIFEST")
+        alone = pixels(page)
+        # Hot somewhere, and nothing of it while it is hidden.
+        page.keyboard.press("b")
+        hidden = pixels(page)
+        assert not alike(alone, hidden)
+        assert len(set(hidden)) <= 3
+        page.keyboard.press("b")
+        page.keyboard.press("a")
+        expect(page.locator("[data-verdict=accepted]")).to_have_attribute("aria-pressed", "true")
+        # All that failed is the picture, which was refused.
+        assert {text.partition("(")[2] for text in wrong} <= {"Not Found)"}

@@ -199,6 +199,29 @@ def test_a_calibration_is_kept_when_another_comes(tmp_path: Path) -> None:
     assert all(one.id in told for one in kept)
 
 
+def test_a_damaged_calibration_is_told_of_by_name_beside_the_rest(tmp_path: Path) -> None:
+    folder = kit.make_model(tmp_path / "model")
+    (kept,) = kept_calibrations(folder).calibrations
+    path = Path(folder, "calibration.json")
+    whole = path.read_bytes()
+    another = json.dumps(json.loads(whole) | {"model_id": "f" * 12}).encode()
+    for body, words in ((whole[:40], "must hold a threshold and a scale"), (another, "holds for one model")):
+        path.write_bytes(body)
+        found = show(folder=folder)["model"]
+        (told,) = found["damaged"]
+        assert words in told
+        assert f"retroscan calibrate {folder}" in told
+        assert (found["calibration"], found["calibrations"]) == (None, [kept.id])
+        lines = shown_text({"model": found}).splitlines()
+        assert f"  DAMAGED      {told}" in lines
+        assert f"  kept         {kept.id}" in lines
+        assert "  calibration  none that is whole" in lines
+    path.unlink()
+    found = show(folder=folder)["model"]
+    assert (found["calibration"], found["damaged"]) == (None, [])
+    assert "  calibration  none" in shown_text({"model": found}).splitlines()
+
+
 @pytest.mark.parametrize("field", ["threshold", "heatmap_high", "rate"])
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999"])
 def test_a_number_that_is_not_finite_is_refused(tmp_path: Path, field: str, value: str) -> None:
