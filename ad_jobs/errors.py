@@ -67,6 +67,29 @@ def refused(error: ValidationError, options: set[str]) -> UsageError:
     return UsageError(f"{where or 'A value'} {told}.", repr(first["input"]), "Give another.")
 
 
+def flaw(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong in a file: where it stands, the rule, and what stands there.
+
+    >>> "limits.max_frame: no such field, with 3", "data: must be a valid dictionary, with None"
+    """
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    told = _FLAWS.get(first["type"]) or first["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    # Of the others the input is what it should stand in, or the whole text.
+    shown = (
+        f", with {_short(first['input'])}" if first["type"] not in ("missing", "json_invalid", "value_error") else ""
+    )
+    return f"{where}: {told}{shown}" if where else f"{told}{shown}"
+
+
+_FLAWS = {"extra_forbidden": "no such field", "missing": "missing"}
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
 class JobError(RetroscanError):
     """A verb that started and could not finish: what went wrong, and what to do about it."""
 
@@ -111,7 +134,7 @@ class ErrorCode(StrEnum):
     EMPTY = "empty"
     # Over the limit before decode.
     TOO_MANY_BYTES = "too_many_bytes"
-    # Its header announces more pixels than the limit.
+    # Its header announces more pixels than the limit, or its one frame has more at the input's size.
     TOO_MANY_PIXELS = "too_many_pixels"
     # Its header announces more frames than the limit, or more than fit at the input's size.
     TOO_MANY_FRAMES = "too_many_frames"

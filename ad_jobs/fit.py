@@ -33,16 +33,9 @@ from ad_jobs.fuse import fuse
 from ad_jobs.images.domain import DomainFile, Seen
 from ad_jobs.images.policy import PixelPolicy, Tiles
 from ad_jobs.results.run import versions
-from ad_jobs.scoring.calibration import calibrate_on
+from ad_jobs.scoring.calibration import Calibrated, calibrate_on
 from ad_jobs.scoring.held_out import HeldOut
-from ad_jobs.scoring.model_store import (
-    SCORE_CPU_MS,
-    demand_own,
-    demand_writable,
-    publish,
-    read_record,
-    write_calibration,
-)
+from ad_jobs.scoring.model_store import SCORE_CPU_MS, demand_own, demand_writable, publish, read_record
 from ad_jobs.specs import AUTO, FitSpec, takes
 from cluster import object_store, storage
 from cluster.counting import counted
@@ -187,9 +180,15 @@ def _fit(spec: FitSpec, normal: list[SourceObject], kept: _Kept) -> dict[str, An
             SCORE_CPU_MS: round(data.tiles_an_image * score_cpu_ms(detector), 1),
             "data": _fingerprint(spec, data),
         }
-        model = publish(spec.out, spec.detector, detector, intent.policy, record, data.domain())
-        _calibrate(spec, detector, intent.policy.tiles, str(model["model_id"]), data, identifiers)
-    return model
+        return publish(
+            spec.out,
+            spec.detector,
+            detector,
+            intent.policy,
+            record,
+            data.domain(),
+            lambda model_id: _calibrated(spec, detector, intent.policy.tiles, model_id, data, identifiers),
+        )
 
 
 def _decoded(
@@ -226,10 +225,10 @@ def _decode(
     return _Data(images, fit_on, held_out, abnormal, abnormal_fit_on, abnormal_held)
 
 
-def _calibrate(
+def _calibrated(
     spec: FitSpec, detector: Detector, tiles: Tiles | None, model_id: str, data: _Data, identifiers: Identifiers
-) -> None:
-    """Write the first calibration, from the images held out."""
+) -> Calibrated:
+    """The first calibration, from the images held out."""
     # A detector that learns from anomalous images is made for missing none of them (Cycle-GAN AD, sec. 7).
     rate: dict[str, float] = {"max_fpr": 0.01}
     if data.anomalous is not None:
@@ -239,7 +238,7 @@ def _calibrate(
         closing(_held_out(data.normal, data.held_out)) as normal,
         closing(_held_out(data.anomalous, data.anomalous_held_out)) as anomalous,
     ):
-        calibrated = calibrate_on(
+        return calibrate_on(
             detector,
             normal,
             model_id=model_id,
@@ -249,7 +248,6 @@ def _calibrate(
             source="held out of " + " and ".join(filter(None, (spec.normal, spec.anomalous))),
             **rate,
         )
-    write_calibration(spec.out, calibrated)
 
 
 def _held_out(images: ImageSet | None, positions: list[int]) -> Generator[HeldOut, None, None]:

@@ -24,7 +24,7 @@ from ad_jobs.fitting.held_out_again import NormalImages, held_out_again
 from ad_jobs.images.domain import Domain, DomainFile
 from ad_jobs.images.policy import Limits
 from ad_jobs.results.run import versions
-from ad_jobs.scoring.calibration import calibrate_on
+from ad_jobs.scoring.calibration import Calibrated, calibrate_on
 from ad_jobs.scoring.model_store import (
     SCORE_CPU_MS,
     FittedModel,
@@ -34,7 +34,6 @@ from ad_jobs.scoring.model_store import (
     publish,
     read_fitted,
     read_record,
-    write_calibration,
 )
 from ad_jobs.specs import FuseSpec, takes
 from models.record import FORMAT
@@ -82,18 +81,19 @@ def fuse(spec: FuseSpec) -> dict[str, Any]:
         SCORE_CPU_MS: _cost(models, fusion.members),
     }
     domain = _common_domain([models[member.place] for member in fusion.members])
-    model = publish(spec.out, FUSED.kind, fusion.detector, fusion.policy, record, domain)
-    calibrated = calibrate_on(
-        fusion.detector,
-        images.frames(fusion.policy),
-        model_id=str(model["model_id"]),
-        source=f"held out of {images.source}" if spec.normal is None else images.source,
-        tiles=fusion.policy.tiles,
-        identifiers=identifiers,
-        max_fpr=MAX_FPR,
-    )
-    write_calibration(spec.out, calibrated)
-    return model
+
+    def calibrated(model_id: str) -> Calibrated:
+        return calibrate_on(
+            fusion.detector,
+            images.frames(fusion.policy),
+            model_id=model_id,
+            source=f"held out of {images.source}" if spec.normal is None else images.source,
+            tiles=fusion.policy.tiles,
+            identifiers=identifiers,
+            max_fpr=MAX_FPR,
+        )
+
+    return publish(spec.out, FUSED.kind, fusion.detector, fusion.policy, record, domain, calibrated)
 
 
 def _cost(models: Mapping[str, FittedModel], members: Iterable[Fitted]) -> float:

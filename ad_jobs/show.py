@@ -13,7 +13,8 @@ from ad_jobs.results.run import RUN_FILE, read_record
 from ad_jobs.reviewing.agreement import agreement
 from ad_jobs.reviewing.verdicts import Verdict, files, read_files, standing
 from ad_jobs.scoring.calibration import kept_calibrations
-from ad_jobs.scoring.model_store import DOMAIN, FittedModel, calibration_of, read_fitted
+from ad_jobs.scoring.model_domain import DOMAIN
+from ad_jobs.scoring.model_store import FittedModel, calibration_of, read_fitted
 from ad_jobs.specs import ShowSpec, takes
 from cluster import storage
 from models.record import DETECTOR

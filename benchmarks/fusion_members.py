@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from ad_jobs.fitting.loop import Batches, train
 from ad_jobs.images.domain import DomainFile
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.results.run import versions
-from ad_jobs.scoring.calibration import calibrate_on
+from ad_jobs.scoring.calibration import Calibrated, calibrate_on
 from ad_jobs.scoring.held_out import HeldOut
-from ad_jobs.scoring.model_store import publish, write_calibration
+from ad_jobs.scoring.model_store import publish
 from benchmarks.held_out import Decoded, decoded, split
 from models import registry
 from models.detector import Detector, InputSpec
@@ -67,7 +68,7 @@ def member(name: str, normal: str, seed: int, folder: Path) -> str:
     runtime = Runtime(seed=seed)
     batches = Batches(detector, runtime, _Stack(fit_on + held_out), positions)
     train(detector, detector.learner(runtime), batches, save=lambda _: None, say=lambda _: None)
-    keep(detector.eval(), kind, policy, held_out, normal, seed, str(folder), time.perf_counter() - start)
+    keep(detector.eval(), kind, policy, held_out, normal, seed, str(folder), time.perf_counter() - start, len(fit_on))
     return str(folder)
 
 
@@ -80,6 +81,7 @@ def keep(
     seed: int,
     out: str,
     seconds: float,
+    fitted_on: int,
 ) -> None:
     """Write a fitted detector as a model, with what `fuse` asks of its record."""
     found = [HeldOut(image.pixels, _sha256(image.uri), image.frame, image.group) for image in held_out]
@@ -89,15 +91,19 @@ def keep(
         "versions": versions(),
         "seconds": round(seconds, 1),
         "limits": Limits().model_dump(),
+        "fitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": {
             "normal": normal,
+            "n_fitted": fitted_on,
             "n_held_out": len(found),
             "held_out_sha256": hashlib.sha256("\n".join(frames).encode()).hexdigest(),
         },
     }
-    model = publish(out, kind, detector, policy, record, DomainFile())
-    calibrated = calibrate_on(detector, found, model_id=str(model["model_id"]), source=normal, max_fpr=0.01)
-    write_calibration(out, calibrated)
+
+    def calibrated(model_id: str) -> Calibrated:
+        return calibrate_on(detector, found, model_id=model_id, source=normal, max_fpr=0.01)
+
+    publish(out, kind, detector, policy, record, DomainFile(), calibrated)
 
 
 def _sha256(uri: str) -> str:

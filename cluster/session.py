@@ -14,11 +14,14 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grpc
 import ray
-from ray._private import ray_constants, worker
+from ray._private import ray_constants, services, worker
+from ray._private.grpc_utils import init_grpc_channel
 from ray.data import DataContext, ExecutionResources
 
 from cluster import autoscaling
+from cluster.counting import counted
 from cluster.division import GIB, Node
 from cluster.errors import ClusterError, token_refused
 from cluster.scratch import scratch_folder
@@ -39,6 +42,8 @@ BACKEND_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 _BACKEND_LINE = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,]+ [A-Z] \d+ \d+\] ")
 # Of an embedded Ray: on a machine that is busy its own 30 s are short.
 START_ATTEMPTS = 3
+# Of the head of a running cluster, before anything is asked of it.
+ANSWER_S = 30.0
 _ROOT = Path(__file__).resolve().parent.parent
 # Of every embedded Ray of this process, which keeps the first one it uses; handed down in the environment.
 # Ray's own way is a file in the home folder that others may read.
@@ -148,6 +153,8 @@ def _of_a_running_cluster() -> dict[str, Any]:
 def _connect(address: str, options: dict[str, Any]) -> None:
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
+            if address != "local":
+                _demand_answer(address)
             with _in_no_cluster() if address == "local" else nullcontext(), _named_in_unicode():
                 ray.init(address=address, **options)
         except Exception as error:
@@ -158,11 +165,35 @@ def _connect(address: str, options: dict[str, Any]) -> None:
                 continue
             if reason := _token_refused(error):
                 raise token_refused(address, reason) from error
-            raise ClusterError(
-                f"Ray did not start or answer. Got: address {address} ({type(error).__name__}: {error}).",
-                "Check --address and RAY_ADDRESS, or leave both out for an embedded Ray.",
-            ) from error
+            raise _unusable(address, f"{type(error).__name__}: {error}".rstrip(".")) from error
         return
+
+
+def _demand_answer(address: str) -> None:
+    """Raise TimeoutError unless the head of a running cluster answers at all.
+
+    Ray waits without end for one that takes connections and says nothing, as one that hangs or is no head (2.60).
+    """
+    channel = init_grpc_channel(services.canonicalize_bootstrap_address(address))
+    try:
+        grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
+    except grpc.FutureTimeoutError as error:
+        raise TimeoutError(f"no answer within {ANSWER_S:g} s") from error
+    finally:
+        channel.close()
+
+
+def _unusable(address: str, why: str) -> ClusterError:
+    if address != "local":
+        return ClusterError(
+            f"No Ray answers at the address. Got: {address} ({why}).",
+            "Check --address and RAY_ADDRESS, or leave both out for an embedded Ray.",
+        )
+    load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    return ClusterError(
+        f"Ray did not start on this machine. Got: {why}, at a load of {load:.0f} on {counted(cpus, 'CPU')}.",
+        "Run the same command again, of a busy machine once it has less to do, or on a running cluster (--address).",
+    )
 
 
 @contextmanager

@@ -20,10 +20,10 @@ from ad_jobs.fitting.split import split_by_group
 from ad_jobs.images.domain import Domain, DomainFile
 from ad_jobs.images.model_input import to_input
 from ad_jobs.images.policy import Limits, PixelPolicy
-from ad_jobs.scoring.calibration import calibrate_on
+from ad_jobs.scoring.calibration import Calibrated, calibrate_on
 from ad_jobs.scoring.frames import frames_of
 from ad_jobs.scoring.held_out import HeldOut
-from ad_jobs.scoring.model_store import publish, write_calibration
+from ad_jobs.scoring.model_store import publish
 from cluster import storage
 from models import registry
 from models.detector import Detector, InputSpec
@@ -76,10 +76,14 @@ def published(
     """A fitted detector as a model, with its first calibration."""
     frames = sorted(f"{one.object}/{one.frame}" for one in held_out)
     digest = hashlib.sha256("\n".join(frames).encode()).hexdigest()
-    record = {"seed": seed, "data": {"normal": normal, "n_held_out": len(frames), "held_out_sha256": digest}}
+    data = {"normal": normal, "n_fitted": 0, "n_held_out": len(frames), "held_out_sha256": digest}
+    record = {"seed": seed, "fitted_at": "2024-02-29T12:00:00+00:00", "data": data}
     accepts = DomainFile(accepts=domain or Domain())
-    model_id = str(publish(out, kind, detector, policy, record, accepts)["model_id"])
-    write_calibration(out, calibrate_on(detector, held_out, model_id=model_id, source=normal, max_fpr=0.1))
+
+    def calibrated(model_id: str) -> Calibrated:
+        return calibrate_on(detector, held_out, model_id=model_id, source=normal, max_fpr=0.1)
+
+    publish(out, kind, detector, policy, record, accepts, calibrated)
     return out
 
 

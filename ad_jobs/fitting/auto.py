@@ -21,17 +21,11 @@ from ad_jobs.errors import JobError, RetroscanError, UsageError
 from ad_jobs.fitting.candidates import DEFAULT_BUDGET_S, FOLDER, Budget, Candidate, candidates
 from ad_jobs.fitting.choosing import RULE, Option, chosen, fusion_of
 from ad_jobs.fitting.synthetic import judge
-from ad_jobs.scoring.calibration import CALIBRATION, Calibrated
-from ad_jobs.scoring.model_store import (
-    DOMAIN,
-    demand_own,
-    local_files,
-    open_model,
-    read_model,
-    read_record,
-    write_calibration,
-)
+from ad_jobs.scoring.calibration import Calibrated
+from ad_jobs.scoring.model_domain import DOMAIN
+from ad_jobs.scoring.model_store import demand_own, local_files, open_model, read_model, read_record, write_calibration
 from ad_jobs.specs import AUTO, FitSpec
+from ad_jobs.values import time_text
 from cluster import storage
 from cluster.errors import ClusterError
 from models.record import DETECTOR, WEIGHTS
@@ -58,7 +52,7 @@ class Fits(NamedTuple):
 
 
 def already(spec: FitSpec, normal: Sequence[SourceObject]) -> dict[str, Any] | None:
-    """The record of the model that this very command left; None where there is none.
+    """The record of the model that this very command left, in whatever time; None where there is none.
 
     Raises:
         UsageError: another model lies there.
@@ -72,7 +66,11 @@ def already(spec: FitSpec, normal: Sequence[SourceObject]) -> dict[str, Any] | N
         spec.out,
         "another fit (other options or other images)",
     )
-    log.info("%s was chosen by this very command (model %s): nothing to do.", spec.out, done["model_id"])
+    log.info("%s already holds this very choice (model %s): nothing to do.", spec.out, done["model_id"])
+    given_s, asked_s = done[AUTO]["budget_s"], spec.budget or DEFAULT_BUDGET_S
+    if given_s != asked_s:
+        given, asked = time_text(given_s), time_text(asked_s)
+        log.warning("It was chosen with --budget %s: for a choice with %s name another --out.", given, asked)
     return done
 
 
@@ -134,9 +132,7 @@ def fit_best(spec: FitSpec, normal: Sequence[SourceObject], fits: Fits) -> dict[
 
 
 def _there(folder: str, digest: str) -> bool:
-    """Whether the candidate is fitted; one that was cut off before its calibration is to be fitted again.
-
-    That takes little: its training has ended.
+    """Whether the candidate is fitted.
 
     Raises:
         UsageError: another fit lies there, or a damaged one.
@@ -150,10 +146,7 @@ def _there(folder: str, digest: str) -> bool:
             f"{folder}, which holds model {record['model_id']} of another fit",
             "Choose another --out, or remove the folder.",
         )
-    if storage.exists(storage.join(folder, CALIBRATION)):
-        return True
-    storage.delete(storage.join(folder, DETECTOR))
-    return False
+    return True
 
 
 def _demand_same(record: dict[str, Any], held_out: HeldOutFrames) -> None:
@@ -175,9 +168,6 @@ def _kept(spec: FitSpec, tried: list[Option], rows: dict[str, dict[str, Any]], f
     row["why"] = "not fused: another was kept"
     if (kept := chosen([*tried, fusion])) is not fusion:
         return kept
-    if read_record(folder) is not None and not storage.exists(storage.join(folder, CALIBRATION)):
-        # It was cut off before its calibration.
-        storage.delete(storage.join(folder, DETECTOR))
     begun = time.monotonic()
     try:
         record = fits.fuse([str(rows[tried[place].name]["folder"]) for place in fusion.members], folder)
@@ -200,10 +190,9 @@ def _told(option: Option) -> dict[str, Any]:
 
 
 def _digest(spec: FitSpec, normal: Sequence[SourceObject]) -> str:
-    """16 hex digits over everything that decides the choice: what is tried on which objects, and for how long."""
+    """16 hex digits over all that may be tried and on which objects; time is given, and no option of what comes out."""
     tried = [one.intent.digest(normal, []) for one in candidates(spec, len(normal))]
-    decides = [tried, spec.budget or DEFAULT_BUDGET_S]
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(tried).encode()).hexdigest()[:16]
 
 
 def _publish(candidate: str, out: str, auto: dict[str, Any]) -> dict[str, Any]:

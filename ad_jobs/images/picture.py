@@ -82,10 +82,15 @@ def check_input(frames: int, size: tuple[Any, Any], policies: Sequence[PixelPoli
 
 
 def check_input_pixels(frames: int, input_pixels: int, limits: Limits) -> None:
-    """Raise ImageError if so many frames have too many pixels together at the input's size."""
+    """Raise ImageError if so many frames have too many pixels together at the input's size.
+
+    One frame alone has too many pixels; of several there are too many.
+    """
     if input_pixels > limits.max_input_pixels:
-        detail = f"{frames} frames, {input_pixels} pixels at the input's size, over max_input_pixels"
-        raise ImageError(ErrorCode.TOO_MANY_FRAMES, f"{detail} {limits.max_input_pixels}")
+        code = ErrorCode.TOO_MANY_PIXELS if frames == 1 else ErrorCode.TOO_MANY_FRAMES
+        what = "" if frames == 1 else f"{frames} frames, "
+        at = "at the input's size, or as they are cut into tiles"
+        raise ImageError(code, f"{what}{input_pixels} pixels {at}, over max_input_pixels {limits.max_input_pixels}")
 
 
 def check_samples(rows: int, columns: int, components: int, limits: Limits) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal, overload
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ad_jobs.errors import UsageError
+from ad_jobs.errors import UsageError, flaw
 from ad_jobs.results.count import Counts, TableCounts, assert_balanced, count_table
 from ad_jobs.results.parts import (
     SCORES_FOLDER,
@@ -253,10 +253,9 @@ def read_record(run_uri: str, allow_unfinished: bool = False) -> RunRecord | Non
     try:
         return RunRecord.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
         raise UsageError(
             "run.json must have the form that this version of retroscan writes.",
-            f"{run_uri}: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            f"{run_uri}: {flaw(error)}",
             "Read the run with the version that wrote it (its key versions.retroscan), or scan again.",
         ) from error
 

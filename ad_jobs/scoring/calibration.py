@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError, model_validator
 
 from ad_jobs.archive.identifiers import Identifiers, Naming
-from ad_jobs.errors import JobError, UsageError
+from ad_jobs.errors import JobError, UsageError, flaw
 from ad_jobs.images.policy import Tiles
 from ad_jobs.images.tiling import SAME
 from ad_jobs.results.heatmaps import EARLIER_ANCHOR
@@ -61,7 +61,8 @@ class Calibration(Threshold):
 
     @model_validator(mode="after")
     def _anchored_within(self) -> Self:
-        if not 0 < self.anchor_on_scale < 1:
+        # Of a scale without a height nothing lies within.
+        if not (self.heatmap_low < self.heatmap_high and 0 < self.anchor_on_scale < 1):
             raise ValueError("heatmap_anchor must lie between heatmap_low and heatmap_high")
         return self
 
@@ -299,7 +300,7 @@ def kept_calibrations(uri: str) -> Kept:
         except ValidationError as error:
             damaged[name.removesuffix(".json")] = UsageError(
                 "What a model keeps of its calibrations stays as it was written.",
-                f"{storage.join(folder, name)}: {error.errors()[0]['msg']}",
+                f"{storage.join(folder, name)}: {flaw(error)}",
                 "Restore the file, or remove it.",
             )
     return Kept(sorted(found, key=lambda one: (one.set_at, one.id)), damaged)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ad_jobs.errors import UsageError
-from ad_jobs.images.domain import Domain, DomainFile
+from ad_jobs.errors import UsageError, flaw
+from ad_jobs.images.domain import DomainFile
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.scoring.calibration import CALIBRATION, Calibrated, Calibration, kept_calibration, kept_held_out
 from ad_jobs.scoring.held_out import held_out_file
+from ad_jobs.scoring.model_domain import DOMAIN, domain_sha256, id_under, read_domain
+from ad_jobs.scoring.model_record import demand_readable
 from cluster import storage
 from models import record
 from models.errors import ArtifactError
@@ -27,12 +28,8 @@ from models.errors import ArtifactError
 if TYPE_CHECKING:
     from models.detector import Detector
 
-log = logging.getLogger("retroscan.model")
-
 # In detector.json: see ad_jobs.fitting.cost.
 SCORE_CPU_MS = "score_cpu_ms"
-# The acceptance domain, beside detector.json.
-DOMAIN = "domain.json"
 
 
 @dataclass(frozen=True)
@@ -162,10 +159,12 @@ def open_fitted(uri: str) -> tuple[FittedModel, Detector]:
 
 
 def _read_fitted(folder: Path, uri: str) -> FittedModel:
-    with _complete_and_unchanged(uri):
+    with _complete_and_unchanged(folder, uri):
         found = record.read_record(folder)
+    demand_readable(found, uri)
+    with _complete_and_unchanged(folder, uri):
         record.check_weights(folder, found)
-    domain = _read_domain(folder, uri, found)
+    domain = read_domain(folder, uri, found)
     return FittedModel(
         uri=uri,
         record=found,
@@ -173,44 +172,8 @@ def _read_fitted(folder: Path, uri: str) -> FittedModel:
         limits=Limits.model_validate(found.get("limits", {})),
         record_sha256=hashlib.sha256((folder / record.DETECTOR).read_bytes()).hexdigest(),
         domain=domain,
-        model_id=_id_under(found, domain),
+        model_id=id_under(found, domain),
     )
-
-
-def _id_under(found: dict[str, Any], domain: DomainFile) -> str:
-    if domain == DomainFile() and record.DOMAIN_SHA256 not in found:
-        return str(found["model_id"])
-    return record.model_id({**found, record.DOMAIN_SHA256: domain_sha256(domain)})
-
-
-def _read_domain(folder: Path, uri: str, found: dict[str, Any]) -> DomainFile:
-    """What the model takes: everything, if it is of a version without domain.json."""
-    path = folder / DOMAIN
-    if not path.is_file():
-        if record.DOMAIN_SHA256 in found:
-            raise UsageError(
-                f"A model whose fit wrote {DOMAIN} needs it.",
-                f"{uri}, without it",
-                'Restore it, or write {"accepts": {}} there: it then takes every object, as another model.',
-            )
-        return DomainFile()
-    try:
-        domain = DomainFile.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise UsageError(
-            f"{DOMAIN} says what a model takes.",
-            f"{storage.join(uri, DOMAIN)}: {'.'.join(map(str, first['loc']))}: {first['msg']}",
-            f"The fields of accepts are {', '.join(Domain.model_fields)}; null in one excludes nothing.",
-        ) from error
-    if found.get(record.DOMAIN_SHA256) != domain_sha256(domain):
-        log.info("%s of %s was edited since the fit: it counts as another model.", DOMAIN, uri)
-    return domain
-
-
-def domain_sha256(domain: DomainFile) -> str:
-    """64 hex digits over what a domain.json says, however it is laid out."""
-    return hashlib.sha256(json.dumps(domain.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 def _read_calibrated(folder: Path, uri: str) -> CalibratedModel:
@@ -222,16 +185,18 @@ def _read_calibrated(folder: Path, uri: str) -> CalibratedModel:
 def _detector(folder: Path, model: FittedModel) -> Detector:
     from models import artifact
 
-    with _complete_and_unchanged(model.uri):
+    with _complete_and_unchanged(folder, model.uri):
         return artifact.build(folder, model.record)
 
 
 @contextmanager
-def _complete_and_unchanged(uri: str) -> Iterator[None]:
+def _complete_and_unchanged(folder: Path, uri: str) -> Iterator[None]:
     try:
         yield
     except ArtifactError as error:
-        raise UsageError("A model must be complete and unchanged.", uri, str(error)) from error
+        # Of a model in S3 the folder is a copy, of which nobody knows.
+        told = str(error).replace(str(folder), uri)
+        raise UsageError("A model must be complete and unchanged.", uri, told) from error
 
 
 def read_record(uri: str) -> dict[str, Any] | None:
@@ -242,8 +207,10 @@ def read_record(uri: str) -> dict[str, Any] | None:
     """
     if not storage.exists(storage.join(uri, record.DETECTOR)):
         return None
-    with local_files(uri, names=(record.DETECTOR,)) as folder, _complete_and_unchanged(uri):
-        return record.read_record(folder)
+    with local_files(uri, names=(record.DETECTOR,)) as folder, _complete_and_unchanged(folder, uri):
+        found = record.read_record(folder)
+    demand_readable(found, uri)
+    return found
 
 
 def demand_own(record: dict[str, Any], own: bool, out: str, other: str) -> None:
@@ -271,9 +238,18 @@ def demand_writable(out: str) -> None:
 
 
 def publish(
-    uri: str, kind: str, detector: Detector, policy: PixelPolicy, told: dict[str, Any], domain: DomainFile
+    uri: str,
+    kind: str,
+    detector: Detector,
+    policy: PixelPolicy,
+    told: dict[str, Any],
+    domain: DomainFile,
+    calibrated: Callable[[str], Calibrated] | None = None,
 ) -> dict[str, Any]:
-    """Write a fitted detector to `uri`; its full record. detector.json comes last: a folder that has it is whole."""
+    """Write a fitted detector to `uri`, and what `calibrated` makes for its id; its full record.
+
+    detector.json comes last: a folder that has it is whole.
+    """
     from models import artifact
 
     with tempfile.TemporaryDirectory(prefix="retroscan-model-") as scratch:
@@ -281,9 +257,14 @@ def publish(
         told = {**told, record.DOMAIN_SHA256: domain_sha256(domain)}
         artifact.save(folder, kind, detector, policy.model_dump(mode="json"), told)
         (folder / DOMAIN).write_text(json.dumps(domain.model_dump(mode="json"), indent=2) + "\n")
-        for name in (record.WEIGHTS, DOMAIN, record.DETECTOR):
+        found = record.read_record(folder)
+        calibration = None if calibrated is None else calibrated(str(found["model_id"]))
+        for name in (record.WEIGHTS, DOMAIN):
             storage.upload_file(folder / name, storage.join(uri, name))
-        return record.read_record(folder)
+        if calibration is not None:
+            write_calibration(uri, calibration)
+        storage.upload_file(folder / record.DETECTOR, storage.join(uri, record.DETECTOR))
+        return found
 
 
 def write_calibration(uri: str, calibrated: Calibrated) -> None:
@@ -341,7 +322,7 @@ def _read_calibration(folder: Path, uri: str, model_id: str) -> tuple[Calibratio
     except ValidationError as error:
         raise UsageError(
             f"{CALIBRATION} must hold a threshold and a scale.",
-            f"{storage.join(uri, CALIBRATION)}: {error.errors()[0]['msg']}",
+            f"{storage.join(uri, CALIBRATION)}: {flaw(error)}",
             remedy,
         ) from error
     if calibration.model_id != model_id:

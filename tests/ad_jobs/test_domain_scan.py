@@ -18,7 +18,7 @@ from ad_jobs.results.read import read_run, read_scores
 from ad_jobs.scan import scan
 from ad_jobs.scanning.batch_score import Score
 from ad_jobs.score import score
-from ad_jobs.scoring.model_store import DOMAIN
+from ad_jobs.scoring.model_domain import DOMAIN
 from ad_jobs.show import show
 from ad_jobs.verify import verify
 from ad_jobs.verifying import sample

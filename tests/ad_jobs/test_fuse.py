@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cutkit import cuts
 from fusekit import RANDOM, few_defects, fitted, normals, pair
 from s3server import S3Server
 from scankit import png
@@ -22,7 +23,7 @@ from ad_jobs.fitting import fusion
 from ad_jobs.fuse import fuse
 from ad_jobs.images.domain import Domain
 from ad_jobs.score import score
-from ad_jobs.scoring.model_store import open_model, read_fitted, read_model
+from ad_jobs.scoring.model_store import open_model, read_fitted, read_model, read_record
 from ad_jobs.show import show
 
 
@@ -94,6 +95,15 @@ def test_the_same_command_again_finds_it_done(home: Path) -> None:
         fuse(model=members(home), out=str(home / "fused"), normal=normals(str(home / "other"), 4))
     with pytest.raises(UsageError, match="One folder holds one model"):
         fuse(model=members(home), out=str(home / "fused"), identifiers="plain")
+
+
+def test_a_fusion_that_ends_at_any_moment_comes_out_the_same(home: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "fused")
+    for cut in cuts(lambda: fuse(model=members(home), out=out)):
+        assert cut < 20
+        assert read_record(out) is None
+    whole, undisturbed = open_model(out), open_model(str(home / "fused"))
+    assert (whole.model_id, whole.calibration.id) == (undisturbed.model_id, undisturbed.calibration.id)
 
 
 def test_other_images_may_be_named_that_no_member_was_fitted_on(home: Path, tmp_path: Path) -> None:

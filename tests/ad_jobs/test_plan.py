@@ -22,7 +22,7 @@ from ad_jobs.plan import plan
 from ad_jobs.planning import census
 from ad_jobs.results.run import Counts
 from ad_jobs.scan import scan
-from ad_jobs.scoring.model_store import DOMAIN
+from ad_jobs.scoring.model_domain import DOMAIN
 from ad_jobs.specs import ScanSpec
 from cluster.session import session
 

@@ -1,6 +1,7 @@
 """What a session sees and lends, and that it leaves nothing behind."""
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -37,6 +38,32 @@ def test_an_address_where_nothing_answers_is_an_error_of_ours(monkeypatch: pytes
         pytest.fail("nothing listens there")
     assert dict(os.environ) == before
     assert not ray.is_initialized()
+
+
+def test_a_head_that_takes_connections_and_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.session.ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        told = rf"No Ray answers at the address. Got: {address} \(TimeoutError: no answer within 0.5 s\)\. Check --addr"
+        with pytest.raises(ClusterError, match=told), session(address):
+            pytest.fail("nobody answers there")
+
+
+def test_an_embedded_ray_that_does_not_start_says_nothing_of_addresses_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def slow(**_: object) -> None:
+        begun.append(1)
+        # As Ray does.
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", slow)
+    with pytest.raises(ClusterError) as told, session():
+        pytest.fail("it did not start")
+    assert len(begun) == 3
+    assert str(told.value).startswith("Ray did not start on this machine. Got: Exception: The current node timed out")
+    assert "at a load of" in str(told.value)
+    assert "Check" not in str(told.value)
 
 
 @ray.remote(num_cpus=1)

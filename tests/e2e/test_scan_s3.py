@@ -10,7 +10,8 @@ from ad_jobs.errors import UsageError
 from ad_jobs.fit import fit
 from ad_jobs.results.read import open_heatmap, read_scores
 from ad_jobs.scan import scan
-from ad_jobs.scoring.model_store import DOMAIN, open_model, read_model
+from ad_jobs.scoring.model_domain import DOMAIN
+from ad_jobs.scoring.model_store import open_model, read_model
 from ad_jobs.show import show
 from ad_jobs.specs import FitSpec
 from ad_jobs.verify import verify

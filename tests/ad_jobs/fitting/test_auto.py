@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cutkit import cuts
 from fusekit import RANDOM, fitted, normals
 from scankit import SIZE_PX, picture
 from typer.testing import CliRunner
@@ -130,14 +131,44 @@ def test_an_interrupted_choice_goes_on_with_what_is_fitted(spec: FitSpec) -> Non
     assert [row["detector"] for row in told["candidates"]][:2] == ["linear", "padim"]
 
 
-def test_what_was_cut_off_before_its_calibration_is_fitted_again(spec: FitSpec) -> None:
+def test_a_choice_that_ends_at_any_moment_comes_out_the_same(spec: FitSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(options: Sequence[Option]) -> Option | None:
+        return None if len(options) < 2 else Option("fused-linear-padim", options[0].judged, 3.0, (0, 1))
+
+    monkeypatch.setattr(auto, "fusion_of", both)
+    monkeypatch.setattr(auto, "chosen", lambda options: options[-1])
+    made = Made(spec.normal)
+    for cut in cuts(lambda: chosen_by(spec, made)):
+        assert cut < 40
+        # Nothing half is taken for whole.
+        assert read_record(spec.out) is None
+        for folder in Path(spec.out, "fit", "candidates").glob("*/detector.json"):
+            open_model(str(folder.parent))
+    record, whole = (
+        read_record(spec.out),
+        chosen_by(spec.model_copy(update={"out": f"{spec.out}-2"}), Made(spec.normal)),
+    )
+    assert record is not None
+    assert record["model_id"] == whole["model_id"] == open_model(spec.out).model_id
+    assert open_model(spec.out).calibration.id == open_model(f"{spec.out}-2").calibration.id
+    untimed = [
+        {name: row.get(name) for name in ("detector", "why", "found", "auroc", "model_id")} for row in _rows(record)
+    ]
+    assert untimed == [{name: row.get(name) for name in untimed[0]} for row in _rows(whole)]
+
+
+def _rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = record["auto"]["candidates"]
+    return found
+
+
+def test_a_budget_is_no_option_of_what_was_chosen(spec: FitSpec, caplog: pytest.LogCaptureFixture) -> None:
     record = chosen_by(spec, Made(spec.normal))
-    Path(spec.out, "detector.json").unlink()
-    Path(spec.out, "fit", "candidates", "linear", "calibration.json").unlink()
-    again = Made(spec.normal)
-    told = chosen_by(spec, again)["auto"]
-    assert again.done[0] == "linear"
-    assert [row["why"] for row in told["candidates"]] == [row["why"] for row in record["auto"]["candidates"]]
+    with caplog.at_level("INFO", "retroscan.fit"):
+        assert auto.already(spec, read_source(spec.normal)) == record
+        assert "--budget" not in caplog.text
+        assert auto.already(spec.model_copy(update={"budget": 600.0}), read_source(spec.normal)) == record
+    assert "It was chosen with --budget 120m: for a choice with 10m name another --out." in caplog.text
 
 
 def test_an_interrupted_choice_of_other_images_is_refused(spec: FitSpec) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 from rasterkit import saved
 
-from ad_jobs.errors import ImageError
+from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images.decode import decode
 from ad_jobs.images.geometry import Geometry
 from ad_jobs.images.policy import Limits, PixelPolicy, Tiles
@@ -206,9 +206,10 @@ def test_pages_that_are_larger_than_the_first_count_as_they_are() -> None:
         (64, 64),
     ]
     little = Limits(max_input_pixels=64 * 64)
-    with pytest.raises(ImageError, match="max_input_pixels"):
+    with pytest.raises(ImageError, match=r"2 frames, .* over max_input_pixels") as many:
         decode(tiff_of(*pages), policy(), little)
-    with pytest.raises(ImageError, match="max_input_pixels"):
+    assert many.value.code == ErrorCode.TOO_MANY_FRAMES
+    with pytest.raises(ImageError, match=r"^too_many_pixels: 4096 pixels .* over max_input_pixels 4095$"):
         decode(png_of(pages[1]), policy(), Limits(max_input_pixels=64 * 64 - 1))
 
 

@@ -10,7 +10,8 @@ import scankit as kit
 from ad_jobs.calibrate import calibrate
 from ad_jobs.errors import JobError, UsageError
 from ad_jobs.images.domain import Domain, DomainFile
-from ad_jobs.scoring.model_store import DOMAIN, open_model, publish, read_model
+from ad_jobs.scoring.model_domain import DOMAIN
+from ad_jobs.scoring.model_store import open_model, publish, read_model
 from models import record
 from models.record import DETECTOR
 
