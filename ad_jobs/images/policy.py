@@ -50,7 +50,8 @@ def has_width(low: float, high: float) -> bool:
 def _check_window(value: Any, parse: Parse) -> Window:
     """The window that `value` stands for; one message for whatever is none."""
     try:
-        window: Window = parse(value)
+        # Of JSON: what is strict takes no list for a pair.
+        window: Window = parse(tuple(value) if isinstance(value, list) else value)
     except ValidationError:
         window = (0.0, 0.0)
     if isinstance(window, tuple) and not has_width(*window):
