@@ -57,7 +57,7 @@ def model_text(model: dict[str, Any]) -> str:
     spec, policy, data = model["spec"], model["policy"], model.get("data")
     # What keeps its own resolution is not resized.
     tiles = policy.get("tiles")
-    untold = _OF_THE_INPUT if tiles is None or tiles["size_px"] else (*_OF_THE_INPUT, "resize", "interpolation")
+    untold = _OF_THE_INPUT if tiles is None or tiles.get("size_px") else (*_OF_THE_INPUT, "resize", "interpolation")
     lines = [
         f"model {model['model_id']} ({model['kind']}) in {model['uri']}",
         f"  input        {spec['height_px']} x {spec['width_px']} px, channels {policy['channels']}, "
