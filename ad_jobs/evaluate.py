@@ -40,7 +40,7 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
 
     At the top level stand the first model's counts and metrics, each metric as {"value", "low", "high"}; `models` holds
     the same for the other models by model_id.
-    `subgroups` has what was found and missed by modality, maker, age band and sex, of images (evaluation.subgroups).
+    `subgroups` has what was found and missed of images, by modality, maker, site, age band and sex (see there).
     Pixel metrics need masks and a heatmap of every labelled image; without they are null and `pixel_note` says why.
     They take at most 200 of the bootstrap's replicates.
 

@@ -83,7 +83,7 @@ def manifest_beside(out: str) -> str:
     Raises:
         UsageError: the run is a whole bucket, beside which there is nothing.
     """
-    if (uri := beside(out)) is None:
+    if (uri := place_beside(out)) is None:
         raise UsageError(
             "The manifest of a run with hashed identifiers lies beside its folder.",
             f"--out {out}, a whole bucket",
@@ -92,7 +92,7 @@ def manifest_beside(out: str) -> str:
     return uri
 
 
-def beside(out: str) -> str | None:
+def place_beside(out: str) -> str | None:
     """The same; None of a whole bucket, beside which there is nothing."""
     return None if storage.is_s3(out) and "/" not in out.removeprefix("s3://") else out + BESIDE
 

@@ -25,7 +25,7 @@ def decide(
     ] = o.Level.image,
     by: Annotated[
         list[str] | None,
-        typer.Option(help="Judge each group by its own held-out normals: manufacturer, modality,...", metavar="COLUMN"),
+        typer.Option(help="Judge each group by its own held-out normals: manufacturer, site,...", metavar="COLUMN"),
     ] = None,
     worklist: Annotated[
         str | None,

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ad_jobs.archive.header_options import naming_of
-from ad_jobs.archive.identifiers import Naming
+from ad_jobs.archive.identifiers import Naming, is_hashed, place_beside
 from ad_jobs.errors import UsageError
 from ad_jobs.results.object_columns import ObjectColumns, manifest_of, read_object_columns
 from ad_jobs.results.run import RunRecord
@@ -75,17 +75,24 @@ def divided_by(columns: Sequence[str], run_uri: str, record: RunRecord) -> By:
     if missing := sorted(set(beside) - set(objects.names)):
         if info is not None and missing == ["site"] and (mode := record.config.get("identifiers", "plain")) != "plain":
             raise UsageError(
-                "A run that hides identifiers tells no institution, or one that its manifest has hashed.",
+                "A run that hides identifiers tells no institution but what its manifest has hashed.",
                 f"--by site of a run with --identifiers {mode}, and {info.uri}",
                 "Index with --headers --identifiers hashed and a key, and scan that manifest with the same.",
             )
         raise UsageError(
             f"{', '.join(missing)} stands in a manifest with headers, and not in a run's table.",
             f"--by {missing[0]} of a run whose manifest {'is hidden, gone or changed' if info is None else 'has none'}",
-            f"Index with --headers and scan that manifest, or give one of "
+            f"{_remedy(run_uri, record)}, or give one of "
             f"{', '.join(name for name in HEADER.names if name in SCORES.names)}.",
         )
     return By(columns, objects, naming_of(info) if info is not None and "site" in columns else None)
+
+
+def _remedy(run_uri: str, record: RunRecord) -> str:
+    """How to come by a manifest's columns: that of a run that hides where it lies is looked for in one place."""
+    place = place_beside(run_uri) if is_hashed(record.manifest.uri) else None
+    scanned = "Index with --headers and scan that manifest"
+    return scanned if place is None else f"{scanned}, and lay it at {place}"
 
 
 def by_model(batch: pa.RecordBatch, models: Mapping[str, Any], *statuses: str) -> Iterator[tuple[str, pa.RecordBatch]]:

@@ -5,7 +5,8 @@ OUT/calibration/*.dcm      normal slices of other patients
 OUT/archive/**             what to scan: normal and anomalous, single and multi-frame, broken and no images
 OUT/labels.csv             image, anomalous, mask, frame, group of the archive's good frames
 OUT/masks/*.png            8-bit, 255 = abnormal
-OUT/planted.txt            every identifier that stands in the files and must turn up nowhere else
+OUT/planted.txt            every identifier that stands in the files and must turn up nowhere else; the two institutions
+                           (scanners.INSTITUTIONS) are none of them
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from ad_jobs.archive.identifiers import beside, is_hashed
+from ad_jobs.archive.identifiers import is_hashed, place_beside
 from ad_jobs.archive.manifest import read_parts
 from ad_jobs.archive.manifest_record import ManifestInfo, stored_manifest
 from ad_jobs.results.run import RunRecord
@@ -41,7 +41,7 @@ def manifest_of(run_uri: str, record: RunRecord) -> ManifestInfo | None:
     """
     uri: str | None = record.manifest.uri
     if is_hashed(uri):
-        uri = beside(run_uri)
+        uri = place_beside(run_uri)
     try:
         info = None if uri is None else stored_manifest(uri)
     except storage.AccessDenied:

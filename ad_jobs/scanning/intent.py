@@ -129,6 +129,9 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
     models = _models(spec.model)
     limits = spec.limits or _common_limits(models)
     identifiers = read_identifiers(spec.identifiers, spec.identifiers_key)
+    calibrations = tuple((identifiers.calibration(model.calibration_file), model.held_out_file()) for model in models)
+    for model, (_, held_out) in zip(models, calibrations, strict=True):
+        check_hidden(held_out, identifiers, model.uri)
     try:
         # Before anything is listed.
         ancestors = [] if spec.since is None else lineage(spec.since)
@@ -139,9 +142,6 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
     except storage.StorageError as error:
         raise refusal(error) from error
     policies = tuple(dict.fromkeys(model.policy for model in models))
-    calibrations = tuple((identifiers.calibration(model.calibration_file), model.held_out_file()) for model in models)
-    for model, (_, held_out) in zip(models, calibrations, strict=True):
-        check_hidden(held_out, identifiers, model.uri)
     references = tuple(_reference(model, kept) for model, (kept, _) in zip(models, calibrations, strict=True))
     uses = tuple(
         ModelUse(

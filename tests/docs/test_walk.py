@@ -19,6 +19,7 @@ from reviewkit import client, images
 
 from ad_jobs.cli.app import main
 from ad_jobs.phantom import generate
+from ad_jobs.phantom.scanners import INSTITUTIONS
 from cluster.session import session
 
 PAGE = Path(__file__).parents[2] / "docs" / "walk.md"
@@ -46,7 +47,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walked]:
     folder = tmp_path_factory.mktemp("walk")
     generate(folder / "demo" / "phantoms", train=40, calibration=60, normals=24, anomalous=16, multiframe=1)
     found = Walked(folder, {}, {}, {})
-    decisions = iter(("FIRST", "STUDIES", "SECOND"))
+    decisions = iter(("FIRST", "STUDIES", "SITES", "SECOND"))
     with pytest.MonkeyPatch.context() as patch, session(num_cpus=2):
         patch.chdir(folder)
         for program, verb, *rest in commands():
@@ -89,7 +90,9 @@ def _review(found: Walked, given: list[str]) -> None:
 
 
 def test_decisions_find_lesions_and_studies_have_a_work_list(walked: Walked) -> None:
-    first, studies, _ = walked.printed["decide"]
+    first, studies, sites, _ = walked.printed["decide"]
+    groups = {group["values"]["site"]: group["own"] for group in sites["models"][0]["groups"]}
+    assert groups == dict.fromkeys(INSTITUTIONS, True)
     assert 3 <= first["models"][0]["flagged"] == len(walked.said)
     assert sum(walked.said.values()) >= len(walked.said) / 2
     work = pd.read_csv(walked.folder / "worklist.csv")

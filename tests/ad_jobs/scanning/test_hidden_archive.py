@@ -64,7 +64,8 @@ def test_a_calibration_that_names_institutions_is_none_of_a_run_that_hides_them(
     assert resolved(home, tmp_path / "plain", model=[model]).models
     for refused in (hashed, lambda *places, **options: resolved(*places, identifiers="none", **options)):
         with pytest.raises(UsageError, match=r"names no institution.*--identifiers hashed and a key, or without"):
-            refused(home, out, model=[model], manifest_out=str(tmp_path / "sent"))
+            refused(home, out, model=[model])
+    assert not Path(f"{out}.manifest").exists(), "before anything is listed"
     key = home / "key"
     calibrate(model=model, normal=str(home / "archive"), max_fpr=0.5, identifiers="hashed", identifiers_key=key)
     assert hashed(home, tmp_path / "run-2", model=[model]).models
