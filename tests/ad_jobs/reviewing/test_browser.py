@@ -11,8 +11,8 @@ from typing import Any
 import fake_run
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
 from hiddenkit import hide
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from reviewkit import served
 
 from ad_jobs.reviewing.verdicts import read_verdicts
