@@ -44,6 +44,7 @@ def decide(spec: DecideSpec) -> dict[str, Any]:
     or RUN/series.parquet is then written, too.
 
     ID is 12 hex digits over the rule, the run and the held-out scores: decided again, it is the one that is there.
+    What is decided are the run's own rows; of a run that was made since another none of that one's.
     Every model is decided by itself, against the held-out scores of the calibration that its rows were judged by, or of
     the one named by `calibration`; with `by`, every group that has enough of them by its own.
     With `worklist` what is flagged is also written there, by rank, as CSV or XLSX; the result names it.
@@ -85,6 +86,7 @@ def _decision(spec: DecideSpec, record: RunRecord) -> dict[str, Any]:
             "decision_id": decision_id,
             "run_id": record.run_id,
             "run_digest": record.digest,
+            "since": _since(record),
             "rule": spec.rule(),
             "level": spec.level,
             "by": list(spec.by),
@@ -125,6 +127,13 @@ def _decided(
     else:
         publish_run_stacks(spec.run, record, gathered, spec.level)
     return Stacks(gathered, held_out, by), judges
+
+
+def _since(record: RunRecord) -> dict[str, Any] | None:
+    """Of a run that was made since another: that one, and how many objects of the archive are decided there."""
+    if record.parent is None:
+        return None
+    return {"run_id": record.parent.run_id, "objects": record.manifest.already}
 
 
 def _id(spec: DecideSpec, record: RunRecord, held_out: Mapping[str, HeldOutScores]) -> str:

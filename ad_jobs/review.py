@@ -109,6 +109,8 @@ class Reviewing:
         return {
             "run": self._spec.run,
             "run_id": self._record.run_id,
+            # The run whose images are not here, as they were there already.
+            "since": None if self._record.parent is None else self._record.parent.run_id,
             "models": models,
             "counts": self._record.counts.model_dump(mode="json"),
             "decision": None if decided is None else {name: decided[name] for name in ("decision_id", "rule", "level")},

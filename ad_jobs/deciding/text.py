@@ -16,7 +16,13 @@ def decision_text(value: dict[str, Any]) -> str:
     ((rule, amount),) = value["rule"].items()
     what = UNITS[value["level"]]
     lines = [f"decision {value['decision_id']} of run {value['run_id']}, {rule_text(value)}"]
+    # Decisions of earlier versions do not say it.
+    if since := value.get("since"):
+        lines.append(_since(since, value["level"]))
     for model in value["models"]:
+        if not model["scored"]:
+            lines.append(f"model {model['model_id']}: nothing was scored, so nothing is flagged")
+            continue
         at = "" if model["threshold"] is None else f", those above {model['threshold']:.6g}"
         lines.append(f"model {model['model_id']}: {model['flagged']} of {model['scored']} {what} flagged{at}")
         lines.append(f"  {_promise(rule, amount, model, what)}")
@@ -42,6 +48,14 @@ def decision_text(value: dict[str, Any]) -> str:
     if "worklist" in value:
         lines.append(f"work list: {value['worklist']}")
     return "\n".join(lines)
+
+
+def _since(since: dict[str, Any], level: str) -> str:
+    """What is not decided here, as it is another run's."""
+    told = f"of what is new since run {since['run_id']}, which has {counted(since['objects'], 'object')} of the archive"
+    if level == "image":
+        return told
+    return f"{told}: {UNITS[level]} with images in both are decided by the new ones alone"
 
 
 def _group_lines(group: dict[str, Any], what: str) -> list[str]:

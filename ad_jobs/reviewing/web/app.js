@@ -19,7 +19,7 @@ let panes = [];
 
 const rule = (decision) => Object.entries(decision.rule).map(([name, value]) => `--${name.replaceAll("_", "-")} ${value}`).join(" ");
 $("about").replaceChildren(
-  `run ${run.run_id}`,
+  `run ${run.run_id}`, run.since ? ` · new since ${run.since}` : "",
   run.decision ? ` · decision ${run.decision.decision_id} (${rule(run.decision)})` : "",
   " · reviewer ", element("b", {}, run.reviewer), run.blind ? element("span", { className: "badge" }, "blinded") : "",
 );
