@@ -104,7 +104,7 @@ def _estimate(
     ids = np.array(drawn(found.will_score, min(found.scored, spec.sample), rng))
     timed = time_sample(intent, ids, scratch)
     scored = Share(found.scored, found.read, found.objects)
-    estimator = Estimator(timed, scored, len(intent.models), spec.seed)
+    estimator = Estimator(timed, scored, len(intent.models), spec.seed, intent.score_ms, intent.object_bytes)
     here = Cluster(1, len(os.sched_getaffinity(0)), _gpus(), spec.price_per_hour)
     asked = here._replace(nodes=spec.nodes, cores=spec.cores or here.cores)
     mean = timed.costs.mean(axis=0)

@@ -99,15 +99,17 @@ class Layout(NamedTuple):
     placed: Sequence[Placement]
 
 
-def laid_out(types: Sequence[NodeType], objects: int | None = None, score_ms: float | None = None) -> Layout:
-    """How a scan of so many objects, of so much CPU time to score each, divides the nodes.
+def laid_out(
+    types: Sequence[NodeType], objects: int | None = None, score_ms: float | None = None, object_bytes: int = 0
+) -> Layout:
+    """How a scan of so many objects, of so much CPU time to score each and so large once decoded, divides the nodes.
 
     Raises:
         ClusterError: the nodes have no CPU.
     """
     members = [of_type for of_type in types for _ in range(of_type.size)]
     nodes = [of_type.node for of_type in members]
-    found = divide_for_scan(nodes, objects=objects, score_ms=score_ms)
+    found = divide_for_scan(nodes, objects=objects, score_ms=score_ms, object_bytes=object_bytes)
     return Layout(members, found, layout(nodes, found))
 
 

@@ -39,6 +39,19 @@ def cut_before(change: int) -> Iterator[None]:
         yield
 
 
+def once(real: Callable[..., Any], key: Callable[..., object] = lambda *_, **__: None) -> Callable[..., Any]:
+    """`real`, which writes nothing, called once for each key of its arguments, however often its command is cut."""
+    known: dict[object, Any] = {}
+
+    def kept(*args: Any, **options: Any) -> Any:
+        found = key(*args, **options)
+        if found not in known:
+            known[found] = real(*args, **options)
+        return known[found]
+
+    return kept
+
+
 def cuts(command: Callable[[], object]) -> Iterator[int]:
     """Run `command` to its first change of a store and cut it, then again to the second one of that run, ...
 

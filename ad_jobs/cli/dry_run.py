@@ -98,7 +98,10 @@ def fetch_task_bytes(limits: Limits, policies: Sequence[PixelPolicy]) -> int:
     object_bytes = COPIES_OF_OBJECT * limits.max_bytes
     decoding = DECODE_BYTES_A_PIXEL * limits.max_pixels
     pixels = sum(policy.height_px * policy.width_px for policy in policies)
-    most_frames = min(limits.max_frames, limits.max_input_pixels // pixels)
+    most_frames = limits.max_input_pixels // pixels
+    # Those that are cut are larger, and fewer.
+    if not any(policy.tiles for policy in policies):
+        most_frames = min(limits.max_frames, most_frames)
     frames = COPIES_OF_FRAMES * most_frames * sum(map(_frame_bytes, policies))
     return FETCH_AHEAD_BYTES + object_bytes + min(decoding, limits.max_memory_bytes) + frames
 

@@ -56,14 +56,18 @@ def model_text(model: dict[str, Any]) -> str:
     """What a model is, a line for each thing to know."""
     spec, policy, data = model["spec"], model["policy"], model.get("data")
     # What keeps its own resolution is not resized.
-    tiles = policy.get("tiles")
-    untold = _OF_THE_INPUT if tiles is None or tiles.get("size_px") else (*_OF_THE_INPUT, "resize", "interpolation")
+    prepared = PixelPolicy.model_validate(policy)
+    untold = (
+        _OF_THE_INPUT
+        if prepared.tiles is None or prepared.tiles.size_px
+        else (*_OF_THE_INPUT, "resize", "interpolation")
+    )
     lines = [
         f"model {model['model_id']} ({model['kind']}) in {model['uri']}",
         f"  input        {spec['height_px']} x {spec['width_px']} px, channels {policy['channels']}, "
         + ", ".join(f"{name} {plain(policy[name])}" for name in policy if name not in untold),
     ]
-    if cut := tiles_text(PixelPolicy.model_validate(policy)):
+    if cut := tiles_text(prepared):
         lines.append(f"  tiles        {cut}")
     if "fused" in model:
         lines += members_lines(model["fused"])

@@ -91,12 +91,17 @@ class Cluster(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimator:
-    """What is known before the scan: the timed sample, how many of the objects will be scored, and how many models."""
+    """What is known before the scan: the timed sample, how many of the objects will be scored, and how many models.
+
+    `score_ms` and `object_bytes` are what the scan will divide the cluster by, whatever the sample took.
+    """
 
     timed: Timed
     scored: Share
     models: int
     seed: int
+    score_ms: float | None = None
+    object_bytes: int = 0
 
     def on(self, cluster: Cluster) -> dict[str, object]:
         """Images per second, what limits them, hours, and the price if one is known; images are all objects read.
@@ -105,7 +110,7 @@ class Estimator:
             ClusterError: it has no CPU.
         """
         costs = self._costs_of(*self._point())
-        laid = laid_out(cluster.types, self.scored.objects, costs.score.cpu_ms)
+        laid = laid_out(cluster.types, self.scored.objects, self.score_ms, self.object_bytes)
         found = predict_on(laid, costs, ASSUMED)
         rates = [predict_on(laid, self._costs_of(*drawn), ASSUMED).images_per_s for drawn in self._replicates()]
         rate = _amount(found.images_per_s, rates)

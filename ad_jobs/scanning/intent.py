@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +19,13 @@ from ad_jobs.archive.listing import write_manifest
 from ad_jobs.archive.manifest import RowReader, Selection, select
 from ad_jobs.archive.manifest_record import RECORD, ManifestInfo, find_manifest, refusal, stored_manifest
 from ad_jobs.errors import UsageError
-from ad_jobs.images.geometry import Geometry
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.images.tiling import STORED_CELL_PX
 from ad_jobs.results.lineage import Ancestor, lineage
 from ad_jobs.results.run import ModelRef, ParentRef, not_selected
 from ad_jobs.scanning.judgement import Judgement, ModelUse
 from ad_jobs.scanning.since import earlier, select_since
+from ad_jobs.scanning.sizes import frame_px, score_ms
 from ad_jobs.schema import SCORES_VERSION
 from ad_jobs.scoring.held_out import check_hidden
 from ad_jobs.scoring.model_store import CalibratedModel, read_model
@@ -62,7 +61,7 @@ class Intent:
     identifiers: Identifiers
     # What an object costs all models together of one CPU's time, as their fits measured it; None if one did not.
     score_ms: float | None
-    # Of each policy: the pixels of a frame at the input's size; of one that is cut as large as a fit saw them.
+    # Of each policy: the pixels of a frame at the input's size; of one that is cut as `sizes` takes it to be.
     frame_px: tuple[int, ...]
 
     @property
@@ -168,7 +167,7 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
         chapter_objects=spec.chapter_objects,
         accept=spec.accept,
     )
-    costs = [model.score_cpu_ms for model in models]
+    px = frame_px(policies, models, limits, manifest)
     return Intent(
         spec,
         run_id,
@@ -181,18 +180,9 @@ def resolve(spec: ScanSpec, *, index_to: str | None = None) -> Intent:
         policies,
         limits,
         identifiers,
-        score_ms=None if None in costs else sum(filter(None, costs)),
-        frame_px=tuple(_frame_px(policy, models, limits) for policy in policies),
+        score_ms=score_ms(models, policies, px),
+        frame_px=px,
     )
-
-
-def _frame_px(policy: PixelPolicy, models: Sequence[CalibratedModel], limits: Limits) -> int:
-    seen = [model.domain.seen for model in models if model.policy == policy]
-    sides = [(one.rows[1], one.columns[1]) for one in seen if one and one.rows and one.columns]
-    if policy.tiles is None or policy.tiles.size_px is not None:
-        return prod(Geometry.of(policy, 1, 1).size_px)
-    # Of a model that does not say what it was fitted on, the worst.
-    return max((prod(Geometry.of(policy, *one).size_px) for one in sides), default=limits.max_pixels)
 
 
 def id_of_run(

@@ -43,6 +43,7 @@ class _Source(TypedDict):
 
     name: NotRequired[str]
     weights: NotRequired[str]
+    sha256: NotRequired[str | None]
     licence: NotRequired[str | None]
     members: NotRequired[list[_Member]]
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from contract import fits, scores
+from contract import fits, scores, tiles
 from contract.maker import Maker
 
 Check = Callable[[Maker], None]
 
 CHECKS: tuple[Check, ...] = tuple(
     value
-    for module in (scores, fits)
+    for module in (scores, fits, tiles)
     for name, value in vars(module).items()
     if name.startswith("check_") and callable(value)
 )

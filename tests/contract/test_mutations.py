@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from contract import broken_fits, broken_scores, checks, fits, scores, toys
+from contract import broken_fits, broken_scores, checks, fits, scores, tiles, toys
 from contract.maker import Maker
 
 # Broken detector, the check that must catch it, and what it must say.
@@ -38,6 +38,8 @@ MUTATIONS = (
     (broken_scores.ConvertsOtherTypes, scores.check_wrong_input_is_refused, "float64: must be"),
     (broken_scores.RefusesWithoutRemedy, scores.check_wrong_input_is_refused, "must name the value"),
     (broken_scores.LeavesGradModeToItsCaller, scores.check_no_grad_changes_nothing, "own its grad mode"),
+    (broken_scores.NormalisesOverTheBatch, tiles.check_frames_are_scored_in_tiles, "the tiles of others"),
+    (broken_scores.ScoresNotANumber, tiles.check_frames_are_scored_in_tiles, "must have a finite score"),
     (broken_fits.KeepsAnAttribute, scores.check_reloads_in_a_fresh_process, "identical after saving"),
     (broken_fits.HasADeadParameter, fits.check_every_parameter_learns, "no gradient in any phase for .*unused"),
     (broken_fits.ReportsAttachedLosses, fits.check_losses_are_finite_scalars, "must be detached"),

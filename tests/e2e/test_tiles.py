@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,9 +17,11 @@ import torch
 from PIL import Image
 
 from ad_jobs.cli.show import shown_text
+from ad_jobs.errors import TooManyFailed
 from ad_jobs.export_model import export_model
 from ad_jobs.fit import fit
 from ad_jobs.images.tiling import STORED_CELL_PX
+from ad_jobs.index import index
 from ad_jobs.report import report
 from ad_jobs.results.read import open_heatmap, read_scores
 from ad_jobs.scan import scan
@@ -30,7 +34,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 TILE_PX = 32
 # Of the archive's pictures, by name: one is smaller than a tile, one takes many.
-SIDES = {"tile.png": 32, "small.png": 20, "odd.png": 77, "large.png": 300}
+SIDES = {"tile.png": 32, "small.png": 20, "odd.png": 77, "more.png": 33, "large.png": 300}
+COLOUR = {"colour.jpg": kit.jpeg(45)}
 # A bright spot of a few pixels, and where.
 SPOT = (250, 41)
 
@@ -47,11 +52,12 @@ def with_spot() -> bytes:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model fitted by one worker and one by two, an archive, and its run by the first."""
     home = tmp_path_factory.mktemp("tiles")
-    normal = kit.write_archive(home / "normal", {f"{n}.png": kit.png(n, 60 + n) for n in range(21)})
+    normal = kit.write_archive(home / "normal", {f"{n}.png": kit.png(n, 60 + n) for n in range(21)} | COLOUR)
     kit.write_archive(
         home / "archive",
         {name: kit.png(40 + n, side) for n, (name, side) in enumerate(SIDES.items())}
-        | {"spot.png": with_spot(), "broken.png": kit.png(60)[:200]},
+        | {"spot.png": with_spot(), "broken.png": kit.png(60)[:200]}
+        | COLOUR,
     )
     for workers in (1, 2):
         fit(
@@ -90,13 +96,13 @@ def test_the_model_says_how_it_cuts_and_is_the_same_whoever_fitted_it(home: Path
 def test_images_of_every_size_have_scores_that_score_and_verify_find_again(home: Path) -> None:
     found = rows(home)
     scored = found[found["status"] == "scored"]
-    assert sorted(scored.index) == sorted([*SIDES, "spot.png"])
+    assert sorted(scored.index) == sorted([*SIDES, *COLOUR, "spot.png"])
     assert scored.loc["odd.png", ["rows", "columns"]].tolist() == [77, 77]
     images = [str(home / "archive" / name) for name in scored.index]
     again = score(model=str(home / "model-1"), images=images)
     np.testing.assert_allclose([row["score"] for row in again], scored["score"], rtol=1e-5)
     checked = verify(str(home / "run"), sample=100)
-    assert (checked.differences, checked.sampled) == ([], 6)
+    assert (checked.differences, checked.sampled) == ([], 8)
 
 
 def test_a_heatmap_lies_over_its_image_and_its_anchor_is_the_threshold(home: Path) -> None:
@@ -121,6 +127,32 @@ def test_the_same_command_again_finds_the_run_and_the_model(home: Path) -> None:
     assert (home / "run" / "run.json").read_bytes() == before
     (model,) = json.loads(before)["models"]
     assert model["policy"]["tiles"]["overlap_px"] == 8
+
+
+def test_a_scan_that_ended_early_goes_on_and_finds_the_same(home: Path) -> None:
+    asked: dict[str, Any] = {"heatmaps": "all", "chapter_objects": 3, "manifest_out": str(home / "early-manifest")}
+    source, model, run = (str(home / name) for name in ("archive", "model-1", "early"))
+    with pytest.raises(TooManyFailed):
+        scan(source, model, run, max_failed=0.0, **asked)
+    assert not (home / "early" / "run.json").exists()
+    scan(source, model, run, **asked)
+    found = read_scores(run)
+    found = found.set_index(found["uri"].map(lambda uri: Path(uri).name)).sort_index()
+    expected = rows(home).sort_index()
+    assert found["status"].tolist() == expected["status"].tolist()
+    np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-5)
+
+
+def test_what_is_new_or_failed_is_scored_since_then(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "archive", tmp_path / "archive")
+    model, first = str(home / "model-1"), str(tmp_path / "first")
+    scan(str(tmp_path / "archive"), model, first)
+    (tmp_path / "archive" / "new.png").write_bytes(kit.png(61, 90))
+    index(str(tmp_path / "archive"), str(tmp_path / "manifest"))
+    record = scan(str(tmp_path / "manifest"), model, str(tmp_path / "second"), since=first, retry="failed")
+    names = {Path(uri).name for uri in read_scores(str(tmp_path / "second"))["uri"]}
+    assert names == {"new.png", "broken.png"}
+    assert (record.counts.scored, record.counts.failed) == (1, 1)
 
 
 def test_the_report_and_the_graph_say_what_a_tile_is(home: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutkit import cuts
+from cutkit import cuts, once
 from fusekit import RANDOM, fitted, normals
 from scankit import SIZE_PX, picture
 from typer.testing import CliRunner
@@ -23,6 +23,7 @@ from ad_jobs.fitting import auto, candidates, synthetic
 from ad_jobs.fitting.auto import HeldOutFrames
 from ad_jobs.fitting.candidates import Candidate
 from ad_jobs.fitting.choosing import Option
+from ad_jobs.fitting.fusion import Fitted, fused
 from ad_jobs.fitting.intent import resolve
 from ad_jobs.fuse import fuse
 from ad_jobs.score import score
@@ -137,6 +138,8 @@ def test_a_choice_that_ends_at_any_moment_comes_out_the_same(spec: FitSpec, monk
 
     monkeypatch.setattr(auto, "fusion_of", both)
     monkeypatch.setattr(auto, "chosen", lambda options: options[-1])
+    monkeypatch.setattr(auto, "judge", once(auto.judge, lambda detectors, *_, **__: type(detectors[0])))
+    monkeypatch.setattr("ad_jobs.fuse.fused", once(fused, _places))
     made = Made(spec.normal)
     for cut in cuts(lambda: chosen_by(spec, made)):
         assert cut < 40
@@ -155,6 +158,10 @@ def test_a_choice_that_ends_at_any_moment_comes_out_the_same(spec: FitSpec, monk
         {name: row.get(name) for name in ("detector", "why", "found", "auroc", "model_id")} for row in _rows(record)
     ]
     assert untimed == [{name: row.get(name) for name in untimed[0]} for row in _rows(whole)]
+
+
+def _places(members: Sequence[Fitted], *_: object, **__: object) -> tuple[str, ...]:
+    return tuple(member.place for member in members)
 
 
 def _rows(record: dict[str, Any]) -> list[dict[str, Any]]:

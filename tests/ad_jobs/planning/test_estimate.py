@@ -51,6 +51,17 @@ def test_time_price_and_disk_by_hand() -> None:
     assert disk["heatmap_bytes"]["value"] == pytest.approx(50 * OBJECTS)
 
 
+def test_a_cluster_is_divided_as_the_scan_will_divide_it() -> None:
+    few = Share(100, 100, 100)
+    as_measured = estimator(costs(10), few).on(CLUSTER)
+    # By its model's own figure a scan of so few has one actor; large objects travel in smaller blocks.
+    one = Estimator(timed(costs(10)), few, models=1, seed=0, score_ms=20.0, object_bytes=0).on(CLUSTER)
+    assert one["images_per_s"]["value"] == pytest.approx(1 / 20e-3)  # type: ignore[index]
+    large = Estimator(timed(costs(10)), few, models=1, seed=0, score_ms=500.0, object_bytes=1 << 27).on(CLUSTER)
+    assert large["bottleneck"] == "decode"
+    assert large["images_per_s"]["value"] < as_measured["images_per_s"]["value"]  # type: ignore[index]
+
+
 def test_what_is_not_scored_is_fetched_and_has_a_row_for_each_model() -> None:
     half = Estimator(timed(costs(10)), Share(OBJECTS // 2, OBJECTS, OBJECTS), models=2, seed=0)
     assert half.on(CLUSTER)["images_per_s"]["value"] == pytest.approx(7.85 / (1 + 5 + 10 + 1 + 2) * 1e3)  # type: ignore[index]

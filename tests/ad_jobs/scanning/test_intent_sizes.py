@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import scankit as kit
 
 from ad_jobs.images.domain import Domain, DomainFile, Seen, Sight, Traits
 from ad_jobs.images.policy import Limits, Tiles
+from ad_jobs.index import index
 from ad_jobs.scanning.intent import Intent, resolve
 from ad_jobs.specs import ScanSpec
 
@@ -51,3 +53,22 @@ def test_of_a_fit_that_does_not_say_the_worst_is_expected(tmp_path: Path) -> Non
 def test_frames_that_are_resized_and_cut_are_of_that_size(tmp_path: Path) -> None:
     found = intent(tmp_path, kit.make_model(tmp_path / "m", tiles=Tiles(overlap_px=4, size_px=(64, 48))))
     assert found.frame_px == (64 * 48,)
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 200), (8, 90)])
+def test_headers_say_how_large_frames_are_and_what_they_cost(height: int, width: int, tmp_path: Path) -> None:
+    model = kit.make_model(tmp_path / "m", tiles=Tiles(overlap_px=4))
+    seen(model, 50, 40)
+    path = Path(model, "detector.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"score_cpu_ms": 7.0}))
+    images = {
+        f"{number}.dcm": kit.dicom_of(number, Rows=rows, Columns=columns, PixelData=bytes(2 * rows * columns))
+        for number, (rows, columns) in enumerate([(30, 20), (height, width)])
+    }
+    source = kit.write_archive(tmp_path / "archive", images)
+    index(source, str(tmp_path / "manifest"), headers=True)
+    found = resolve(ScanSpec(source=str(tmp_path / "manifest"), model=[model], out=str(tmp_path / "run")))
+    # No smaller than a tile.
+    expected = max(30, height, kit.SIZE_PX) * max(20, width, kit.SIZE_PX)
+    assert found.frame_px == (expected,)
+    assert found.score_ms == pytest.approx(7.0 * expected / (50 * 40))
