@@ -46,10 +46,9 @@ class HeaderOptions(NamedTuple):
 
 
 def naming_of(info: ManifestInfo) -> Naming:
-    """How a manifest with headers names what identifies; one of a version that did not say so names it as it is.
+    """How a manifest with headers names what identifies, by its first part, which is known to be there.
 
-    Raises:
-        StorageError: the store does not give its first part.
+    One of a version that did not say so names it as it is.
     """
     if info.identifiers != "hashed":
         return Naming(info.identifiers or "plain", "")

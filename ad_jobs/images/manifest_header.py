@@ -62,7 +62,7 @@ def manifest_columns(values: Mapping[str, Any], syntax: str) -> dict[str, object
         "laterality": vr.one_of(values, "ImageLaterality", _SIDES) or vr.one_of(values, "Laterality", _SIDES[:2]),
         "manufacturer": vr.long_string(values, "Manufacturer"),
         "model": vr.long_string(values, "ManufacturerModelName"),
-        # PS3.3 C.7.5.1: where the equipment is. What names people by it hides it (`archive.identifiers`).
+        # PS3.3 C.7.5.1: where the equipment stands. It may help to identify people, and is hidden as UIDs are.
         "site": vr.long_string(values, "InstitutionName"),
         "image_type": vr.codes(values, "ImageType"),
         "acquisition_number": vr.integer(values, "AcquisitionNumber"),

@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from ad_jobs.phantom import PhantomArchive, generate
+from ad_jobs.phantom.scanners import INSTITUTIONS
 from ad_jobs.results import open_heatmap, read_run, read_scores
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.ray
 
-FIT = ("fit", "--detector", "mkd", "--size", "64", "--epochs", "12")
+FIT = ("fit", "--detector", "mkd", "--size", "64", "--epochs", "12", "--identifiers", "plain")
 
 
 def retroscan(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -119,6 +120,16 @@ def test_no_planted_identifier_leaks(outcome: Outcome) -> None:
             # Compressed: read what it says.
             if path.suffix == ".parquet":
                 assert not pattern.search(pq.read_table(path).to_pandas().to_csv()), path
+
+
+def test_sites_are_told_and_a_calibration_has_them_where_that_was_asked(outcome: Outcome) -> None:
+    told = {row["value"]: row["n_normal"] for row in outcome.evaluation["subgroups"] if row["by"] == "site"}
+    assert set(told) == set(INSTITUTIONS)
+    kept = sorted((outcome.root / "model" / "calibrations").glob("*.parquet"))
+    columns = [pq.read_table(path).to_pydict().get("site") for path in kept]
+    # That of the fit, and the one behind it.
+    assert sorted(map(bool, columns)) == [False, True]
+    assert {site for column in columns for site in column or ()} <= set(INSTITUTIONS)
 
 
 def test_metrics_and_heatmaps(outcome: Outcome) -> None:

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import driftkit
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pagekit import Page
 from runkit import MODEL
 
 from ad_jobs.deciding.drift import DRIFT
 from ad_jobs.page.drift import tenths
 from ad_jobs.report import report
+from benchmarks.made import numbered, write_manifest
 
 
 def made(folder: Path, *, normals: bool = True) -> str:
@@ -69,3 +72,19 @@ def test_bars_beyond_the_scale_are_cut_and_the_upper_half_stands_back() -> None:
     assert "55.0% of the rows in tenth 10" in drawn
     heights = [float(part.split('"')[0]) for part in drawn.split('height="')[1:]]
     assert max(heights) <= 110
+
+
+def test_sites_of_the_manifest_are_groups(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+
+    def columns(ids: NDArray[np.int64]) -> dict[str, pa.Array]:
+        sites = pa.array(["North Hospital" if i < 60 else "South Clinic" for i in ids])
+        return {"uri": numbered("/a/", ids, 6, ""), "etag": pa.array(["e"] * len(ids)), "site": sites}
+
+    info = write_manifest("/a", tmp_path / "manifest", 120, columns, headers=True)
+    rows = [driftkit.rows(rng.normal(size=60)), driftkit.rows(rng.normal(3, 1, 60), 60)]
+    run = driftkit.finished(tmp_path / "run", rows, rng.normal(size=200), manifest=(info.uri, info.digest))
+    page = page_of(run)
+    assert "1 of 2 groups drifted" in page.text
+    titles = [label.partition(" by tenths")[0] for label in page.values("svg", "aria-label") if " by tenths" in label]
+    assert titles == ["Scores of site South Clinic", "Scores of site North Hospital"]
