@@ -22,6 +22,7 @@ from ad_jobs.deciding.sites import check_sites
 from ad_jobs.deciding.stacks import NUMBER, StackJudge, Stacks
 from ad_jobs.deciding.table import Frames, HeldOutRows, Units, levels, write
 from ad_jobs.deciding.told import told, verdicts
+from ad_jobs.deciding.units import units_of
 from ad_jobs.deciding.worklist import write_worklist
 from ad_jobs.results.delivery import check_beside, digest_of
 from ad_jobs.results.run import RunRecord, read_record, versions
@@ -89,6 +90,8 @@ def _decision(spec: DecideSpec, record: RunRecord) -> dict[str, Any]:
             "since": _since(record),
             "rule": spec.rule(),
             "level": spec.level,
+            # What is decided, in words.
+            "units": units_of(spec.level, ScoreTable(spec.run, record)),
             "by": list(spec.by),
             "models": [
                 {

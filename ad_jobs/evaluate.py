@@ -14,6 +14,7 @@ from ad_jobs.archive.manifest import read_parts
 from ad_jobs.archive.manifest_record import manifest_info
 from ad_jobs.deciding.decided_table import DecidedTable
 from ad_jobs.deciding.record import read_decision
+from ad_jobs.deciding.units import units_of
 from ad_jobs.errors import RetroscanError, UsageError
 from ad_jobs.evaluation.evaluation_file import evaluation_uri, write_evaluation
 from ad_jobs.evaluation.judge import drawn_with, judge
@@ -85,6 +86,8 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
         "decision": spec.decision,
         # What counts as one: an image (or a labelled frame of it), a series, a study.
         "level": spec.level,
+        # The same in words.
+        "units": units_of(spec.level, table),
         # A run that hides where things lie hides this, too; the digest tells which labels they were.
         "labels": {
             "uri": None if hashed else labels.uri,

@@ -15,7 +15,8 @@ from ad_jobs.deciding.decided_table import DecidedTable
 from ad_jobs.deciding.drift import DRIFT_FILE
 from ad_jobs.deciding.record import KEY, read_decision, table_of
 from ad_jobs.deciding.run_stacks import run_stacks, write_run_stacks
-from ad_jobs.deciding.text import UNITS, decision_text
+from ad_jobs.deciding.text import decided_units, decision_text
+from ad_jobs.deciding.units import are_pictures
 from ad_jobs.errors import UsageError
 from ad_jobs.evaluation.evaluation_file import Found, read_evaluation
 from ad_jobs.evaluation.labels import read_labels
@@ -62,7 +63,7 @@ def report(spec: ReportSpec) -> str:
     pictures = Pictures(folder if spec.top > INLINE_CARDS else None)
     # The run is read once; what is looked at below is a local copy.
     by = [] if decision is None else [name for name in decision.get("by") or () if name in SCORES.names]
-    columns = dict.fromkeys([*COLUMNS, *drift.COLUMNS, *gathering.COLUMNS, *by])
+    columns = dict.fromkeys([*COLUMNS, *drift.COLUMNS, *gathering.COLUMNS, "transfer_syntax", *by])
     with ScoreTable(spec.run, record).copied(list(columns)) as original, ExitStack() as stack:
         for level in ("study", "series"):
             write_run_stacks(spec.run, record, original, level)
@@ -80,6 +81,7 @@ def report(spec: ReportSpec) -> str:
             truth=_truth(found),
             stacks=_studies(spec.run, record),
             archive=archive,
+            of_pictures=are_pictures(original),
         )
         page = render(context | drifting.context)
     storage.write_bytes(storage.join(spec.run, DRIFT_FILE), drifting.file)
@@ -113,7 +115,7 @@ def _shown(spec: ReportSpec, record: RunRecord, decision: dict[str, Any]) -> Dec
         decision_text(decision),
         {model["model_id"]: model["threshold"] for model in decision["models"]},
         {model.model_id: highest.filter(pc.equal(highest["model_id"], model.model_id)) for model in record.models},
-        None if decision["level"] == "image" else UNITS[decision["level"]],
+        None if decision["level"] == "image" else decided_units(decision),
         {model["model_id"]: (model["flagged"], model["scored"]) for model in decision["models"]},
     )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ad_jobs.archive.sql import database
 from ad_jobs.deciding.record import read_decision
+from ad_jobs.deciding.units import are_pictures
 from ad_jobs.errors import UsageError
 from ad_jobs.images.policy import PixelPolicy
 from ad_jobs.results.object_columns import as_told
@@ -113,6 +114,7 @@ class Reviewing:
             "since": None if self._record.parent is None else self._record.parent.run_id,
             "models": models,
             "counts": self._record.counts.model_dump(mode="json"),
+            "pictures": are_pictures(ScoreTable(self._spec.run, self._record)),
             "decision": None if decided is None else {name: decided[name] for name in ("decision_id", "rule", "level")},
             "reviewer": reviewer_of(self._spec),
             "blind": self._spec.blind,

@@ -7,11 +7,11 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from ad_jobs.deciding.units import UNITS
 from cluster.counting import counted
 
 # What the scores are worth, and what the best threshold would have done, which only labels can tell.
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "aupro", "pixel_ap")
-_WHAT = {"image": "images", "series": "series", "study": "studies"}
 ORACLE = ("f1_max", "accuracy_max", "accuracy_zero_fn")
 
 
@@ -19,9 +19,10 @@ def evaluation_view(value: dict[str, Any], *, oracle: bool = False) -> Group:
     """Each model's operating point, then its metrics; with `oracle` also those at thresholds chosen by the labels."""
     shown: list[Any] = []
     for model_id, judged in {value["model_id"]: value, **value["models"]}.items():
-        level = value.get("level", "image")
+        # Evaluations of earlier versions do not say it.
+        units = value.get("units") or UNITS[value.get("level", "image")]
         shown += [
-            operating_point(model_id, judged, value.get("decision"), level),
+            operating_point(model_id, judged, value.get("decision"), units),
             *weakest_subgroups(judged.get("subgroups", [])),
             _metrics(judged, oracle),
         ]
@@ -36,7 +37,7 @@ def evaluation_view(value: dict[str, Any], *, oracle: bool = False) -> Group:
     return Group(*shown, *notes)
 
 
-def operating_point(model_id: str, judged: dict[str, Any], decision: str | None, level: str = "image") -> str:
+def operating_point(model_id: str, judged: dict[str, Any], decision: str | None, units: str = "images") -> str:
     """What was flagged, found and missed, with the rates that follow; and whether the threshold is what is wrong."""
     at = judged["at_threshold"]
     found, missed, false = at["true_positive"], at["false_negative"], at["false_positive"]
@@ -44,7 +45,7 @@ def operating_point(model_id: str, judged: dict[str, Any], decision: str | None,
     height = "" if at["threshold"] is None else f" ({at['rule']}, {at['threshold']:.6g})"
     lines = [
         f"{judged['kind']} {model_id}, by {by}{height}:",
-        f"  flagged {found + false} of {judged['n_normal'] + judged['n_anomalous']} labelled {_WHAT[level]}: "
+        f"  flagged {found + false} of {judged['n_normal'] + judged['n_anomalous']} labelled {units}: "
         f"found {found} of {judged['n_anomalous']} anomalous, missed {missed}, {false} of {judged['n_normal']} normal",
         f"  sensitivity {_rate(at['fnr'])}, specificity {_rate(at['fpr'])}",
     ]

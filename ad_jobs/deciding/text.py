@@ -5,20 +5,18 @@ from __future__ import annotations
 from math import ceil
 from typing import Any
 
+from ad_jobs.deciding.units import UNITS, frames_in, held_out_units
 from cluster.counting import counted
-
-# What is decided at each level.
-UNITS = {"image": "images", "study": "studies", "series": "series"}
 
 
 def decision_text(value: dict[str, Any]) -> str:
     """What each model's rule flagged, what it promises, and whether the promise is in doubt."""
     ((rule, amount),) = value["rule"].items()
-    what = UNITS[value["level"]]
+    what = decided_units(value)
     lines = [f"decision {value['decision_id']} of run {value['run_id']}, {rule_text(value)}"]
     # Decisions of earlier versions do not say it.
     if since := value.get("since"):
-        lines.append(_since(since, value["level"]))
+        lines.append(_since(since, what))
     for model in value["models"]:
         if not model["scored"]:
             lines.append(f"model {model['model_id']}: nothing was scored, so nothing is flagged")
@@ -28,7 +26,7 @@ def decision_text(value: dict[str, Any]) -> str:
         lines.append(f"  {_promise(rule, amount, model, what)}")
         if rule in ("max_fpr", "fdr") and "groups" not in model:
             groups = f" of {model['n_groups']} groups" if what == "images" else ""
-            lines.append(f"  against {model['n_normal']} held-out normal {what}{groups}")
+            lines.append(f"  against {model['n_normal']} held-out normal {held_out_units(what)}{groups}")
         if rule in ("max_fpr", "fdr") and model["likeness"] and model["likeness"]["doubtful"]:
             lines.append(f"  IN DOUBT: {model['likeness']['doubtful']}")
         for group in model.get("groups", ()):
@@ -50,18 +48,25 @@ def decision_text(value: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _since(since: dict[str, Any], level: str) -> str:
+def decided_units(value: dict[str, Any]) -> str:
+    """What a decision is about: images, studies, series, or folders."""
+    # Decisions of earlier versions do not say it.
+    found: str = value.get("units") or UNITS[value["level"]]
+    return found
+
+
+def _since(since: dict[str, Any], what: str) -> str:
     """What is not decided here, as it is another run's."""
     told = f"of what is new since run {since['run_id']}, which has {counted(since['objects'], 'object')} of the archive"
-    if level == "image":
+    if what == UNITS["image"]:
         return told
-    return f"{told}: {UNITS[level]} with images in both are decided by the new ones alone"
+    return f"{told}: {what} with images in both are decided by the new ones alone"
 
 
 def _group_lines(group: dict[str, Any], what: str) -> list[str]:
     """What one group of `--by` was judged by, and whether that is in doubt."""
     name = ", ".join(f"{column} {'unknown' if of is None else of}" for column, of in group["values"].items())
-    held_out = f"{group['n_normal']} held-out normal {what}"
+    held_out = f"{group['n_normal']} held-out normal {held_out_units(what)}"
     against = f"{held_out} of its own" if group["own"] else f"all {held_out}: of its own there are too few"
     lines = [f"  {name}: {group['flagged']} of {group['scored']} flagged, against {against}"]
     if group["likeness"]["doubtful"]:
@@ -96,14 +101,16 @@ def _promise(rule: str, amount: float, model: dict[str, Any], what: str) -> str:
 
 def _beyond_reach(beyond: dict[str, Any], rule: str, amount: float, what: str) -> str:
     """What a rule cannot flag, why, and what to do."""
+    frames = frames_in(what)
     more = "Give a larger rate"
     if beyond["normals"] is not None:
         more = (
-            f"Calibrate with {beyond['normals']} normal frames or more, in {what} as large, and name --calibration "
+            f"Calibrate with {beyond['normals']} normal {frames} or more, in {what} as large, and name --calibration "
             "current"
         )
     return (
-        f"BEYOND REACH: {beyond['count']} of {beyond['of']} {what} have {counted(beyond['frames'], 'frame')} or more, "
-        f"and --{rule.replace('_', '-')} {amount:g} cannot flag them, however high they score: against so few held-out "
-        f"frames one of {beyond['largest']} has a p of {beyond['smallest_p']:.2g} at least. {more}, or take --top."
+        f"BEYOND REACH: {beyond['count']} of {beyond['of']} {what} have {counted(beyond['frames'], frames[:-1])} or "
+        f"more, and --{rule.replace('_', '-')} {amount:g} cannot flag them, however high they score: against so few "
+        f"held-out {frames} one of {beyond['largest']} has a p of {beyond['smallest_p']:.2g} at least. {more}, or take "
+        "--top."
     )

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from ad_jobs.archive.sql import Stream, streaming
 from ad_jobs.deciding.record import KEY, table_of
 from ad_jobs.deciding.run_stacks import instance_numbers
-from ad_jobs.deciding.text import UNITS, rule_text
+from ad_jobs.deciding.text import decided_units, rule_text
+from ad_jobs.deciding.units import held_out_units
 from ad_jobs.results.delivery import deliver_file
 from ad_jobs.results.score_table import BATCH_ROWS, ScoreTable
 from ad_jobs.results.tables import write_table
@@ -90,7 +91,7 @@ def _sql(decision: dict[str, Any], schema: pa.Schema) -> str:
     failed = "failed_frames" if "failed_frames" in schema.names else "NULL"
     return _LISTED.format(
         same_group=" AND ".join(f'decided."{name}" IS NOT DISTINCT FROM models."{name}"' for name in ["model_id", *by]),
-        units=UNITS[level],
+        units=held_out_units(decided_units(decision)),
         as_high="as high" if of_frames else "as suspicious",
         unit="object_id, frame" if of_frames else ", ".join(['"group"', *([columns] if by else [])]),
         shown=_FRAMES if of_frames else _STACKS.format(level=level, failed=failed),

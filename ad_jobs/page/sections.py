@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ad_jobs.deciding.units import FOLDERS, UNITS
 from ad_jobs.errors import SKIP_CODES, ErrorCode
 from ad_jobs.evaluation.evaluation_file import Found
 from ad_jobs.images.policy import Limits, PixelPolicy
@@ -67,6 +68,7 @@ def sections(
     truth: gallery.Truth = gallery.UNKNOWN,
     stacks: Sequence[dict[str, Any]] = (),
     archive: RunArchive | None = None,
+    of_pictures: bool = False,
 ) -> dict[str, Any]:
     """What page.html.j2 names, of a run's score table with its record, and of its evaluation.
 
@@ -79,6 +81,7 @@ def sections(
         truth: labels of the evaluation.
         stacks: the most suspicious studies, a row each (deciding.run_stacks.RUN_STACKS).
         archive: of a run with hashed names, whose pictures are to be shown.
+        of_pictures: the objects are ordinary pictures, which lie in folders; else studies are spoken of.
     """
     record = table.record
     limits = Limits.model_validate(record.config.get("limits") or {})
@@ -111,6 +114,8 @@ def sections(
         "flagged": flagged,
         "pictures_beside": pictures.beside is not None,
         "stacks": stacks,
+        "of_pictures": of_pictures,
+        "gathered_in": FOLDERS if of_pictures else UNITS["study"],
         "evaluation": found.evaluation,
         "stale_evaluation": found.stale,
         "failures": _failures(table),

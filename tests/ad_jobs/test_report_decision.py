@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pagekit import Page, page_of
+from rich.console import Console
 from s3server import S3Server
 
 from ad_jobs.cli.show import shown_text
+from ad_jobs.cli.show_evaluation import evaluation_view
 from ad_jobs.compare import compare
 from ad_jobs.decide import decide
+from ad_jobs.deciding.text import decision_text
 from ad_jobs.errors import UsageError
 from ad_jobs.evaluate import evaluate
 from ad_jobs.export import export
@@ -133,6 +138,29 @@ def test_of_a_decision_about_studies_studies_are_counted(fake: fake_run.FakeRun)
     assert "3 of 7 studies 42.9%, with 12 of 28 frames" in text
 
 
+def test_of_pictures_folders_are_spoken_of_and_no_study(fake: fake_run.FakeRun, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    decision = decide(run=fake.uri, max_fpr=0.5, level="study", worklist=str(path))
+    assert decision["units"] == "folders"
+    evaluated = evaluate(fake.uri, str(fake.labels), bootstrap=0, level="study", decision=decision["decision_id"])
+    terminal = Console(width=400, file=StringIO())
+    terminal.print(evaluation_view(evaluated))
+    page = page_of(fake, decision=decision["decision_id"])
+    texts = [decision_text(decision), terminal.file.getvalue(), page.text, *pd.read_csv(path)["why"]]
+    for text in texts:
+        without = text.replace(decision_text(decision).splitlines()[0], "").replace("studies.parquet", "")
+        assert not re.search(r"\b(stud(y|ies)|series|patients?|disease|burned-in|frames?)\b", without), text
+    assert "1 of 1 folders flagged" in texts[0]
+    assert "held-out normal groups" in texts[0]
+    assert "flagged 1 of 1 labelled folders" in texts[1]
+    assert "Most suspicious folders" in page.text
+    assert "held-out normal groups are as suspicious" in texts[3]
+    # With one object of DICOM among them they are studies.
+    change(fake, modality=[None] * 27 + ["MR"])
+    assert "Most suspicious studies" in page_of(fake).text
+    assert decide(run=fake.uri, max_fpr=0.5, level="study")["units"] == "studies"
+
+
 def test_a_run_is_read_once(fake: fake_run.FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[list[str]] = []
     batches = RowGroup.batches
@@ -189,10 +217,10 @@ def test_many_cards_are_loaded_from_beside_the_page(fake: fake_run.FakeRun) -> N
 
 
 def test_the_most_suspicious_studies_are_listed_where_there_are_any(fake: fake_run.FakeRun) -> None:
-    assert "Most suspicious studies" in page_of(fake).text, "pictures of one folder"
+    assert "Most suspicious folders" in page_of(fake).text, "pictures of one folder"
     table = pd.read_parquet(f"{fake.uri}/scores/part-00000.parquet")
     change(fake, study_uid=[f"1.{i}" for i in range(len(table))])
-    assert "Most suspicious studies" not in page_of(fake).text, "a study of one frame is that frame"
+    assert "Most suspicious" not in page_of(fake).text, "a study of one frame is that frame"
     change(fake, study_uid=[f"1.2.{i // 4}" for i in range(len(table))], modality="MR")
     text = page_of(fake).text
     assert "Most suspicious studies" in text

@@ -100,7 +100,7 @@ def test_a_folder_of_both_is_decided_by_what_each_has_of_it(made: Made) -> None:
         "a": 2,
         "c": 1,
     }
-    assert "with images in both are decided by the new ones alone" in decision_text(child)
+    assert "folders with images in both are decided by the new ones alone" in decision_text(child)
     studies = pd.read_parquet(f"{made.child}/studies.parquet")
     assert sorted(made.names(studies["group"])) == ["a", "c"]
 

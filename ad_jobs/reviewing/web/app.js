@@ -23,6 +23,11 @@ $("about").replaceChildren(
   run.decision ? ` · decision ${run.decision.decision_id} (${rule(run.decision)})` : "",
   " · reviewer ", element("b", {}, run.reviewer), run.blind ? element("span", { className: "badge" }, "blinded") : "",
 );
+// Pictures, as of parts or boards, are no slices, and lie in folders.
+if (run.pictures) {
+  $("gathered").textContent = "folders";
+  $("slice-word").textContent = "Image";
+}
 document.title = `Review of ${run.run_id}`;
 for (const { model_id, kind } of run.models) $("model").append(element("option", { value: model_id }, `${kind} ${model_id.slice(0, 6)}`));
 $("model-label").hidden = $("compare").hidden = run.models.length < 2;
@@ -43,7 +48,7 @@ const failing = (deed) => async (...given) => {
   }
 };
 
-const list = new List($("list"), $("count"), failing((row) => (row ? look(row) : nothing())));
+const list = new List($("list"), $("count"), run.pictures ? ["folder", "folders"] : ["study", "studies"], failing((row) => (row ? look(row) : nothing())));
 const filters = new Filters($("filters"), run, failing(async (event) => ask(event)));
 const ask = async () => list.ask($("level").value, { model: model(), ...filters.values() });
 $("model").addEventListener("change", () => {
@@ -225,7 +230,7 @@ const deeds = [
   ["b", "hide the heatmap, or show it", blink],
   ["w", "the whole range of grey values, or the window that the model saw", whole],
   ["c", "all models side by side, or one", compare],
-  ["[ ]", "slice before, slice after", (event) => slice(seen.at + (event.key === "]" ? 1 : -1))],
+  ["[ ]", run.pictures ? "the folder's image before, after" : "slice before, slice after", (event) => slice(seen.at + (event.key === "]" ? 1 : -1))],
   ["+ -", "zoom in, zoom out", (event) => panes[0].zoomBy(event.key === "+" ? 1.5 : 1 / 1.5)],
   ["0", "window, zoom and place as at first", reset],
   ["?", "this help", () => $("help").showModal()],
@@ -236,7 +241,7 @@ keys.listen(deeds, (held) => {
 });
 const byMouse = [
   ["space", "while held, the picture without its heatmap"],
-  ["wheel", "slices of the series, study or folder"],
+  ["wheel", run.pictures ? "images of the folder" : "slices of the series, study or folder"],
   ["drag", "window (right is wider) and level (up is brighter)"],
   ["shift-drag", "move the picture"],
   ["ctrl-wheel", "zoom"],

@@ -20,7 +20,7 @@ export function frameDetails(run, { rows, copies }, model) {
     ["object", `${row.object_id}, frame ${row.frame}`], ["place", row.uri], ["status", row.error_code ? `${row.status} (${row.error_code})` : row.status],
     ["detail", row.error_detail], ["size", row.rows && `${row.rows} × ${row.columns}, ${row.bits} bits, ${row.photometric}`],
     ["modality", row.modality], ["manufacturer", row.manufacturer], ["scanner", row.scanner], ["site", row.site], ["month", row.study_month],
-    ["study", row.group],
+    [run.pictures ? "folder" : "study", row.group],
   ]));
   if (copies.length) {
     parts.push(element("h2", {}, `Same content: ${plural(copies.length, ["other object", "other objects"])}`));

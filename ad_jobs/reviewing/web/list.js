@@ -6,9 +6,11 @@ import { element, endOf, fixed, nameOf, plural } from "./text.js";
 const PAGE = 100;
 
 export class List {
-  constructor(list, count, onSelect) {
+  // `gathered` is what images lie in, one and several: studies or folders.
+  constructor(list, count, gathered, onSelect) {
     this.list = list;
     this.count = count;
+    this.gathered = gathered;
     this.onSelect = onSelect;
     this.rows = [];
     this.at = -1;
@@ -44,7 +46,7 @@ export class List {
     this.done = rows.length < PAGE;
     this.list.replaceChildren();
     this.list.scrollTop = 0;
-    this.count.textContent = plural(total, level === "images" ? ["image", "images"] : ["study", "studies"]);
+    this.count.textContent = plural(total, level === "images" ? ["image", "images"] : this.gathered);
     this.#add(rows);
     this.select(rows.length ? 0 : -1);
   }
@@ -116,7 +118,7 @@ export class List {
     ];
     if (row.copies > 1) parts.push(element("span", { className: "copies", title: `${row.copies} objects with the same content` }, `×${row.copies}`));
     if (this.level === "studies") {
-      const title = "flagged of the scored frames; those that failed beside";
+      const title = "flagged of those that were scored; those that failed beside";
       const counts = row.hidden ? `${row.frames}` : `${row.flagged_frames}/${row.frames}`;
       parts.push(element("span", { className: "copies", title }, counts + (row.failed_frames ? ` +${row.failed_frames} failed` : "")));
     }
