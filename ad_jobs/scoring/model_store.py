@@ -328,7 +328,7 @@ def _read_calibration(folder: Path, uri: str, model_id: str) -> tuple[Calibratio
     if calibration.model_id != model_id:
         raise UsageError(
             "A calibration holds for one model.",
-            f"one of model {calibration.model_id} beside model {model_id} in {uri}",
+            f"{CALIBRATION} of model {calibration.model_id} beside model {model_id} in {uri}",
             remedy,
         )
     return calibration, body
