@@ -23,6 +23,17 @@ from cluster.failures import MORE_MEMORY, OUT_OF_MEMORY, chain
 MAX_FAILURES = 3
 
 
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """A trainer that leaves Ctrl-C to whoever called it.
+
+    Ray's own handler ends the process with exit code 0, as if the fit were done; and it stays after the training, for
+    whatever comes then (2.60).
+    """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        del controller
+
+
 @contextmanager
 def trained(
     loop: Callable[[dict[str, Any]], None],
@@ -52,7 +63,7 @@ def trained(
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     filesystem, path = storage.filesystem(folder)
     board = messages.board()
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         loop,
         train_loop_config={**options, "board": board},
         scaling_config=ScalingConfig(

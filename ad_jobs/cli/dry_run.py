@@ -97,18 +97,19 @@ def fetch_task_bytes(limits: Limits, policies: Sequence[PixelPolicy]) -> int:
     """The most memory that one fetch-and-decode task and its decoder take, at an object that is at every limit."""
     object_bytes = COPIES_OF_OBJECT * limits.max_bytes
     decoding = DECODE_BYTES_A_PIXEL * limits.max_pixels
-    pixels = sum(policy.height_px * policy.width_px for policy in policies)
-    most_frames = limits.max_input_pixels // pixels
-    # Those that are cut are larger, and fewer.
-    if not any(policy.tiles for policy in policies):
-        most_frames = min(limits.max_frames, most_frames)
-    frames = COPIES_OF_FRAMES * most_frames * sum(map(_frame_bytes, policies))
+    frame_px = [_most_px(policy, limits) for policy in policies]
+    input_px = min(limits.max_frames * sum(frame_px), limits.max_input_pixels)
+    values = sum(px * policy.channels for px, policy in zip(frame_px, policies, strict=True)) / sum(frame_px)
+    frames = round(COPIES_OF_FRAMES * BYTES_A_VALUE * input_px * values)
     return FETCH_AHEAD_BYTES + object_bytes + min(decoding, limits.max_memory_bytes) + frames
 
 
-def _frame_bytes(policy: PixelPolicy) -> int:
-    """Of a frame of colour at the input's size; grey ones have one channel."""
-    return BYTES_A_VALUE * policy.channels * policy.height_px * policy.width_px
+def _most_px(policy: PixelPolicy, limits: Limits) -> int:
+    """Of a frame at the input's size, or as it is cut."""
+    tile = policy.height_px * policy.width_px
+    if policy.tiles is None:
+        return tile
+    return max(tile, limits.max_pixels) if policy.tiles.size_px is None else prod(policy.tiles.size_px)
 
 
 def fit_outlook(spec: FitSpec) -> dict[str, Any]:

@@ -38,7 +38,7 @@ MUTATIONS = (
     (broken_scores.ConvertsOtherTypes, scores.check_wrong_input_is_refused, "float64: must be"),
     (broken_scores.RefusesWithoutRemedy, scores.check_wrong_input_is_refused, "must name the value"),
     (broken_scores.LeavesGradModeToItsCaller, scores.check_no_grad_changes_nothing, "own its grad mode"),
-    (broken_scores.NormalisesOverTheBatch, tiles.check_frames_are_scored_in_tiles, "the tiles of others"),
+    (broken_scores.NormalisesOverTheBatch, tiles.check_frames_are_scored_in_tiles, "the tile's score"),
     (broken_scores.ScoresNotANumber, tiles.check_frames_are_scored_in_tiles, "must have a finite score"),
     (broken_fits.KeepsAnAttribute, scores.check_reloads_in_a_fresh_process, "identical after saving"),
     (broken_fits.HasADeadParameter, fits.check_every_parameter_learns, "no gradient in any phase for .*unused"),

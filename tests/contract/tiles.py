@@ -23,11 +23,11 @@ def check_frames_are_scored_in_tiles(make: Maker) -> None:
     detector = fitted(make)
     frames = [_pixels(make, size_px) for size_px in SIZES_PX]
     found = _scored(detector, frames)
-    (alone,) = Scorer(detector, device=Cpu()).score(frames[:1])
-    _demand_alike(found[0], alone, "a frame of one tile must have the tile's score")
     for frame, one in zip(frames, found, strict=True):
         assert one.finite, "a frame in tiles must have a finite score"
         assert one.heatmap.shape == frame.shape[1:], "the heatmap of a frame in tiles must be as large as the frame"
+    (alone,) = Scorer(detector, device=Cpu()).score(frames[:1])
+    _demand_alike(found[0], alone, "a frame of one tile must have the tile's score")
     for one, other in zip(_scored(detector, frames[::-1])[::-1], found, strict=True):
         _demand_alike(one, other, "a frame's score must not depend on the tiles of others")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -144,14 +143,15 @@ def test_a_scan_that_ended_early_goes_on_and_finds_the_same(home: Path) -> None:
 
 
 def test_what_is_new_or_failed_is_scored_since_then(home: Path, tmp_path: Path) -> None:
-    shutil.copytree(home / "archive", tmp_path / "archive")
-    model, first = str(home / "model-1"), str(tmp_path / "first")
-    scan(str(tmp_path / "archive"), model, first)
-    (tmp_path / "archive" / "new.png").write_bytes(kit.png(61, 90))
-    index(str(tmp_path / "archive"), str(tmp_path / "manifest"))
-    record = scan(str(tmp_path / "manifest"), model, str(tmp_path / "second"), since=first, retry="failed")
-    names = {Path(uri).name for uri in read_scores(str(tmp_path / "second"))["uri"]}
-    assert names == {"new.png", "broken.png"}
+    new = home / "archive" / "new.png"
+    new.write_bytes(kit.png(61, 90))
+    try:
+        index(str(home / "archive"), str(tmp_path / "manifest"))
+        asked = {"since": str(home / "run"), "retry": "failed"}
+        record = scan(str(tmp_path / "manifest"), str(home / "model-1"), str(tmp_path / "run"), **asked)
+    finally:
+        new.unlink()
+    assert {Path(uri).name for uri in read_scores(str(tmp_path / "run"))["uri"]} == {"new.png", "broken.png"}
     assert (record.counts.scored, record.counts.failed) == (1, 1)
 
 

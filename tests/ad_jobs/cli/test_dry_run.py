@@ -23,7 +23,7 @@ from ad_jobs.cli.app import app
 from ad_jobs.fitting.intent import resolve
 from ad_jobs.fitting.split import split_anomalous, split_by_group
 from ad_jobs.images.decode import decode
-from ad_jobs.images.policy import Limits, PixelPolicy
+from ad_jobs.images.policy import Limits, PixelPolicy, Tiles
 from ad_jobs.results.read import read_run
 from ad_jobs.scan import scan
 from ad_jobs.specs import FitSpec
@@ -223,3 +223,9 @@ def test_limits_bound_a_fetch_task() -> None:
     bounded = large.model_copy(update={"max_memory_bytes": 1 << 30})
     assert dry_run.fetch_task_bytes(bounded, [policy]) < base + (1 << 30)
     assert dry_run.fetch_task_bytes(small, [policy, policy]) > base
+    # What is cut is as large as it is stored, up to the limit of all frames together.
+    tiled = policy.model_copy(update={"tiles": Tiles(overlap_px=8)})
+    frames = dry_run.COPIES_OF_FRAMES * dry_run.BYTES_A_VALUE * 3
+    assert dry_run.fetch_task_bytes(small, [tiled]) == base + frames * (1_000_000 - 128**2)
+    cine = small.model_copy(update={"max_frames": 10_000})
+    assert dry_run.fetch_task_bytes(cine, [tiled]) == base + frames * (cine.max_input_pixels - 128**2)
