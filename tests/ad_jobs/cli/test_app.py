@@ -141,7 +141,7 @@ app.run()
     ],
 )
 def test_a_process_ends_as_its_verb_did(words: list[str], before: str, code: int, said: str) -> None:
-    """Whatever native libraries do at exit; what was printed into a pipe, and a verb's own hooks, are not lost by it."""
+    """Whatever native libraries do at exit; what was printed into a pipe, and a verb's own hooks, are not lost."""
     program = ABORTS_AT_EXIT.format(before=before)
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
     assert done.returncode == code, done
