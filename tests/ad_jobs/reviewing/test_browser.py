@@ -148,7 +148,7 @@ def test_a_reviewer_at_work(browser, fake):
         shown(page)
         page.keyboard.press("c")
         page.locator("#level").select_option("studies")
-        expect(page.locator("#count")).to_have_text("1 study")
+        expect(page.locator("#count")).to_have_text("1 folder")
         page.keyboard.press("?")
         expect(page.locator("#help")).to_be_visible()
         page.keyboard.press("Escape")
