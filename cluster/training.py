@@ -23,7 +23,7 @@ from cluster.failures import MORE_MEMORY, OUT_OF_MEMORY, chain
 MAX_FAILURES = 3
 
 
-class _Trainer(TorchTrainer):  # type: ignore[misc]
+class _Trainer(TorchTrainer):
     """A trainer that leaves Ctrl-C to whoever called it.
 
     Ray's own handler ends the process with exit code 0, as if the fit were done; and it stays after the training, for
