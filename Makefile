@@ -63,7 +63,7 @@ quick: $(STAMP)
 	$(PYTEST) -m "not ray and not s3 and not full" $(SLOW:%=--ignore=%) $(TESTS)
 
 faults: $(STAMP)
-	$(PYTEST) tests/faults tests/e2e/test_three_nodes.py tests/cluster/test_dataset.py tests/cluster/storage/test_lease.py
+	$(PYTEST) tests/faults tests/e2e/test_three_nodes.py tests/cluster/test_dataset.py tests/cluster/storage/test_lease.py tests/ad_jobs/fitting/test_auto.py
 
 test: check unit
 
