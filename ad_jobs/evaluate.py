@@ -18,7 +18,7 @@ from ad_jobs.deciding.units import units_of
 from ad_jobs.errors import RetroscanError, UsageError
 from ad_jobs.evaluation.evaluation_file import evaluation_uri, write_evaluation
 from ad_jobs.evaluation.judge import drawn_with, judge
-from ad_jobs.evaluation.labels import join, labelled_rows, read_labels
+from ad_jobs.evaluation.labels import hidden, join, labelled_rows, read_labels
 from ad_jobs.evaluation.reviewed import review_labels
 from ad_jobs.evaluation.stacks import LabelledStacks
 from ad_jobs.evaluation.subgroups import attributes, subgroups
@@ -38,6 +38,7 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
     scores as its highest frame and is flagged if any frame is; the file is then evaluation.study.json, or
     ID.evaluation.study.json.
     With `reviews` for labels they are the verdicts of reviewers, where these agree.
+    Labels of a run with hashed identifiers name images by their hashes, or, with the key, as they are.
 
     At the top level stand the first model's counts and metrics, each metric as {"value", "low", "high"}; `models` holds
     the same for the other models by model_id.
@@ -51,6 +52,8 @@ def evaluate(spec: EvaluateSpec) -> dict[str, Any]:
     """
     record = read_record(spec.run)
     labels, disputed = review_labels(spec.run) if spec.labels == REVIEWS else (read_labels(spec.labels), None)
+    if spec.identifiers_key is not None:
+        labels = hidden(labels, record, spec.identifiers_key)
     decision = None if spec.decision is None else read_decision(spec.run, record, spec.decision)
     table = ScoreTable(spec.run, record)
     thresholds: dict[str, float | None] = {model.model_id: model.threshold for model in record.models}

@@ -75,6 +75,8 @@ class EvaluateSpec(Spec):
     decision: str | None = None
     # What counts as one.
     level: UnitLevel = "image"
+    # With which the run's identifiers were hashed: labels may then name images as they are.
+    identifiers_key: KeyFile | None = None
 
 
 class ReportSpec(Spec):

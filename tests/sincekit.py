@@ -42,7 +42,7 @@ def run_of(spec: ScanSpec, *, failed: Iterable[str] = (), rows: Rows | None = No
             objects = RowReader(intent.manifest).rows(intent.ids(0), ["object_id", "uri"])
             known = [
                 _judged(row, model.threshold)
-                | {"object_id": held["object_id"], "uri": held["uri"], "run_id": intent.run_id}
+                | {"object_id": held["object_id"], "uri": intent.identifiers.uri(held["uri"]), "run_id": intent.run_id}
                 | {"content_sha256": _sha256(Path(held["uri"]))}
                 for held in objects.to_pylist()
                 for model in intent.models

@@ -60,6 +60,10 @@ def evaluate(
     level: Annotated[
         o.Level, typer.Option(help="What counts as one: images, or series or studies as a whole.")
     ] = o.Level.image,
+    identifiers_key: Annotated[
+        Path | None,
+        typer.Option(help="File with the key of hashed identifiers: labels name images as they are.", metavar="FILE"),
+    ] = None,
     oracle: Annotated[
         bool, typer.Option("--oracle", help="Also show what thresholds chosen by the labels would have reached.")
     ] = False,

@@ -79,9 +79,10 @@ def divided_by(columns: Sequence[str], run_uri: str, record: RunRecord) -> By:
                 f"--by site of a run with --identifiers {mode}, and {info.uri}",
                 "Index with --headers --identifiers hashed and a key, and scan that manifest with the same.",
             )
+        why = "is not there, or another by now" if info is None else "has none"
         raise UsageError(
             f"{', '.join(missing)} stands in a manifest with headers, and not in a run's table.",
-            f"--by {missing[0]} of a run whose manifest {'is hidden, gone or changed' if info is None else 'has none'}",
+            f"--by {missing[0]} of a run whose manifest {why}",
             f"{_remedy(run_uri, record)}, or give one of "
             f"{', '.join(name for name in HEADER.names if name in SCORES.names)}.",
         )

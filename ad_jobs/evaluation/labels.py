@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ad_jobs.archive.identifiers import is_hashed
+from ad_jobs.archive.identifiers import is_hashed, read_identifiers
 from ad_jobs.archive.sources import resolve
 from ad_jobs.errors import UsageError
 from ad_jobs.results.read import as_pandas
+from ad_jobs.results.run import RunRecord
 from ad_jobs.results.score_table import ORDER, ScoreTable
 from ad_jobs.schema import FAILED, SCORED, SKIPPED
 from cluster import storage
@@ -103,6 +105,19 @@ def _checked(column: pd.Series[str], uri: str, rule: str, pattern: str) -> pd.Se
     return column
 
 
+def hidden(labels: Labels, record: RunRecord, key: Path) -> Labels:
+    """Labels that name images as the run does, whose identifiers were hashed with the key in a file.
+
+    Raises:
+        UsageError: a run without hashed identifiers; a file that cannot be read.
+    """
+    if record.config.get("identifiers") != "hashed":
+        raise UsageError("--identifiers-key is for a run with hashed identifiers.", key, "Leave it out.")
+    identifiers = read_identifiers("hashed", key)
+    names = [name if is_hashed(name) else identifiers.uri(name) for name in labels.table["uri"]]
+    return labels._replace(table=labels.table.assign(uri=names))
+
+
 def labelled_rows(table: ScoreTable, labels: Labels) -> pd.DataFrame:
     """The rows of the objects that labels name, ordered by object, frame and model; the others are not kept.
 
@@ -120,7 +135,7 @@ def labelled_rows(table: ScoreTable, labels: Labels) -> pd.DataFrame:
             f"(labels: {labels.table['uri'].iloc[0]}; run: {some})",
             "Relative paths are resolved against the labels file's folder. "
             "Write the image column as the run's column uri. "
-            "A run with hashed identifiers can only be joined by the hashed forms."
+            "Of a run with hashed identifiers give the key, too: --identifiers-key FILE."
             + ("" if table.record.manifest.where is None else " The run's --where may have left them out.")
             + ("" if table.record.parent is None else " The run that it was made --since may have them."),
         )

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ad_jobs.archive.identifiers import Identifiers, is_hashed, manifest_beside
-from ad_jobs.archive.manifest import Selection, read_parts
+from ad_jobs.archive.manifest import RowReader, Selection, read_parts
 from ad_jobs.archive.manifest_record import ManifestInfo, manifest_info
 from ad_jobs.archive.marks import PIECE
 from ad_jobs.archive.sql import Stream, streaming
@@ -241,7 +241,7 @@ def _check_accept(run: Ancestor, accept: Sequence[str]) -> None:
 
 def _check_identifiers(had: Had, identifiers: Identifiers) -> None:
     mode = had.run.record.config.get("identifiers", "plain")
-    if mode == identifiers.mode and identifiers.uri(had.manifest.uri) == had.run.record.manifest.uri:
+    if mode == identifiers.mode and _names_alike(had, identifiers):
         return
     raise UsageError(
         "Runs that are read as one have --identifiers of one kind, and hashed ones under one key.",
@@ -249,3 +249,16 @@ def _check_identifiers(had: Had, identifiers: Identifiers) -> None:
         + (", the key another" if mode == identifiers.mode else ""),
         "Give the identifiers and the key of that run.",
     )
+
+
+def _names_alike(had: Had, identifiers: Identifiers) -> bool:
+    """Whether a run calls its first object as these identifiers would; its manifest may have been moved beside it."""
+    for batch in ScoreTable(had.run.uri, had.run.record).batches(["object_id", "uri"]):
+        if batch.num_rows:
+            first, found = batch["object_id"].to_numpy()[:1], batch["uri"][0].as_py()
+            if not 0 <= first[0] < had.manifest.objects:
+                raise _damaged(had.run, "rows of objects that its manifest does not have")
+            [name] = RowReader(had.manifest).rows(first, ["uri"])["uri"].to_pylist()
+            return identifiers.uri(name) == str(found)
+    # It had nothing new, and names nothing.
+    return True

@@ -153,7 +153,7 @@ def test_a_column_of_the_manifest_is_found_by_object(tmp_path: Path) -> None:
     table = pd.read_parquet(f"{made}/decisions/{found['decision_id']}.parquet")
     assert ((table["object_id"] % 2 == 1) == (table["model"] == "X1")).all()
     (tmp_path / "manifest" / "manifest.json").unlink()
-    with pytest.raises(UsageError, match="--by model of a run whose manifest is hidden, gone or changed"):
+    with pytest.raises(UsageError, match="--by model of a run whose manifest is not there, or another by now"):
         decide(run=made, max_fpr=0.1, by="model")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import fake_run
 import numpy as np
 import pytest
+from hiddenkit import IDENTIFIERS, hide
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ad_jobs.decide import decide
@@ -233,3 +234,21 @@ def test_a_decision_that_is_not_the_runs_is_refused(tmp_path):
     fake = fake_run.make(tmp_path)
     with pytest.raises(UsageError, match=r"one that the run has.*It has none"):
         evaluate(fake.uri, str(fake.labels), bootstrap=0, decision="0" * 12)
+
+
+def test_labels_of_a_hashed_run_name_images_as_they_are_to_who_has_the_key(tmp_path):
+    fake = fake_run.make(tmp_path)
+    plain = evaluate(fake.uri, str(fake.labels), bootstrap=0)
+    key = tmp_path / "key"
+    key.write_bytes(IDENTIFIERS.key)
+    with pytest.raises(UsageError, match="is for a run with hashed identifiers"):
+        evaluate(fake.uri, str(fake.labels), identifiers_key=key)
+    hide(fake.uri, str(fake.pictures))
+    with pytest.raises(UsageError, match="--identifiers-key FILE"):
+        evaluate(fake.uri, str(fake.labels))
+    hidden = evaluate(fake.uri, str(fake.labels), bootstrap=0, identifiers_key=key)
+    assert hidden["image_auroc"] == plain["image_auroc"]
+    assert hidden["labels"]["uri"] is None
+    key.write_bytes(b"another")
+    with pytest.raises(UsageError, match="LABELS must name images of the run"):
+        evaluate(fake.uri, str(fake.labels), identifiers_key=key)

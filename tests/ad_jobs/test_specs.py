@@ -224,7 +224,15 @@ ASKED: dict[str, tuple[type[Spec], dict[str, Any]]] = {
     ),
     "evaluate": (
         run_specs.EvaluateSpec,
-        {"run": "r", "labels": "l.csv", "seed": 1, "bootstrap": 10, "decision": "d", "level": "study"},
+        {
+            "run": "r",
+            "labels": "l.csv",
+            "seed": 1,
+            "bootstrap": 10,
+            "decision": "d",
+            "level": "study",
+            "identifiers_key": Path("key"),
+        },
     ),
     "compare": (
         run_specs.CompareSpec,

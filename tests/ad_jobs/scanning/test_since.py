@@ -353,9 +353,27 @@ def test_hashed_runs_are_continued_under_their_key(home: Home) -> None:
     home.run("hashed-1", failed=["a.png"], **hashed)
     home.write("g.png", b"g")
     assert names(home.since("hashed-1", retry="failed", **hashed)) == "ag"
+    refuses_others(home, "hashed-1", hashed)
+
+
+def refuses_others(home: Home, run: str, hashed: dict[str, Any]) -> None:
     for number, options in enumerate(({}, hashed | {"identifiers_key": home.folder / "other-key"})):
         with pytest.raises(UsageError, match="hashed ones under one key"):
-            home.since("hashed-1", f"other-{number}", **options)
+            home.since(run, f"other-{number}", **options)
+
+
+def test_a_hashed_run_whose_manifest_was_laid_beside_it_is_continued(home: Home) -> None:
+    """One that was indexed elsewhere, as `decide --by` asks for: its place is in the record as a hash alone."""
+    (home.folder / "key").write_text("secret")
+    (home.folder / "other-key").write_text("secret too")
+    hashed = {"identifiers": "hashed", "identifiers_key": home.folder / "key"}
+    manifest = str(home.folder / "manifest")
+    index(source=str(home.archive), out=manifest)
+    home.run("hashed-1", source=manifest, failed=["a.png"], **hashed)
+    shutil.copytree(manifest, home.folder / "hashed-1.manifest")
+    home.write("g.png", b"g")
+    assert names(home.since("hashed-1", retry="failed", **hashed)) == "ag"
+    refuses_others(home, "hashed-1", hashed)
 
 
 def test_a_model_calibrated_anew_is_the_same_model_and_that_is_told(
