@@ -23,10 +23,11 @@ from ad_jobs.schema import HEADER, MANIFEST, MANIFEST_HEADERS
 def test_header_is_an_allow_list() -> None:
     decoded: Decoded = decode(kit.dicom(kit.ramp(), bits=12), policy(), LIMITS)
     # The last ones are for a model's domain and its calibrations, and reach no table.
-    assert sorted(decoded.header) == sorted([*HEADER.names, "body_part", "model", "spacing_mm"])
+    assert sorted(decoded.header) == sorted([*HEADER.names, "body_part", "model", "site", "spacing_mm"])
     assert decoded.header == {
         "body_part": None,
         "model": None,
+        "site": None,
         "spacing_mm": None,
         "study_uid": "1.2.826.0.1.3680043.8.498.2",
         "series_uid": "1.2.826.0.1.3680043.8.498.3",
