@@ -27,7 +27,7 @@ def test_header_is_an_allow_list() -> None:
     assert decoded.header == {
         "body_part": None,
         "model": None,
-        "site": None,
+        "site": "Hidden Clinic",
         "spacing_mm": None,
         "study_uid": "1.2.826.0.1.3680043.8.498.2",
         "series_uid": "1.2.826.0.1.3680043.8.498.3",
