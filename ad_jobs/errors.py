@@ -70,7 +70,7 @@ def refused(error: ValidationError, options: set[str]) -> UsageError:
 def flaw(error: ValidationError) -> str:
     """The first thing that pydantic found wrong in a file: where it stands, the rule, and what stands there.
 
-    >>> "limits.max_frame: no such field, with 3", "data: must be a valid dictionary, with None"
+    As in `limits.max_frame: no such field, with 3` and `data: must be a valid dictionary, with None`.
     """
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"]))

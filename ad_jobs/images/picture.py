@@ -13,6 +13,7 @@ from ad_jobs.errors import ErrorCode, ImageError
 from ad_jobs.images.geometry import Geometry, Grid
 from ad_jobs.images.policy import Limits, PixelPolicy
 from ad_jobs.schema import HEADER
+from cluster.counting import counted
 
 # [rows, columns] or [rows, columns, 3] in [0, 1], 1 = white.
 Pixels = npt.NDArray[np.floating[Any]]
@@ -88,7 +89,7 @@ def check_input_pixels(frames: int, input_pixels: int, limits: Limits) -> None:
     """
     if input_pixels > limits.max_input_pixels:
         code = ErrorCode.TOO_MANY_PIXELS if frames == 1 else ErrorCode.TOO_MANY_FRAMES
-        what = "" if frames == 1 else f"{frames} frames, "
+        what = "" if frames == 1 else f"{counted(frames, 'frame')}, "
         at = "at the input's size, or as they are cut into tiles"
         raise ImageError(code, f"{what}{input_pixels} pixels {at}, over max_input_pixels {limits.max_input_pixels}")
 

@@ -88,7 +88,7 @@ def test_the_page_comes_from_what_is_stored(tmp_path: Path, monkeypatch: pytest.
     reduced_page.write_page()
     page = (tmp_path / "page").read_text()
     assert "| JPEG, 512 x 512 | 8.0 | 2.0 | 4.0 |" in page
-    assert "| 108 of 512 x 512, reduced | 18.0 | 14.0 | 6.00 (3.0) | 40.0 (5.0) | 10.0 (10.0) | 10.0 (10.0) |" in page
+    assert "| 108 of 512 x 512, reduced | 18.0 | 14.0 | 6.00 (3.0) | 11.11 (5.0) | 40.0 (5.0) |" in page
     assert "Not measured: linear on elpv doubled, elpv, br35h doubled, boards; padim on" in page
     assert page.endswith("Met.\n")
 
